@@ -1,0 +1,15 @@
+"""Kernels for Latent Context Compilation: tensors in, tensors out; no models, tokenizers or files."""
+
+from .dispatch import BackendUnavailableError, available_backends
+from .linear_kl import kl_from_logits, linear_kl
+from .rotary import apply_rotary, undo_rotary
+
+__version__ = "0.1.0"
+__all__ = [
+    "BackendUnavailableError",
+    "apply_rotary",
+    "available_backends",
+    "kl_from_logits",
+    "linear_kl",
+    "undo_rotary",
+]
