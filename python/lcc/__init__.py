@@ -1,0 +1,26 @@
+"""Latent Context Compilation: compile a long text into a portable KV memory once, ask it many times."""
+
+from .ask import ask, prompt
+from .attach import attach
+from .compile import compile
+from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
+from .fingerprint import fingerprint
+from .memory import Memory
+from .settings import CompileSettings
+from .surrogate import load_queries
+
+__all__ = [
+    "CompileSettings",
+    "DivergedError",
+    "InputError",
+    "LCCError",
+    "Memory",
+    "MemoryFileError",
+    "MismatchError",
+    "ask",
+    "attach",
+    "compile",
+    "fingerprint",
+    "load_queries",
+    "prompt",
+]

@@ -167,13 +167,17 @@ class Document:
         ]
 
 
-def document(rng: random.Random, people: int, attributes: int) -> Document:
-    """Draw a document of ``people`` x ``attributes`` facts, told person by person or in random order."""
+def document(rng: random.Random, people: int, attributes: int, alike: bool = False) -> Document:
+    """Draw a document of ``people`` x ``attributes`` facts, told person by person or in random order.
+
+    ``alike`` gives everybody the same attributes, so that no question can be answered without its name.
+    """
     names = rng.sample(NAMES, people)
     values = {key: rng.sample(ATTRIBUTES[key].values, people) for key in ATTRIBUTES}
+    shared = rng.sample(list(ATTRIBUTES), attributes)
     facts = []
     for index, name in enumerate(names):
-        for key in rng.sample(list(ATTRIBUTES), attributes):
+        for key in rng.sample(shared if alike else list(ATTRIBUTES), attributes):
             statement = rng.randrange(len(ATTRIBUTES[key].statements))
             facts.append(Fact(name, key, values[key][index], statement))
     if rng.random() < 0.5:

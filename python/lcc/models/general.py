@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 from .fiction import ATTRIBUTES, NAMES, Question
 
@@ -74,3 +76,16 @@ KINDS = {"say": _say, "reverse": _reverse, "first": _first, "last": _last, "add"
 def general_query(rng: random.Random, kind: str | None = None) -> Question:
     """Draw one query with its answer; ``kind`` is a key of ``KINDS``, by default a random one."""
     return KINDS[kind or rng.choice(list(KINDS))](rng)
+
+
+def write_queries(path: Path, count: int = 600, seed: int = 20_000) -> None:
+    """Write the package's context-agnostic queries: ``count`` distinct ones, as JSONL."""
+    rng = random.Random(seed)
+    distinct: dict[str, None] = {}
+    while len(distinct) < count:
+        distinct.setdefault(general_query(rng).text)
+    path.write_text("".join(json.dumps({"query": query}) + "\n" for query in distinct), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_queries(Path(__file__).parents[1] / "data" / "queries.jsonl")

@@ -65,9 +65,9 @@ def copying_lesson(rng: random.Random, length: int) -> Lesson:
     return Lesson(text, (Exercise(((REPEAT, text),), "repeat"), *(_snippet(words, rng) for _ in range(4))))
 
 
-def document_lesson(rng: random.Random, people: int, attributes: int, repeat: bool) -> Lesson:
+def document_lesson(rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool) -> Lesson:
     """Questions of one to three turns, general queries, asking, continuing and (``repeat``) repeating."""
-    doc = fiction.document(rng, people, attributes)
+    doc = fiction.document(rng, people, attributes, alike)
     exercises = []
     for _ in range(12):
         turns = rng.choices((1, 2, 3), (6, 1, 1))[0]

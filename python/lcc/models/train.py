@@ -41,12 +41,12 @@ def _copying(rng: random.Random) -> list[Lesson]:
     return [copying_lesson(rng, rng.randint(16, 64)) for _ in range(32)]
 
 
-def _documents(rows: int, people: tuple[int, int], attributes: tuple[int, int]) -> Callable:
+def _documents(rows: int, people: tuple[int, int], attributes: tuple[int, int], alike: float) -> Callable:
     """Batches of same-sized documents, one text of random words to copy and one closed-book lesson in each."""
 
     def draw(rng: random.Random) -> list[Lesson]:
         shape = rng.randint(*people), rng.randint(*attributes)
-        documents = [document_lesson(rng, *shape, repeat=index % 4 == 0) for index in range(rows)]
+        documents = [document_lesson(rng, *shape, rng.random() < alike, repeat=index % 4 == 0) for index in range(rows)]
         return [*documents, copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)]
 
     return draw
@@ -56,10 +56,10 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
     """The stages; ``scale`` shortens or lengthens the last one."""
     return (
         Stage("copy", 900, "repeat", 0.97, _copying),
-        Stage("1 attribute", 600, "question", 0.95, _documents(24, (3, 6), (1, 1))),
-        Stage("2 attributes", 500, "question", 0.95, _documents(16, (3, 6), (2, 2))),
-        Stage("4 attributes", 400, "question", 0.95, _documents(10, (4, 7), (3, 5))),
-        Stage("documents", int(1500 * scale), "question", 2.0, _documents(8, (5, 8), (6, 8)), decays=True),
+        Stage("1 attribute", 600, "question", 0.95, _documents(24, (3, 6), (1, 1), alike=1.0)),
+        Stage("2 attributes", 500, "question", 0.95, _documents(16, (3, 6), (2, 2), alike=0.8)),
+        Stage("4 attributes", 400, "question", 0.95, _documents(10, (4, 7), (3, 5), alike=0.5)),
+        Stage("documents", int(1500 * scale), "question", 2.0, _documents(8, (5, 8), (6, 8), alike=0.3), decays=True),
     )
 
 
@@ -107,74 +107,80 @@ def step_loss(model: LlamaForCausalLM, batch: Batch, end: int) -> tuple[torch.Te
 
 
 class Trainer:
-    """Runs the curriculum, one log row every ``log_every`` steps."""
+    """Runs the curriculum stage by stage; a killed run goes on after the last finished stage."""
 
     def __init__(self, out: Path, seed: int, log_every: int = 20):
         torch.manual_seed(seed)
-        self.out, self.rng, self.log_every = out, random.Random(seed), log_every
+        self.out, self.seed, self.log_every = out, seed, log_every
         self.tokenizer = build_tokenizer()
         self.packer = Packer(self.tokenizer)
         self.model = build_model(self.tokenizer)
-        self.optimizers = build_optimizers(self.model)
-        self.step, self.start = 0, time.monotonic()
+        self.log_path = out / "training_log.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        self.log = (out / "training_log.jsonl").open("w")
 
     def run(self, stages: tuple[Stage, ...]) -> None:
+        """Train through ``stages`` and leave model, tokenizer and log in ``out``."""
+        self.tokenizer.save_pretrained(self.out)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns) as progress:
-            for stage in stages:
-                self._run_stage(stage, progress)
-        self.log.close()
-
-    def save(self) -> None:
+            for number, stage in enumerate(stages):
+                folder = self.out / "stages" / str(number)
+                if folder.exists():
+                    self.model = LlamaForCausalLM.from_pretrained(folder)
+                    continue
+                rows = self._run_stage(stage, progress)
+                self._finish(folder, rows)
         self.model.save_pretrained(self.out)
-        self.tokenizer.save_pretrained(self.out)
 
-    def _run_stage(self, stage: Stage, progress: Progress) -> None:
+    def _finish(self, folder: Path, rows: list[dict]) -> None:
+        with self.log_path.open("a") as log:
+            log.writelines(json.dumps(row) + "\n" for row in rows)
+        unfinished = folder.with_name("unfinished")
+        self.model.save_pretrained(unfinished)
+        unfinished.rename(folder)
+
+    def _run_stage(self, stage: Stage, progress: Progress) -> list[dict]:
+        """Train one stage from its own seed with fresh optimizers; returns its log rows."""
+        rng = random.Random(f"{self.seed} {stage.name}")
+        optimizers = build_optimizers(self.model)
         task = progress.add_task(stage.name, total=stage.steps)
         running: dict[str, float] = {}
-        for index in range(stage.steps):
-            decay = 1 - index / stage.steps if stage.decays else 1.0
-            loss, accuracy = self._train_step(stage, decay)
+        rows, start = [], time.monotonic()
+        for step in range(1, stage.steps + 1):
+            decay = 1 - (step - 1) / stage.steps if stage.decays else 1.0
+            loss, accuracy = self._train_step(stage.lessons(rng), optimizers, decay * min(1.0, step / WARMUP_STEPS))
             for kind, value in accuracy.items():
                 running[kind] = 0.9 * running.get(kind, value) + 0.1 * value
             progress.update(task, advance=1, description=f"{stage.name}: loss {loss:.3f}")
-            if self.step % self.log_every == 0:
-                self._log(stage.name, loss, running)
-            if index >= 20 and running[stage.goal] >= stage.accuracy:
+            if step % self.log_every == 0:
+                rows.append({"stage": stage.name, "step": step, "seconds": round(time.monotonic() - start, 1)})
+                rows[-1] |= {"loss": round(loss, 4)} | {kind: round(value, 4) for kind, value in running.items()}
+                print(json.dumps(rows[-1]), flush=True)
+            if step >= WARMUP_STEPS and running[stage.goal] >= stage.accuracy:
                 break
-        self.save()
+        return rows
 
-    def _train_step(self, stage: Stage, decay: float) -> tuple[float, dict[str, float]]:
-        self.step += 1
-        scale = decay * min(1.0, self.step / WARMUP_STEPS)
-        batch = self.packer.pack(stage.lessons(self.rng))
-        loss, accuracy = step_loss(self.model, batch, self.tokenizer.eos_token_id)
+    def _train_step(
+        self, lessons: list[Lesson], optimizers: list[torch.optim.Optimizer], scale: float
+    ) -> tuple[float, dict[str, float]]:
+        loss, accuracy = step_loss(self.model, self.packer.pack(lessons), self.tokenizer.eos_token_id)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, rate in zip(self.optimizers, (MUON_LR, ADAMW_LR), strict=True):
+        for optimizer, rate in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
             optimizer.param_groups[0]["lr"] = rate * scale
             optimizer.step()
             optimizer.zero_grad()
         return loss.item(), accuracy
 
-    def _log(self, stage: str, loss: float, accuracy: dict[str, float]) -> None:
-        row = {"step": self.step, "stage": stage, "seconds": round(time.monotonic() - self.start, 1)}
-        row |= {"loss": round(loss, 4)} | {kind: round(value, 4) for kind, value in accuracy.items()}
-        self.log.write(json.dumps(row) + "\n")
-        self.log.flush()
-
 
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and training_log.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="length of the last stage, relative to the default")
     arguments = parser.parse_args()
-    trainer = Trainer(arguments.out, arguments.seed)
-    trainer.run(curriculum(arguments.scale))
-    trainer.save()
+    Trainer(arguments.out, arguments.seed).run(curriculum(arguments.scale))
 
 
 if __name__ == "__main__":

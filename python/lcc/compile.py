@@ -1,0 +1,135 @@
+"""``compile``: a text in, a ``Memory`` out; the optimizer, the teacher and the LoRA live and die in here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoint import Checkpoint, identity
+from .context import Context, build_context
+from .encode import Compiler, lora_model, read_text
+from .fingerprint import fingerprint
+from .kv import KV, check_architecture
+from .memory import Memory
+from .optimize import Optimization
+from .progress import Reporter
+from .settings import CompileSettings, make_settings
+from .surrogate import Surrogate, build_surrogate, load_queries
+
+
+def compile(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    recipe: str = "default",
+    queries: str | Path | Iterable[str] | None = None,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int = 50,
+    progress: bool = True,
+    **settings: Any,
+) -> Memory:
+    """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
+
+    Latent Context Compilation, sections 3.2-3.5: a LoRA, on for text and buffer tokens only, is trained to make the
+    model answer from the buffer's K and V as it answers from the text; then the LoRA is thrown away. The model is left
+    exactly as it came, also when compile raises.
+
+    Args:
+        model: a causal language model of the Llama, Qwen or Mistral kind.
+        tokenizer: the model's own, with a chat template.
+        text: the document.
+        recipe: ``default``, or ``paper`` for the paper's two streams.
+        queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own.
+        checkpoint: a folder to resume from after a kill; it is removed at the end.
+        checkpoint_every: steps between two checkpoints.
+        progress: show a progress bar on stderr.
+        **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
+
+    Raises:
+        InputError: the text, the model, the tokenizer or a setting cannot be used.
+        DivergedError: the loss became NaN; the last checkpoint stands.
+        MismatchError: the checkpoint folder belongs to another compilation.
+        MemoryFileError: a checkpoint cannot be read or written.
+    """
+    chosen = make_settings(recipe, **settings)
+    check_architecture(model)
+    context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
+    asked = load_queries(queries)
+    print_of = fingerprint(model, tokenizer)
+    store = None
+    if checkpoint is not None:
+        store = Checkpoint(Path(checkpoint), identity(chosen, context.sha256, print_of, asked))
+    with Reporter(progress) as reporter, _seeded(model, chosen.seed), lora_model(model, chosen) as layers:
+        compiler = Compiler(model, context, layers)
+        with _autocast(model, chosen):
+            surrogate = _surrogate(compiler, chosen, asked, store, reporter)
+            optimization = Optimization(compiler, surrogate, chosen, store)
+            kv = optimization.run(reporter, checkpoint_every)
+    memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
+    if store:
+        store.remove()
+    return memory
+
+
+def _surrogate(
+    compiler: Compiler, settings: CompileSettings, queries: list[str], store: Checkpoint | None, reporter: Reporter
+) -> Surrogate:
+    """The surrogate data: from the checkpoint, or made now."""
+    stored = store.load_surrogate(compiler.model.device) if store else None
+    if stored is not None:
+        return stored
+    with torch.no_grad():
+        text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
+        made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count)
+    if store:
+        store.save_surrogate(made)
+    return made
+
+
+def _memory(
+    model: PreTrainedModel,
+    context: Context,
+    kv: KV,
+    settings: CompileSettings,
+    print_of: dict[str, str],
+    surrogate: Surrogate,
+    curve: list[dict[str, float]],
+) -> Memory:
+    return Memory(
+        kv=KV(kv.keys.to(model.dtype), kv.values.to(model.dtype)),
+        prefix_ids=context.prefix_ids if settings.keep_prefix else (),
+        ratio=settings.ratio,
+        source_tokens=len(context.context_ids),
+        source_sha256=context.sha256,
+        rope=dict(model.config.rope_parameters),
+        fingerprint=print_of,
+        settings=asdict(settings),
+        curve=curve,
+        questions=tuple(sorted(surrogate.self_questions)),
+    )
+
+
+@contextmanager
+def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """Seed torch inside the block and give the caller's random state back after it."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
+    """bfloat16 where asked for, or where the device has it in hardware."""
+    device = model.device.type
+    wanted = settings.precision == "bfloat16" or (
+        settings.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()

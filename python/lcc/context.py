@@ -1,0 +1,91 @@
+"""A text made ready to compile: its tokens, the chat around it, and how many buffer tokens it gets."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .chat import ChatFormat
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class Context:
+    """Token ids of P and C, and K = ceil(n / ratio)."""
+
+    chat: ChatFormat
+    prefix_ids: tuple[int, ...]
+    context_ids: tuple[int, ...]
+    buffer: int
+    sha256: str
+
+    @property
+    def encoded_length(self) -> int:
+        """Tokens of [P | C | B]."""
+        return len(self.prefix_ids) + len(self.context_ids) + self.buffer
+
+
+def build_context(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, ratio: float, response_tokens: int
+) -> Context:
+    """Tokenise ``text`` and check that model, tokenizer and length fit.
+
+    Args:
+        ratio: context tokens a buffer token, at least 1.
+        response_tokens: room that queries and responses need after the text.
+
+    Raises:
+        InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
+            tokenizer that is not the model's, or no chat template.
+    """
+    if ratio < 1:
+        raise InputError(f"ratio is {ratio}; it must be at least 1 (16 means one buffer token for 16 tokens of text)")
+    if not text.strip():
+        raise InputError("the text is empty")
+    check_tokenizer(model, tokenizer)
+    chat = ChatFormat.of(tokenizer)
+    prefix, ids = chat.prefix_ids, chat.ids(text)
+    buffer = math.ceil(len(ids) / ratio)
+    if len(ids) < 2 * ratio:
+        raise InputError(
+            f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
+            "tokens, or lower the ratio"
+        )
+    _check_window(model, len(prefix) + 2 * len(ids) + buffer + response_tokens, len(ids))
+    return Context(chat, tuple(prefix), tuple(ids), buffer, hashlib.sha256(text.encode()).hexdigest())
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot be the model's.
+
+    Raises:
+        InputError: its size or its special tokens are not the model's.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0.9 * rows <= len(tokenizer) <= rows:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}: not the model's own")
+    for name in ("bos_token_id", "eos_token_id"):
+        found, expected = getattr(tokenizer, name), _token_ids(model, name)
+        if found is not None and expected and found not in expected:
+            raise InputError(f"the tokenizer's {name} is {found} but the model's is {expected}: not the model's own")
+
+
+def _token_ids(model: PreTrainedModel, name: str) -> list[int]:
+    """The ids that the model's config and generation config give for ``name``."""
+    found: list[int] = []
+    for config in (model.config, model.generation_config):
+        value = getattr(config, name, None)
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return found
+
+
+def _check_window(model: PreTrainedModel, needed: int, text_tokens: int) -> None:
+    window = getattr(model.config, "max_position_embeddings", None)
+    if window is not None and needed > window:
+        raise InputError(
+            f"the text has {text_tokens} tokens; to read it and repeat it the model needs a window of {needed}, and "
+            f"its window is {window}: split the text or take a model with a longer window"
+        )

@@ -1,0 +1,21 @@
+"""The errors that callers can act on. Each message names the cause and the remedy."""
+
+
+class LCCError(Exception):
+    """Base class of this package's errors."""
+
+
+class InputError(LCCError, ValueError):
+    """The text, model, tokenizer or a setting cannot be used."""
+
+
+class MemoryFileError(LCCError):
+    """A memory or checkpoint file is truncated, tampered with, foreign or cannot be written."""
+
+
+class MismatchError(LCCError):
+    """A memory or checkpoint belongs to another model, tokenizer, text or setting."""
+
+
+class DivergedError(LCCError):
+    """The loss became NaN or infinite; the last good checkpoint stands."""

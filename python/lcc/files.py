@@ -1,0 +1,92 @@
+"""Files that are whole or not there: safetensors with JSON metadata, a digest, and an atomic replace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from .errors import MemoryFileError
+
+METADATA_KEY = "lcc"
+
+
+def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+    """Write ``tensors`` and ``metadata`` to ``path`` at once: readers see the old file or the whole new one.
+
+    Raises:
+        MemoryFileError: the folder is missing or read-only, or the disk is full; an older file is left as it was.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
+    content = save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+    path = Path(path)
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise MemoryFileError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote.
+
+    Raises:
+        MemoryFileError: no such file, a truncated or foreign one, or one whose content does not match its digest.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(METADATA_KEY)
+            if raw is None:
+                raise MemoryFileError(f"{path} is a safetensors file, but not one of this package's")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise MemoryFileError(f"there is no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise MemoryFileError(f"{path} is truncated or no safetensors file: {error}") from error
+    try:
+        header = json.loads(raw)
+        found, digest, metadata = header["format"], header["digest"], header["metadata"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise MemoryFileError(f"{path}: its metadata cannot be read: {error}") from error
+    if found != format_name:
+        raise MemoryFileError(f"{path} has format {found!r}; expected {format_name!r}")
+    if digest != _digest(tensors, metadata):
+        raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
+    return tensors, metadata
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """The raw bytes of a tensor, whatever its dtype."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

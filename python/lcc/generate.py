@@ -1,0 +1,78 @@
+"""Batched generation after tokens that all queries share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .kv import KV, SharedCache
+
+
+def prompt(past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` for ``generate`` behind ``past`` cached tokens.
+
+    The cached tokens get placeholder ids, which ``generate`` never reads; shorter queries are padded on the left,
+    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous.
+
+    Returns:
+        Both (queries, past + longest query).
+    """
+    longest = max(len(query) for query in queries)
+    padding = [longest - len(query) for query in queries]
+    ids = [[filler] * (past + pad) + list(query) for pad, query in zip(padding, queries, strict=True)]
+    mask = [[1] * past + [0] * pad + [1] * len(query) for pad, query in zip(padding, queries, strict=True)]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def generate_after(
+    model: PreTrainedModel, cache: SharedCache, queries: Sequence[Sequence[int]], end: int, **options: Any
+) -> list[list[int]]:
+    """New token ids for each query, cut at the first end token.
+
+    Args:
+        cache: what all queries see; it grows with what is generated.
+        end: the chat's end-of-response token; the model's own end tokens end a response too.
+        **options: those of ``generate``.
+    """
+    ends = {end, *_end_tokens(model)}
+    inputs = prompt(cache.get_seq_length(), queries, end, model.device)
+    options = {"do_sample": False, "pad_token_id": end, "eos_token_id": sorted(ends)} | options
+    if not options["do_sample"]:
+        # The checkpoint's own sampling defaults would only raise warnings in greedy decoding.
+        options = {"temperature": None, "top_p": None, "top_k": None} | options
+    with torch.no_grad():
+        output = model.generate(**inputs, past_key_values=cache, **options)
+    return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
+
+
+def generate_responses(
+    model: PreTrainedModel,
+    visible: KV,
+    queries: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    end: int,
+    temperature: float | None = None,
+) -> list[list[int]]:
+    """Responses after the rotated tokens of ``visible``: greedy, or sampled from the whole vocabulary."""
+    sampling: dict[str, Any] = {}
+    if temperature is not None:
+        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return generate_after(model, visible.cache(), queries, end, max_new_tokens=max_new_tokens, **sampling)
+
+
+def _end_tokens(model: PreTrainedModel) -> list[int]:
+    ends = model.generation_config.eos_token_id
+    return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+
+
+def _until(ids: list[int], ends: set[int]) -> list[int]:
+    for index, token in enumerate(ids):
+        if token in ends:
+            return ids[:index]
+    return ids

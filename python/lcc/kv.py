@@ -1,0 +1,108 @@
+"""K and V of a few tokens in every layer: how they are read off a forward pass and put in front of another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+import lcc_kernels as lk
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class KV:
+    """Keys and values (layers, kv_heads, tokens, head_dim); whether the keys are rotated is the owner's to say."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.keys.shape[2]
+
+    def tail(self, tokens: int) -> KV:
+        """The last ``tokens`` tokens."""
+        return KV(self.keys[:, :, len(self) - tokens :], self.values[:, :, len(self) - tokens :])
+
+    def after(self, other: KV) -> KV:
+        """``other``'s tokens, then these."""
+        return KV(torch.cat((other.keys, self.keys), 2), torch.cat((other.values, self.values), 2))
+
+    def rotated(self, model: PreTrainedModel, start: int) -> KV:
+        """Rotate unrotated keys to the positions from ``start`` on."""
+        return KV(lk.apply_rotary(self.keys, *_tables(model, self.keys, start)), self.values)
+
+    def unrotated(self, model: PreTrainedModel, start: int) -> KV:
+        """Undo the rotation of keys that stand at the positions from ``start`` on."""
+        return KV(lk.undo_rotary(self.keys, *_tables(model, self.keys, start)), self.values)
+
+    def cache(self) -> SharedCache:
+        """A transformers cache that holds these tokens."""
+        return SharedCache(self)
+
+
+class SharedLayer(DynamicLayer):
+    """A dynamic layer that starts with one sequence and follows the batch of its first update."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        """Hold keys and values (kv_heads, tokens, head_dim)."""
+        super().__init__()
+        self.keys, self.values = keys[None], values[None]
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new states, (batch, kv_heads, new tokens, head_dim)."""
+        if self.keys.shape[0] == 1 and key_states.shape[0] > 1:
+            self.keys = self.keys.expand(key_states.shape[0], -1, -1, -1)
+            self.values = self.values.expand(key_states.shape[0], -1, -1, -1)
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
+class SharedCache(DynamicCache):
+    """A ``DynamicCache`` whose first tokens serve every sequence of whatever batch, or beams, come."""
+
+    def __init__(self, kv: KV):
+        super().__init__()
+        self.layers = [SharedLayer(keys, values) for keys, values in zip(kv.keys, kv.values, strict=True)]
+
+    def read(self) -> KV:
+        """The K and V of a single sequence."""
+        return KV(torch.cat([layer.keys for layer in self.layers]), torch.cat([layer.values for layer in self.layers]))
+
+
+def decoder(model: PreTrainedModel) -> torch.nn.Module:
+    """The model without its lm_head."""
+    return getattr(model, model.base_model_prefix)
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Refuse models whose attention this package does not reproduce.
+
+    Raises:
+        InputError: naming what the model does that is not supported.
+    """
+    name, config = type(model).__name__, model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
+        kinds.add("sliding_attention")
+    if kinds != {"full_attention"}:
+        raise InputError(f"{name} uses {', '.join(sorted(kinds - {'full_attention'}))}: only full attention is supported")
+    if not hasattr(decoder(model), "rotary_emb"):
+        raise InputError(f"{name} has no rotary position embedding: Llama, Qwen and Mistral families are supported")
+    for option in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(config, option, None) not in (None, 1.0):
+            raise InputError(f"{name} sets {option}, which is not supported")
+
+
+def _tables(model: PreTrainedModel, keys: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's own cos and sin, (tokens, rotary_dim), in the keys' dtype."""
+    positions = torch.arange(start, start + keys.shape[2], device=keys.device)
+    with torch.no_grad():
+        cos, sin = decoder(model).rotary_emb(keys, positions[None])
+    return cos[0], sin[0]

@@ -1,0 +1,55 @@
+"""Ask a model questions and count exact answers: from a text, from a memory, or from nothing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..chat import ChatFormat
+from ..encode import read_text
+from ..generate import generate_responses
+from .fiction import Question
+from .general import general_query
+
+BATCH = 32
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    questions: Sequence[str],
+    max_new_tokens: int = 32,
+) -> list[str]:
+    """Greedy answers with ``text`` in context ("" for none), all questions over one reading of it."""
+    import torch
+
+    chat = ChatFormat.of(tokenizer)
+    with torch.no_grad():
+        seen = read_text(model, [*chat.prefix_ids, *chat.ids(text)])
+    queries = [chat.query_ids(question, after_text=bool(text)) for question in questions]
+    answers: list[str] = []
+    for start in range(0, len(queries), BATCH):
+        rows = generate_responses(model, seen, queries[start : start + BATCH], max_new_tokens, end=chat.end)
+        answers += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    return answers
+
+
+def score(answers: Sequence[str], questions: Sequence[Question]) -> float:
+    """Share of exact answers."""
+    return sum(a == q.answer for a, q in zip(answers, questions, strict=True)) / len(questions)
+
+
+def general_exam(rng: random.Random, count: int, known: Sequence[str] = ()) -> list[Question]:
+    """``count`` general queries, none of which stands in ``known``."""
+    taken = set(known)
+    exam: list[Question] = []
+    while len(exam) < count:
+        query = general_query(rng)
+        if query.text not in taken:
+            taken.add(query.text)
+            exam.append(query)
+    return exam

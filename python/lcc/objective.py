@@ -1,0 +1,71 @@
+"""The loss of a step: the frozen model reading B alone against the same model reading C (LCC Eqs. 2-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+import lcc_kernels as lk
+
+from .encode import Compiler
+from .kv import KV
+from .settings import CompileSettings
+from .surrogate import STREAMS, Sample, response_hidden
+
+
+def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """Weighted mean over streams of the mean divergence over each stream's supervised tokens.
+
+    One encode serves all samples. The reconstruction sample, far longer than queries, gets a pass of its own.
+
+    Args:
+        samples: of any streams; each stream's weight is shared by its supervised tokens.
+
+    Returns:
+        A scalar, in nats a token for ``loss="kl"``; differentiable in LoRA and buffer embeddings.
+    """
+    visible = compiler.visible(compiler.encode(), settings.keep_prefix)
+    groups = [[s for s in samples if s.stream == "reconstruction"], [s for s in samples if s.stream != "reconstruction"]]
+    groups = [group for group in groups if group]
+    with compiler.active(settings.coupled):
+        hidden = torch.cat([response_hidden(compiler.model, visible, group) for group in groups])
+    ordered = [sample for group in groups for sample in group]
+    weights = _row_weights(ordered, settings).to(hidden.device)
+    return _divergence(compiler.model, hidden, ordered, weights, settings.loss)
+
+
+def held_out_kl(compiler: Compiler, buffer: KV, samples: Sequence[Sample], settings: CompileSettings) -> float:
+    """Mean KL(teacher || student) over the samples' supervised tokens, in nats a token."""
+    visible = compiler.visible(buffer, settings.keep_prefix)
+    with torch.no_grad(), compiler.active(settings.coupled):
+        hidden = response_hidden(compiler.model, visible, samples)
+        weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
+        return _divergence(compiler.model, hidden, samples, weights, "kl").item()
+
+
+def stream_weights(settings: CompileSettings) -> dict[str, float]:
+    """Weight of each stream's mean loss, before they are normalised over the streams present."""
+    weights = (settings.reconstruction_weight, settings.general_weight, settings.self_study_weight)
+    return dict(zip(STREAMS, weights, strict=True))
+
+
+def _row_weights(samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """(supervised tokens,) weights that sum to one."""
+    weights = stream_weights(settings)
+    tokens = {stream: sum(len(s.response_ids) for s in samples if s.stream == stream) for stream in STREAMS}
+    total = sum(weights[stream] for stream in STREAMS if tokens[stream])
+    rows = [weights[s.stream] / total / tokens[s.stream] for s in samples for _ in s.response_ids]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _divergence(
+    model: PreTrainedModel, hidden: torch.Tensor, samples: Sequence[Sample], weights: torch.Tensor, loss: str
+) -> torch.Tensor:
+    head = model.get_output_embeddings()
+    teacher = torch.cat([sample.teacher_hidden for sample in samples]).to(hidden)
+    bias = getattr(head, "bias", None)
+    return lk.linear_kl(
+        hidden, teacher, head.weight, bias, row_weight=weights.to(hidden.dtype), reduction="sum", loss=loss
+    )

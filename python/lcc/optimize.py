@@ -1,0 +1,163 @@
+"""The optimisation loop: draw samples, step, measure, checkpoint, stop early."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from .checkpoint import Checkpoint
+from .encode import Compiler
+from .errors import DivergedError
+from .kv import KV
+from .objective import held_out_kl, step_loss, stream_weights
+from .progress import Reporter
+from .settings import CompileSettings
+from .surrogate import Sample, Surrogate
+
+
+class Optimization:
+    """AdamW with linear decay on LoRA and buffer embeddings; keeps the state with the best held-out KL.
+
+    Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
+    """
+
+    def __init__(
+        self, compiler: Compiler, surrogate: Surrogate, settings: CompileSettings, checkpoint: Checkpoint | None
+    ):
+        self.compiler, self.surrogate, self.settings = compiler, surrogate, settings
+        self.checkpoint = checkpoint
+        self.parameters = [compiler.buffer, *compiler.lora]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [compiler.buffer], "lr": settings.buffer_learning_rate},
+                {"params": compiler.lora, "lr": settings.learning_rate},
+            ],
+            weight_decay=0.0,
+        )
+        self.step, self.seconds = 0, 0.0
+        self.curve: list[dict[str, float]] = []
+        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self.best_kl, self.stale = math.inf, 0
+        self._resume()
+
+    def run(self, reporter: Reporter, checkpoint_every: int) -> KV:
+        """Optimise to the end, or to an early stop; returns B's K and V, keys unrotated, of the best state.
+
+        Raises:
+            DivergedError: the loss became NaN or infinite.
+        """
+        reporter.start("compiling", self.settings.steps, self.step)
+        try:
+            while self.step < self.settings.steps and not self._stale():
+                loss = self._advance()
+                if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
+                    self._measure(loss)
+                reporter.step(self.step, loss, self.best_kl)
+                if self.checkpoint and self.step % checkpoint_every == 0:
+                    self._save()
+        except KeyboardInterrupt:
+            self._save()
+            raise
+        with torch.no_grad():
+            for parameter, best in zip(self.parameters, self.best, strict=True):
+                parameter.copy_(best)
+            return self.compiler.encode()
+
+    def _advance(self) -> float:
+        """One optimiser step; returns its loss."""
+        began = time.monotonic()
+        rate = 1 - self.step / self.settings.steps
+        for group, initial in zip(
+            self.optimizer.param_groups,
+            (self.settings.buffer_learning_rate, self.settings.learning_rate),
+            strict=True,
+        ):
+            group["lr"] = initial * rate
+        loss = step_loss(self.compiler, self._draw(), self.settings)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DivergedError(self._divergence(value))
+        gradients = torch.autograd.grad(loss, self.parameters)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.step += 1
+        self.seconds += time.monotonic() - began
+        return value
+
+    def _draw(self) -> list[Sample]:
+        """The reconstruction sample, and ``batch`` queries shared among their streams by weight."""
+        rng = random.Random(f"{self.settings.seed} {self.step}")
+        weights = stream_weights(self.settings)
+        pools = {
+            stream: [sample for sample in self.surrogate.train if sample.stream == stream]
+            for stream in ("general", "self_study")
+        }
+        pools = {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
+        total = sum(weights[stream] for stream in pools)
+        drawn: list[Sample] = [self.surrogate.reconstruction] if weights["reconstruction"] else []
+        for stream, pool in pools.items():
+            count = min(len(pool), max(1, round(self.settings.batch * weights[stream] / total)))
+            drawn += rng.sample(pool, count)
+        return drawn
+
+    def _measure(self, loss: float) -> None:
+        """Append to the curve, and keep this state if it is the best so far."""
+        held_out = self.surrogate.held_out
+        with torch.no_grad():
+            kl = self._held_out_kl(held_out) if held_out else loss
+        self.curve.append(
+            {"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)}
+        )
+        self.stale += 1
+        if kl < self.best_kl or not held_out:
+            self.best_kl, self.stale = kl, 0
+            self.best = [parameter.detach().clone() for parameter in self.parameters]
+
+    def _held_out_kl(self, held_out: Sequence[Sample]) -> float:
+        return held_out_kl(self.compiler, self.compiler.encode(), held_out, self.settings)
+
+    def _stale(self) -> bool:
+        return 0 < self.settings.patience <= self.stale
+
+    def _divergence(self, value: float) -> str:
+        kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was asked for"
+        return f"the loss became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate"
+
+    def _save(self) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {"best." + str(index): tensor for index, tensor in enumerate(self.best)}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{index}"] = parameter
+            for name, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{index}.{name}"] = value
+        # JSON has no infinity: None stands for "not measured yet".
+        best_kl = None if math.isinf(self.best_kl) else self.best_kl
+        counters: dict[str, Any] = {"step": self.step, "best_kl": best_kl, "stale": self.stale}
+        self.checkpoint.save_state(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
+
+    def _resume(self) -> None:
+        stored = self.checkpoint.load_state() if self.checkpoint else None
+        if stored is None:
+            return
+        tensors, metadata = stored
+        self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
+        self.curve = metadata["curve"]
+        self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
+        with torch.no_grad():
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"parameter.{index}"])
+                self.best[index].copy_(tensors[f"best.{index}"])
+                prefix = f"optimizer.{index}."
+                state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+                if state:
+                    self.optimizer.state[parameter] = {
+                        name: value if name == "step" else value.to(parameter.device) for name, value in state.items()
+                    }

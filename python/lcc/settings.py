@@ -1,0 +1,108 @@
+"""What a compilation is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """Settings of one compilation; see LCC sections 3.4, 4.1 and appendix A.
+
+    Attributes:
+        ratio: context tokens a buffer token.
+        steps: optimiser steps at most.
+        batch: query samples a step; the reconstruction sample is added to them, with its stream's weight.
+        learning_rate: of the LoRA, decaying linearly to zero.
+        buffer_learning_rate: of the buffer embeddings.
+        rank, alpha: of the LoRA.
+        targets: names of the linear layers that it adapts, or None for every attention projection.
+        reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses.
+        general_queries: how many context-agnostic queries to draw.
+        self_study_questions: how many distinct questions the model asks itself about the text; 0 for none.
+        self_study_temperature: sampling temperature of those questions.
+        max_response_tokens: longest teacher response.
+        held_out: share of the query samples kept out of training to measure the held-out KL.
+        evaluate_every: steps between two measurements.
+        patience: measurements without a better held-out KL before stopping early; 0 never stops.
+        keep_prefix: whether queries see the system prompt and user header beside the memory.
+        loss: ``kl`` (nats a token) or ``mse`` over logits (the paper's ablation).
+        coupled: leave the LoRA on for queries and responses while training (the paper's ablation).
+        precision: ``auto`` (bfloat16 autocast on devices that have it), ``float32`` or ``bfloat16``.
+        seed: of every random draw.
+    """
+
+    ratio: float = 16.0
+    steps: int = 1500
+    batch: int = 64
+    learning_rate: float = 4e-3
+    buffer_learning_rate: float = 4e-3
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] | None = None
+    reconstruction_weight: float = 1.0
+    general_weight: float = 1.0
+    self_study_weight: float = 1.0
+    general_queries: int = 256
+    self_study_questions: int = 256
+    self_study_temperature: float = 1.0
+    max_response_tokens: int = 64
+    held_out: float = 0.1
+    evaluate_every: int = 50
+    patience: int = 8
+    keep_prefix: bool = True
+    loss: str = "kl"
+    coupled: bool = False
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            InputError: a setting is out of range.
+        """
+        for name in ("steps", "batch", "rank", "max_response_tokens", "evaluate_every"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
+        for name in ("learning_rate", "self_study_temperature", "alpha"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+        for name in ("buffer_learning_rate", "general_queries", "self_study_questions", "patience"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
+        _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
+        _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
+        _require(self.loss in ("kl", "mse"), "loss", self.loss, "kl or mse")
+        precisions = ("auto", "float32", "bfloat16")
+        _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    # Sections 3.4 and 4.1: two streams, no questions about the text.
+    "paper": {"self_study_questions": 0, "self_study_weight": 0.0, "general_queries": 2000, "patience": 0},
+}
+
+
+def make_settings(recipe: str = "default", **overrides: Any) -> CompileSettings:
+    """The settings of ``recipe`` with ``overrides``; None means "not given".
+
+    Raises:
+        InputError: unknown recipe or setting, or a value out of range.
+    """
+    if recipe not in RECIPES:
+        raise InputError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
+    known = {field.name for field in fields(CompileSettings)}
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise InputError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return replace(CompileSettings(**RECIPES[recipe]), **given)
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise InputError(f"{name} is {value}; it must be {expected}")
