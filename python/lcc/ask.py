@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .attach import attach
 from .chat import ChatFormat
 from .errors import InputError
-from .generate import generate_after, prompt as batched_prompt
+from .generate import generate_after
+from .generate import prompt as batched_prompt
 from .memory import Memory
 
 

@@ -32,10 +32,8 @@ class Checkpoint:
     def save_surrogate(self, surrogate: Surrogate) -> None:
         """Write the samples with their teacher hidden states."""
         samples = [surrogate.reconstruction, *surrogate.train, *surrogate.held_out]
-        rows = [
-            {name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples
-        ]
-        hidden = torch.cat([sample.teacher_hidden for sample in samples])  # type: ignore[arg-type]
+        rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
+        hidden = torch.cat([sample.teacher_hidden for sample in samples])
         self._write("surrogate", SURROGATE, {"hidden": hidden}, {"rows": rows, "train": len(surrogate.train)})
 
     def load_surrogate(self, device: torch.device) -> Surrogate | None:

@@ -55,7 +55,7 @@ def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, t
             raw = (file.metadata() or {}).get(METADATA_KEY)
             if raw is None:
                 raise MemoryFileError(f"{path} is a safetensors file, but not one of this package's")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise MemoryFileError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:

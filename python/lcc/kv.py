@@ -76,7 +76,7 @@ class SharedCache(DynamicCache):
         return KV(torch.cat([layer.keys for layer in self.layers]), torch.cat([layer.values for layer in self.layers]))
 
 
-def decoder(model: PreTrainedModel) -> torch.nn.Module:
+def decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its lm_head."""
     return getattr(model, model.base_model_prefix)
 
@@ -92,7 +92,8 @@ def check_architecture(model: PreTrainedModel) -> None:
     if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
         kinds.add("sliding_attention")
     if kinds != {"full_attention"}:
-        raise InputError(f"{name} uses {', '.join(sorted(kinds - {'full_attention'}))}: only full attention is supported")
+        others = ", ".join(sorted(kinds - {"full_attention"}))
+        raise InputError(f"{name} uses {others}: only full attention is supported")
     if not hasattr(decoder(model), "rotary_emb"):
         raise InputError(f"{name} has no rotary position embedding: Llama, Qwen and Mistral families are supported")
     for option in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale"):

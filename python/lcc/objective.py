@@ -27,8 +27,9 @@ def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSe
         A scalar, in nats a token for ``loss="kl"``; differentiable in LoRA and buffer embeddings.
     """
     visible = compiler.visible(compiler.encode(), settings.keep_prefix)
-    groups = [[s for s in samples if s.stream == "reconstruction"], [s for s in samples if s.stream != "reconstruction"]]
-    groups = [group for group in groups if group]
+    long = [sample for sample in samples if sample.stream == "reconstruction"]
+    short = [sample for sample in samples if sample.stream != "reconstruction"]
+    groups = [group for group in (long, short) if group]
     with compiler.active(settings.coupled):
         hidden = torch.cat([response_hidden(compiler.model, visible, group) for group in groups])
     ordered = [sample for group in groups for sample in group]

@@ -112,9 +112,7 @@ class Optimization:
         held_out = self.surrogate.held_out
         with torch.no_grad():
             kl = self._held_out_kl(held_out) if held_out else loss
-        self.curve.append(
-            {"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)}
-        )
+        self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out:
             self.best_kl, self.stale = kl, 0
@@ -127,7 +125,7 @@ class Optimization:
         return 0 < self.settings.patience <= self.stale
 
     def _divergence(self, value: float) -> str:
-        kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was asked for"
+        kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
         return f"the loss became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate"
 
     def _save(self) -> None:

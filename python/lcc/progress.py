@@ -6,11 +6,19 @@ import math
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Reporter:
-    """Shows what is being done; silent when ``enabled`` is False. Writes to stderr, so that stdout stays for results."""
+    """Shows on stderr what is being done (stdout is for results); silent when ``enabled`` is False."""
 
     def __init__(self, enabled: bool = True):
         self._progress = Progress(
@@ -24,7 +32,7 @@ class Reporter:
             console=Console(stderr=True),
             disable=not enabled,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._current = ""
 
     def __enter__(self) -> Reporter:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -39,14 +39,15 @@ class Sample:
     Attributes:
         query_ids: from the end of the text to the start of the response.
         response_ids: the response and its end token; each is supervised.
-        teacher_hidden: (response tokens, H), the teacher's last hidden state where each is predicted.
+        teacher_hidden: (response tokens, H), the teacher's last hidden state where each is predicted; empty until it
+            is known.
     """
 
     stream: str
     query: str
     query_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    teacher_hidden: torch.Tensor | None = None
+    teacher_hidden: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
 
     @property
     def input_ids(self) -> tuple[int, ...]:

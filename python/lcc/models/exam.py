@@ -25,7 +25,6 @@ def answer(
     max_new_tokens: int = 32,
 ) -> list[str]:
     """Greedy answers with ``text`` in context ("" for none), all questions over one reading of it."""
-    import torch
 
     chat = ChatFormat.of(tokenizer)
     with torch.no_grad():

@@ -18,7 +18,7 @@ NAMES = tuple(
 
 @dataclass(frozen=True)
 class Attribute:
-    """What can be told of a person: its values, and how it is stated and asked. ``{n}`` is the name, ``{v}`` the value."""
+    """What can be told of a person: its values, its wordings as statement and question; ``{n}`` is the name."""
 
     values: tuple[str, ...]
     statements: tuple[str, ...]
@@ -28,8 +28,8 @@ class Attribute:
 ATTRIBUTES = {
     "town": Attribute(
         tuple(
-            "Alden Brevik Corvo Dunmore Eskil Farrow Galway Harlan Istria Jarrow Kelso Lindau Morva Norden Ostend Pella "
-            "Rovigo Selby Tarn Urbino Varna Wexford Yarrow Zadar".split()
+            "Alden Brevik Corvo Dunmore Eskil Farrow Galway Harlan Istria Jarrow Kelso Lindau Morva Norden Ostend "
+            "Pella Rovigo Selby Tarn Urbino Varna Wexford Yarrow Zadar".split()
         ),
         (
             "{n} lives in the quiet old town of {v}.",
@@ -129,6 +129,7 @@ class Fact:
 
     @property
     def sentence(self) -> str:
+        """The fact as the text states it."""
         return ATTRIBUTES[self.attribute].statements[self.statement].format(n=self.name, v=self.value)
 
 
@@ -148,10 +149,12 @@ class Document:
 
     @property
     def text(self) -> str:
+        """The document."""
         return " ".join(fact.sentence for fact in self.facts)
 
     @property
     def names(self) -> list[str]:
+        """The people in it."""
         return sorted({fact.name for fact in self.facts})
 
     def question(self, fact: Fact, rng: random.Random) -> Question:

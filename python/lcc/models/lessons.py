@@ -48,24 +48,29 @@ class Batch:
 
 
 KINDS = ("question", "unknown", "general", "repeat", "continue", "ask")
-REPEAT_WEIGHT = 0.15
+COPYING_WEIGHT = 0.15
 
 
 def _snippet(words: list[str], rng: random.Random) -> Exercise:
     """Continue the text after four of its words, for up to twelve more."""
     start = rng.randrange(max(1, len(words) - 8))
     given, rest = words[start : start + 4], words[start + 4 : start + 16]
-    return Exercise(((CONTINUE.format(snippet=" ".join(given)), " ".join(rest)),), "continue", REPEAT_WEIGHT)
+    return Exercise(((CONTINUE.format(snippet=" ".join(given)), " ".join(rest)),), "continue", COPYING_WEIGHT)
 
 
-def copying_lesson(rng: random.Random, length: int) -> Lesson:
-    """Repeat or continue a text of random words: what copying circuits grow on."""
-    words = rng.choices(general.WORDS, k=length)
-    text = " ".join(words)
-    return Lesson(text, (Exercise(((REPEAT, text),), "repeat"), *(_snippet(words, rng) for _ in range(4))))
+def copying_lesson(rng: random.Random, length: int, words: int | None = None) -> Lesson:
+    """Repeat or continue a text of random words: what copying circuits grow on.
+
+    The fewer distinct ``words`` (all, by default), the further back one must look to know where one is.
+    """
+    chosen = rng.choices(rng.sample(general.WORDS, words) if words else general.WORDS, k=length)
+    text = " ".join(chosen)
+    return Lesson(text, (Exercise(((REPEAT, text),), "repeat"), *(_snippet(chosen, rng) for _ in range(4))))
 
 
-def document_lesson(rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool) -> Lesson:
+def document_lesson(
+    rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool = False
+) -> Lesson:
     """Questions of one to three turns, general queries, asking, continuing and (``repeat``) repeating."""
     doc = fiction.document(rng, people, attributes, alike)
     exercises = []
@@ -82,8 +87,15 @@ def document_lesson(rng: random.Random, people: int, attributes: int, alike: boo
         exercises.append(Exercise(((ASK, doc.question(rng.choice(doc.facts), rng).text),), "ask", 0.3))
     exercises.append(_snippet(doc.text.split(), rng))
     if repeat:
-        exercises.append(Exercise(((REPEAT, doc.text),), "repeat", REPEAT_WEIGHT))
+        exercises.append(Exercise(((REPEAT, doc.text),), "repeat", COPYING_WEIGHT))
     return Lesson(doc.text, tuple(exercises))
+
+
+def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """Repeat a document, and continue it from several places."""
+    text = fiction.document(rng, people, attributes).text
+    snippets = [_snippet(text.split(), rng) for _ in range(6)]
+    return Lesson(text, (Exercise(((REPEAT, text),), "repeat"), *snippets))
 
 
 def closed_book_lesson(rng: random.Random) -> Lesson:
@@ -120,6 +132,7 @@ class Packer:
         return ids, labels
 
     def pack(self, lessons: list[Lesson]) -> Batch:
+        """One row a lesson, padded on the right."""
         rows = [self._row(lesson) for lesson in lessons]
         length = max(len(row[0]) for row in rows)
         padding = (0, 0, -1, IGNORED, 0.0, -1)

@@ -19,47 +19,78 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from .lessons import IGNORED, KINDS, Batch, Lesson, Packer, closed_book_lesson, copying_lesson, document_lesson
+from .lessons import (
+    IGNORED,
+    KINDS,
+    Batch,
+    Lesson,
+    Packer,
+    closed_book_lesson,
+    copying_lesson,
+    document_lesson,
+    repeating_lesson,
+)
 from .tokenizer import build_tokenizer
 
-MUON_LR, ADAMW_LR, WARMUP_STEPS = 0.02, 3e-3, 40
+MUON_LR, ADAMW_LR, WARMUP_STEPS, DECAYING_SHARE = 0.02, 3e-3, 40, 0.7
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lessons of like length, packed together, and their weight in a step's loss."""
+
+    weight: float
+    lessons: list[Lesson]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Up to ``steps`` batches from ``lessons``; ends early once ``goal`` (a kind) reaches ``accuracy``."""
+    """Up to ``steps`` batches from ``lessons``.
+
+    A stage with a ``goal`` ends once that kind of exercise has that accuracy; one without decays its learning rate.
+    """
 
     name: str
     steps: int
-    goal: str
-    accuracy: float
-    lessons: Callable[[random.Random], list[Lesson]]
-    decays: bool = False
+    goal: tuple[str, float] | None
+    lessons: Callable[[random.Random], list[Group]]
 
 
-def _copying(rng: random.Random) -> list[Lesson]:
-    return [copying_lesson(rng, rng.randint(16, 64)) for _ in range(32)]
+def _copying(rng: random.Random) -> list[Group]:
+    return [Group(1.0, [copying_lesson(rng, rng.randint(16, 64)) for _ in range(32)])]
 
 
-def _documents(rows: int, people: tuple[int, int], attributes: tuple[int, int], alike: float) -> Callable:
-    """Batches of same-sized documents, one text of random words to copy and one closed-book lesson in each."""
+def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, int], alike: float) -> Callable:
+    """Batches of same-sized documents with a text of random words and a closed book among them."""
 
-    def draw(rng: random.Random) -> list[Lesson]:
+    def draw(rng: random.Random) -> list[Group]:
         shape = rng.randint(*people), rng.randint(*attributes)
-        documents = [document_lesson(rng, *shape, rng.random() < alike, repeat=index % 4 == 0) for index in range(rows)]
-        return [*documents, copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)]
+        documents = [document_lesson(rng, *shape, rng.random() < alike, repeat=i % 4 == 0) for i in range(rows)]
+        return [Group(1.0, [*documents, copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)])]
 
     return draw
+
+
+def _full_documents(rng: random.Random) -> list[Group]:
+    """Every step asks about long documents, repeats some, copies random words, and does without a text."""
+    shape = rng.randint(5, 8), rng.randint(6, 8)
+    words = rng.choice((20, 50, None))
+    return [
+        Group(1.0, [document_lesson(rng, *shape, rng.random() < 0.3) for _ in range(8)]),
+        Group(0.4, [repeating_lesson(rng, *shape) for _ in range(2)]),
+        Group(0.4, [copying_lesson(rng, rng.randint(16, 80), words) for _ in range(6)]),
+        Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
+    ]
 
 
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
     """The stages; ``scale`` shortens or lengthens the last one."""
     return (
-        Stage("copy", 900, "repeat", 0.97, _copying),
-        Stage("1 attribute", 600, "question", 0.95, _documents(24, (3, 6), (1, 1), alike=1.0)),
-        Stage("2 attributes", 500, "question", 0.95, _documents(16, (3, 6), (2, 2), alike=0.8)),
-        Stage("4 attributes", 400, "question", 0.95, _documents(10, (4, 7), (3, 5), alike=0.5)),
-        Stage("documents", int(1500 * scale), "question", 2.0, _documents(8, (5, 8), (6, 8), alike=0.3), decays=True),
+        Stage("copy", 900, ("repeat", 0.97), _copying),
+        Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
+        Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
+        Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
+        Stage("documents", int(700 * scale), None, _full_documents),
     )
 
 
@@ -92,7 +123,10 @@ def build_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 def step_loss(model: LlamaForCausalLM, batch: Batch, end: int) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted mean cross-entropy of the supervised tokens, and token accuracy (end tokens left out) by kind."""
     hidden = model.model(
-        input_ids=batch.input_ids, attention_mask=batch.visible, position_ids=batch.position_ids
+        input_ids=batch.input_ids,
+        attention_mask=batch.visible,
+        position_ids=batch.position_ids,
+        use_cache=False,
     ).last_hidden_state
     chosen = batch.labels != IGNORED
     logits, labels, weights = model.lm_head(hidden[chosen]), batch.labels[chosen], batch.weights[chosen]
@@ -147,7 +181,7 @@ class Trainer:
         running: dict[str, float] = {}
         rows, start = [], time.monotonic()
         for step in range(1, stage.steps + 1):
-            decay = 1 - (step - 1) / stage.steps if stage.decays else 1.0
+            decay = 1.0 if stage.goal else min(1.0, (1 - (step - 1) / stage.steps) / DECAYING_SHARE)
             loss, accuracy = self._train_step(stage.lessons(rng), optimizers, decay * min(1.0, step / WARMUP_STEPS))
             for kind, value in accuracy.items():
                 running[kind] = 0.9 * running.get(kind, value) + 0.1 * value
@@ -156,21 +190,28 @@ class Trainer:
                 rows.append({"stage": stage.name, "step": step, "seconds": round(time.monotonic() - start, 1)})
                 rows[-1] |= {"loss": round(loss, 4)} | {kind: round(value, 4) for kind, value in running.items()}
                 print(json.dumps(rows[-1]), flush=True)
-            if step >= WARMUP_STEPS and running[stage.goal] >= stage.accuracy:
+            if stage.goal and step >= WARMUP_STEPS and running[stage.goal[0]] >= stage.goal[1]:
                 break
         return rows
 
     def _train_step(
-        self, lessons: list[Lesson], optimizers: list[torch.optim.Optimizer], scale: float
+        self, groups: list[Group], optimizers: list[torch.optim.Optimizer], scale: float
     ) -> tuple[float, dict[str, float]]:
-        loss, accuracy = step_loss(self.model, self.packer.pack(lessons), self.tokenizer.eos_token_id)
-        loss.backward()
+        """One update from all groups' gradients; returns the weighted loss, and each kind's accuracy."""
+        total = 0.0
+        accuracy: dict[str, float] = {}
+        for group in groups:
+            batch = self.packer.pack(group.lessons)
+            loss, found = step_loss(self.model, batch, self.tokenizer.eos_token_id)
+            (group.weight * loss).backward()
+            total += group.weight * loss.item()
+            accuracy = found | accuracy
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer, rate in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
             optimizer.param_groups[0]["lr"] = rate * scale
             optimizer.step()
             optimizer.zero_grad()
-        return loss.item(), accuracy
+        return total, accuracy
 
 
 def main() -> None:

@@ -1,0 +1,5 @@
+"""``python -m lcc``."""
+
+from .cli import main
+
+main()

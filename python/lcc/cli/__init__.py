@@ -1,0 +1,5 @@
+"""The ``lcc`` command."""
+
+from .app import main
+
+__all__ = ["main"]

@@ -1,0 +1,203 @@
+"""Commands, their options and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
+
+app = typer.Typer(
+    help="Compile a long document once, ask it many times.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# Exit codes that scripts can use; 2 is also the shell convention for wrong usage.
+EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5}
+INTERRUPTED = 130
+
+ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+RatioOption = Annotated[float, typer.Option(help="Text tokens a buffer token.")]
+StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps at most.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+def reports_errors(command: Callable) -> Callable:
+    """Turn this package's errors into one line on stderr and an exit code."""
+
+    @wraps(command)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        console = Console(stderr=True, highlight=False)
+        try:
+            command(*args, **kwargs)
+        except LCCError as error:
+            console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+            raise typer.Exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)) from None
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    return guarded
+
+
+@app.command()
+@reports_errors
+def demo(
+    ratio: RatioOption = 8.0,
+    seed: SeedOption = 0,
+    steps: StepsOption = None,
+    recipe: Annotated[str, typer.Option(help="default, or paper: the paper's two streams alone.")] = "default",
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile an unseen document, throw its text away, and compare answers."""
+    from ..demo import run_demo
+    from .load import load_model
+    from .show import show_demo
+
+    report = run_demo(*load_model(model), seed=seed, ratio=ratio, steps=steps, recipe=recipe)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        show_demo(report)
+
+
+@app.command("compile")
+@reports_errors
+def compile_command(
+    text: Annotated[Path, typer.Argument(help="A UTF-8 text file, or - for standard input.", allow_dash=True)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The memory file to write.")],
+    ratio: RatioOption = 16.0,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    recipe: Annotated[str, typer.Option(help="default, or paper: the paper's two streams alone.")] = "default",
+    queries: Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Query samples a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the LoRA.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Of the LoRA.")] = None,
+    loss: Annotated[str | None, typer.Option(help="kl or mse.")] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile a text into a memory file. Run it again after a kill: it goes on where it stopped."""
+    from ..compile import compile
+    from .load import load_model, read_document
+    from .show import show_memory
+
+    document = read_document(text)
+    checkpoint = output.with_name(output.name + ".checkpoint")
+    _require_writable(output)
+    loaded = load_model(model)
+    try:
+        memory = compile(
+            *loaded, document, recipe=recipe, queries=queries, checkpoint=checkpoint, ratio=ratio, steps=steps,
+            seed=seed, batch=batch, learning_rate=learning_rate, rank=rank, loss=loss,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        Console(stderr=True).print(f"stopped; run the same command again to go on from {checkpoint}", soft_wrap=True)
+        raise
+    memory.save(output)
+    if as_json:
+        _print_json(memory.summary() | {"path": str(output)})
+    else:
+        show_memory(memory, output)
+
+
+@app.command()
+@reports_errors
+def ask(
+    memory: MemoryArgument,
+    questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a memory."""
+    from ..ask import ask
+    from ..memory import Memory
+    from .load import load_model
+
+    stored = Memory.load(memory)
+    answers = ask(*load_model(model), stored, questions, max_new_tokens=max_new_tokens)
+    if as_json:
+        _print_json({"answers": [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]})
+    else:
+        for question, answer in zip(questions, answers, strict=True):
+            Console().print(f"[bold]{question}[/bold]\n{answer}" if len(questions) > 1 else answer)
+
+
+@app.command()
+@reports_errors
+def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
+    """Talk with a memory; an empty line, Ctrl-D or Ctrl-C ends it."""
+    from ..conversation import Conversation
+    from ..memory import Memory
+    from .load import load_model
+
+    conversation = Conversation(*load_model(model), Memory.load(memory))
+    console = Console()
+    while True:
+        try:
+            message = console.input("[bold cyan]you:[/bold cyan] ")
+        except (EOFError, KeyboardInterrupt):
+            break
+        if not message.strip():
+            break
+        console.print(f"[bold green]memory:[/bold green] {conversation.say(message)}")
+
+
+@app.command()
+@reports_errors
+def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
+    """Show what a memory is, where it came from and how compiling went."""
+    from ..memory import Memory
+    from .show import show_memory
+
+    stored = Memory.load(memory)
+    if as_json:
+        _print_json(stored.summary())
+    else:
+        show_memory(stored, memory)
+
+
+@app.command()
+@reports_errors
+def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
+    """Check that a memory is whole and belongs to a model; exit code 0 only if it does."""
+    from ..memory import Memory
+    from .load import load_model
+
+    Memory.load(memory).verify(*load_model(model))
+    if as_json:
+        _print_json({"path": str(memory), "verified": True})
+    else:
+        Console().print(f"{memory} is whole and belongs to this model", soft_wrap=True)
+
+
+def _print_json(value: dict) -> None:
+    json.dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+def _require_writable(output: Path) -> None:
+    """Fail before the work, not after it, when the result cannot be written."""
+    import os
+
+    folder = output.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")

@@ -1,0 +1,46 @@
+"""Models and documents for the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..errors import InputError
+from ..models import EMBEDDED
+
+
+def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, on a GPU if there is one.
+
+    Raises:
+        InputError: ``name`` is no model folder and no hub name that can be reached.
+    """
+    logging.disable_progress_bar()
+    source = name or str(EMBEDDED)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load the model {source}: {str(error).splitlines()[0]}") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.to(device).eval(), tokenizer
+
+
+def read_document(path: Path) -> str:
+    """The text of a UTF-8 file, or of standard input for ``-``.
+
+    Raises:
+        InputError: no such file, or not UTF-8.
+    """
+    if str(path) == "-":
+        return sys.stdin.read()
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None

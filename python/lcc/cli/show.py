@@ -1,0 +1,81 @@
+"""Tables for people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ..demo import DemoReport
+from ..memory import Memory
+
+SHOWN_QUESTIONS = 12
+
+
+def show_demo(report: DemoReport) -> None:
+    """The demo's answers, scores, bytes and times."""
+    console = Console()
+    console.print(_answers(report))
+    console.print(_scores(report))
+    console.print(
+        f"{report.text_tokens} tokens of text became {report.buffer_tokens} buffer tokens in "
+        f"{report.compile_seconds:.0f} s ({report.steps} steps, held-out KL {report.held_out_kl:.4f} nats a token). "
+        f"{report.unseen_wordings} of {len(report.rows)} questions did not occur among the {report.self_questions} "
+        "that compile asked itself."
+    )
+
+
+def _answers(report: DemoReport) -> Table:
+    table = Table(title=f"{SHOWN_QUESTIONS} of {len(report.rows)} questions about the document (seed {report.seed})")
+    for heading in ("question", "full text", "memory", "nothing"):
+        table.add_column(heading)
+    for row in report.rows[:: max(1, len(report.rows) // SHOWN_QUESTIONS)][:SHOWN_QUESTIONS]:
+        table.add_row(row.question, *(_mark(a, row.expected) for a in (row.full_text, row.memory, row.no_text)))
+    return table
+
+
+def _mark(answer: str, expected: str) -> str:
+    return f"[green]{answer}[/green]" if answer == expected else f"[red]{answer or '(empty)'}[/red]"
+
+
+def _scores(report: DemoReport) -> Table:
+    table = Table(title=f"exact answers at ratio {report.ratio:g}")
+    for heading in ("", "full text", "memory", "nothing"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    scores, general = report.scores, report.general
+    table.add_row("questions", *(_percent(scores[name]) for name in ("full_text", "memory", "no_text")))
+    table.add_row("  in wordings not asked by compile", "", _percent(scores["memory_unseen_wording"]), "")
+    table.add_row("general queries", _percent(general["full_text"]), _percent(general["memory"]), "")
+    table.add_row("KV cache", *(f"{report.kv_bytes[name] / 1024:.0f} KiB" for name in ("full_text", "memory")), "")
+    times = (f"{report.time_to_first_token[name] * 1000:.1f} ms" for name in ("full_text", "memory"))
+    table.add_row("time to first token", *times, "")
+    return table
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def show_memory(memory: Memory, path: Path) -> None:
+    """What ``lcc inspect`` says."""
+    summary = memory.summary()
+    table = Table(title=str(path), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("text", f"{memory.source_tokens} tokens, SHA-256 {memory.source_sha256}")
+    table.add_row("buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})")
+    table.add_row("shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary))
+    table.add_row("K and V", f"{memory.kv_bytes / 1024:.1f} KiB")
+    table.add_row("prefix", f"{len(memory.prefix_ids)} tokens")
+    table.add_row("rope", ", ".join(f"{name} {value}" for name, value in memory.rope.items()))
+    if memory.curve:
+        best = min(memory.curve, key=lambda point: point["held_out_kl"])
+        table.add_row("steps", f"{memory.curve[-1]['step']:g}, {memory.curve[-1]['seconds']:.1f} s")
+        table.add_row("held-out KL", f"{best['held_out_kl']:.4f} nats a token at step {best['step']:g}")
+    table.add_row("self-asked questions", str(len(memory.questions)))
+    for name, digest in memory.fingerprint.items():
+        table.add_row(name.replace("_", " "), digest[:16])
+    settings = ", ".join(f"{name} {value}" for name, value in memory.settings.items() if value is not None)
+    table.add_row("settings", settings)
+    Console().print(table)

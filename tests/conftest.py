@@ -1,0 +1,116 @@
+"""Shared fixtures: tiny random models of every family, and the embedded model."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from lcc.models import EMBEDDED
+from lcc.models.fiction import document
+from lcc.models.tokenizer import build_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+TINY = {
+    "vocab_size": len(build_tokenizer()),
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+FAMILIES = {
+    "llama": {},
+    "llama3": {"rope_parameters": LLAMA3_ROPE},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None, "partial_rotary_factor": 0.5},
+}
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """A random model of ``family`` behind the embedded model's tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama" if family == "llama3" else family, **TINY, **FAMILIES[family])
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Wide enough for attention to be far from uniform.
+            parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if parameter.ndim == 1 else 0.0))
+    if dtype == torch.float64:
+        decoder = getattr(model, model.base_model_prefix)
+        decoder.rotary_emb = Float64Rotary(decoder.rotary_emb)
+    return model
+
+
+class Float64Rotary(torch.nn.Module):
+    """transformers computes rotary tables in float32; this is the same table in float64."""
+
+    def __init__(self, rotary: torch.nn.Module):
+        super().__init__()
+        self.inv_freq, self.scaling = rotary.inv_freq.double(), rotary.attention_scaling
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].double() * self.inv_freq
+        table = torch.cat((angles, angles), -1)
+        return table.cos() * self.scaling, table.sin() * self.scaling
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture
+def llama():
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def _embedded():
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+
+
+@pytest.fixture
+def embedded(_embedded):
+    """A copy of the embedded model that a test may change, and its tokenizer."""
+    model, tokenizer = _embedded
+    return copy.deepcopy(model), tokenizer
+
+
+@pytest.fixture(scope="session")
+def text() -> str:
+    return document(random.Random(7), people=2, attributes=4).text
+
+
+FAST = {
+    "ratio": 8,
+    "steps": 4,
+    "batch": 6,
+    "general_queries": 10,
+    "self_study_questions": 6,
+    "max_response_tokens": 8,
+    "evaluate_every": 2,
+    "held_out": 0.3,
+    "progress": False,
+}
+
+
+@pytest.fixture
+def fast() -> dict:
+    """Settings for a compilation of a second."""
+    return dict(FAST)

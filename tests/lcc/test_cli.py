@@ -1,0 +1,141 @@
+"""The command line: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import json
+
+import lcc
+import pytest
+from lcc.cli import app as cli
+from lcc.cli import load
+from lcc.models.tokenizer import build_tokenizer
+from typer.testing import CliRunner
+
+from tests.conftest import tiny_model
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    folder = tmp_path / "model"
+    tiny_model("llama").save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def document(tmp_path, text):
+    path = tmp_path / "document.txt"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.fixture
+def run(model_folder):
+    def invoke(*arguments: object, model: bool = True, code: int = 0, **options):
+        command = [str(argument) for argument in arguments] + (["--model", model_folder] if model else [])
+        result = runner.invoke(cli.app, command, **options)
+        assert result.exit_code == code, result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def memory(run, document, tmp_path):
+    path = tmp_path / "document.lcc.safetensors"
+    run("compile", document, "-o", path, "--ratio", 8, "--steps", 2, "--batch", 4)
+    return path
+
+
+def test_compile_inspect_verify_ask(run, memory, tmp_path):
+    assert lcc.Memory.load(memory).ratio == 8
+    assert not list(tmp_path.glob("*.checkpoint"))
+    shown = run("inspect", memory, model=False).stdout
+    for word in ("buffer tokens", "held-out KL", "model weights", "settings"):
+        assert word in shown
+    summary = json.loads(run("inspect", memory, "--json", model=False).stdout)
+    assert summary["buffer_tokens"] == lcc.Memory.load(memory).buffer_tokens
+    assert json.loads(run("verify", memory, "--json").stdout)["verified"] is True
+    assert "belongs to this model" in run("verify", memory).stdout.replace("\n", " ")
+    answers = json.loads(run("ask", memory, "Where does Mara live?", "Say: dog.", "--json").stdout)["answers"]
+    assert [row["question"] for row in answers] == ["Where does Mara live?", "Say: dog."]
+    assert "Say: dog." in run("ask", memory, "Where does Mara live?", "Say: dog.").stdout
+
+
+def test_compile_reads_standard_input_and_reports_json(run, text, tmp_path):
+    output = tmp_path / "memory"
+    result = run("compile", "-", "-o", output, "--steps", 1, "--ratio", 8, "--batch", 2, "--json", input=text)
+    assert json.loads(result.stdout)["path"] == str(output)
+
+
+def test_chat(run, memory):
+    shown = run("chat", memory, input="Where does Mara live?\nAnd Hugo?\n\n").stdout
+    assert shown.count("memory:") == 2
+
+
+def test_demo_json(run, monkeypatch):
+    result = run("demo", "--json", "--seed", 3, "--steps", 2, model=False)
+    report = json.loads(result.stdout)
+    assert report["scores"].keys() == {"full_text", "memory", "no_text", "memory_unseen_wording"}
+    assert report["general"].keys() == {"full_text", "memory"}
+    assert report["scores"]["full_text"] >= 0.97
+    assert report["scores"]["no_text"] <= 0.15
+    assert 7 * report["kv_bytes"]["memory"] < 1.5 * report["kv_bytes"]["full_text"]
+    assert len(report["rows"]) == 35 * 3
+
+
+def test_demo_table(run):
+    shown = run("demo", "--steps", 1, model=False).stdout
+    for word in ("full text", "memory", "nothing", "general queries", "time to first token", "KV cache"):
+        assert word in shown
+
+
+def test_exit_codes(run, memory, document, tmp_path):
+    run("compile", tmp_path / "absent.txt", "-o", tmp_path / "m", code=2)
+    run("compile", document, "-o", tmp_path / "m", "--ratio", 0.5, code=2)
+    run("compile", document, "-o", tmp_path / "missing" / "m", code=4)
+    run("ask", tmp_path / "absent", "Where?", code=4)
+    run("ask", memory, " ", code=2)
+    run("verify", memory, "--model", tmp_path / "absent", model=False, code=2)
+    # The embedded model did not compile this memory.
+    assert "model config" in run("verify", memory, model=False, code=3).output.replace("\n", " ")
+    memory.write_bytes(memory.read_bytes()[:-1])
+    run("verify", memory, code=4)
+    run("inspect", memory, model=False, code=4)
+
+
+def test_binary_documents_are_refused(run, tmp_path):
+    path = tmp_path / "binary"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "UTF-8" in run("compile", path, "-o", tmp_path / "m", code=2).output
+
+
+def test_interrupted_compile_says_how_to_go_on(run, document, tmp_path, monkeypatch):
+    from lcc import optimize
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optimize, "step_loss", interrupt)
+        result = run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--batch", 2, code=130)
+    assert "run the same command again" in result.output
+    assert (tmp_path / "m.checkpoint" / "surrogate.safetensors").exists()
+    run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--batch", 2)
+    assert not (tmp_path / "m.checkpoint").exists()
+
+
+def test_diverged_exit_code(run, document, tmp_path, monkeypatch):
+    from lcc import optimize
+
+    real = optimize.step_loss
+    monkeypatch.setattr(optimize, "step_loss", lambda *arguments: real(*arguments) * float("inf"))
+    run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--batch", 2, code=5)
+
+
+def test_default_model_is_the_embedded_one():
+    model, tokenizer = load.load_model(None)
+    assert type(model).__name__ == "LlamaForCausalLM"
+    assert tokenizer.chat_template

@@ -1,0 +1,106 @@
+"""The two-pass step against the paper's loop: one full pass a sample, dense mask, LoRA on C and B alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from lcc.context import build_context
+from lcc.encode import Compiler, attention_projections, lora_model, read_text
+from lcc.objective import step_loss, stream_weights
+from lcc.settings import make_settings
+from lcc.surrogate import build_surrogate
+from torch.nn.functional import kl_div, log_softmax
+
+from tests.conftest import FAMILIES, tiny_model
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def naive_logits(model, compiler, lora, scaling, sample, keep_prefix):
+    """Student logits of one sample from a single pass over [P | C | B | P' | query response]."""
+    context = compiler.context
+    prefix, text, buffer = len(context.prefix_ids), len(context.context_ids), context.buffer
+    copied = prefix if keep_prefix else 0
+    own = torch.tensor([sample.input_ids])
+    start = prefix + text + buffer
+    total = start + copied + own.shape[1]
+    embed = model.get_input_embeddings()
+    front = embed(torch.tensor([context.prefix_ids]))
+    pieces = [front, embed(torch.tensor([context.context_ids])), compiler.buffer[None], front[:, :copied], embed(own)]
+    mask = torch.ones(total, total, dtype=torch.bool).tril()
+    mask[start:, : prefix + text] = False
+    mask[start : start + copied, :start] = False
+    # P' stands where the prefix would be if it ended right before B (identity 7).
+    own_positions = torch.arange(start, start + own.shape[1])
+    positions = torch.cat((torch.arange(start), torch.arange(text, text + copied), own_positions))
+    inside = torch.zeros(1, total, 1, dtype=torch.float64)
+    inside[:, prefix:start] = 1
+    handles = [
+        module.register_forward_hook(
+            lambda _, inputs, output, pair=lora[name]: output + inputs[0] @ pair[0].T @ pair[1].T * scaling * inside
+        )
+        for name, module in model.named_modules()
+        if name in lora
+    ]
+    try:
+        return model(
+            inputs_embeds=torch.cat(pieces, 1), attention_mask=mask[None, None], position_ids=positions[None]
+        ).logits[0, start + copied + len(sample.query_ids) - 1 :]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def naive_loss(model, compiler, lora, scaling, samples, settings):
+    """The streams' losses, sample by sample."""
+    weights = stream_weights(settings)
+    present = {sample.stream for sample in samples}
+    total = 0.0
+    for stream in sorted(present):
+        mine = [sample for sample in samples if sample.stream == stream]
+        supervised = sum(len(sample.response_ids) for sample in mine)
+        for sample in mine:
+            student = log_softmax(naive_logits(model, compiler, lora, scaling, sample, settings.keep_prefix), -1)
+            teacher = log_softmax(model.get_output_embeddings()(sample.teacher_hidden), -1)
+            divergence = kl_div(student, teacher, log_target=True, reduction="sum")
+            total = total + divergence / supervised * weights[stream]
+    return total / sum(weights[stream] for stream in present)
+
+
+@pytest.mark.parametrize("keep_prefix", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_pass_gives_the_per_sample_gradient(family, keep_prefix, tokenizer, text):
+    model = tiny_model(family, torch.float64)
+    plain = copy.deepcopy(model)
+    settings = make_settings(
+        keep_prefix=keep_prefix, rank=2, general_queries=4, self_study_questions=3, max_response_tokens=5,
+        self_study_weight=2.0, held_out=0.0,
+    )  # fmt: skip
+    context = build_context(model, tokenizer, text, 8, 5)
+    with lora_model(model, settings) as layers:
+        for layer in layers:
+            for matrix in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
+                matrix.data = torch.randn(matrix.shape, dtype=torch.float64) * 0.1
+        compiler = Compiler(model, context, layers)
+        with torch.no_grad():
+            compiler.buffer.add_(torch.randn_like(compiler.buffer) * 0.1)
+            text_kv = read_text(model, context.context_ids, compiler.prefix)
+            surrogate = build_surrogate(model, context, text_kv, settings, ["Say: dog.", "Add 1 and 2."], silent)
+        samples = [surrogate.reconstruction, *surrogate.train]
+        assert {sample.stream for sample in samples} == {"reconstruction", "general", "self_study"}
+        names = [name for name, module in plain.named_modules() if name.split(".")[-1] in attention_projections(plain)]
+        matrices = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
+        lora = dict(zip(names, matrices, strict=True))
+        parameters = [compiler.buffer, *compiler.lora]
+        loss = step_loss(compiler, samples, settings)
+        expected = naive_loss(plain, compiler, lora, settings.alpha / settings.rank, samples, settings)
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+        for got, want in zip(
+            torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
+        ):
+            assert want.abs().max() > 0
+            assert (got - want).norm() <= 1e-9 * want.norm()

@@ -1,0 +1,89 @@
+"""Bad input is refused with its cause and its remedy."""
+
+from __future__ import annotations
+
+import lcc
+import pytest
+from lcc.chat import ChatFormat
+from lcc.surrogate import load_queries
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from tests.conftest import tiny_model
+
+
+def refuse(model, tokenizer, text, message, **settings):
+    with pytest.raises(lcc.InputError, match=message):
+        lcc.compile(model, tokenizer, text, progress=False, **settings)
+
+
+def test_texts(llama, tokenizer, text):
+    refuse(llama, tokenizer, "", "empty")
+    refuse(llama, tokenizer, " \n ", "empty")
+    refuse(llama, tokenizer, "Mara plays.", "too few for ratio 16")
+    refuse(llama, tokenizer, text * 10, "window")
+
+
+def test_settings(llama, tokenizer, text):
+    refuse(llama, tokenizer, text, "ratio is 0.5", ratio=0.5)
+    refuse(llama, tokenizer, text, "steps is 0", steps=0)
+    refuse(llama, tokenizer, text, "unknown setting 'stepz'", stepz=3)
+    refuse(llama, tokenizer, text, "unknown recipe", recipe="soup")
+    refuse(llama, tokenizer, text, "loss is l1", loss="l1")
+    refuse(llama, tokenizer, text, "stream weights", reconstruction_weight=0, general_weight=0, self_study_weight=0)
+    refuse(llama, tokenizer, text, "cannot carry a LoRA", targets=("nothing",))
+
+
+def foreign_tokenizer(size: int, template: str | None = "{% for m in messages %}{{ m.content }}!{% endfor %}"):
+    words = {f"w{index}": index for index in range(size)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token="w7", chat_template=template
+    )
+
+
+def test_tokenizers(llama, tokenizer, text):
+    refuse(llama, foreign_tokenizer(10_000), text, "not the model's own")
+    refuse(llama, foreign_tokenizer(100), text, "not the model's own")
+    refuse(llama, foreign_tokenizer(len(tokenizer)), text, "eos_token_id is 7")
+
+
+def test_chat_templates(llama, text):
+    from lcc.models.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = None
+    refuse(llama, tokenizer, text, "no chat template")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper | replace('S', 'z') }}{% endfor %}"
+    refuse(llama, tokenizer, text, "write messages as they are")
+
+
+def test_a_template_without_system_turn_is_used_without_one(tokenizer):
+    from lcc.models.tokenizer import build_tokenizer
+
+    strict = build_tokenizer()
+    strict.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tokenizer.chat_template
+    )
+    assert ChatFormat.of(strict).prefix == "<|bos|><|user|>"
+
+
+def test_models(tokenizer, text):
+    windowed = tiny_model("mistral")
+    windowed.config.sliding_window = 16
+    refuse(windowed, tokenizer, text, "sliding_attention")
+
+
+def test_queries(tmp_path):
+    assert len(load_queries()) == 600
+    path = tmp_path / "queries.jsonl"
+    path.write_text('{"instruction": "Say: dog."}\n\n{"query": "Add 1 and 2."}\n{"other": 1}\n')
+    assert load_queries(path) == ["Say: dog.", "Add 1 and 2."]
+    path.write_text('{"query": ')
+    with pytest.raises(lcc.InputError, match="line 1 is not JSON"):
+        load_queries(path)
+    path.write_text("")
+    with pytest.raises(lcc.InputError, match="no queries"):
+        load_queries(path)
+    with pytest.raises(lcc.InputError, match="no file"):
+        load_queries(tmp_path / "absent.jsonl")

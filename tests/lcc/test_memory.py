@@ -1,0 +1,194 @@
+"""Memories: files, fingerprints, and caches that generate reads."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import lcc
+import pytest
+import torch
+from lcc.chat import ChatFormat
+from lcc.context import build_context
+from lcc.encode import Compiler, lora_model, read_text
+from lcc.kv import KV
+from lcc.models.tokenizer import build_tokenizer
+from lcc.settings import make_settings
+from lcc.surrogate import Sample, response_hidden
+from peft import LoraConfig, get_peft_model
+
+from tests.conftest import FAMILIES, tiny_model
+
+QUESTIONS = ["Where does Mara live?", "Say: dog cat.", "What is the job of Hugo, the baker?"]
+
+
+@pytest.fixture
+def memory(llama, tokenizer, text, fast):
+    return lcc.compile(llama, tokenizer, text, **fast)
+
+
+def test_file_round_trip(memory, tmp_path):
+    memory.save(tmp_path / "m")
+    loaded = lcc.Memory.load(tmp_path / "m")
+    assert torch.equal(loaded.kv.keys, memory.kv.keys)
+    assert torch.equal(loaded.kv.values, memory.kv.values)
+    assert loaded.summary() == {**memory.summary(), "settings": loaded.settings}
+    assert loaded.settings == {**memory.settings, "targets": None}
+    assert loaded.kv_bytes == memory.kv_bytes == 2 * 3 * 2 * memory.buffer_tokens * 12 * 4
+
+
+def test_verify_names_what_differs(memory, llama, tokenizer):
+    memory.verify(llama, tokenizer)
+    changed = copy.deepcopy(llama)
+    changed.model.layers[2].mlp.down_proj.weight.data[5, 7] += 1e-3
+    with pytest.raises(lcc.MismatchError, match=r"\(model_weights\)"):
+        memory.verify(changed, tokenizer)
+    changed = copy.deepcopy(llama)
+    changed.config.rms_norm_eps = 1e-4
+    with pytest.raises(lcc.MismatchError, match=r"\(model_config\)"):
+        memory.verify(changed, tokenizer)
+    other = build_tokenizer()
+    other.chat_template += " "
+    with pytest.raises(lcc.MismatchError, match=r"\(chat_template\)"):
+        memory.verify(llama, other)
+    other = build_tokenizer()
+    other.add_tokens(["extraordinary"])
+    with pytest.raises(lcc.MismatchError, match=r"\(tokenizer\)"):
+        memory.verify(llama, other)
+
+
+def test_fingerprint_survives_use_and_storage(llama, tokenizer, tmp_path):
+    before = lcc.fingerprint(llama, tokenizer)
+    tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    llama.save_pretrained(tmp_path)
+    assert lcc.fingerprint(type(llama).from_pretrained(tmp_path), tokenizer) == before
+
+
+def test_large_tensors_are_sampled_and_still_noticed():
+    model = torch.nn.Linear(1200, 1200)
+    before = lcc.fingerprint.__globals__["weights_digest"](model)
+    model.weight.data[777, 33] += 1e-4
+    assert lcc.fingerprint.__globals__["weights_digest"](model) != before
+
+
+def test_attach_refuses_other_models(memory, llama, text):
+    with pytest.raises(lcc.MismatchError, match="rope"):
+        lcc.attach(tiny_model("llama3"), memory)
+    with pytest.raises(lcc.MismatchError, match="head_dim"):
+        lcc.attach(tiny_model("qwen3"), memory)
+    adapted = get_peft_model(copy.deepcopy(llama), LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(lcc.InputError, match="adapter"):
+        lcc.attach(adapted.base_model.model, memory)
+    with pytest.raises(lcc.InputError, match="adapter"):
+        lcc.compile(adapted.base_model.model, build_tokenizer(), text, progress=False)
+
+
+def test_ask_refuses_bad_questions_and_other_models(memory, llama, tokenizer):
+    with pytest.raises(lcc.InputError, match="one string"):
+        lcc.ask(llama, tokenizer, memory, "Where?")
+    with pytest.raises(lcc.InputError, match="empty"):
+        lcc.ask(llama, tokenizer, memory, ["Where?", " "])
+    llama.model.norm.weight.data[0] += 1
+    with pytest.raises(lcc.MismatchError, match="weights"):
+        lcc.ask(llama, tokenizer, memory, QUESTIONS)
+
+
+def test_batches_answer_like_single_questions(memory, llama, tokenizer):
+    together = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6)
+    alone = [lcc.ask(llama, tokenizer, memory, [question], max_new_tokens=6)[0] for question in QUESTIONS]
+    assert together == alone
+    assert lcc.ask(llama, tokenizer, memory, []) == []
+    assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6, batch=2) == alone
+
+
+def test_plain_generate_reads_the_cache(memory, llama, tokenizer):
+    """Greedy, sampling and beams through the model's own ``generate``."""
+    inputs = lcc.prompt(llama, tokenizer, memory, QUESTIONS)
+    start = inputs["input_ids"].shape[1]
+    for options in (
+        {"do_sample": False},
+        {"do_sample": True, "top_k": 1},
+        {"do_sample": False, "num_beams": 3},
+        {"do_sample": True, "num_return_sequences": 2},
+    ):
+        output = llama.generate(
+            **inputs, past_key_values=lcc.attach(llama, memory), max_new_tokens=5, min_new_tokens=5, **options
+        )
+        assert output.shape == (3 * options.get("num_return_sequences", 1), start + 5)
+        if options == {"do_sample": False}:
+            greedy = output
+        elif options.get("top_k") == 1:
+            assert torch.equal(output, greedy)
+
+
+def test_one_beam_of_the_shared_cache_equals_greedy(memory, llama, tokenizer):
+    """Beams expand the shared tokens; a replicated cache must give the same sequences."""
+    inputs = lcc.prompt(llama, tokenizer, memory, QUESTIONS[:1])
+    options = {"max_new_tokens": 5, "num_beams": 4, "do_sample": False}
+    shared = llama.generate(**inputs, past_key_values=lcc.attach(llama, memory), **options)
+    replicated = lcc.attach(llama, memory)
+    replicated.batch_repeat_interleave(4)
+    assert torch.equal(shared, llama.generate(**inputs, past_key_values=replicated, **options))
+
+
+@pytest.mark.parametrize("keep_prefix", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attached_memory_equals_the_training_time_student(family, keep_prefix, tokenizer, text, tmp_path):
+    """Through K and V, unrotated, on disk and back: the same hidden states as while training."""
+    model = tiny_model(family)
+    settings = make_settings(keep_prefix=keep_prefix)
+    context = build_context(model, tokenizer, text, 8, 8)
+    query = context.chat.query_ids(QUESTIONS[0])
+    sample = Sample("general", QUESTIONS[0], tuple(query), tuple(context.chat.ids("Mara dog.")))
+    with lora_model(model, settings) as layers, torch.no_grad():
+        for layer in layers:
+            layer.lora_B["default"].weight.normal_(std=0.1)
+        compiler = Compiler(model, context, layers)
+        kv = compiler.encode()
+        student = response_hidden(model, compiler.visible(kv, keep_prefix), [sample])
+    memory = lcc.Memory(
+        kv=KV(kv.keys, kv.values), prefix_ids=context.prefix_ids if keep_prefix else (), ratio=8.0, source_tokens=1,
+        source_sha256="", rope=dict(model.config.rope_parameters), fingerprint={}, settings={},
+    )  # fmt: skip
+    memory.save(tmp_path / "m")
+    cache = lcc.attach(model, lcc.Memory.load(tmp_path / "m"))
+    with torch.no_grad():
+        attached = response_hidden(model, cache.read(), [sample])
+    torch.testing.assert_close(attached, student, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_is_rotated_to_where_it_is_attached(memory, llama):
+    """Unrotating what attach rotated gives the memory's keys back."""
+    cached = lcc.attach(llama, memory).read().tail(memory.buffer_tokens)
+    torch.testing.assert_close(
+        cached.unrotated(llama, len(memory.prefix_ids)).keys, memory.kv.keys, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_prefix_is_the_frozen_models_own(memory, llama):
+    with torch.no_grad():
+        prefix = read_text(llama, memory.prefix_ids)
+    cached = lcc.attach(llama, memory).read()
+    assert torch.equal(cached.keys[:, :, : len(prefix)], prefix.keys)
+
+
+def test_cast_memory_answers(memory, llama, tokenizer):
+    half = memory.to("cpu", torch.bfloat16)
+    assert half.dtype == "bfloat16"
+    assert half.kv_bytes * 2 == memory.kv_bytes
+    assert len(lcc.ask(llama, tokenizer, half, QUESTIONS, max_new_tokens=3)) == 3
+
+
+def test_conversation_keeps_its_history(memory, llama, tokenizer):
+    from lcc.conversation import Conversation
+
+    conversation = Conversation(llama, tokenizer, memory)
+    first = conversation.say(QUESTIONS[0], max_new_tokens=4)
+    assert first == lcc.ask(llama, tokenizer, memory, QUESTIONS[:1], max_new_tokens=4)[0]
+    conversation.say(QUESTIONS[1], max_new_tokens=4)
+    chat = ChatFormat.of(tokenizer)
+    history = tokenizer.decode(conversation._history)
+    assert history.count("<|end|><|user|>") == 1
+    assert history.count(tokenizer.decode([chat.end]) + "<|assistant|>") == 2
+    with pytest.raises(lcc.MismatchError):
+        Conversation(llama, tokenizer, replace(memory, fingerprint={"tokenizer": "other"}))
