@@ -7,10 +7,11 @@ import random
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
 from lcc.models.tokenizer import build_tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 TINY = {
     "vocab_size": len(build_tokenizer()),
@@ -54,7 +55,18 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Modu
     if dtype == torch.float64:
         decoder = getattr(model, model.base_model_prefix)
         decoder.rotary_emb = Float64Rotary(decoder.rotary_emb)
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.__class__ = Float64RMSNorm
     return model
+
+
+class Float64RMSNorm(torch.nn.Module):
+    """transformers normalises in float32, whatever its input; this does the same in float64."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        variance = hidden.square().mean(-1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
 
 
 class Float64Rotary(torch.nn.Module):

@@ -28,11 +28,11 @@ class Compiler:
         mean = embeddings.detach().float().mean(0).to(_trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
         self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
+        self._enable(False)
         with torch.no_grad():
             self.prefix = read_text(model, context.prefix_ids)
             ids = torch.tensor([context.context_ids], device=embeddings.device)
             self._context_embeddings = model.get_input_embeddings()(ids)
-        self._enable(False)
 
     @contextmanager
     def active(self, on: bool = True) -> Iterator[None]:

@@ -82,7 +82,8 @@ class Optimization:
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(self._divergence(value))
-        gradients = torch.autograd.grad(loss, self.parameters)
+        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)

@@ -257,7 +257,7 @@ def _read_jsonl(content: str, name: str) -> list[dict]:
 
 
 def _query_of(row: dict) -> str | None:
-    for field in ("query", "instruction", "prompt", "text"):
-        if isinstance(row.get(field), str) and row[field].strip():
-            return row[field]
+    for name in ("query", "instruction", "prompt", "text"):
+        if isinstance(row.get(name), str) and row[name].strip():
+            return row[name]
     return None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import lcc
 import pytest
+from typer.testing import CliRunner
+
+import lcc
 from lcc.cli import app as cli
 from lcc.cli import load
 from lcc.models.tokenizer import build_tokenizer
-from typer.testing import CliRunner
-
 from tests.conftest import tiny_model
 
 runner = CliRunner()

@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 
-import lcc
 import pytest
 import torch
+
+import lcc
 from lcc import optimize
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from lcc.chat import ChatFormat
 from lcc.encode import read_text
 from lcc.generate import generate_responses

@@ -8,9 +8,10 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from lcc.errors import MemoryFileError
 from lcc.files import read_tensors, write_tensors
-from safetensors.torch import save_file
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
 

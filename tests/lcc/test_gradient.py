@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
+from torch.nn.functional import kl_div, log_softmax
+
 from lcc.context import build_context
 from lcc.encode import Compiler, attention_projections, lora_model, read_text
 from lcc.objective import step_loss, stream_weights
 from lcc.settings import make_settings
 from lcc.surrogate import build_surrogate
-from torch.nn.functional import kl_div, log_softmax
-
 from tests.conftest import FAMILIES, tiny_model
 
 
@@ -99,8 +99,9 @@ def test_two_pass_gives_the_per_sample_gradient(family, keep_prefix, tokenizer, 
         loss = step_loss(compiler, samples, settings)
         expected = naive_loss(plain, compiler, lora, settings.alpha / settings.rank, samples, settings)
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
-        for got, want in zip(
-            torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters), strict=True
-        ):
-            assert want.abs().max() > 0
-            assert (got - want).norm() <= 1e-9 * want.norm()
+        got = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        want = torch.autograd.grad(expected, parameters, materialize_grads=True)
+        for mine, naive in zip(got, want, strict=True):
+            assert (mine - naive).norm() <= 1e-9 * naive.norm()
+        # Of the last layer only K and V of B are read: its other projections have no gradient.
+        assert sum(bool(gradient.any()) for gradient in got) >= len(parameters) - 4

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import lcc
 import pytest
-from lcc.chat import ChatFormat
-from lcc.surrogate import load_queries
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
+import lcc
+from lcc.chat import ChatFormat
+from lcc.surrogate import load_queries
 from tests.conftest import tiny_model
 
 

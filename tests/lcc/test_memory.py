@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
-import lcc
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+
+import lcc
 from lcc.chat import ChatFormat
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_model, read_text
@@ -15,8 +17,6 @@ from lcc.kv import KV
 from lcc.models.tokenizer import build_tokenizer
 from lcc.settings import make_settings
 from lcc.surrogate import Sample, response_hidden
-from peft import LoraConfig, get_peft_model
-
 from tests.conftest import FAMILIES, tiny_model
 
 QUESTIONS = ["Where does Mara live?", "Say: dog cat.", "What is the job of Hugo, the baker?"]

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ..chat import SEPARATOR, SYSTEM_PROMPT
+from ..surrogate import ASK_REQUEST, REPEAT_REQUEST
 from . import fiction, general
-from .tasks import ASK, CONTINUE, REPEAT, SEPARATOR, SYSTEM_PROMPT
 
+CONTINUE_REQUEST = "Continue the text after: {snippet}"
 IGNORED = -100
 
 
@@ -55,7 +57,7 @@ def _snippet(words: list[str], rng: random.Random) -> Exercise:
     """Continue the text after four of its words, for up to twelve more."""
     start = rng.randrange(max(1, len(words) - 8))
     given, rest = words[start : start + 4], words[start + 4 : start + 16]
-    return Exercise(((CONTINUE.format(snippet=" ".join(given)), " ".join(rest)),), "continue", COPYING_WEIGHT)
+    return Exercise(((CONTINUE_REQUEST.format(snippet=" ".join(given)), " ".join(rest)),), "continue", COPYING_WEIGHT)
 
 
 def copying_lesson(rng: random.Random, length: int, words: int | None = None) -> Lesson:
@@ -65,12 +67,10 @@ def copying_lesson(rng: random.Random, length: int, words: int | None = None) ->
     """
     chosen = rng.choices(rng.sample(general.WORDS, words) if words else general.WORDS, k=length)
     text = " ".join(chosen)
-    return Lesson(text, (Exercise(((REPEAT, text),), "repeat"), *(_snippet(chosen, rng) for _ in range(4))))
+    return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"), *(_snippet(chosen, rng) for _ in range(4))))
 
 
-def document_lesson(
-    rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool = False
-) -> Lesson:
+def document_lesson(rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool = False) -> Lesson:
     """Questions of one to three turns, general queries, asking, continuing and (``repeat``) repeating."""
     doc = fiction.document(rng, people, attributes, alike)
     exercises = []
@@ -84,10 +84,10 @@ def document_lesson(
         query = general.general_query(rng)
         exercises.append(Exercise(((query.text, query.answer),), "general"))
     for _ in range(3):
-        exercises.append(Exercise(((ASK, doc.question(rng.choice(doc.facts), rng).text),), "ask", 0.3))
+        exercises.append(Exercise(((ASK_REQUEST, doc.question(rng.choice(doc.facts), rng).text),), "ask", 0.3))
     exercises.append(_snippet(doc.text.split(), rng))
     if repeat:
-        exercises.append(Exercise(((REPEAT, doc.text),), "repeat", COPYING_WEIGHT))
+        exercises.append(Exercise(((REPEAT_REQUEST, doc.text),), "repeat", COPYING_WEIGHT))
     return Lesson(doc.text, tuple(exercises))
 
 
@@ -95,7 +95,7 @@ def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson
     """Repeat a document, and continue it from several places."""
     text = fiction.document(rng, people, attributes).text
     snippets = [_snippet(text.split(), rng) for _ in range(6)]
-    return Lesson(text, (Exercise(((REPEAT, text),), "repeat"), *snippets))
+    return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"), *snippets))
 
 
 def closed_book_lesson(rng: random.Random) -> Lesson:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
+from ..chat import SYSTEM_PROMPT
+from ..surrogate import ASK_REQUEST, REPEAT_REQUEST
 from .fiction import ATTRIBUTES, NAMES, UNKNOWN
 from .general import LISTED_WORDS, WORLD_FACTS, general_query
-from .tasks import ASK, CONTINUE, REPEAT, SYSTEM_PROMPT
+from .lessons import CONTINUE_REQUEST
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>")
 PUNCTUATION = ".,?:!"
@@ -22,10 +25,8 @@ CHAT_TEMPLATE = (
 
 def _words() -> list[str]:
     """Every word that the generators can write, in alphabetical order."""
-    import random
-
     rng = random.Random(0)
-    texts = [SYSTEM_PROMPT, ASK, REPEAT, CONTINUE, UNKNOWN, *NAMES, *LISTED_WORDS]
+    texts = [SYSTEM_PROMPT, ASK_REQUEST, REPEAT_REQUEST, CONTINUE_REQUEST, UNKNOWN, *NAMES, *LISTED_WORDS]
     for attribute in ATTRIBUTES.values():
         texts += [*attribute.values, *attribute.statements, *attribute.questions]
     for question in WORLD_FACTS:
