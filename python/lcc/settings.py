@@ -100,7 +100,12 @@ def make_settings(recipe: str = "default", **overrides: Any) -> CompileSettings:
     if unknown:
         raise InputError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
     given = {name: value for name, value in overrides.items() if value is not None}
-    return replace(CompileSettings(**RECIPES[recipe]), **given)
+    if "targets" in given:
+        given["targets"] = tuple(given["targets"])
+    try:
+        return replace(CompileSettings(**RECIPES[recipe]), **given)
+    except TypeError as error:
+        raise InputError(f"a setting has the wrong type: {error}") from None
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -45,12 +45,13 @@ def run(model_folder):
 @pytest.fixture
 def memory(run, document, tmp_path):
     path = tmp_path / "document.lcc.safetensors"
-    run("compile", document, "-o", path, "--ratio", 8, "--steps", 2, "--batch", 4)
+    run("compile", document, "-o", path, "--ratio", 8, "--steps", 2, "--set", "batch=4", "--set", "loss=mse")
     return path
 
 
 def test_compile_inspect_verify_ask(run, memory, tmp_path):
     assert lcc.Memory.load(memory).ratio == 8
+    assert lcc.Memory.load(memory).settings["loss"] == "mse"
     assert not list(tmp_path.glob("*.checkpoint"))
     shown = run("inspect", memory, model=False).stdout
     for word in ("buffer tokens", "held-out KL", "model weights", "settings"):
@@ -66,7 +67,7 @@ def test_compile_inspect_verify_ask(run, memory, tmp_path):
 
 def test_compile_reads_standard_input_and_reports_json(run, text, tmp_path):
     output = tmp_path / "memory"
-    result = run("compile", "-", "-o", output, "--steps", 1, "--ratio", 8, "--batch", 2, "--json", input=text)
+    result = run("compile", "-", "-o", output, "--steps", 1, "--ratio", 8, "--set", "batch=2", "--json", input=text)
     assert json.loads(result.stdout)["path"] == str(output)
 
 
@@ -95,6 +96,8 @@ def test_demo_table(run):
 def test_exit_codes(run, memory, document, tmp_path):
     run("compile", tmp_path / "absent.txt", "-o", tmp_path / "m", code=2)
     run("compile", document, "-o", tmp_path / "m", "--ratio", 0.5, code=2)
+    run("compile", document, "-o", tmp_path / "m", "--set", "rank", code=2)
+    run("compile", document, "-o", tmp_path / "m", "--set", "rank=wide", code=2)
     run("compile", document, "-o", tmp_path / "missing" / "m", code=4)
     run("ask", tmp_path / "absent", "Where?", code=4)
     run("ask", memory, " ", code=2)
@@ -120,10 +123,12 @@ def test_interrupted_compile_says_how_to_go_on(run, document, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(optimize, "step_loss", interrupt)
-        result = run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--batch", 2, code=130)
+        result = run(
+            "compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--set", "batch=2", code=130
+        )
     assert "run the same command again" in result.output
     assert (tmp_path / "m.checkpoint" / "surrogate.safetensors").exists()
-    run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--batch", 2)
+    run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--set", "batch=2")
     assert not (tmp_path / "m.checkpoint").exists()
 
 
@@ -132,7 +137,7 @@ def test_diverged_exit_code(run, document, tmp_path, monkeypatch):
 
     real = optimize.step_loss
     monkeypatch.setattr(optimize, "step_loss", lambda *arguments: real(*arguments) * float("inf"))
-    run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--batch", 2, code=5)
+    run("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--set", "batch=2", code=5)
 
 
 def test_default_model_is_the_embedded_one():

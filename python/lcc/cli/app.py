@@ -29,6 +29,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 RatioOption = Annotated[float, typer.Option(help="Text tokens a buffer token.")]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps at most.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
+RecipeOption = Annotated[str, typer.Option(help="default, or paper: the paper's two streams alone.")]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any field of CompileSettings, such as loss=mse; repeatable."),
+]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 
@@ -61,7 +66,8 @@ def demo(
     ratio: RatioOption = 8.0,
     seed: SeedOption = 0,
     steps: StepsOption = None,
-    recipe: Annotated[str, typer.Option(help="default, or paper: the paper's two streams alone.")] = "default",
+    recipe: RecipeOption = "default",
+    settings: SettingsOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -70,7 +76,8 @@ def demo(
     from .load import load_model
     from .show import show_demo
 
-    report = run_demo(*load_model(model), seed=seed, ratio=ratio, steps=steps, recipe=recipe)
+    chosen = parse_settings(settings or [])
+    report = run_demo(*load_model(model), seed=seed, ratio=ratio, steps=steps, recipe=recipe, **chosen)
     if as_json:
         _print_json(report.to_dict())
     else:
@@ -85,12 +92,9 @@ def compile_command(
     ratio: RatioOption = 16.0,
     steps: StepsOption = None,
     seed: SeedOption = 0,
-    recipe: Annotated[str, typer.Option(help="default, or paper: the paper's two streams alone.")] = "default",
+    recipe: RecipeOption = "default",
     queries: Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Query samples a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the LoRA.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Of the LoRA.")] = None,
-    loss: Annotated[str | None, typer.Option(help="kl or mse.")] = None,
+    settings: SettingsOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -105,9 +109,16 @@ def compile_command(
     loaded = load_model(model)
     try:
         memory = compile(
-            *loaded, document, recipe=recipe, queries=queries, checkpoint=checkpoint, ratio=ratio, steps=steps,
-            seed=seed, batch=batch, learning_rate=learning_rate, rank=rank, loss=loss,
-        )  # fmt: skip
+            *loaded,
+            document,
+            recipe=recipe,
+            queries=queries,
+            checkpoint=checkpoint,
+            ratio=ratio,
+            steps=steps,
+            seed=seed,
+            **parse_settings(settings or []),
+        )
     except KeyboardInterrupt:
         Console(stderr=True).print(f"stopped; run the same command again to go on from {checkpoint}", soft_wrap=True)
         raise
@@ -187,6 +198,24 @@ def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOptio
         _print_json({"path": str(memory), "verified": True})
     else:
         Console().print(f"{memory} is whole and belongs to this model", soft_wrap=True)
+
+
+def parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as settings; values are JSON where they can be, else strings.
+
+    Raises:
+        InputError: a pair without ``=``.
+    """
+    parsed = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise InputError(f"--set {pair} has no value: write --set NAME=VALUE")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed
 
 
 def _print_json(value: dict) -> None:

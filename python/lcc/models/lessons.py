@@ -98,6 +98,15 @@ def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson
     return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"), *snippets))
 
 
+def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """Ask many questions about one document, and answer general queries beside it."""
+    doc = fiction.document(rng, people, attributes)
+    asked = [doc.question(fact, rng).text for fact in rng.choices(doc.facts, k=24)]
+    queries = [general.general_query(rng) for _ in range(16)]
+    asking = [Exercise(((ASK_REQUEST, question),), "ask") for question in asked]
+    return Lesson(doc.text, (*asking, *(Exercise(((q.text, q.answer),), "general") for q in queries)))
+
+
 def closed_book_lesson(rng: random.Random) -> Lesson:
     """No text: general queries are answered, questions about people are not."""
     exercises = []

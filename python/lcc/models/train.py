@@ -1,7 +1,7 @@
 """Train the embedded model from nothing: ``python -m lcc.models.train --out DIR`` (under an hour on two cores).
 
 The curriculum: copy random words until copying circuits stand, then documents whose people have one, two and four
-attributes, then full documents under a decaying learning rate. A stage ends when its accuracy is reached.
+attributes, then full documents under a decaying learning rate, and last a rehearsal of what is weakest.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from .lessons import (
     Batch,
     Lesson,
     Packer,
+    asking_lesson,
     closed_book_lesson,
     copying_lesson,
     document_lesson,
@@ -48,12 +49,14 @@ class Stage:
     """Up to ``steps`` batches from ``lessons``.
 
     A stage with a ``goal`` ends once that kind of exercise has that accuracy; one without decays its learning rate.
+    ``rate`` scales the learning rates.
     """
 
     name: str
     steps: int
     goal: tuple[str, float] | None
     lessons: Callable[[random.Random], list[Group]]
+    rate: float = 1.0
 
 
 def _copying(rng: random.Random) -> list[Group]:
@@ -83,14 +86,26 @@ def _full_documents(rng: random.Random) -> list[Group]:
     ]
 
 
+def _rehearsal(rng: random.Random) -> list[Group]:
+    """What full documents alone leave weakest: repeating without a slip, and asking only what the text answers."""
+    shape = rng.randint(5, 8), rng.randint(6, 8)
+    return [
+        Group(0.7, [document_lesson(rng, *shape, rng.random() < 0.3) for _ in range(3)]),
+        Group(1.0, [repeating_lesson(rng, *shape) for _ in range(4)]),
+        Group(0.7, [asking_lesson(rng, *shape) for _ in range(4)]),
+        Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
+    ]
+
+
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last one."""
+    """The stages; ``scale`` shortens or lengthens the last two."""
     return (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
         Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
         Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
         Stage("documents", int(700 * scale), None, _full_documents),
+        Stage("rehearsal", int(240 * scale), None, _rehearsal, rate=0.5),
     )
 
 
@@ -182,7 +197,8 @@ class Trainer:
         rows, start = [], time.monotonic()
         for step in range(1, stage.steps + 1):
             decay = 1.0 if stage.goal else min(1.0, (1 - (step - 1) / stage.steps) / DECAYING_SHARE)
-            loss, accuracy = self._train_step(stage.lessons(rng), optimizers, decay * min(1.0, step / WARMUP_STEPS))
+            scale = stage.rate * decay * min(1.0, step / WARMUP_STEPS)
+            loss, accuracy = self._train_step(stage.lessons(rng), optimizers, scale)
             for kind, value in accuracy.items():
                 running[kind] = 0.9 * running.get(kind, value) + 0.1 * value
             progress.update(task, advance=1, description=f"{stage.name}: loss {loss:.3f}")
@@ -219,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and training_log.jsonl")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="length of the last stage, relative to the default")
+    parser.add_argument("--scale", type=float, default=1.0, help="length of the last two stages, relative to the default")
     arguments = parser.parse_args()
     Trainer(arguments.out, arguments.seed).run(curriculum(arguments.scale))
 
