@@ -23,6 +23,10 @@ class KV:
     def __len__(self) -> int:
         return self.keys.shape[2]
 
+    def head(self, tokens: int) -> KV:
+        """The first ``tokens`` tokens."""
+        return KV(self.keys[:, :, :tokens], self.values[:, :, :tokens])
+
     def tail(self, tokens: int) -> KV:
         """The last ``tokens`` tokens."""
         return KV(self.keys[:, :, len(self) - tokens :], self.values[:, :, len(self) - tokens :])

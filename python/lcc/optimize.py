@@ -115,7 +115,7 @@ class Optimization:
             kl = self._held_out_kl(held_out) if held_out else loss
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
-        if kl < self.best_kl or not held_out:
+        if kl < self.best_kl or not held_out or not self.settings.patience:
             self.best_kl, self.stale = kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
 

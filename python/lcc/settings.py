@@ -24,10 +24,12 @@ class CompileSettings:
         general_queries: how many context-agnostic queries to draw.
         self_study_questions: how many distinct questions the model asks itself about the text; 0 for none.
         self_study_temperature: sampling temperature of those questions.
+        self_study_piece: tokens of text that the model asks about at a time; 0 for the whole text at once.
         max_response_tokens: longest teacher response.
         held_out: share of the query samples kept out of training to measure the held-out KL.
         evaluate_every: steps between two measurements.
-        patience: measurements without a better held-out KL before stopping early; 0 never stops.
+        patience: measurements without a better held-out KL before stopping early; the best state is kept. 0 never
+            stops, and keeps the last state.
         keep_prefix: whether queries see the system prompt and user header beside the memory.
         loss: ``kl`` (nats a token) or ``mse`` over logits (the paper's ablation).
         coupled: leave the LoRA on for queries and responses while training (the paper's ablation).
@@ -36,7 +38,7 @@ class CompileSettings:
     """
 
     ratio: float = 16.0
-    steps: int = 1500
+    steps: int = 600
     batch: int = 64
     learning_rate: float = 4e-3
     buffer_learning_rate: float = 4e-3
@@ -47,8 +49,9 @@ class CompileSettings:
     general_weight: float = 1.0
     self_study_weight: float = 1.0
     general_queries: int = 256
-    self_study_questions: int = 256
-    self_study_temperature: float = 1.0
+    self_study_questions: int = 128
+    self_study_temperature: float = 0.8
+    self_study_piece: int = 64
     max_response_tokens: int = 64
     held_out: float = 0.1
     evaluate_every: int = 50
@@ -70,7 +73,7 @@ class CompileSettings:
         _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
         for name in ("learning_rate", "self_study_temperature", "alpha"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        for name in ("buffer_learning_rate", "general_queries", "self_study_questions", "patience"):
+        for name in ("buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")

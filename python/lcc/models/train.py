@@ -235,7 +235,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and training_log.jsonl")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="length of the last two stages, relative to the default")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="length of the last two stages, relative to the default"
+    )
     arguments = parser.parse_args()
     Trainer(arguments.out, arguments.seed).run(curriculum(arguments.scale))
 
