@@ -10,7 +10,7 @@ import torch
 from ..dispatch import Backend, on_triton_device, register, triton_missing
 from ..library import cuda_missing
 from . import driver, reference, torch_path
-from .chunks import budget_bytes, plan
+from .chunks import budget_bytes, row_fits
 from .options import KLOptions
 
 
@@ -29,7 +29,7 @@ def _linear_refused(
     *_: object,
 ) -> str | None:
     budget = budget_bytes(options.chunk_bytes, student.device)
-    if plan(len(student), len(weight), student.element_size(), budget).columns < len(weight):
+    if not row_fits(len(weight), student.element_size(), budget):
         return f"one row of both logits exceeds chunk_bytes={budget}; backend 'torch' also splits the vocabulary"
     return _refused(student, options)
 

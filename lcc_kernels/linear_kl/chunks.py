@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-# Trade-offs: a chunk of many rows reads lm_head seldom, a chunk of few rows is small.
+# A chunk of many rows reads lm_head seldom; one of few rows is small.
 CPU_CHUNK_BYTES = 2**26
 GPU_CHUNK_BYTES = 2**29
-SPLIT_ROWS = 64
+
+# Rows per chunk where the vocabulary is split. It must not depend on the columns: ranks of a group, whose last shards may
+# be padding, have to agree on it.
+SPLIT_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,25 @@ class Chunk:
     columns: int
 
 
-def plan(rows: int, vocab: int, itemsize: int, budget: int) -> Chunk:
-    """The fewest, evenly sized chunks of both logits within ``budget`` bytes.
-
-    Whole rows if one row of both fits; otherwise up to ``SPLIT_ROWS`` rows and as many columns as fit.
-    """
-    fitting = budget // (2 * max(vocab, 1) * itemsize)
-    if fitting:
-        return Chunk(_even(rows, fitting), vocab)
-    split_rows = _even(rows, max(min(SPLIT_ROWS, budget // (2 * itemsize)), 1))
-    return Chunk(split_rows, _even(vocab, max(budget // (2 * split_rows * itemsize), 1)))
-
-
 def budget_bytes(chunk_bytes: int | None, device: torch.device) -> int:
     """``chunk_bytes``, or the default of the device."""
     return chunk_bytes or (CPU_CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES)
+
+
+def row_fits(vocab: int, itemsize: int, budget: int) -> bool:
+    """Whether one row of both logits stays within ``budget`` bytes."""
+    return 2 * vocab * itemsize <= budget
+
+
+def whole_rows(rows: int, vocab: int, itemsize: int, budget: int) -> int:
+    """Rows per chunk: the fewest, evenly sized chunks of whole rows within ``budget`` bytes."""
+    return _even(rows, max(budget // (2 * vocab * itemsize), 1))
+
+
+def split_rows(rows: int, vocab: int, itemsize: int, budget: int) -> Chunk:
+    """At most ``SPLIT_ROWS`` rows, and as many columns of them as stay within ``budget`` bytes."""
+    chunk_rows = _even(rows, max(min(SPLIT_ROWS, budget // (2 * itemsize)), 1))
+    return Chunk(chunk_rows, _even(vocab, max(budget // (2 * chunk_rows * itemsize), 1)))
 
 
 def spans(total: int, size: int) -> list[slice]:
@@ -44,5 +51,5 @@ def spans(total: int, size: int) -> list[slice]:
 
 def _even(total: int, most: int) -> int:
     """Size of the fewest equal parts of ``total`` with at most ``most`` items each, at least 1."""
-    parts = -(-total // most)
-    return max(-(-total // max(parts, 1)), 1)
+    parts = max(-(-total // most), 1)
+    return max(-(-total // parts), 1)

@@ -1,6 +1,6 @@
 """The formulas on tiles of torch tensors: row sums first, then the gradient of each logit.
 
-``student`` and ``teacher`` are log-probabilities (rows, columns), for ``mse`` transformed logits; the columns may be any
+``student`` and ``teacher`` are log-probabilities (rows, columns), for ``mse`` transformed logits; columns may be any
 part of the vocabulary, since every sum here is a sum over columns.
 """
 

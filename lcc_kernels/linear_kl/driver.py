@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .chunks import budget_bytes, plan, spans
+from .chunks import budget_bytes, spans, whole_rows
 from .options import KLOptions, accumulation_dtype
 
 Rows = tuple[torch.Tensor, torch.Tensor]
@@ -34,7 +34,7 @@ def linear_kl_rows(
     """Hidden states (rows, H) to losses (rows,) and their gradients (rows, H), or (0, H) without ``with_grad``."""
     loss, gradient = outputs(student, with_grad)
     budget = budget_bytes(options.chunk_bytes, student.device)
-    rows = plan(len(student), len(weight), student.element_size(), budget).rows
+    rows = whole_rows(len(student), len(weight), student.element_size(), budget)
     buffer = _logits_buffer(2 * rows, len(weight), student)
     for span in spans(len(student), rows):
         hidden = torch.cat((student[span], teacher[span]))

@@ -47,8 +47,8 @@ def linear_kl(
         logit_scale: factor on the logits, before the soft-cap.
         direction: ``forward`` is KL(teacher || student) (LCC Eqs. 2-4), ``reverse`` KL(student || teacher), ``jsd`` the
             generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649).
-        row_weight: (rows,) non-negative weights, or None for ones. Rows of weight 0 may hold anything. They cost nothing
-            if the weights lie on the CPU, and their share of the GEMMs if these lie on a GPU, which is never waited for.
+        row_weight: (rows,) non-negative weights, or None for ones. Rows of weight 0 may hold anything. They cost
+            nothing if the weights lie on the CPU, and their share of the GEMMs on a GPU, which is never waited for.
         reduction: ``none`` gives the weighted losses (rows,), ``sum`` their sum, ``mean`` that over the sum of weights
             (0 where there is no weight at all).
         backend: a name of ``available_backends("linear_kl")``, or ``auto``.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .chunks import budget_bytes, plan, spans
+from .chunks import budget_bytes, spans, split_rows
 from .divergence import logit_gradient, row_sums
 from .driver import Rows, outputs, project
 from .groups import reduce_
@@ -50,8 +50,8 @@ def linear_kl_rows(
     """``driver.linear_kl_rows`` in tiles; ``weight`` (columns, H) and ``bias`` (columns,) are this rank's shard."""
     loss, gradient = outputs(student, with_grad)
     budget = budget_bytes(options.chunk_bytes, student.device) // TILE_SHARE
-    chunk = plan(len(student), len(weight), student.element_size(), budget)
-    columns = spans(len(weight), max(chunk.columns, 1)) or [slice(0, 0)]
+    chunk = split_rows(len(student), len(weight), student.element_size(), budget)
+    columns = spans(len(weight), chunk.columns) or [slice(0, 0)]
     for span in spans(len(student), chunk.rows):
         tiles = _linear_tiles(student[span], teacher[span], weight, bias, columns)
         statistics = _statistics(tiles, options)
@@ -69,8 +69,8 @@ def kl_rows(student: torch.Tensor, teacher: torch.Tensor, options: KLOptions, wi
     """``driver.kl_rows`` of this rank's columns."""
     loss, gradient = outputs(student, with_grad)
     budget = budget_bytes(options.chunk_bytes, student.device) // TILE_SHARE
-    rows = plan(len(student), student.shape[1], student.element_size(), budget).rows
-    for span in spans(len(student), rows):
+    chunk = split_rows(len(student), student.shape[1], student.element_size(), budget)
+    for span in spans(len(student), chunk.rows):
         tile = torch.stack((student[span], teacher[span]))
         statistics = _statistics(_constant(tile), options)
         loss[span] = statistics.loss

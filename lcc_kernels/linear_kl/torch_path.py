@@ -6,7 +6,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from . import driver, split_vocab
-from .chunks import budget_bytes, plan, spans
+from .chunks import budget_bytes, row_fits, spans
 from .divergence import logit_gradient, row_sums
 from .driver import Rows
 from .options import KLOptions, accumulation_dtype
@@ -54,9 +54,8 @@ def linear_kl_rows(
     with_grad: bool,
 ) -> Rows:
     """``driver.linear_kl_rows``, with a split vocabulary where ranks share it or one row exceeds the budget."""
-    vocab = len(weight)
     budget = budget_bytes(options.chunk_bytes, student.device)
-    if options.group is not None or plan(len(student), vocab, student.element_size(), budget).columns < vocab:
+    if options.group is not None or not row_fits(len(weight), student.element_size(), budget):
         return split_vocab.linear_kl_rows(student, teacher, weight, bias, options, with_grad)
     return driver.linear_kl_rows(divergence_, student, teacher, weight, bias, row_weight, options, with_grad)
 
