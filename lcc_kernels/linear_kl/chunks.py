@@ -10,9 +10,8 @@ import torch
 CPU_CHUNK_BYTES = 2**26
 GPU_CHUNK_BYTES = 2**29
 
-# Rows per chunk where the vocabulary is split. It must not depend on the columns: ranks of a group, whose last shards may
-# be padding, have to agree on it.
-SPLIT_ROWS = 512
+# Where the vocabulary is split, a tile has up to so many rows, and fewer rather than narrower tiles than this.
+SPLIT_ROWS, SPLIT_COLUMNS = 512, 128
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,11 @@ def whole_rows(rows: int, vocab: int, itemsize: int, budget: int) -> int:
 
 
 def split_rows(rows: int, vocab: int, itemsize: int, budget: int) -> Chunk:
-    """At most ``SPLIT_ROWS`` rows, and as many columns of them as stay within ``budget`` bytes."""
-    chunk_rows = _even(rows, max(min(SPLIT_ROWS, budget // (2 * itemsize)), 1))
+    """At most ``SPLIT_ROWS`` rows, and as many columns of them as stay within ``budget`` bytes.
+
+    The rows do not depend on ``vocab``: ranks of a group have to agree on them, and a last shard may be all padding.
+    """
+    chunk_rows = _even(rows, max(min(SPLIT_ROWS, budget // (2 * SPLIT_COLUMNS * itemsize)), 1))
     return Chunk(chunk_rows, _even(vocab, max(budget // (2 * chunk_rows * itemsize), 1)))
 
 

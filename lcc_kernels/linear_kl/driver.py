@@ -67,6 +67,7 @@ def live_rows(
     student: torch.Tensor,
     teacher: torch.Tensor,
     row_weight: torch.Tensor | None,
+    with_grad: bool,
 ) -> Rows:
     """``run`` without the rows of weight 0: their loss and gradient are 0, whatever they hold.
 
@@ -84,10 +85,9 @@ def live_rows(
         return run(student, teacher, None)
     live = live.to(student.device)
     live_loss, live_gradient = run(student[live], teacher[live], None)
-    loss = live_loss.new_zeros(len(student)).index_copy_(0, live, live_loss)
-    if len(live_gradient) == 0:
-        return loss, live_gradient
-    return loss, torch.zeros_like(student, memory_format=torch.contiguous_format).index_copy_(0, live, live_gradient)
+    loss, gradient = (tensor.zero_() for tensor in outputs(student, with_grad))
+    loss.index_copy_(0, live, live_loss)
+    return loss, gradient.index_copy_(0, live, live_gradient) if with_grad else gradient
 
 
 def outputs(student: torch.Tensor, with_grad: bool) -> Rows:

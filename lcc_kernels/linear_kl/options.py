@@ -38,7 +38,7 @@ class KLOptions:
             )
         if not self.temperature > 0 or (self.softcap is not None and not self.softcap > 0):
             raise ValueError(f"temperature and softcap must be > 0; got {self.temperature} and {self.softcap}")
-        if not math.isfinite(self.logit_scale):
+        if not abs(self.logit_scale) < math.inf:
             raise ValueError(f"logit_scale must be finite; got {self.logit_scale}")
         if not 0 < self.beta < 1:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -51,7 +52,7 @@ def _rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, options: K
         return _kl(teacher, student)
     if options.direction == "reverse":
         return _kl(student, teacher)
-    mixture = (options.beta * teacher.exp() + (1 - options.beta) * student.exp()).log()
+    mixture = torch.logaddexp(teacher + math.log(options.beta), student + math.log1p(-options.beta))
     return options.beta * _kl(teacher, mixture) + (1 - options.beta) * _kl(student, mixture)
 
 

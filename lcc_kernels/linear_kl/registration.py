@@ -34,7 +34,7 @@ def linear_kl_rows(
     def chosen(left: torch.Tensor, right: torch.Tensor, weights: torch.Tensor | None) -> Rows:
         return run(left, right, weight, bias, weights, options, with_grad)
 
-    return live_rows(chosen, student, teacher, row_weight)
+    return live_rows(chosen, student, teacher, row_weight, with_grad)
 
 
 @custom_op(
@@ -57,7 +57,7 @@ def kl_rows(
     def chosen(left: torch.Tensor, right: torch.Tensor, weights: torch.Tensor | None) -> Rows:
         return run(left, right, weights, options, with_grad)
 
-    return live_rows(chosen, student, teacher, row_weight)
+    return live_rows(chosen, student, teacher, row_weight, with_grad)
 
 
 @linear_kl_rows.register_fake
