@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.nn.functional import linear, log_softmax
 
@@ -35,7 +37,7 @@ def naive_rows(student, teacher, direction="forward", beta=0.5, loss="kl", vocab
         return (student - teacher).square().mean(-1)
     student, teacher = log_softmax(student, -1), log_softmax(teacher, -1)
     if direction == "jsd":
-        mixture = torch.log(beta * teacher.exp() + (1 - beta) * student.exp())
+        mixture = torch.logaddexp(math.log(beta) + teacher, math.log(1 - beta) + student)
         return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
     return _kl(student, teacher) if direction == "reverse" else _kl(teacher, student)
 

@@ -62,11 +62,7 @@ def test_extreme_logits(variant, backend):
     )
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
-    if variant != "jsd":
-        return check_logits(student, teacher, options, backend=backend)
-    # naive torch takes the logarithm of an underflowed mixture
-    exact = lk.kl_from_logits(student.double(), teacher.double(), reduction="none", backend="reference", **options)
-    torch.testing.assert_close(loss.double(), exact.detach(), rtol=1e-5, atol=1e-6)
+    check_logits(student, teacher, options, backend=backend)
 
 
 @pytest.mark.parametrize("chunk_bytes", CHUNKS.values(), ids=CHUNKS)
