@@ -10,10 +10,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -39,34 +41,55 @@ def why_not() -> str | None:
 
 
 def nvcc() -> str | None:
+    """Path of the CUDA compiler, or None."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
 
 
-def command(output: str, sources: list[str]) -> list[str]:
-    """The one call of nvcc that makes the library. It links no libtorch: its symbols come from the running torch."""
+def architectures() -> list[str]:
+    """The GPUs to compile for."""
+    return os.environ.get("LCC_KERNELS_CUDA_ARCHS", "80 90a").split()
+
+
+def command(output: str, sources: list[str], archs: Iterable[str]) -> list[str]:
+    """The one call of nvcc that makes the library."""
     import torch
 
-    include = Path(torch.__file__).parent / "include"
-    archs = os.environ.get("LCC_KERNELS_CUDA_ARCHS", "80 90a").split()
+    home = Path(torch.__file__).parent
     targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{include}"]
-    return [nvcc() or "nvcc", "-shared", "-Xcompiler=-fPIC", *flags, *targets, "-o", output, *sources]
+    flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{home}/include"]
+    links = ["-shared", "-Xcompiler=-fPIC", f"-L{home}/lib", "-Xlinker=--no-as-needed", "-ltorch"]
+    return [nvcc() or "nvcc", *flags, *targets, *links, "-o", output, *sources]
 
 
 class BuildCuda(build_ext):
-    """Runs nvcc; the library has no Python in it, so its name carries no Python version."""
+    """Runs nvcc. The library has no Python in it, so neither its name nor the wheel's carries a Python version."""
 
     def get_ext_filename(self, fullname: str) -> str:
+        """``lcc_kernels/_C.so``."""
         return f"{fullname.replace('.', '/')}.so"
 
     def build_extension(self, ext: Extension) -> None:
+        """Compile and link in one call."""
         output = Path(self.get_ext_fullpath(ext.name))
         output.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(command(str(output), ext.sources), check=True, cwd=ROOT)
+        try:
+            subprocess.run(command(str(output), ext.sources, architectures()), check=True, cwd=ROOT)
+        except subprocess.CalledProcessError as error:
+            raise RuntimeError("nvcc failed; LCC_KERNELS_BUILD_CUDA=0 installs without the CUDA library") from error
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for every Python of a platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Only the platform matters."""
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if self.distribution.has_ext_modules() else (python, abi, platform)
 
 
 def extensions() -> list[Extension]:
+    """The CUDA library, or nothing and a line that says why."""
     reason = why_not()
     if reason is None:
         return [Extension("lcc_kernels._C", sources=SOURCES, depends=HEADERS)]
@@ -76,4 +99,4 @@ def extensions() -> list[Extension]:
 
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildCuda})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildCuda, "bdist_wheel": PlatformWheel})
