@@ -1,53 +1,69 @@
-"""The formulas on tiles of torch tensors: row sums first, then the gradient of each logit.
-
-``student`` and ``teacher`` are log-probabilities (rows, columns), for ``mse`` transformed logits; columns may be any
-part of the vocabulary, since every sum here is a sum over columns.
-"""
+"""The formulas on tiles of torch tensors: row sums first, then the gradient of each logit."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from .options import KLOptions
 
 
-def row_sums(
-    student: torch.Tensor, teacher: torch.Tensor, options: KLOptions
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Each row's loss (rows,), and what ``logit_gradient`` centres the slopes on (rows,) or None.
+@dataclass(frozen=True)
+class Tile:
+    """Some or all columns of some rows.
 
-    ``forward``: KL(teacher || student), LCC Eqs. 2-4. ``reverse``: KL(student || teacher). ``jsd``, with
-    m = beta teacher + (1 - beta) student: beta KL(teacher || m) + (1 - beta) KL(student || m), GKD (arXiv 2306.13649).
+    ``student`` and ``teacher`` (rows, columns) are log-probabilities over the whole vocabulary, for ``mse`` transformed
+    logits. Exponentials are computed once, when first needed.
     """
-    if options.kind == "mse":
-        return (student - teacher).square_().sum(-1), None
-    if options.kind == "forward":
-        return (teacher - student).mul_(teacher.exp()).sum(-1), None
-    if options.kind == "reverse":
-        loss = (student - teacher).mul_(student.exp()).sum(-1)
-        return loss, loss
-    mixture = _log_mixture(student, teacher, options.beta)
-    from_teacher = (teacher - mixture).mul_(teacher.exp()).sum(-1)
-    from_student = mixture.neg_().add_(student).mul_(student.exp()).sum(-1)
-    return options.beta * from_teacher + (1 - options.beta) * from_student, from_student
 
+    student: torch.Tensor
+    teacher: torch.Tensor
+    options: KLOptions
 
-def logit_gradient(
-    student: torch.Tensor, teacher: torch.Tensor, centre: torch.Tensor | None, options: KLOptions
-) -> torch.Tensor:
-    """Gradient (rows, columns) of the rows' losses in the transformed student logits; ``mse`` as a sum, not a mean."""
-    if options.kind == "mse":
-        return (student - teacher).mul_(2.0)
-    if options.kind == "forward":
-        return student.exp().sub_(teacher.exp())
-    assert centre is not None
-    if options.kind == "reverse":
-        return (student - teacher).sub_(centre[:, None]).mul_(student.exp())
-    slope = _log_mixture(student, teacher, options.beta).neg_().add_(student)
-    return slope.sub_(centre[:, None]).mul_(student.exp()).mul_(1 - options.beta)
+    @cached_property
+    def p(self) -> torch.Tensor:
+        """The student's probabilities."""
+        return self.student.exp()
 
+    @cached_property
+    def q(self) -> torch.Tensor:
+        """The teacher's probabilities."""
+        return self.teacher.exp()
 
-def _log_mixture(student: torch.Tensor, teacher: torch.Tensor, beta: float) -> torch.Tensor:
-    return torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    @cached_property
+    def mixture(self) -> torch.Tensor:
+        """Log-probabilities of m = beta q + (1 - beta) p."""
+        beta = self.options.beta
+        return torch.logaddexp(self.teacher + math.log(beta), self.student + math.log1p(-beta))
+
+    def row_sums(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Each row's loss (rows,), for ``mse`` not yet a mean, and what ``gradient`` centres on (rows,) or None.
+
+        ``forward``: KL(q || p), LCC Eqs. 2-4. ``reverse``: KL(p || q). ``jsd`` (GKD, arXiv 2306.13649):
+        beta KL(q || m) + (1 - beta) KL(p || m).
+        """
+        kind, beta = self.options.kind, self.options.beta
+        if kind == "mse":
+            return (self.student - self.teacher).square_().sum(-1), None
+        if kind == "forward":
+            return (self.teacher - self.student).mul_(self.q).sum(-1), None
+        if kind == "reverse":
+            loss = (self.student - self.teacher).mul_(self.p).sum(-1)
+            return loss, loss
+        from_teacher = (self.teacher - self.mixture).mul_(self.q).sum(-1)
+        from_student = (self.student - self.mixture).mul_(self.p).sum(-1)
+        return beta * from_teacher + (1 - beta) * from_student, from_student
+
+    def gradient(self, centre: torch.Tensor | None) -> torch.Tensor:
+        """Gradient (rows, columns) of the whole rows' losses in the transformed student logits."""
+        if self.options.kind == "mse":
+            return (self.student - self.teacher).mul_(2.0)
+        if self.options.kind == "forward":
+            return self.p - self.q
+        assert centre is not None
+        if self.options.kind == "reverse":
+            return (self.student - self.teacher).sub_(centre[:, None]).mul_(self.p)
+        return (self.student - self.mixture).sub_(centre[:, None]).mul_(self.p).mul_(1 - self.options.beta)

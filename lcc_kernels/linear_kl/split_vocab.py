@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .chunks import budget_bytes, spans, split_rows
-from .divergence import logit_gradient, row_sums
+from .divergence import Tile
 from .driver import Rows, outputs, project
 from .groups import reduce_
 from .options import KLOptions
@@ -29,7 +29,7 @@ class RowStatistics:
     """What a tile's gradient needs to know of the whole row.
 
     ``peak`` and ``log_sum`` (2, rows, 1): log-probability is z - peak - log_sum; both 0 for ``mse``. ``mean`` () is the
-    factor of the loss's mean over the vocabulary, ``centre`` (rows,) as in ``divergence.logit_gradient``.
+    factor of the loss's mean over the vocabulary, ``centre`` (rows,) as in ``divergence.Tile``.
     """
 
     peak: torch.Tensor
@@ -104,7 +104,7 @@ def _constant(tile: torch.Tensor) -> Tiles:
 
 def _statistics(tiles: Tiles, options: KLOptions) -> RowStatistics:
     peak, log_sum, count = _normalizers(tiles, options)
-    sums = [row_sums(*_normalized(tile, peak, log_sum, options), options) for tile in tiles()]
+    sums = [_normalized(tile, peak, log_sum, options).row_sums() for tile in tiles()]
     losses, centres = [loss for loss, _ in sums], [centre for _, centre in sums if centre is not None]
     loss = reduce_(torch.stack(losses).sum(0), options.group)
     centre = reduce_(torch.stack(centres).sum(0), options.group) if centres else None
@@ -129,15 +129,12 @@ def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.
     return highest, total.log(), count
 
 
-def _normalized(
-    tile: torch.Tensor, peak: torch.Tensor, log_sum: torch.Tensor, options: KLOptions
-) -> tuple[torch.Tensor, torch.Tensor]:
-    student, teacher = (options.transform(tile) - peak).sub_(log_sum)
-    return student, teacher
+def _normalized(logits: torch.Tensor, peak: torch.Tensor, log_sum: torch.Tensor, options: KLOptions) -> Tile:
+    student, teacher = (options.transform(logits) - peak).sub_(log_sum)
+    return Tile(student, teacher, options)
 
 
-def _gradient(tile: torch.Tensor, statistics: RowStatistics, options: KLOptions) -> torch.Tensor:
-    """Gradient (rows, columns) of the losses in the tile's raw student logits."""
-    student, teacher = _normalized(tile, statistics.peak, statistics.log_sum, options)
-    gradient = logit_gradient(student, teacher, statistics.centre, options)
-    return gradient.mul_(options.slope(tile[0]) * statistics.mean)
+def _gradient(logits: torch.Tensor, statistics: RowStatistics, options: KLOptions) -> torch.Tensor:
+    """Gradient (rows, columns) of the losses in the raw student logits of a tile (2, rows, columns)."""
+    tile = _normalized(logits, statistics.peak, statistics.log_sum, options)
+    return tile.gradient(statistics.centre).mul_(options.slope(logits[0]) * statistics.mean)
