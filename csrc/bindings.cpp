@@ -36,7 +36,7 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
   STD_TORCH_CHECK(student.stride(1) == 1 && teacher.stride(1) == 1 && loss.is_contiguous(), "rows must be contiguous");
   STD_TORCH_CHECK(student.scalar_type() == teacher.scalar_type() && loss.scalar_type() == ScalarType::Float,
                   "logits must share a dtype, and loss must be float32");
-  STD_TORCH_CHECK(teacher.is_cuda() && loss.is_cuda(), "all tensors must be on the GPU");
+  STD_TORCH_CHECK(student.is_cuda() && teacher.is_cuda() && loss.is_cuda(), "all tensors must be on the GPU");
   constexpr int64_t kLimit = std::numeric_limits<int>::max() / 16;
   STD_TORCH_CHECK(student.size(0) <= kLimit && student.size(1) <= kLimit, "more rows or columns than a launch can take");
   if (row_weight.has_value()) {

@@ -12,7 +12,7 @@ from .options import KLOptions
 
 
 @dataclass(frozen=True)
-class Tile:
+class Pair:
     """Some or all columns of some rows.
 
     ``student`` and ``teacher`` (rows, columns) are log-probabilities over the whole vocabulary, for ``mse`` transformed

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from .chunks import budget_bytes, spans, split_rows
-from .divergence import Tile
+from .divergence import Pair
 from .driver import Rows, outputs, project
 from .groups import reduce_
 from .options import KLOptions
@@ -29,7 +29,7 @@ class RowStatistics:
     """What a tile's gradient needs to know of the whole row.
 
     ``peak`` and ``log_sum`` (2, rows, 1): log-probability is z - peak - log_sum; both 0 for ``mse``. ``mean`` () is the
-    factor of the loss's mean over the vocabulary, ``centre`` (rows,) as in ``divergence.Tile``.
+    factor of the loss's mean over the vocabulary, ``centre`` (rows,) as in ``divergence.Pair``.
     """
 
     peak: torch.Tensor
@@ -129,12 +129,12 @@ def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.
     return highest, total.log(), count
 
 
-def _normalized(logits: torch.Tensor, peak: torch.Tensor, log_sum: torch.Tensor, options: KLOptions) -> Tile:
+def _normalized(logits: torch.Tensor, peak: torch.Tensor, log_sum: torch.Tensor, options: KLOptions) -> Pair:
     student, teacher = (options.transform(logits) - peak).sub_(log_sum)
-    return Tile(student, teacher, options)
+    return Pair(student, teacher, options)
 
 
 def _gradient(logits: torch.Tensor, statistics: RowStatistics, options: KLOptions) -> torch.Tensor:
     """Gradient (rows, columns) of the losses in the raw student logits of a tile (2, rows, columns)."""
-    tile = _normalized(logits, statistics.peak, statistics.log_sum, options)
-    return tile.gradient(statistics.centre).mul_(options.slope(logits[0]) * statistics.mean)
+    pair = _normalized(logits, statistics.peak, statistics.log_sum, options)
+    return pair.gradient(statistics.centre).mul_(options.slope(logits[0]) * statistics.mean)

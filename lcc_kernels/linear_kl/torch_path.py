@@ -7,7 +7,7 @@ from torch.nn.functional import log_softmax
 
 from . import driver, split_vocab
 from .chunks import budget_bytes, row_fits, spans
-from .divergence import Tile
+from .divergence import Pair
 from .driver import Rows
 from .options import KLOptions, accumulation_dtype
 
@@ -36,11 +36,11 @@ def _block_(student: torch.Tensor, teacher: torch.Tensor, options: KLOptions, wi
     left, right = options.transform(student), options.transform(teacher)
     if options.loss == "kl":
         left, right = log_softmax(left, -1), log_softmax(right, -1)
-    tile = Tile(left, right, options)
-    loss, centre = tile.row_sums()
+    pair = Pair(left, right, options)
+    loss, centre = pair.row_sums()
     mean = 1 / student.shape[1] if options.loss == "mse" else 1.0
     if with_grad:
-        torch.mul(tile.gradient(centre), options.slope(student) * mean, out=student)
+        torch.mul(pair.gradient(centre), options.slope(student) * mean, out=student)
     return loss.mul_(mean).clamp_min_(0.0)
 
 
