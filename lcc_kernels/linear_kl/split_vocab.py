@@ -28,13 +28,13 @@ TILE_SHARE = 8
 class RowStatistics:
     """What a tile's gradient needs to know of the whole row.
 
-    ``peak`` and ``log_sum`` (2, rows, 1): log-probability is z - peak - log_sum; both 0 for ``mse``. ``mean`` () is the
+    ``peak`` and ``log_sum`` (2, rows, 1): log-probability is z - peak - log_sum; both 0 for ``mse``. ``mean`` is the
     factor of the loss's mean over the vocabulary, ``centre`` (rows,) as in ``divergence.Pair``.
     """
 
-    peak: torch.Tensor
-    log_sum: torch.Tensor
-    mean: torch.Tensor
+    peak: torch.Tensor | float
+    log_sum: torch.Tensor | float
+    mean: torch.Tensor | float
     loss: torch.Tensor
     centre: torch.Tensor | None
 
@@ -54,7 +54,7 @@ def linear_kl_rows(
     columns = spans(len(weight), chunk.columns) or [slice(0, 0)]
     for span in spans(len(student), chunk.rows):
         tiles = _linear_tiles(student[span], teacher[span], weight, bias, columns)
-        statistics = _statistics(tiles, options)
+        statistics = _statistics(tiles, len(weight), options)
         loss[span] = statistics.loss
         if with_grad:
             total = student.new_zeros(student[span].shape, dtype=loss.dtype)
@@ -72,7 +72,7 @@ def kl_rows(student: torch.Tensor, teacher: torch.Tensor, options: KLOptions, wi
     chunk = split_rows(len(student), student.shape[1], student.element_size(), budget)
     for span in spans(len(student), chunk.rows):
         tile = torch.stack((student[span], teacher[span]))
-        statistics = _statistics(_constant(tile), options)
+        statistics = _statistics(_constant(tile), student.shape[1], options)
         loss[span] = statistics.loss
         if with_grad:
             gradient[span] = _gradient(tile, statistics, options)
@@ -102,34 +102,32 @@ def _constant(tile: torch.Tensor) -> Tiles:
     return lambda: [tile]
 
 
-def _statistics(tiles: Tiles, options: KLOptions) -> RowStatistics:
-    peak, log_sum, count = _normalizers(tiles, options)
+def _statistics(tiles: Tiles, columns: int, options: KLOptions) -> RowStatistics:
+    peak, log_sum = (0.0, 0.0) if options.loss == "mse" else _normalizers(tiles, options)
     sums = [_normalized(tile, peak, log_sum, options).row_sums() for tile in tiles()]
     losses, centres = [loss for loss, _ in sums], [centre for _, centre in sums if centre is not None]
     loss = reduce_(torch.stack(losses).sum(0), options.group)
     centre = reduce_(torch.stack(centres).sum(0), options.group) if centres else None
-    mean = count.reciprocal() if options.loss == "mse" else torch.ones_like(count)
+    mean = reduce_(loss.new_full((), columns), options.group).reciprocal() if options.loss == "mse" else 1.0
     return RowStatistics(peak, log_sum, mean, loss.mul(mean).clamp_min_(0.0), centre)
 
 
-def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``peak`` and ``log_sum`` over all tiles and ranks, and the number of columns there are."""
-    peaks, totals, columns = [], [], 0
+def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """``peak`` and ``log_sum`` over all tiles and ranks."""
+    peaks, totals = [], []
     for tile in tiles():
         z = options.transform(tile)
-        columns += z.shape[-1]
         peaks.append(z.amax(-1, keepdim=True) if z.shape[-1] else z.new_full((*z.shape[:-1], 1), -torch.inf))
         totals.append((z - peaks[-1]).exp_().sum(-1, keepdim=True))
-    count = reduce_(peaks[0].new_full((), columns), options.group)
     peak, total = torch.stack(peaks), torch.stack(totals)
-    if options.loss == "mse":
-        return torch.zeros_like(peak[0]), torch.zeros_like(peak[0]), count
     highest = reduce_(peak.amax(0), options.group, maximum=True)
     total = reduce_((total * (peak - highest).exp_()).sum(0), options.group)
-    return highest, total.log(), count
+    return highest, total.log()
 
 
-def _normalized(logits: torch.Tensor, peak: torch.Tensor, log_sum: torch.Tensor, options: KLOptions) -> Pair:
+def _normalized(
+    logits: torch.Tensor, peak: torch.Tensor | float, log_sum: torch.Tensor | float, options: KLOptions
+) -> Pair:
     student, teacher = (options.transform(logits) - peak).sub_(log_sum)
     return Pair(student, teacher, options)
 

@@ -6,12 +6,13 @@ import math
 
 import pytest
 import torch
-from kl_cases import VARIANTS, make_head
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcc_kernels as lk
 from lcc_kernels.linear_kl import registration, torch_path
 from lcc_kernels.linear_kl.options import KLOptions
+
+from .kl_cases import VARIANTS, make_head
 
 BACKENDS = ("reference", "torch")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
 
 import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.linear_kl import driver
 from lcc_kernels.linear_kl.options import KLOptions
+
+from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
 
 triton = pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(not interpreting(), reason="runs in a process of its own with TRITON_INTERPRET=1")
@@ -150,9 +151,9 @@ def _compile(kernel, capability, dtype, **constants):
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd", "mse"])
 def test_compiles_without_spills_and_with_wide_accesses(capability, dtype, kind, tmp_path):
-    from triton_resources import resource_usage
-
     from lcc_kernels.linear_kl.triton_kernel import KINDS, Tile, divergence_kernel, mse_kernel, tile
+
+    from .triton_resources import resource_usage
 
     assert tile(128257) == Tile(4096, 8)
     if kind == "mse":

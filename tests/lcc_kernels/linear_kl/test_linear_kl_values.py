@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
 
 import lcc_kernels as lk
+
+from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
 
 BACKENDS = ("reference", "torch")
 # One chunk; chunks of rows; tiles of the vocabulary.
