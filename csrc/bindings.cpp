@@ -38,7 +38,7 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
                   "logits must share a dtype, and loss must be float32");
   STD_TORCH_CHECK(student.is_cuda() && teacher.is_cuda() && loss.is_cuda(), "all tensors must be on the GPU");
   constexpr int64_t kLimit = std::numeric_limits<int>::max() / 16;
-  STD_TORCH_CHECK(student.size(0) <= kLimit && student.size(1) <= kLimit, "more rows or columns than a launch can take");
+  STD_TORCH_CHECK(student.size(0) <= kLimit && student.size(1) <= kLimit, "too many rows or columns for one launch");
   if (row_weight.has_value()) {
     STD_TORCH_CHECK(row_weight->is_cuda() && row_weight->is_contiguous() &&
                         row_weight->scalar_type() == ScalarType::Float && row_weight->numel() == student.size(0),
@@ -70,10 +70,14 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
 STABLE_TORCH_LIBRARY(lcc_kernels_cuda, library) {
   library.def("abi() -> int");
   library.def(
-      "kl_rows(Tensor(a!) student, Tensor teacher, Tensor(b!) loss, Tensor? row_weight, int kind, float inner, float outer, "
-      "bool capped, float beta, bool with_grad) -> ()");
+      "kl_rows(Tensor(a!) student, Tensor teacher, Tensor(b!) loss, Tensor? row_weight, int kind, float inner, "
+      "float outer, bool capped, float beta, bool with_grad) -> ()");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CompositeExplicitAutograd, library) { library.impl("abi", TORCH_BOX(&abi)); }
+STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CompositeExplicitAutograd, library) {
+  library.impl("abi", TORCH_BOX(&abi));
+}
 
-STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CUDA, library) { library.impl("kl_rows", TORCH_BOX(&kl_rows)); }
+STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CUDA, library) {
+  library.impl("kl_rows", TORCH_BOX(&kl_rows));
+}

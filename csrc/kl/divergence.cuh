@@ -31,8 +31,8 @@ struct Transform {
   }
 };
 
-// KL(lead || trail) of a row, a few logits at a time: cross / lead_sum is the mean of lead - trail under lead, everything
-// relative to peaks that may still rise (online softmax, arXiv 1805.02867).
+// KL(lead || trail) of a row, a few logits at a time: cross / lead_sum is the mean of lead - trail under lead,
+// everything relative to peaks that may still rise (online softmax, arXiv 1805.02867).
 struct Moments {
   float lead_peak = kLowest;
   float trail_peak = kLowest;

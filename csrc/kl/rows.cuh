@@ -1,6 +1,6 @@
-// Loss and logit gradient of a row, in place, by a cluster of blocks (one block before sm_90). Logits are read twice (kJsd
-// three times, kMse once). A cluster keeps few rows in flight and the last sweep runs backwards: both so that it finds its
-// logits in L2.
+// Loss and logit gradient of a row, in place, by a cluster of blocks (one block before sm_90). Logits are read twice
+// (kJsd three times, kMse once). A cluster keeps few rows in flight and the last sweep runs backwards: both so that it
+// finds its logits in L2.
 #pragma once
 
 #include <cooperative_groups.h>
