@@ -1,4 +1,4 @@
-"""The CUDA sources without a GPU: their arithmetic on the CPU, their compilation, their binding, their build script."""
+"""The CUDA sources without a GPU: the kernel on the CPU, their compilation, their binding, their build script."""
 
 from __future__ import annotations
 
@@ -37,46 +37,38 @@ def _run(command):
 
 
 @pytest.fixture(scope="module")
-def host_row(tmp_path_factory):
-    """``divergence_row`` of tests/host_rows.cpp."""
+def run_rows(tmp_path_factory):
+    """``run_rows`` of tests/host_rows.cpp."""
     output = tmp_path_factory.mktemp("host") / "host_rows.so"
-    _run(["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-Icsrc", "tests/host_rows.cpp", "-o", str(output)])
-    function = ctypes.CDLL(str(output)).divergence_row
-    function.restype = ctypes.c_float
-    return function
+    includes = "-Itests/host_cuda", "-Icsrc"
+    _run(["g++", "-std=c++17", "-O2", "-shared", "-fPIC", *includes, "tests/host_rows.cpp", "-o", str(output)])
+    return ctypes.CDLL(str(output)).run_rows
 
 
-def _host_rows(host_row, student, teacher, options, lanes):
-    """Losses (rows,) and gradients (rows, vocab) from C++."""
-    gradient = torch.empty_like(student)
+def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad=True, wide=True):
+    """The kernel's losses (rows,), and what it leaves in the student's logits, whose rows are padded to 16 bytes."""
+    rows, vocab = student.shape
+    padded = torch.full((2, rows, -(-vocab // 4) * 4), torch.nan)
+    padded[0, :, :vocab], padded[1, :, :vocab] = student, teacher
+    loss = torch.full((rows,), torch.nan)
+    pointers = [ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in (*padded, loss, row_weight)]
     floats = [ctypes.c_float(x) for x in (options.inner, options.outer, options.beta)]
-    losses = [
-        host_row(
-            *(ctypes.c_void_p(tensor[row].data_ptr()) for tensor in (student, teacher)),
-            student.shape[1],
-            KINDS[options.kind],
-            *floats[:2],
-            options.softcap is not None,
-            floats[2],
-            lanes,
-            ctypes.c_void_p(gradient[row].data_ptr()),
-        )
-        for row in range(len(student))
-    ]
-    return torch.tensor(losses), gradient
+    sizes = rows, vocab, padded.stride(1), KINDS[options.kind]
+    run_rows(*pointers, *sizes, *floats[:2], options.softcap is not None, floats[2], with_grad, wide)
+    assert padded[0, :, vocab:].isnan().all()
+    return loss, padded[0, :, :vocab]
 
 
 @needs_compiler
-@pytest.mark.parametrize("direction", ["forward", "reverse", "jsd"])
+@pytest.mark.parametrize("kind", [{"direction": d} for d in ("forward", "reverse", "jsd")] + [{"loss": "mse"}])
 @pytest.mark.parametrize("transform", [{}, {"softcap": 3.0, "temperature": 1.5, "logit_scale": -0.8}])
-@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
-@pytest.mark.parametrize(("vocab", "lanes"), [(1, 32), (257, 1), (1030, 32)])
-def test_row_arithmetic(host_row, direction, transform, size, vocab, lanes):
+@pytest.mark.parametrize(("vocab", "size", "wide"), [(1, 1.0, True), (257, 1e4, False), (5003, 3.0, True)])
+def test_row_kernel_on_the_host(run_rows, kind, transform, vocab, size, wide):
     generator = torch.Generator().manual_seed(vocab)
-    student, teacher = (size * torch.randn(4, vocab, generator=generator) for _ in range(2))
+    student, teacher = (size * torch.randn(3, vocab, generator=generator) for _ in range(2))
     teacher[0] = student[0]
-    options = {"direction": direction, "beta": 0.3, **transform}
-    loss, gradient = _host_rows(host_row, student, teacher, KLOptions(**options), lanes)
+    options = {"beta": 0.3, **kind, **transform}
+    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**options), wide=wide)
     exact = student.double().requires_grad_()
     truth = lk.kl_from_logits(exact, teacher.double(), reduction="none", backend="reference", **options)
     (true_gradient,) = torch.autograd.grad(truth.sum(), exact)
@@ -84,6 +76,19 @@ def test_row_arithmetic(host_row, direction, transform, size, vocab, lanes):
     torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-4, atol=2e-6 * max(1.0, truth.max().item()))
     assert (loss >= 0).all()
     assert loss[0] <= 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_row_kernel_leaves_alone_what_nobody_asks_for(run_rows, loss):
+    student, teacher = torch.randn(3, 70), torch.randn(3, 70)
+    student[1] = torch.nan
+    weights, options = torch.tensor([1.0, 0.0, 2.0]), KLOptions(loss=loss)
+    losses, gradient = _on_the_host(run_rows, student, teacher, options, weights)
+    assert losses.isnan().tolist() == gradient.isnan().any(1).tolist() == [False, True, False]
+    same_losses, untouched = _on_the_host(run_rows, student, teacher, options, weights, with_grad=False)
+    torch.testing.assert_close(same_losses, losses, equal_nan=True)
+    torch.testing.assert_close(untouched, student, equal_nan=True)
 
 
 @pytest.fixture(scope="module")
