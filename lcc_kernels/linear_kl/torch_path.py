@@ -12,7 +12,7 @@ from .driver import Rows
 from .options import KLOptions, accumulation_dtype
 
 # A block's temporaries stay in a core's cache on the CPU, and far below the chunk itself on a GPU.
-CPU_BLOCK_ELEMENTS = 2**18
+CPU_BLOCK_ELEMENTS = 2**17
 GPU_BLOCK_ELEMENTS = 2**24
 
 
