@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch.nn.functional import log_softmax, softmax
 
 from .options import KLOptions
 
@@ -67,3 +68,29 @@ class Pair:
         if self.options.kind == "reverse":
             return (self.student - self.teacher).sub_(centre[:, None]).mul_(self.p)
         return (self.student - self.mixture).sub_(centre[:, None]).mul_(self.p).mul_(1 - self.options.beta)
+
+
+@dataclass(frozen=True)
+class WholeRows(Pair):
+    """A pair with all its columns: softmax of the transformed logits is faster than the exponential."""
+
+    student_logits: torch.Tensor
+    teacher_logits: torch.Tensor
+
+    @cached_property
+    def p(self) -> torch.Tensor:
+        """The student's probabilities."""
+        return softmax(self.student_logits, -1)
+
+    @cached_property
+    def q(self) -> torch.Tensor:
+        """The teacher's probabilities."""
+        return softmax(self.teacher_logits, -1)
+
+
+def whole_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, options: KLOptions) -> Pair:
+    """The pair of raw logits (rows, V)."""
+    student, teacher = options.transform(student_logits), options.transform(teacher_logits)
+    if options.loss == "mse":
+        return Pair(student, teacher, options)
+    return WholeRows(log_softmax(student, -1), log_softmax(teacher, -1), options, student, teacher)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import log_softmax
 
 from . import driver, split_vocab
 from .chunks import budget_bytes, row_fits, spans
-from .divergence import Pair
+from .divergence import whole_rows
 from .driver import Rows
 from .options import KLOptions, accumulation_dtype
 
@@ -33,10 +32,7 @@ def divergence_(
 
 
 def _block_(student: torch.Tensor, teacher: torch.Tensor, options: KLOptions, with_grad: bool) -> torch.Tensor:
-    left, right = options.transform(student), options.transform(teacher)
-    if options.loss == "kl":
-        left, right = log_softmax(left, -1), log_softmax(right, -1)
-    pair = Pair(left, right, options)
+    pair = whole_rows(student, teacher, options)
     loss, centre = pair.row_sums()
     mean = 1 / student.shape[1] if options.loss == "mse" else 1.0
     if with_grad:
