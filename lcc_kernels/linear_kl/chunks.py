@@ -32,8 +32,8 @@ def row_fits(vocab: int, itemsize: int, budget: int) -> bool:
     return 2 * vocab * itemsize <= budget
 
 
-def whole_rows(rows: int, vocab: int, itemsize: int, budget: int) -> int:
-    """Rows per chunk: the fewest, evenly sized chunks of whole rows within ``budget`` bytes."""
+def rows_per_chunk(rows: int, vocab: int, itemsize: int, budget: int) -> int:
+    """Whole rows per chunk, for the fewest, evenly sized chunks within ``budget`` bytes."""
     return _even(rows, max(budget // (2 * vocab * itemsize), 1))
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 
 import torch
 
-from .chunks import budget_bytes, spans, whole_rows
+from .chunks import budget_bytes, rows_per_chunk, spans
 from .options import KLOptions, accumulation_dtype
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 RowKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, KLOptions, bool], torch.Tensor]
 
-# Both Triton's and the CUDA kernel's 16-byte accesses want every row to start on such a boundary.
+# In elements: Triton makes 16-byte accesses only where it knows the stride to be a multiple of 16.
 GPU_ROW_ALIGNMENT = 16
 
 
@@ -34,7 +34,7 @@ def linear_kl_rows(
     """Hidden states (rows, H) to losses (rows,) and their gradients (rows, H), or (0, H) without ``with_grad``."""
     loss, gradient = outputs(student, with_grad)
     budget = budget_bytes(options.chunk_bytes, student.device)
-    rows = whole_rows(len(student), len(weight), student.element_size(), budget)
+    rows = rows_per_chunk(len(student), len(weight), student.element_size(), budget)
     buffer = _logits_buffer(2 * rows, len(weight), student)
     for span in spans(len(student), rows):
         hidden = torch.cat((student[span], teacher[span]))
