@@ -40,12 +40,12 @@ def _run(command):
 def run_rows(tmp_path_factory):
     """``run_rows`` of tests/host_rows.cpp."""
     output = tmp_path_factory.mktemp("host") / "host_rows.so"
-    includes = "-Itests/host_cuda", "-Icsrc"
-    _run(["g++", "-std=c++17", "-O2", "-shared", "-fPIC", *includes, "tests/host_rows.cpp", "-o", str(output)])
+    flags = "-std=c++17", "-O2", "-pthread", "-D__CUDA_ARCH__=900", "-Itests/host_cuda", "-Icsrc"
+    _run(["g++", *flags, "-shared", "-fPIC", "tests/host_rows.cpp", "-o", str(output)])
     return ctypes.CDLL(str(output)).run_rows
 
 
-def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad=True, wide=True):
+def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad=True, blocks=1, wide=True):
     """The kernel's losses (rows,), and what it leaves in the student's logits, whose rows are padded to 16 bytes."""
     rows, vocab = student.shape
     padded = torch.full((2, rows, -(-vocab // 4) * 4), torch.nan)
@@ -54,7 +54,7 @@ def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad
     pointers = [ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in (*padded, loss, row_weight)]
     floats = [ctypes.c_float(x) for x in (options.inner, options.outer, options.beta)]
     sizes = rows, vocab, padded.stride(1), KINDS[options.kind]
-    run_rows(*pointers, *sizes, *floats[:2], options.softcap is not None, floats[2], with_grad, wide)
+    run_rows(*pointers, *sizes, *floats[:2], options.softcap is not None, floats[2], with_grad, blocks, wide)
     assert padded[0, :, vocab:].isnan().all()
     return loss, padded[0, :, :vocab]
 
@@ -62,13 +62,16 @@ def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad
 @needs_compiler
 @pytest.mark.parametrize("kind", [{"direction": d} for d in ("forward", "reverse", "jsd")] + [{"loss": "mse"}])
 @pytest.mark.parametrize("transform", [{}, {"softcap": 3.0, "temperature": 1.5, "logit_scale": -0.8}])
-@pytest.mark.parametrize(("vocab", "size", "wide"), [(1, 1.0, True), (257, 1e4, False), (5003, 3.0, True)])
-def test_row_kernel_on_the_host(run_rows, kind, transform, vocab, size, wide):
+@pytest.mark.parametrize(
+    ("vocab", "size", "blocks", "wide"),
+    [(1, 1.0, 1, True), (257, 1e4, 1, False), (5003, 3.0, 1, True), (1, 1.0, 2, True), (9001, 3.0, 3, True)],
+)
+def test_row_kernel_on_the_host(run_rows, kind, transform, vocab, size, blocks, wide):
     generator = torch.Generator().manual_seed(vocab)
     student, teacher = (size * torch.randn(3, vocab, generator=generator) for _ in range(2))
     teacher[0] = student[0]
     options = {"beta": 0.3, **kind, **transform}
-    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**options), wide=wide)
+    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**options), blocks=blocks, wide=wide)
     exact = student.double().requires_grad_()
     truth = lk.kl_from_logits(exact, teacher.double(), reduction="none", backend="reference", **options)
     (true_gradient,) = torch.autograd.grad(truth.sum(), exact)
