@@ -1,0 +1,36 @@
+"""The optional CUDA library: ``csrc/`` on torch's stable ABI, built by ``setup.py``."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+PATH = Path(__file__).with_name("_C.so")
+ABI = 1  # as in csrc/bindings.cpp; both rise when an op's signature changes
+REMEDY = (
+    "build it where nvcc and a CUDA torch are installed: pip install --no-build-isolation --force-reinstall --no-deps ."
+)
+
+
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels cannot run here, or None."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return load_failure(PATH)
+
+
+@cache
+def load_failure(path: Path) -> str | None:
+    """Load the library; why that failed and how to build it, or None."""
+    if not path.exists():
+        return f"{path.name} is not built; {REMEDY}"
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        return f"{path.name} does not load with torch {torch.__version__} ({error.__cause__ or error}); {REMEDY}"
+    found = torch.ops.lcc_kernels_cuda.abi()
+    if found != ABI:
+        return f"{path.name} has ABI {found} where this version needs {ABI}; {REMEDY}"
+    return None

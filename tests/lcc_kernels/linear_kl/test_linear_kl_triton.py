@@ -1,0 +1,167 @@
+"""The Triton kernel: its numbers in Triton's interpreter, and that it compiles for GPUs without spilling registers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcc_kernels as lk
+from lcc_kernels.dispatch import interpreting
+from lcc_kernels.linear_kl import driver
+from lcc_kernels.linear_kl.options import KLOptions
+
+from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
+
+triton = pytest.importorskip("triton")
+interpreted = pytest.mark.skipif(not interpreting(), reason="runs in a process of its own with TRITON_INTERPRET=1")
+compiled = pytest.mark.skipif(interpreting(), reason="Triton's interpreter compiles nothing")
+
+
+@compiled
+@pytest.mark.slow
+def test_the_interpreted_tests_of_this_file():
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@interpreted
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("chunk_bytes", [None, 2000])
+def test_linear_kl(variant, dtype, chunk_bytes):
+    check_linear(*make_head(5, 16, 33, dtype), variant, backend="triton", chunk_bytes=chunk_bytes)
+
+
+@interpreted
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("vocab", [1, 128, 4096, 4097, 9001])
+def test_vocabularies(variant, vocab):
+    variant = {**variant, "vocab_size": min(variant.get("vocab_size", vocab), vocab)}
+    student, teacher = (3 * torch.randn(2, vocab) for _ in range(2))
+    check_logits(student.requires_grad_(), teacher, variant, backend="triton")
+
+
+@interpreted
+def test_a_real_vocabulary():
+    check_linear(*make_head(2, 8, 128257), {}, backend="triton")
+
+
+@interpreted
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse"])
+@pytest.mark.parametrize("vocab", [257, 4200])
+def test_extreme_logits(variant, vocab):
+    student, teacher = extreme_logits(vocab)
+    options = VARIANTS[variant]
+    loss, gradient = loss_and_gradient(
+        lk.kl_from_logits(student, teacher, reduction="none", backend="triton", **options), student
+    )
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()
+    check_logits(student, teacher, options, backend="triton")
+
+
+@interpreted
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse", "softcap"])
+def test_identical_teacher_and_student(variant):
+    student, _, weight, bias = make_head(4, 16, 5000)
+    rows = lk.linear_kl(
+        student, student.detach(), weight, bias, reduction="none", backend="triton", **VARIANTS[variant]
+    )
+    loss, gradient = loss_and_gradient(rows, student)
+    assert (loss >= 0).all()
+    assert loss.max() <= 1e-6
+    assert gradient.abs().max() <= 1e-5
+
+
+@interpreted
+def test_no_rows_no_gradient_and_strided_logits():
+    assert lk.kl_from_logits(torch.zeros(0, 5), torch.zeros(0, 5), backend="triton") == 0
+    student, teacher = torch.randn(41, 5).t().requires_grad_(), torch.randn(10, 41)[::2]
+    check_logits(student, teacher, {}, backend="triton")
+    with torch.no_grad():
+        before = student.clone()
+        lk.kl_from_logits(student, teacher, backend="triton")
+        assert torch.equal(before, student)
+
+
+@interpreted
+def test_rows_of_weight_zero_are_left_alone():
+    from lcc_kernels.linear_kl.triton_kernel import divergence_
+
+    student, teacher = torch.randn(3, 300), torch.randn(3, 300)
+    student[1], before = torch.nan, student.clone()
+    weights = torch.tensor([1.0, 0.0, 2.0])
+    for options in (KLOptions(), KLOptions(loss="mse")):
+        logits = before.clone()
+        logits[1] = torch.nan
+        loss = divergence_(logits, teacher, weights, options, True)
+        expected = driver.live_rows(
+            lambda s, t, w, options=options: driver.kl_rows(divergence_, s, t, w, options, True),
+            before,
+            teacher,
+            weights,
+            True,
+        )
+        assert logits[1].isnan().all()
+        torch.testing.assert_close(logits[::2], expected[1][::2])
+        torch.testing.assert_close(loss[::2], expected[0][::2])
+        assert (expected[1][1] == 0).all()
+
+
+@interpreted
+@pytest.mark.parametrize("call", [{"chunk_bytes": 8}, {"dtype": torch.float64}])
+def test_refusals(call):
+    dtype = call.pop("dtype", torch.float32)
+    with pytest.raises(lk.BackendUnavailableError, match="backend 'torch'"):
+        lk.linear_kl(*make_head(2, 4, 9, dtype), backend="triton", **call)
+
+
+def _compile(kernel, capability, dtype, **constants):
+    """Compile for a GPU that need not be there; rows start on 16-byte boundaries, as in the driver's buffer."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types = {"student": dtype, "teacher": dtype, "loss": "*fp32", "row_weight": "*fp32"}
+    types |= dict.fromkeys(("student_stride", "teacher_stride", "vocab"), "i32")
+    types |= dict.fromkeys(("inner", "outer", "beta"), "fp32")
+    constants = {**constants, "WEIGHTED": True, "WITH_GRAD": True, "BLOCK": 4096}
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = "student", "teacher", "loss", "student_stride", "teacher_stride"
+    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jsd", "mse"])
+def test_compiles_without_spills_and_with_wide_accesses(capability, dtype, kind, tmp_path):
+    from lcc_kernels.linear_kl.triton_kernel import KINDS, Tile, divergence_kernel, mse_kernel, tile
+
+    from .triton_resources import resource_usage
+
+    assert tile(128257) == Tile(4096, 8)
+    if kind == "mse":
+        binary = _compile(mse_kernel, capability, dtype, CAPPED=True)
+    else:
+        binary = _compile(divergence_kernel, capability, dtype, CAPPED=kind != "forward", KIND=KINDS[kind])
+    usage = resource_usage(binary.asm["cubin"], tmp_path)
+    assert usage["STACK"] == 0
+    assert usage["LOCAL"] == 0
+    assert "ld.global.v4.b32" in binary.asm["ptx"]
+    assert "st.global.v4.b32" in binary.asm["ptx"]
