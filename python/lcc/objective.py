@@ -65,6 +65,7 @@ def _divergence(
     model: PreTrainedModel, hidden: torch.Tensor, samples: Sequence[Sample], weights: torch.Tensor, loss: str
 ) -> torch.Tensor:
     head = model.get_output_embeddings()
+    hidden = hidden.to(head.weight.dtype)
     teacher = torch.cat([sample.teacher_hidden for sample in samples]).to(hidden)
     bias = getattr(head, "bias", None)
     return lk.linear_kl(
