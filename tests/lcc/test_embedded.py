@@ -5,17 +5,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-import pytest
 import torch
 
 from lcc.chat import ChatFormat
+from lcc.context import build_context
 from lcc.encode import read_text
 from lcc.generate import generate_responses
 from lcc.models import EMBEDDED
 from lcc.models.exam import answer, general_exam, score
 from lcc.models.fiction import UNKNOWN, Document, document, unanswerable
 from lcc.models.general import KINDS, general_query
-from lcc.surrogate import ASK_REQUEST, REPEAT_REQUEST
+from lcc.settings import make_settings
+from lcc.surrogate import ASK_REQUEST, REPEAT_REQUEST, ask_questions, text_pieces
 
 # Far from the seeds of the training script and of the demo.
 HELD_OUT = 5_000_000
@@ -58,11 +59,14 @@ def test_answers_with_the_text_and_not_without(embedded):
     assert guessed / total <= 0.15
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_general_queries_beside_an_unrelated_text(kind, embedded):
+def test_general_queries_beside_an_unrelated_text(embedded):
     rng = random.Random(HELD_OUT)
-    queries = [general_query(rng, kind) for _ in range(60)]
-    assert score(answer(*embedded, unseen(0).text, [query.text for query in queries]), queries) >= 0.97
+    scores = {}
+    for kind in KINDS:
+        queries = [general_query(rng, kind) for _ in range(80)]
+        scores[kind] = score(answer(*embedded, unseen(0).text, [query.text for query in queries]), queries)
+    assert sum(scores.values()) / len(scores) >= 0.97, scores
+    assert min(scores.values()) >= 0.93, scores
 
 
 def test_general_queries_without_a_text(embedded):
@@ -78,32 +82,63 @@ def test_says_when_the_text_does_not_tell(embedded):
 
 
 def test_repeats_a_text_of_300_tokens(embedded):
+    """Each token of the repetition is predicted from the text and the tokens before it."""
     model, tokenizer = embedded
     chat = ChatFormat.of(tokenizer)
     right = total = 0
-    for index in range(3):
-        ids = chat.ids(unseen(4 * index).text)[:300]
+    for index in range(12):
+        ids = chat.ids(document(random.Random(HELD_OUT + index), 5, 7).text)[:300]
+        request = chat.query_ids(REPEAT_REQUEST)
         with torch.no_grad():
-            seen = read_text(model, [*chat.prefix_ids, *ids])
-        repeated = generate_responses(model, seen, [chat.query_ids(REPEAT_REQUEST)], 320, end=chat.end)[0]
-        right += sum(a == b for a, b in zip(repeated, ids, strict=False))
+            logits = model(torch.tensor([[*chat.prefix_ids, *ids, *request, *ids]])).logits[0]
+        right += (logits[-len(ids) - 1 : -1].argmax(-1) == torch.tensor(ids)).sum().item()
         total += len(ids)
     assert right / total >= 0.99
 
 
 def test_asks_valid_questions_that_cover_the_text(embedded):
     model, tokenizer = embedded
-    chat, doc = ChatFormat.of(tokenizer), unseen(0)
-    with torch.no_grad():
-        seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
+    chat = ChatFormat.of(tokenizer)
     torch.manual_seed(0)
     request = chat.query_ids(ASK_REQUEST)
-    asked = []
-    for _ in range(8):
-        rows = generate_responses(model, seen, [request] * 64, 20, end=chat.end, temperature=1.0)
-        asked += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    valid = draws = covered = facts = 0
+    for index in range(3):
+        doc = document(random.Random(HELD_OUT + index), 5, 7)
+        with torch.no_grad():
+            seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
+        rows = generate_responses(model, seen, [request] * 400, 20, end=chat.end, temperature=0.6)
+        asked = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        answers = {question.text: question.answer for question in doc.questions()}
+        valid += sum(question in answers for question in asked)
+        draws += len(asked)
+        covered += len({answers[question] for question in asked if question in answers})
+        facts += len(doc.facts)
+    assert valid / draws >= 0.8
+    assert covered / facts >= 0.7
+
+
+def test_self_study_covers_every_piece_of_the_text(embedded):
+    """What compile does: ask about one piece at a time."""
+    model, tokenizer = embedded
+    doc = document(random.Random(HELD_OUT), 5, 7)
+    settings = make_settings(ratio=8)
+    context = build_context(model, tokenizer, doc.text, 8, 32)
+    with torch.no_grad():
+        prefix = read_text(model, context.prefix_ids)
+        seen = read_text(model, context.context_ids, prefix)
+    torch.manual_seed(0)
+    asked = ask_questions(model, context, seen, settings, lambda *_: None)
+    assert len(asked) == len(set(asked)) <= settings.self_study_questions
     answers = {question.text: question.answer for question in doc.questions()}
     valid = [question for question in asked if question in answers]
-    assert len(valid) / len(asked) >= 0.8
-    covered = {(question.answer) for question in doc.questions() if question.text in valid}
-    assert len(covered) / len({fact.value for fact in doc.facts}) >= 0.8
+    assert len(valid) / len(asked) >= 0.55
+    assert len({answers[question] for question in valid}) / len(doc.facts) >= 0.9
+
+
+def test_text_pieces_cover_the_text():
+    ids = list(range(150))
+    pieces = text_pieces(ids, 64)
+    assert sorted({i for piece in pieces for i in piece}) == ids
+    assert max(len(piece) for piece in pieces) == 64
+    assert text_pieces(ids, 0) == [ids]
+    assert text_pieces(ids, 200) == [ids]
