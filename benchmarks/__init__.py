@@ -1,0 +1,1 @@
+"""Benchmarks of the kernels against what a user has today."""
