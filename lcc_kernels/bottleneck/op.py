@@ -4,18 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ..dispatch import Backend, register, select
-from . import reference, torch_path
+from ..dispatch import select
+from . import backends  # noqa: F401  registers them
 from .layout import BottleneckLayout
-
-register(
-    "bottleneck_attention",
-    {"torch": Backend(torch_path.forward), "reference": Backend(reference.forward, automatic=False)},
-)
-register(
-    "bottleneck_attention_backward",
-    {"torch": Backend(torch_path.backward), "reference": Backend(reference.backward, automatic=False)},
-)
 
 
 def bottleneck_attention(

@@ -133,7 +133,7 @@ class _Batch:
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fold heads to (batch * kv_heads, group, total, head_dim), group 1 for k and v."""
     batch, kv_heads = k.shape[:2]
-    return tuple(x.reshape(batch * kv_heads, -1, *x.shape[2:]) for x in (q, k, v))  # type: ignore[return-value]
+    return tuple(x.reshape(batch * kv_heads, x.shape[1] // kv_heads, *x.shape[2:]) for x in (q, k, v))  # type: ignore[return-value]
 
 
 def _head_slices(queries: torch.Tensor) -> list[tuple[slice, slice]]:
