@@ -115,14 +115,16 @@ def constants(head_dim: int, dtype: torch.dtype, tile: Tile) -> dict[str, int | 
 
 @triton.jit
 def _load_rows(pointer, first, row_stride, bound, TILE: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
-    """Rows first ... first + TILE of a (rows, HEAD_DIM) matrix as (TILE, WIDTH), zero from ``bound`` on."""
+    """Rows first ... first + TILE of a (rows, HEAD_DIM) matrix as (TILE, WIDTH), zero from ``bound`` (or None) on."""
     rows = tl.arange(0, TILE)
     columns = tl.arange(0, WIDTH)
-    inside = (first + rows < bound)[:, None]
+    places = pointer + first.to(tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
+    if bound is not None:
+        inside = (first + rows < bound)[:, None] & (columns < HEAD_DIM)[None, :]
+        return tl.load(places, mask=inside, other=0.0)
     if HEAD_DIM != WIDTH:
-        inside = inside & (columns < HEAD_DIM)[None, :]
-    origin = pointer + first.to(tl.int64) * row_stride
-    return tl.load(origin + rows[:, None] * row_stride + columns[None, :], mask=inside, other=0.0)
+        return tl.load(places, mask=(columns < HEAD_DIM)[None, :], other=0.0)
+    return tl.load(places)
 
 
 @triton.jit
@@ -199,8 +201,8 @@ def _forward(
     shared_steps = (shared_hi - shared_lo) // KEYS
     for step in range((own_hi - own_lo) // KEYS + shared_steps):
         key = _whole_step(step, own_lo, own_hi, shared_lo, KEYS)
-        keys = _load_rows(k, key, k_row, key + KEYS, KEYS, HEAD_DIM, WIDTH)
-        values = _load_rows(v, key, v_row, key + KEYS, KEYS, HEAD_DIM, WIDTH)
+        keys = _load_rows(k, key, k_row, None, KEYS, HEAD_DIM, WIDTH)
+        values = _load_rows(v, key, v_row, None, KEYS, HEAD_DIM, WIDTH)
         peak, mass, mean = _fold(query, keys, values, None, peak, mass, mean, factor, PRECISION)
 
     tail = shared_lo + shared_steps * KEYS
@@ -253,8 +255,8 @@ def _grad_q(
     shared_steps = (shared_hi - shared_lo) // KEYS
     for step in range((own_hi - own_lo) // KEYS + shared_steps):
         key = _whole_step(step, own_lo, own_hi, shared_lo, KEYS)
-        keys = _load_rows(k, key, k_row, key + KEYS, KEYS, HEAD_DIM, WIDTH)
-        values = _load_rows(v, key, v_row, key + KEYS, KEYS, HEAD_DIM, WIDTH)
+        keys = _load_rows(k, key, k_row, None, KEYS, HEAD_DIM, WIDTH)
+        values = _load_rows(v, key, v_row, None, KEYS, HEAD_DIM, WIDTH)
         gained = _gain_q(query, above, keys, values, None, log_mass, dot, gained, factor, PRECISION)
 
     tail = shared_lo + shared_steps * KEYS
