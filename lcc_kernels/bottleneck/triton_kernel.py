@@ -14,8 +14,7 @@ from .schedule import Schedule, schedule
 from .tiles import INTERPRETER, Tile, Tiles, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
-HEAD_DIMS = (16, 256)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}  # head_dim, by dtype
 
 
 def forward(
@@ -79,10 +78,10 @@ def refuses(*arguments: object) -> str | None:
     """Why the kernels cannot take these arguments of ``forward`` or ``backward``, or None."""
     q = arguments[0]
     assert isinstance(q, torch.Tensor)
-    if q.dtype not in DTYPES:
+    if q.dtype not in WIDEST:
         return f"{q.dtype} has no tensor-core path: use float16, bfloat16 or float32, or backend='torch'"
-    if not HEAD_DIMS[0] <= q.shape[-1] <= HEAD_DIMS[1]:
-        return f"head_dim {q.shape[-1]} is outside {HEAD_DIMS[0]} ... {HEAD_DIMS[1]}: use backend='torch'"
+    if not 16 <= q.shape[-1] <= WIDEST[q.dtype]:
+        return f"head_dim {q.shape[-1]} is outside 16 ... {WIDEST[q.dtype]} in {q.dtype}: use backend='torch'"
     if interpreting() and q.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 in it"
     return None

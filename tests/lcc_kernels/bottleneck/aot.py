@@ -24,12 +24,8 @@ from lcc_kernels.bottleneck.tiles import tiles
 
 TABLE = Path(__file__).with_name("resources.json")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-CONFIGS = [
-    f"{arch}:{head_dim}:{dtype}"
-    for arch in (80, 90)
-    for dtype in ("bfloat16", "float16", "float32")
-    for head_dim in ((64, 96, 128, 256) if dtype == "bfloat16" else (128,))
-]
+HEAD_DIMS = {"bfloat16": (32, 64, 96, 128, 256), "float16": (128,), "float32": (64, 128)}
+CONFIGS = [f"{arch}:{size}:{dtype}" for arch in (80, 90) for dtype, sizes in HEAD_DIMS.items() for size in sizes]
 POINTERS = {
     "fp32": ("lse", "delta", "partial_k", "partial_v"),
     "i32": ("table", "row_start"),
@@ -55,7 +51,8 @@ def _compile(kernel, dtype, constants, tile, arch) -> dict[str, int]:
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
     signature = {name: "constexpr" if name in constants else _type(name, dtype) for name in names}
-    aligned = [name for name in names if signature[name].startswith("*") or re.fullmatch("[gqkv]_(batch|head|row)", name)]
+    strides = [name for name in names if re.fullmatch("[gqkv]_(batch|head|row)", name)]
+    aligned = strides + [name for name in names if signature[name].startswith("*")]
     source = ASTSource(
         kernel,
         signature,
