@@ -10,6 +10,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from struct import iter_unpack
 
 import torch
 
@@ -44,9 +45,15 @@ class Schedule:
     slots: int
 
 
+def schedule(spans: torch.Tensor, tiles: Tiles, device: torch.device) -> Schedule:
+    """The programs of ``BottleneckLayout.spans`` under ``tiles``; those of recent layouts are remembered."""
+    return _schedule(spans.numpy().tobytes(), tiles, device)
+
+
 @lru_cache(maxsize=64)
-def schedule(spans: tuple[Span, ...], tiles: Tiles, device: torch.device) -> Schedule:
-    """The programs of a layout's ``spans`` (from ``BottleneckLayout.spans``) under ``tiles``."""
+def _schedule(packed: bytes, tiles: Tiles, device: torch.device) -> Schedule:
+    """``schedule`` of spans as int64 bytes, which hash fast when there are thousands."""
+    spans: tuple[Span, ...] = tuple(iter_unpack("=4q", packed))
     lengths = torch.tensor([stop - start for start, stop, *_ in spans])
     row_start = torch.tensor([span[0] for span in spans], dtype=torch.int32).repeat_interleave(lengths)
     query = query_tiles(spans, tiles.forward.rows, tiles.forward.keys)

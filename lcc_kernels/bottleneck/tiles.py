@@ -45,7 +45,7 @@ def _float32(head_dim: int) -> Tiles:
     """Three tensor-core products for one (tf32x3) hold every operand twice: small tiles, and none above 128."""
     if head_dim <= 64:
         return Tiles(Tile(32, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 2))
-    return Tiles(Tile(16, 32, 4, 1), Tile(32, 16, 8, 1), Tile(16, 16, 4, 1))
+    return Tiles(Tile(16, 32, 4, 1), Tile(16, 16, 4, 1), Tile(16, 16, 4, 1))
 
 
 def _half_ampere(head_dim: int) -> Tiles:

@@ -43,13 +43,14 @@ def backward(
     """Return the gradients of q, k and v, each piece's share given the merged out and lse. Shapes as in ``forward``."""
     queries, keys, values = _grouped(q, k, v)
     above, merged, merged_lse = grad.reshape(queries.shape), out.view(queries.shape), lse.view(queries.shape[:3])
-    grads = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (queries, keys, values)]
+    grads = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (queries, keys, values)]
     pieces = _Pieces(spans, q.device)
     for heads, group in _head_slices(queries):
         rowwise = [x[heads, group] for x in (above, queries, merged, merged_lse)]
         inputs = [*rowwise[:2], keys[heads], values[heads], *rowwise[2:]]
         _backward(inputs, [grads[0][heads, group], grads[1][heads], grads[2][heads]], pieces, scale)
-    return grads[0].view(q.shape), grads[1].view(k.shape), grads[2].view(v.shape)
+    grad_q, grad_k, grad_v = (x.to(q.dtype) for x in grads)
+    return grad_q.view(q.shape), grad_k.view(k.shape), grad_v.view(v.shape)
 
 
 class _Pieces:

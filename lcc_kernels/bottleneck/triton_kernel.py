@@ -94,7 +94,7 @@ def _row_major(x: torch.Tensor) -> torch.Tensor:
 def _plan(q: torch.Tensor, spans: torch.Tensor) -> tuple[Schedule, Tiles]:
     major, minor = (0, INTERPRETER) if interpreting() else torch.cuda.get_device_capability(q.device)
     sizes = tiles(10 * major + minor, q.shape[-1], q.dtype)
-    return schedule(tuple(map(tuple, spans.tolist())), sizes, q.device), sizes
+    return schedule(spans, sizes, q.device), sizes
 
 
 def _constants(q: torch.Tensor, tile: Tile) -> dict[str, int | str]:

@@ -15,7 +15,7 @@ FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.b
 SCALE = 0.3
 
 
-def tensors(layout, heads=4, kv_heads=2, head_dim=32, dtype=torch.float32, batch=1):
+def tensors(layout, heads=2, kv_heads=1, head_dim=32, dtype=torch.float32, batch=1):
     """q, k, v and an upstream gradient, all different from one another and not contiguous."""
     generator = torch.Generator().manual_seed(0)
     shapes = [(batch, layout.total, h, head_dim) for h in (heads, kv_heads, kv_heads, heads)]
@@ -68,10 +68,10 @@ def test_as_accurate_as_torch(name, backend, dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("heads", [(1, 1), (6, 2), (4, 4)], ids=str)
+@pytest.mark.parametrize("heads", [(1, 1), (4, 2)], ids=str)
 @pytest.mark.parametrize("head_dim", [32, 40, 96])
 def test_heads_and_dims(backend, heads, head_dim):
-    layout = lk.BottleneckLayout(2, 17, 5, (9, 3))
+    layout = lk.BottleneckLayout(2, 9, 5, (7, 3))
     inputs = tensors(layout, *heads, head_dim, batch=2)
     truth = run(dense(layout), *(x.detach().double().requires_grad_() for x in inputs))
     plain = run(dense(layout), *inputs)
