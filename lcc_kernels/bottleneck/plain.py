@@ -19,7 +19,7 @@ def attend(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return out like q and lse (n, group, rows), float32 or better; ``causal`` aligns the first row and key."""
     if q.device.type == "cpu":
-        keys, values = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+        q, keys, values = _for_fused(q, k, v)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, 0.0, causal, scale=scale)
     return attend_in_blocks(q, k, v, causal, scale)
 
@@ -31,11 +31,22 @@ def attend_backward(
     grad, q, k, v, out, lse = inputs
     if q.device.type != "cpu":
         return attend_in_blocks_backward(inputs, causal, scale)
-    keys, values = (x.expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    q, keys, values = _for_fused(q, k, v)
     grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, keys, values, out, lse, 0.0, causal, scale=scale
+        _row_major(grad), q, keys, values, out, lse, 0.0, causal, scale=scale
     )
     return grad_q, grad_k.sum(1, keepdim=True), grad_v.sum(1, keepdim=True)
+
+
+def _for_fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What torch's fused CPU attention takes: as many key heads as query heads (views), and contiguous rows."""
+    keys, values = (_row_major(x).expand(-1, q.shape[1], -1, -1) for x in (k, v))
+    return _row_major(q), keys, values
+
+
+def _row_major(x: torch.Tensor) -> torch.Tensor:
+    """``x`` with contiguous rows: the fused attention misreads others without a word."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def attend_in_blocks(

@@ -112,23 +112,23 @@ class _Batch:
     def __init__(self, spans: list[tuple[int, int]], device: torch.device) -> None:
         start, length = torch.tensor(spans).unbind(-1)
         step = torch.arange(int(length.max()))
-        own = step < length[:, None]
         rows = start[:, None] + torch.minimum(step, length[:, None] - 1)
+        own = (step < length[:, None]).flatten()
         self.shape = rows.shape
-        self.rows = rows.flatten().to(device)
-        self.own = own.flatten().to(device)
+        self.rows, self.own_rows = rows.flatten().to(device), rows.flatten()[own].to(device)
+        self.own, self.padding = own.nonzero()[:, 0].to(device), (~own).nonzero()[:, 0].to(device)
 
     def take(self, whole: torch.Tensor, padding: float | None = None) -> torch.Tensor:
         """(n, group, total, ...) to (n * spans, group, length, ...); padding repeats a span's last row, or a value."""
         picked = whole.index_select(2, self.rows)
         if padding is not None:
-            picked[:, :, ~self.own] = padding
+            picked.index_fill_(2, self.padding, padding)
         return picked.unflatten(2, self.shape).transpose(1, 2).flatten(0, 1)
 
     def add(self, whole: torch.Tensor, batch: torch.Tensor) -> None:
         """Add a batch's own rows to those that ``take`` read."""
         rows = batch.unflatten(0, (-1, self.shape[0])).transpose(1, 2).flatten(2, 3)
-        whole.index_add_(2, self.rows[self.own], rows[:, :, self.own].to(whole.dtype))
+        whole.index_add_(2, self.own_rows, rows.index_select(2, self.own).to(whole.dtype))
 
 
 def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,5 +1,6 @@
 """What the torch backend promises about its cost."""
 
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,3 +37,22 @@ def test_thousands_of_segments_are_a_few_calls():
 def test_never_allocates_the_square():
     layout = lk.BottleneckLayout(2, 2_000, 100, (2_000, *[16] * 60))
     assert watch(layout).largest <= 2 * 8 * layout.total
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_long_spans_strided_inputs_and_expanded_gradients(threads):
+    """Spans with calls of their own, head slices of any number of threads, rows that are not contiguous in memory."""
+    layout = lk.BottleneckLayout(3, 600, 4, (5, 0, 700))
+    torch.manual_seed(0)
+    wide = [torch.randn(1, heads, layout.total, 8, dtype=torch.float64) for heads in (4, 2, 2)]
+    leaves = [x[..., ::2].requires_grad_() for x in wide]
+    results = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for backend in ("torch", "reference"):
+            out = lk.bottleneck_attention(*leaves, layout, backend=backend)
+            results.append([out, *torch.autograd.grad(out.sum(), leaves)])
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
