@@ -1,6 +1,8 @@
 """Bottleneck attention in single passes over the visible tiles (FlashAttention-2's algorithm on ``schedule``'s tiles).
 
 Scores live in base 2 and float32, sums in a fixed order: two runs give the same bits. Token counts are plain arguments.
+Nothing of a context, finite or not, is loaded for a segment's rows. Segments of one document share tiles: a NaN in the
+V of one may reach the rows of its neighbours, as it would in any tiled attention.
 """
 
 from __future__ import annotations

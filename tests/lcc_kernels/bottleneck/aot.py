@@ -24,7 +24,7 @@ from lcc_kernels.bottleneck.tiles import tiles
 
 TABLE = Path(__file__).with_name("resources.json")
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-HEAD_DIMS = {"bfloat16": (32, 64, 96, 128, 256), "float16": (128,), "float32": (64, 128)}
+HEAD_DIMS = {"bfloat16": (32, 64, 96, 128, 192, 256), "float16": (128,), "float32": (64, 96, 128)}
 CONFIGS = [f"{arch}:{size}:{dtype}" for arch in (80, 90) for dtype, sizes in HEAD_DIMS.items() for size in sizes]
 POINTERS = {
     "fp32": ("lse", "delta", "partial_k", "partial_v"),
