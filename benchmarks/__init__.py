@@ -1,1 +1,1 @@
-"""Benchmarks of the kernels against what a user has today."""
+"""Scripts behind every figure in the documents."""

@@ -5,6 +5,9 @@ Nothing of a context, finite or not, is loaded for a segment's rows. Segments of
 V of one may reach the rows of its neighbours, as it would in any tiled attention.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# Arguments of a kernel are pointers and scalars of Triton's language, which has no annotations for them.
+
 from __future__ import annotations
 
 import torch

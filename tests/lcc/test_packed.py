@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from lcc.packed import adapter_rows, packed_embeddings, packed_forward
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import lcc_kernels as lk
+from lcc.packed import adapter_rows, packed_embeddings, packed_forward
 
 SIZES = {
     "vocab_size": 50,
