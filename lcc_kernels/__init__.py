@@ -1,5 +1,6 @@
 """Kernels for Latent Context Compilation: tensors in, tensors out; no models, tokenizers or files."""
 
+from .bottleneck import BottleneckLayout, bottleneck_attention
 from .dispatch import BackendUnavailableError, available_backends
 from .linear_kl import kl_from_logits, linear_kl
 from .rotary import apply_rotary, undo_rotary
@@ -7,8 +8,10 @@ from .rotary import apply_rotary, undo_rotary
 __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
+    "BottleneckLayout",
     "apply_rotary",
     "available_backends",
+    "bottleneck_attention",
     "kl_from_logits",
     "linear_kl",
     "undo_rotary",

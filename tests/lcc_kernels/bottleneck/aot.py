@@ -1,0 +1,95 @@
+"""Compile every kernel for GPUs that are not here, and read what it needs from the cubin.
+
+    python tests/lcc_kernels/bottleneck/aot.py [--write | --select 90:64:bfloat16 ...]
+
+prints the table as JSON; ``--write`` makes it resources.json. Not under TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lcc_kernels.bottleneck import triton_kernel
+from lcc_kernels.bottleneck.tiles import tiles
+
+TABLE = Path(__file__).with_name("resources.json")
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+HEAD_DIMS = {"bfloat16": (32, 64, 96, 128, 192, 256), "float16": (128,), "float32": (64, 96, 128)}
+CONFIGS = [f"{arch}:{size}:{dtype}" for arch in (80, 90) for dtype, sizes in HEAD_DIMS.items() for size in sizes]
+POINTERS = {
+    "fp32": ("lse", "delta", "partial_k", "partial_v"),
+    "i32": ("table", "row_start"),
+    "values": ("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v"),
+}
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+def resources(config: str) -> dict[str, dict[str, int]]:
+    """Kernel name to registers, spilled bytes, shared memory and wgmma instructions."""
+    arch, head_dim, dtype = config.split(":")
+    sizes = tiles(int(arch), int(head_dim), getattr(torch, dtype))
+    kernels = {"_forward": sizes.forward, "_grad_q": sizes.grad_q, "_grad_kv": sizes.grad_kv, "_reduce": sizes.grad_kv}
+    found = {}
+    for name, tile in kernels.items():
+        kernel = getattr(triton_kernel, name)
+        constants = triton_kernel.constants(int(head_dim), getattr(torch, dtype), tile)
+        found[name] = _compile(kernel, SHORT[dtype], constants, tile, int(arch))
+    return found
+
+
+def _compile(kernel, dtype, constants, tile, arch) -> dict[str, int]:
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    signature = {name: "constexpr" if name in constants else _type(name, dtype) for name in names}
+    strides = [name for name in names if re.fullmatch("[gqkv]_(batch|head|row)", name)]
+    aligned = strides + [name for name in names if signature[name].startswith("*")]
+    source = ASTSource(
+        kernel,
+        signature,
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(built.asm["cubin"])
+        command = [str(CUOBJDUMP), "--dump-resource-usage", cubin.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
+    wgmma = built.asm["ptx"].count("wgmma.mma_async")
+    return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared, "wgmma": wgmma}
+
+
+def _type(name: str, dtype: str) -> str:
+    if name == "scale":
+        return "fp32"
+    for kind, members in POINTERS.items():
+        if name in members:
+            return "*" + (dtype if kind == "values" else kind)
+    return "i32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="make this table resources.json")
+    parser.add_argument("--select", nargs="*", default=CONFIGS, help="arch:head_dim:dtype, by default all")
+    arguments = parser.parse_args()
+    table = {config: resources(config) for config in arguments.select}
+    lines = json.dumps({"triton": triton.__version__, **table}, indent=1)
+    print(lines)
+    if arguments.write:
+        TABLE.write_text(lines + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""What is particular to the Triton kernels; they run in Triton's interpreter, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcc_kernels as lk
+from lcc_kernels.bottleneck import schedule
+from lcc_kernels.dispatch import interpreting
+
+pytest.importorskip("triton")
+GPU = torch.cuda.is_available()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(interpreting() or GPU, reason="this is that process, or there is a GPU to run on")
+def test_these_tests_in_the_interpreter():
+    """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", "triton"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")
+def test_split_reductions_add_up(monkeypatch):
+    """Buffer tiles reduced by several programs: the gradients of one program, twice the same bits."""
+    layout = lk.BottleneckLayout(2, 9, 19, (30, 3, 25))
+    torch.manual_seed(0)
+    shapes = [(1, heads, layout.total, 16) for heads in (2, 1, 1)]
+    leaves = [torch.randn(shape, device="cuda" if GPU else "cpu", requires_grad=True) for shape in shapes]
+
+    def gradients(backend):
+        out = lk.bottleneck_attention(*leaves, layout, backend=backend)
+        return torch.autograd.grad(out.square().sum(), leaves)
+
+    monkeypatch.setattr(schedule, "SPLIT_ROWS", 16)
+    schedule._schedule.cache_clear()
+    once, twice = gradients("triton"), gradients("triton")
+    schedule._schedule.cache_clear()
+    assert all(map(torch.equal, once, twice))
+    torch.testing.assert_close(once, gradients("torch"))
+
+
+@pytest.mark.skipif(interpreting(), reason="the interpreter compiles nothing")
+def test_token_counts_are_not_compiled_in():
+    from lcc_kernels.bottleneck import triton_kernel
+
+    fixed = {"HEAD_DIM", "WIDTH", "ROWS", "KEYS", "PRECISION"}
+    for name in ("_forward", "_grad_q", "_grad_kv", "_reduce"):
+        parameters = getattr(triton_kernel, name).params
+        assert {parameter.name for parameter in parameters if parameter.is_constexpr} <= fixed
+        assert "total" in {parameter.name for parameter in parameters if parameter.do_not_specialize}
+
+
+@pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "reason"), [(torch.float64, 32, "tensor-core"), (torch.float32, 160, "outside 16 ... 128")]
+)
+def test_refuses_what_it_cannot_run(dtype, head_dim, reason):
+    layout = lk.BottleneckLayout(0, 2, 1)
+    q = torch.zeros(1, 1, 3, head_dim, dtype=dtype, device="cuda" if GPU else "cpu")
+    with pytest.raises(lk.BackendUnavailableError, match=reason):
+        lk.bottleneck_attention(q, q, q, layout, backend="triton")
