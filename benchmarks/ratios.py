@@ -35,6 +35,7 @@ def measure(model, tokenizer, recipe: str, ratio: float, seed: int, steps: int |
         "general": report.general["memory"],
         "held_out_kl": round(report.held_out_kl, 4),
         "self_questions": report.self_questions,
+        "unseen_wordings": report.unseen_wordings,
         "buffer_tokens": report.buffer_tokens,
         "seconds": round(report.compile_seconds, 1),
         **describe(),

@@ -49,9 +49,9 @@ class CompileSettings:
     general_weight: float = 1.0
     self_study_weight: float = 1.0
     general_queries: int = 256
-    self_study_questions: int = 128
-    self_study_temperature: float = 0.8
-    self_study_piece: int = 64
+    self_study_questions: int = 160
+    self_study_temperature: float = 0.6
+    self_study_piece: int = 40
     max_response_tokens: int = 64
     held_out: float = 0.1
     evaluate_every: int = 50

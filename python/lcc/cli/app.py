@@ -72,11 +72,13 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Compile an unseen document, throw its text away, and compare answers."""
-    from ..demo import run_demo
+    from ..demo import demo_document, run_demo
     from .load import load_model
-    from .show import show_demo
+    from .show import show_demo, show_document
 
     chosen = parse_settings(settings or [])
+    if not as_json:
+        show_document(demo_document(seed))
     report = run_demo(*load_model(model), seed=seed, ratio=ratio, steps=steps, recipe=recipe, **chosen)
     if as_json:
         _print_json(report.to_dict())

@@ -5,12 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.table import Table
 
 from ..demo import DemoReport
 from ..memory import Memory
+from ..models.fiction import Document
 
 SHOWN_QUESTIONS = 12
+
+
+def show_document(document: Document) -> None:
+    """The beginning of the document that the demo compiles."""
+    facts = document.facts
+    shown = " ".join(fact.sentence for fact in facts[:4])
+    title = f"an unseen document: {len(facts)} facts about {len(document.names)} people"
+    Console().print(Panel(f"{shown} [dim]… and {len(facts) - 4} sentences more[/dim]", title=title))
 
 
 def show_demo(report: DemoReport) -> None:
