@@ -2,6 +2,7 @@
 
 from .ask import ask, prompt
 from .attach import attach
+from .checkpoint import remove_checkpoint
 from .compile import compile
 from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
 from .fingerprint import fingerprint
@@ -23,4 +24,5 @@ __all__ = [
     "fingerprint",
     "load_queries",
     "prompt",
+    "remove_checkpoint",
 ]

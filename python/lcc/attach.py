@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
@@ -11,6 +12,7 @@ from .kv import SharedCache, check_architecture
 from .memory import Memory
 
 
+@torch.no_grad()
 def attach(model: PreTrainedModel, memory: Memory) -> SharedCache:
     """Return a fresh cache that holds the memory's prefix and buffer tokens, keys rotated to positions 0, 1, ....
 

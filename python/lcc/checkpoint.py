@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -58,13 +59,6 @@ class Checkpoint:
         """The optimisation's last written state, or None."""
         return self._read("state", STATE)
 
-    def remove(self) -> None:
-        """Delete the folder: its compilation is finished."""
-        for name in ("surrogate", "state"):
-            self._path(name).unlink(missing_ok=True)
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
-
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
@@ -82,6 +76,15 @@ class Checkpoint:
                 "with what it was started with, name another checkpoint folder, or delete this one"
             )
         return tensors, metadata
+
+
+def remove_checkpoint(folder: str | os.PathLike) -> None:
+    """Delete a compilation's checkpoint; other files in the folder are left alone."""
+    path = Path(folder)
+    for name in ("surrogate", "state"):
+        (path / f"{name}.safetensors").unlink(missing_ok=True)
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
 
 
 def identity(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import Checkpoint, identity
+from .checkpoint import Checkpoint, identity, remove_checkpoint
 from .context import Context, build_context
 from .encode import Compiler, lora_model, read_text
 from .fingerprint import fingerprint
@@ -33,6 +33,7 @@ def compile(
     queries: str | Path | Iterable[str] | None = None,
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 50,
+    keep_checkpoint: bool = False,
     progress: bool = True,
     **settings: Any,
 ) -> Memory:
@@ -48,8 +49,9 @@ def compile(
         text: the document.
         recipe: ``default``, or ``paper`` for the paper's two streams.
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own.
-        checkpoint: a folder to resume from after a kill; it is removed at the end.
+        checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
+        keep_checkpoint: leave the finished checkpoint for ``lcc.remove_checkpoint``, until the memory is safely saved.
         progress: show a progress bar on stderr.
         **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
 
@@ -74,8 +76,8 @@ def compile(
             optimization = Optimization(compiler, surrogate, chosen, store)
             kv = optimization.run(reporter, checkpoint_every)
     memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
-    if store:
-        store.remove()
+    if store and not keep_checkpoint:
+        remove_checkpoint(store.folder)
     return memory
 
 

@@ -172,9 +172,7 @@ def _first_token_seconds(
         generate_after(model, seen.cache(), [query], chat.end, max_new_tokens=1)
 
     def with_memory() -> None:
-        with torch.no_grad():
-            cache = attach(model, memory)
-        generate_after(model, cache, [query], chat.end, max_new_tokens=1)
+        generate_after(model, attach(model, memory), [query], chat.end, max_new_tokens=1)
 
     return {"full_text": _median_seconds(with_text), "memory": _median_seconds(with_memory)}
 

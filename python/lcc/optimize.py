@@ -63,6 +63,7 @@ class Optimization:
         except KeyboardInterrupt:
             self._save()
             raise
+        self._save()
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)

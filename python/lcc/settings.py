@@ -69,7 +69,8 @@ class CompileSettings:
             InputError: a setting is out of range.
         """
         for name in ("steps", "batch", "rank", "max_response_tokens", "evaluate_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
         _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
         for name in ("learning_rate", "self_study_temperature", "alpha"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")

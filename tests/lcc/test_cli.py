@@ -115,6 +115,22 @@ def test_binary_documents_are_refused(run, tmp_path):
     assert "UTF-8" in run("compile", path, "-o", tmp_path / "m", code=2).output
 
 
+def test_a_failed_save_loses_no_work(run, document, tmp_path, monkeypatch):
+    def full(*_):
+        raise lcc.MemoryFileError("no space left")
+
+    command = ("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 2, "--set", "batch=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(lcc.Memory, "save", full)
+        run(*command, code=4)
+    from lcc import optimize
+
+    monkeypatch.setattr(optimize, "step_loss", lambda *_: 1 / 0)
+    run(*command)
+    assert lcc.Memory.load(tmp_path / "m").curve[-1]["step"] == 2
+    assert not (tmp_path / "m.checkpoint").exists()
+
+
 def test_interrupted_compile_says_how_to_go_on(run, document, tmp_path, monkeypatch):
     from lcc import optimize
 

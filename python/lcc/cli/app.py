@@ -101,6 +101,7 @@ def compile_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compile a text into a memory file. Run it again after a kill: it goes on where it stopped."""
+    from ..checkpoint import remove_checkpoint
     from ..compile import compile
     from .load import load_model, read_document
     from .show import show_memory
@@ -116,6 +117,7 @@ def compile_command(
             recipe=recipe,
             queries=queries,
             checkpoint=checkpoint,
+            keep_checkpoint=True,
             ratio=ratio,
             steps=steps,
             seed=seed,
@@ -125,6 +127,7 @@ def compile_command(
         Console(stderr=True).print(f"stopped; run the same command again to go on from {checkpoint}", soft_wrap=True)
         raise
     memory.save(output)
+    remove_checkpoint(checkpoint)
     if as_json:
         _print_json(memory.summary() | {"path": str(output)})
     else:
