@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ..dispatch import Backend, on_triton_device, register, triton_missing
-from . import reference, torch_path
+from . import flash_path, reference, torch_path
 
 
 def _triton(function: str) -> Callable:
@@ -29,6 +29,9 @@ for _op, _direction in (("bottleneck_attention", "forward"), ("bottleneck_attent
         {
             "triton": Backend(_triton(_direction), triton_missing, _triton_refuses),
             "torch": Backend(getattr(torch_path, _direction)),
+            "flash_attn": Backend(
+                getattr(flash_path, _direction), flash_path.missing, flash_path.refuses, automatic=False
+            ),
             "reference": Backend(getattr(reference, _direction), automatic=False),
         },
     )

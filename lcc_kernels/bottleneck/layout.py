@@ -170,3 +170,13 @@ def visible(spans: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tens
     span = spans[torch.searchsorted(spans[:, 0].contiguous(), q.contiguous(), right=True) - 1]
     start, _, shared_start, shared_stop = span.unbind(-1)
     return (start <= k) & (k <= q) | (shared_start <= k) & (k < shared_stop)
+
+
+def shared_reads(spans: torch.Tensor) -> list[tuple[slice, slice]]:
+    """(rows, the interval that they all see) of each document under ``spans``; its segments' rows are contiguous."""
+    rows: dict[tuple[int, int], tuple[int, int]] = {}
+    for start, stop, *interval in spans.tolist():
+        if interval[0] < interval[1]:
+            shared = (interval[0], interval[1])
+            rows[shared] = (rows.get(shared, (start, stop))[0], stop)
+    return [(slice(*where), slice(*shared)) for shared, where in rows.items()]
