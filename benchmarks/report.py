@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from math import floor, log10
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ def _table(key: tuple[str, ...], rows: list[Row]) -> str:
     titles = ["case", "direction", "peer", "median ms", "peak MiB", "TFLOP/s"]
     titles += [*(f"vs {peer}" for peer in peers), "where"]
     lines = [f"## {op} ({run})\n", _line(titles), _line(["---"] * len(titles))]
-    for row in rows:
+    alike = list(dict.fromkeys((row.case, row.direction) for row in rows))
+    for row in sorted(rows, key=lambda row: alike.index((row.case, row.direction))):
         others = (seconds.get((row.case, row.direction, peer)) for peer in peers)
         lines.append(
             _line(
@@ -107,13 +109,24 @@ def plot(rows: list[Row], path: Path) -> None:
     """Save a PNG: median milliseconds by case and peer, a panel for each run, op and direction."""
     panels = _grouped(rows, lambda row: (row.run, row.op, row.direction))
     figure = Figure(figsize=(9, 3.5 * len(panels)), layout="constrained")
+    colours = {peer: f"C{number}" for number, peer in enumerate(dict.fromkeys(row.peer for row in rows))}
     for axes, (key, members) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         for (peer,), points in _grouped(members, lambda row: (row.peer,)):
-            axes.plot([row.case for row in points], [row.seconds * 1e3 for row in points], "o", label=peer)
-        axes.set(title=" · ".join(key), ylabel="median ms", yscale="log")
+            times = [row.seconds * 1e3 for row in points]
+            axes.plot([row.case for row in points], times, "o", color=colours[peer], label=peer)
+        axes.set(title=" · ".join(key), ylabel="median ms", yscale="log", ylim=_decades(members))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+        axes.grid(axis="y", which="both", alpha=0.3)
         axes.tick_params("x", rotation=30)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, format="png")
+
+
+def _decades(rows: list[Row]) -> tuple[float, float]:
+    """The powers of ten around the milliseconds of ``rows``."""
+    powers = [log10(row.seconds * 1e3) for row in rows]
+    return 10.0 ** floor(min(powers)), 10.0 ** (floor(max(powers)) + 1)
 
 
 def _grouped(rows: list[Row], key: Callable[[Row], tuple[str, ...]]) -> list[tuple[tuple[str, ...], list[Row]]]:

@@ -21,8 +21,8 @@ def run(tmp_path):
     """Two peers on one case, one of them also backward, and a benchmark without a peer."""
     benchmarks = [
         measured("torch", 0.002, peak_bytes=3 * 2**20, active_tflops=1.5),
-        measured("dense", 0.009),
         measured("torch", 0.004, direction="bwd"),
+        measured("dense", 0.009),
         {"stats": {"median": 1.0}, "extra_info": {"op": "linear_kl", "case": "inference"}},
     ]
     path = tmp_path / "run.json"
