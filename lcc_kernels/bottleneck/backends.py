@@ -23,15 +23,15 @@ def _triton_refuses(*arguments: object) -> str | None:
     return on_triton_device(*tensors) or _triton("refuses")(*arguments)  # type: ignore[arg-type]
 
 
-for _op, _direction in (("bottleneck_attention", "forward"), ("bottleneck_attention_backward", "backward")):
-    register(
-        _op,
-        {
-            "triton": Backend(_triton(_direction), triton_missing, _triton_refuses),
-            "torch": Backend(getattr(torch_path, _direction)),
-            "flash_attn": Backend(
-                getattr(flash_path, _direction), flash_path.missing, flash_path.refuses, automatic=False
-            ),
-            "reference": Backend(getattr(reference, _direction), automatic=False),
-        },
-    )
+def _backends(direction: str) -> dict[str, Backend]:
+    flash_missing, flash_refuses = flash_path.missing, flash_path.refuses
+    return {
+        "triton": Backend(_triton(direction), triton_missing, _triton_refuses),
+        "torch": Backend(getattr(torch_path, direction)),
+        "flash_attn": Backend(getattr(flash_path, direction), flash_missing, flash_refuses, automatic=False),
+        "reference": Backend(getattr(reference, direction), automatic=False),
+    }
+
+
+register("bottleneck_attention", _backends("forward"))
+register("bottleneck_attention_backward", _backends("backward"))

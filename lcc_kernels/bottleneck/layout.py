@@ -8,7 +8,7 @@ segments of a document share is [B P'], which is contiguous because P' follows B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -107,12 +107,7 @@ class BottleneckLayout:
         """Put the documents of several layouts in one row, isolated from one another."""
         documents: list[Document] = []
         for document in (document for layout in layouts for document in layout.documents):
-            start = documents[-1].stop if documents else 0
-            documents.append(
-                Document(
-                    document.prefix, document.context, document.buffer, document.segments, document.keep_prefix, start
-                )
-            )
+            documents.append(replace(document, start=documents[-1].stop if documents else 0))
         packed = cls.__new__(cls)
         packed._hold(tuple(documents))
         return packed

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 import lcc_kernels as lk
+from lcc_kernels import dispatch
 from lcc_kernels.bottleneck import flash_path, reference
 from tests.compare import assert_as_accurate
 from tests.lcc_kernels.bottleneck import flash_stand_in
@@ -56,6 +57,17 @@ def test_equals_the_reference(name, batch):
 @given(layout=small_layouts)
 def test_equals_the_reference_on_small_layouts(layout):
     assert_same(layout, batch=2)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_opcheck(monkeypatch):
+    for direction, op in (("forward", "bottleneck_attention"), ("backward", "bottleneck_attention_backward")):
+        monkeypatch.setitem(dispatch._OPS[op], "stand_in", dispatch.Backend(getattr(flash_path, direction)))
+    layout = AWKWARD["packed"]
+    leaves = [x.requires_grad_() for x in tensors(layout, batch=2)[:3]]
+    torch.library.opcheck(
+        torch.ops.lcc_kernels.bottleneck_attention.default, (*leaves, layout.spans, SCALE, "stand_in")
+    )
 
 
 @pytest.mark.usefixtures("stand_in")
