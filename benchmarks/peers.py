@@ -14,6 +14,7 @@ import lcc_kernels as lk
 from benchmarks import two_calls
 from benchmarks.cases import AttentionCase
 
+CUDNN_FLEX_ARCHITECTURES = ((9, 0), (10, 0), (10, 3))
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -73,6 +74,7 @@ def _flex_refuses(case: AttentionCase, device: str) -> str | None:
 
 
 def _cudnn_flex(case: AttentionCase, device: str) -> Attend:
+    """docs.nvidia.com/cudnn/fe-oss-apis/attention/flex_attention; written from it, not yet run."""
     from cudnn.flex_attention import create_mask_plan, flex_attn_func
 
     heads_inside = [tensor.transpose(1, 2) for tensor in case.tensors(device)]
@@ -89,7 +91,9 @@ def _cudnn_flex_refuses(case: AttentionCase, device: str) -> str | None:
         import_module("cudnn.flex_attention")
     except ImportError as error:
         return f"cudnn.flex_attention does not import ({error}): pip install nvidia-cudnn-frontend[cutedsl]"
-    return None if device == "cuda" else "its kernels run on GPUs"
+    if device != "cuda" or torch.cuda.get_device_capability() not in CUDNN_FLEX_ARCHITECTURES:
+        return "its kernels run on GPUs of compute capability 9.0, 10.0 and 10.3"
+    return None
 
 
 def interval_ends(case: AttentionCase, device: str) -> torch.Tensor:
