@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import lcc_kernels as lk
+from benchmarks import two_calls
 from benchmarks.cases import AttentionCase
 
+CUDNN_FLEX_ARCHITECTURES = ((9, 0), (10, 0), (10, 3))
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -44,14 +47,18 @@ def _dense_mask_refuses(case: AttentionCase, device: str) -> str | None:
     return f"{case.layout.total} rows squared do not fit" if case.layout.total > 50_000 else None
 
 
+def _two_calls(kernel: two_calls.Kernel) -> Peer:
+    def prepare(case: AttentionCase, device: str) -> Attend:
+        plan, scale = two_calls.calls(case.layout), case.head_dim**-0.5
+        return partial(two_calls.attend, kernel=kernel, plan=plan, scale=scale)
+
+    return Peer(prepare, lambda case, device: None if device == "cuda" else "its kernels run on GPUs")
+
+
 def _flex_attention(case: AttentionCase, device: str) -> Attend:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    rows = torch.arange(case.layout.total)
-    spans = case.layout.spans
-    start, _, first, stop = (
-        column.to(device) for column in spans[torch.searchsorted(spans[:, 0].contiguous(), rows, right=True) - 1].T
-    )
+    start, first, stop = _row_spans(case, device)
 
     def mask(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return (start[q] <= k) & (k <= q) | (first[q] <= k) & (k < stop[q])
@@ -66,8 +73,48 @@ def _flex_refuses(case: AttentionCase, device: str) -> str | None:
     return None if device == "cuda" else "FlexAttention has no backward on the CPU"
 
 
+def _cudnn_flex(case: AttentionCase, device: str) -> Attend:
+    """docs.nvidia.com/cudnn/fe-oss-apis/attention/flex_attention; written from it, not yet run."""
+    from cudnn.flex_attention import create_mask_plan, flex_attn_func
+
+    heads_inside = [tensor.transpose(1, 2) for tensor in case.tensors(device)]
+    plan = create_mask_plan(interval_ends(case, device), *heads_inside, build_backward=True)
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return flex_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), mask_plan=plan).transpose(1, 2)
+
+    return attend
+
+
+def _cudnn_flex_refuses(case: AttentionCase, device: str) -> str | None:
+    try:
+        import_module("cudnn.flex_attention")
+    except ImportError as error:
+        return f"cudnn.flex_attention does not import ({error}): pip install nvidia-cudnn-frontend[cutedsl]"
+    if device != "cuda" or torch.cuda.get_device_capability() not in CUDNN_FLEX_ARCHITECTURES:
+        return "its kernels run on GPUs of compute capability 9.0, 10.0 and 10.3"
+    return None
+
+
+def interval_ends(case: AttentionCase, device: str) -> torch.Tensor:
+    """(1, 5, total) int32 as cuDNN's interval masks want it: a row sees [0, e0), [e1, e2) and [e3, e4)."""
+    start, first, stop = _row_spans(case, device)
+    rows = torch.arange(case.layout.total, device=device)
+    return torch.stack([torch.zeros_like(rows), first, stop, start, rows + 1])[None].int()
+
+
+def _row_spans(case: AttentionCase, device: str) -> tuple[torch.Tensor, ...]:
+    """Each row's first key of its own span, and the interval that it shares: three (total,) int64."""
+    spans = case.layout.spans
+    start, _, first, stop = spans.repeat_interleave(spans[:, 1] - spans[:, 0], 0).to(device).T
+    return start.contiguous(), first.contiguous(), stop.contiguous()
+
+
 PEERS = {
     **{name: _kernel(name) for name in lk.available_backends("bottleneck_attention") if name != "reference"},
     "dense_mask_sdpa": Peer(_dense_mask, _dense_mask_refuses),
     "flex_attention": Peer(_flex_attention, _flex_refuses),
+    "flash_calls_merged": _two_calls(two_calls.FLASH),
+    "cudnn_calls_merged": _two_calls(two_calls.CUDNN),
+    "cudnn_flex_attention": Peer(_cudnn_flex, _cudnn_flex_refuses),
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from ..dispatch import Backend, on_triton_device, register, triton_missing
-from . import reference, torch_path
+from . import flash_path, reference, torch_path
 
 
 def _triton(function: str) -> Callable:
@@ -23,12 +23,15 @@ def _triton_refuses(*arguments: object) -> str | None:
     return on_triton_device(*tensors) or _triton("refuses")(*arguments)  # type: ignore[arg-type]
 
 
-for _op, _direction in (("bottleneck_attention", "forward"), ("bottleneck_attention_backward", "backward")):
-    register(
-        _op,
-        {
-            "triton": Backend(_triton(_direction), triton_missing, _triton_refuses),
-            "torch": Backend(getattr(torch_path, _direction)),
-            "reference": Backend(getattr(reference, _direction), automatic=False),
-        },
-    )
+def _backends(direction: str) -> dict[str, Backend]:
+    flash_missing, flash_refuses = flash_path.missing, flash_path.refuses
+    return {
+        "triton": Backend(_triton(direction), triton_missing, _triton_refuses),
+        "torch": Backend(getattr(torch_path, direction)),
+        "flash_attn": Backend(getattr(flash_path, direction), flash_missing, flash_refuses, automatic=False),
+        "reference": Backend(getattr(reference, direction), automatic=False),
+    }
+
+
+register("bottleneck_attention", _backends("forward"))
+register("bottleneck_attention_backward", _backends("backward"))

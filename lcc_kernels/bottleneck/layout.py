@@ -8,7 +8,7 @@ segments of a document share is [B P'], which is contiguous because P' follows B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
@@ -107,12 +107,7 @@ class BottleneckLayout:
         """Put the documents of several layouts in one row, isolated from one another."""
         documents: list[Document] = []
         for document in (document for layout in layouts for document in layout.documents):
-            start = documents[-1].stop if documents else 0
-            documents.append(
-                Document(
-                    document.prefix, document.context, document.buffer, document.segments, document.keep_prefix, start
-                )
-            )
+            documents.append(replace(document, start=documents[-1].stop if documents else 0))
         packed = cls.__new__(cls)
         packed._hold(tuple(documents))
         return packed
@@ -170,3 +165,13 @@ def visible(spans: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tens
     span = spans[torch.searchsorted(spans[:, 0].contiguous(), q.contiguous(), right=True) - 1]
     start, _, shared_start, shared_stop = span.unbind(-1)
     return (start <= k) & (k <= q) | (shared_start <= k) & (k < shared_stop)
+
+
+def shared_reads(spans: torch.Tensor) -> list[tuple[slice, slice]]:
+    """(rows, the interval that they all see) of each document under ``spans``; its segments' rows are contiguous."""
+    rows: dict[tuple[int, int], tuple[int, int]] = {}
+    for start, stop, *interval in spans.tolist():
+        if interval[0] < interval[1]:
+            shared = (interval[0], interval[1])
+            rows[shared] = (rows.get(shared, (start, stop))[0], stop)
+    return [(slice(*where), slice(*shared)) for shared, where in rows.items()]

@@ -38,6 +38,13 @@ def attend_backward(
     return grad_q, grad_k.sum(1, keepdim=True), grad_v.sum(1, keepdim=True)
 
 
+def merge(out: torch.Tensor, lse: torch.Tensor, piece: torch.Tensor, piece_lse: torch.Tensor) -> None:
+    """Fold a softmax over further keys into ``out`` (..., head_dim) and ``lse`` (...), in place; pieces like them."""
+    both = torch.logaddexp(lse, piece_lse)
+    out.copy_(out * (lse - both).exp()[..., None] + piece * (piece_lse - both).exp()[..., None])
+    lse.copy_(both)
+
+
 def _for_fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """What torch's fused CPU attention takes: as many key heads as query heads (views), and contiguous rows."""
     keys, values = (_row_major(x).expand(-1, q.shape[1], -1, -1) for x in (k, v))

@@ -11,7 +11,8 @@ from collections import defaultdict
 
 import torch
 
-from .plain import attend, attend_backward
+from .layout import shared_reads
+from .plain import attend, attend_backward, merge
 
 LONG_SPAN = 512  # rows from which a call of its own costs less than a gathered copy
 
@@ -60,7 +61,7 @@ class _Pieces:
         rows = spans.tolist()
         self.long = [slice(start, stop) for start, stop, *_ in rows if stop - start >= LONG_SPAN]
         self.short = _batches([(start, stop - start) for start, stop, *_ in rows if stop - start < LONG_SPAN], device)
-        self.shared = _shared(rows)
+        self.shared = shared_reads(spans)
 
 
 def _forward(
@@ -80,7 +81,7 @@ def _forward(
         batch.add(lse, piece_lse)
     for rows, shared in pieces.shared:
         piece, piece_lse = attend(q[:, :, rows], k[:, :, shared], v[:, :, shared], False, scale)
-        _merge(out[:, :, rows], lse[:, :, rows], piece, piece_lse)
+        merge(out[:, :, rows], lse[:, :, rows], piece, piece_lse)
 
 
 def _backward(inputs: list[torch.Tensor], grads: list[torch.Tensor], pieces: _Pieces, scale: float) -> None:
@@ -156,20 +157,3 @@ def _batches(spans: list[tuple[int, int]], device: torch.device) -> list[_Batch]
         quarter = 1 << max(0, length.bit_length() - 3)
         alike[-(-length // quarter) * quarter].append((start, length))
     return [_Batch(members, device) for members in alike.values()]
-
-
-def _shared(spans: list[list[int]]) -> list[tuple[slice, slice]]:
-    """(rows, the interval that they all see) of each document; its segments' rows are contiguous."""
-    rows: dict[tuple[int, int], tuple[int, int]] = {}
-    for start, stop, *interval in spans:
-        if interval[0] < interval[1]:
-            shared = (interval[0], interval[1])
-            rows[shared] = (rows.get(shared, (start, stop))[0], stop)
-    return [(slice(*where), slice(*shared)) for shared, where in rows.items()]
-
-
-def _merge(out: torch.Tensor, lse: torch.Tensor, piece: torch.Tensor, piece_lse: torch.Tensor) -> None:
-    """Fold a softmax over further keys into ``out`` and ``lse``, in place."""
-    both = torch.logaddexp(lse, piece_lse)
-    out.copy_(out * (lse - both).exp()[..., None] + piece * (piece_lse - both).exp()[..., None])
-    lse.copy_(both)

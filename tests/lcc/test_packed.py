@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import lcc_kernels as lk
-from lcc.packed import adapter_rows, packed_embeddings, packed_forward
+from lcc.packed import adapter_rows, packed_attention, packed_embeddings, packed_forward
 
 SIZES = {
     "vocab_size": 50,
@@ -175,6 +175,22 @@ def test_refuses_other_attentions_by_name(family, changes, message):
     model, buffer = build(family, **changes)
     with pytest.raises(ValueError, match=message):
         packed(model, buffer, row_of(LAYOUT), LAYOUT)
+
+
+def test_refuses_attention_sinks_by_name():
+    sizes = {**SIZES, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}
+    config = AutoConfig.for_model("gpt_oss", **sizes, layer_types=["full_attention"] * 3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ValueError, match="GptOssAttention uses attention sinks"):
+        packed(model, torch.zeros(4, 32), row_of(LAYOUT), LAYOUT)
+
+
+def test_refuses_a_mask_and_dropout():
+    q = torch.zeros(1, 1, LAYOUT.total, 8)
+    with pytest.raises(ValueError, match="takes its mask from the layout"):
+        packed_attention(torch.nn.Identity(), q, q, q, LAYOUT.dense_mask(), layout=LAYOUT)
+    with pytest.raises(ValueError, match="has no dropout"):
+        packed_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1, layout=LAYOUT)
 
 
 def test_refuses_wrong_rows_and_a_missing_layout():
