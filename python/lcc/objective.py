@@ -33,8 +33,8 @@ def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSe
     with compiler.active(settings.coupled):
         hidden = torch.cat([response_hidden(compiler.model, visible, group) for group in groups])
     ordered = [sample for group in groups for sample in group]
-    weights = _row_weights(ordered, settings).to(hidden.device)
-    return _divergence(compiler.model, hidden, ordered, weights, settings.loss)
+    weights = row_weights(ordered, settings).to(hidden.device)
+    return divergence(compiler.model, hidden, ordered, weights, settings.loss)
 
 
 def held_out_kl(compiler: Compiler, buffer: KV, samples: Sequence[Sample], settings: CompileSettings) -> float:
@@ -43,7 +43,7 @@ def held_out_kl(compiler: Compiler, buffer: KV, samples: Sequence[Sample], setti
     with torch.no_grad(), compiler.active(settings.coupled):
         hidden = response_hidden(compiler.model, visible, samples)
         weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
-        return _divergence(compiler.model, hidden, samples, weights, "kl").item()
+        return divergence(compiler.model, hidden, samples, weights, "kl").item()
 
 
 def stream_weights(settings: CompileSettings) -> dict[str, float]:
@@ -52,8 +52,8 @@ def stream_weights(settings: CompileSettings) -> dict[str, float]:
     return dict(zip(STREAMS, weights, strict=True))
 
 
-def _row_weights(samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """(supervised tokens,) weights that sum to one."""
+def row_weights(samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """Weights of the samples' supervised tokens, (tokens,) float64 that sum to one."""
     weights = stream_weights(settings)
     tokens = {stream: sum(len(s.response_ids) for s in samples if s.stream == stream) for stream in STREAMS}
     total = sum(weights[stream] for stream in STREAMS if tokens[stream])
@@ -61,9 +61,10 @@ def _row_weights(samples: Sequence[Sample], settings: CompileSettings) -> torch.
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _divergence(
+def divergence(
     model: PreTrainedModel, hidden: torch.Tensor, samples: Sequence[Sample], weights: torch.Tensor, loss: str
 ) -> torch.Tensor:
+    """Weighted sum of the divergence from the samples' teacher to ``hidden``, (supervised tokens, H)."""
     head = model.get_output_embeddings()
     hidden = hidden.to(head.weight.dtype)
     teacher = torch.cat([sample.teacher_hidden for sample in samples]).to(hidden)

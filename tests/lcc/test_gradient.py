@@ -1,4 +1,4 @@
-"""The two-pass step against the paper's loop: one full pass a sample, dense mask, LoRA on C and B alone."""
+"""Two passes, and one packed pass, against the paper's loop: a full pass a sample, LoRA on C and B alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
+import lcc_kernels as lk
 from lcc.context import build_context
 from lcc.encode import Compiler, attention_projections, lora_model, read_text
-from lcc.objective import step_loss, stream_weights
+from lcc.objective import divergence, row_weights, step_loss, stream_weights
+from lcc.packed import packed_embeddings, packed_forward
 from lcc.settings import make_settings
 from lcc.surrogate import build_surrogate
 from tests.conftest import FAMILIES, tiny_model
@@ -71,9 +73,26 @@ def naive_loss(model, compiler, lora, scaling, samples, settings):
     return total / sum(weights[stream] for stream in present)
 
 
+def packed_loss(model, compiler, samples, settings):
+    """The same loss from one packed row [P | C | B | P' | samples] under the bottleneck attention op."""
+    context = compiler.context
+    segments = [len(sample.input_ids) for sample in samples]
+    sizes = len(context.prefix_ids), len(context.context_ids), context.buffer
+    layout = lk.BottleneckLayout(*sizes, segments, settings.keep_prefix)
+    copied = context.prefix_ids if settings.keep_prefix else ()
+    own = [token for sample in samples for token in sample.input_ids]
+    ids = torch.tensor([*context.prefix_ids, *context.context_ids, *[0] * context.buffer, *copied, *own])
+    hidden = packed_forward(model, packed_embeddings(model, ids, layout, [compiler.buffer]), layout)[0]
+    starts = [
+        rows.start + len(s.query_ids) - 1 for rows, s in zip(layout.documents[0].segment_rows, samples, strict=True)
+    ]
+    supervised = torch.cat([hidden[start:][: len(s.response_ids)] for start, s in zip(starts, samples, strict=True)])
+    return divergence(model, supervised, samples, row_weights(samples, settings), settings.loss)
+
+
 @pytest.mark.parametrize("keep_prefix", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_pass_gives_the_per_sample_gradient(family, keep_prefix, tokenizer, text):
+def test_two_passes_and_one_packed_pass_give_the_per_sample_gradient(family, keep_prefix, tokenizer, text):
     model = tiny_model(family, torch.float64)
     plain = copy.deepcopy(model)
     settings = make_settings(
@@ -99,9 +118,13 @@ def test_two_pass_gives_the_per_sample_gradient(family, keep_prefix, tokenizer, 
         loss = step_loss(compiler, samples, settings)
         expected = naive_loss(plain, compiler, lora, settings.alpha / settings.rank, samples, settings)
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
-        got = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        want = torch.autograd.grad(expected, parameters, materialize_grads=True)
-        for mine, naive in zip(got, want, strict=True):
+        packed = packed_loss(model, compiler, samples, settings)
+        torch.testing.assert_close(packed, expected, rtol=1e-9, atol=0)
+        got, single, want = (
+            torch.autograd.grad(value, parameters, materialize_grads=True) for value in (loss, packed, expected)
+        )
+        for mine, one, naive in zip(got, single, want, strict=True):
             assert (mine - naive).norm() <= 1e-9 * naive.norm()
+            assert (one - naive).norm() <= 1e-9 * naive.norm()
         # Of the last layer only K and V of B are read: its other projections have no gradient.
         assert sum(bool(gradient.any()) for gradient in got) >= len(parameters) - 4
