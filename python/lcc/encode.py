@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
@@ -114,7 +115,7 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
     wrapped = None
     try:
         try:
-            wrapped = get_peft_model(model, config)
+            wrapped = _wrap(model, config)
         except ValueError as error:
             raise InputError(f"targets {settings.targets} cannot carry a LoRA: {error}") from error
         model.eval()
@@ -128,6 +129,13 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
             parameter.requires_grad_(flag)
         for module, flag in training:
             module.training = flag
+
+
+def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    """``get_peft_model`` without the warning about a name that peft reads off transformers, not the caller."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:

@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 import lcc_kernels as lk
 from lcc.packed import adapter_rows, packed_attention, packed_embeddings, packed_forward
+from tests.conftest import Float64Rotary
 
 SIZES = {
     "vocab_size": 50,
@@ -28,18 +29,6 @@ FAMILIES = {
     "phi3": {"sliding_window": None, "partial_rotary_factor": 0.5},
 }
 LAYOUT = lk.BottleneckLayout(3, 11, 4, (6, 1, 5))
-
-
-class Float64Rotary(torch.nn.Module):
-    """The rotary tables of transformers, which computes them in float32, in float64."""
-
-    def __init__(self, rotary):
-        super().__init__()
-        self.inv_freq, self.scaling = rotary.inv_freq.double(), rotary.attention_scaling
-
-    def forward(self, x, position_ids):
-        angles = (position_ids[..., None].double() * self.inv_freq).repeat(1, 1, 2)
-        return angles.cos() * self.scaling, angles.sin() * self.scaling
 
 
 def build(family, **changes):
