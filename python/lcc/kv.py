@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,11 +38,16 @@ class KV:
 
     def rotated(self, model: PreTrainedModel, start: int) -> KV:
         """Rotate unrotated keys to the positions from ``start`` on."""
-        return KV(lk.apply_rotary(self.keys, *_tables(model, self.keys, start)), self.values)
+        return self._turned(model, start, lk.apply_rotary)
 
     def unrotated(self, model: PreTrainedModel, start: int) -> KV:
         """Undo the rotation of keys that stand at the positions from ``start`` on."""
-        return KV(lk.undo_rotary(self.keys, *_tables(model, self.keys, start)), self.values)
+        return self._turned(model, start, lk.undo_rotary)
+
+    def _turned(self, model: PreTrainedModel, start: int, turn: Callable[..., torch.Tensor]) -> KV:
+        """Turn the keys in float32 at least: half precision would round at every move."""
+        wide = self.keys.to(torch.promote_types(self.keys.dtype, torch.float32))
+        return KV(turn(wide, *_tables(model, wide, start)).to(self.keys.dtype), self.values)
 
     def cache(self) -> SharedCache:
         """A transformers cache that holds these tokens."""

@@ -192,3 +192,12 @@ def test_conversation_keeps_its_history(memory, llama, tokenizer):
     assert history.count(tokenizer.decode([chat.end]) + "<|assistant|>") == 2
     with pytest.raises(lcc.MismatchError):
         Conversation(llama, tokenizer, replace(memory, fingerprint={"tokenizer": "other"}))
+
+
+def test_half_precision_keys_are_turned_in_float32(memory, llama):
+    half = memory.to("cpu", torch.bfloat16).kv
+    moved = half.rotated(llama, 700).unrotated(llama, 700)
+    assert moved.keys.dtype == torch.bfloat16
+    exact = KV(half.keys.double(), half.values).rotated(llama, 700).keys
+    rounding = (exact.bfloat16().double() - exact).abs().max()
+    assert (half.rotated(llama, 700).keys.double() - exact).abs().max() <= 2 * rounding
