@@ -7,8 +7,8 @@ from .compile import compile
 from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
 from .fingerprint import fingerprint
 from .memory import Memory
+from .queries import load_queries
 from .settings import CompileSettings
-from .surrogate import load_queries
 
 __all__ = [
     "CompileSettings",

@@ -20,8 +20,9 @@ from .kv import KV, check_architecture
 from .memory import Memory
 from .optimize import Optimization
 from .progress import Reporter
+from .queries import load_queries
 from .settings import CompileSettings, make_settings
-from .surrogate import Surrogate, build_surrogate, load_queries
+from .surrogate import Surrogate, build_surrogate
 
 
 def compile(

@@ -23,7 +23,7 @@ from .generate import generate_after
 from .memory import Memory
 from .models.exam import answer, general_exam, score
 from .models.fiction import Document, Question, document
-from .surrogate import load_queries
+from .queries import load_queries
 
 # Documents of the demo are drawn from seeds far from those that the embedded model was trained on.
 SEED_OFFSET = 1_000_000

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, PreTrainedModel
 
 import lcc_kernels as lk
 
+from .kv import decoder
+
 NAME = "lcc_bottleneck"
 UNSUPPORTED = {"sliding_window": "a sliding window", "softcap": "soft-capped scores", "s_aux": "attention sinks"}
 
@@ -98,10 +100,10 @@ def packed_forward(model: PreTrainedModel, embeddings: torch.Tensor, layout: lk.
     Raises:
         ValueError: the model attends in a way that the op does not compute.
     """
-    decoder = getattr(model, model.base_model_prefix)
+    layers = decoder(model)
     positions = layout.position_ids(embeddings.device)[None]
-    with _attending(decoder), adapter_rows(model, layout.lora_slices()):
-        return decoder(
+    with _attending(layers), adapter_rows(model, layout.lora_slices()):
+        return layers(
             inputs_embeds=embeddings, position_ids=positions, layout=layout, use_cache=False
         ).last_hidden_state
 
@@ -135,11 +137,11 @@ def _adapt(layer: Any, x: torch.Tensor, out: torch.Tensor, rows: Sequence[slice]
 
 
 @contextmanager
-def _attending(decoder: PreTrainedModel) -> Iterator[None]:
-    """Let ``decoder`` attend with ``lcc_bottleneck`` inside the block."""
-    before = decoder.config._attn_implementation
-    decoder.config._attn_implementation = NAME
+def _attending(layers: PreTrainedModel) -> Iterator[None]:
+    """Let ``layers`` attend with ``lcc_bottleneck`` inside the block."""
+    before = layers.config._attn_implementation
+    layers.config._attn_implementation = NAME
     try:
         yield
     finally:
-        decoder.config._attn_implementation = before
+        layers.config._attn_implementation = before

@@ -7,32 +7,23 @@ the full-context teacher's own, generated once, greedily.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from .context import Context
-from .encode import read_text
-from .errors import InputError
 from .generate import generate_responses
 from .kv import KV, decoder
+from .self_study import Progress, ask_questions
 from .settings import CompileSettings
 
 REPEAT_REQUEST = "Please repeat the context."
-ASK_REQUEST = "Ask a question about the text."
 STREAMS = ("reconstruction", "general", "self_study")
 # Teacher passes hold at most this many cached tokens, over all rows of a batch.
 CACHED_TOKENS = 1 << 15
-# Questions sampled at once about a piece of text, and how often at most.
-ASKING_ROWS, ASKING_ROUNDS = 32, 4
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -72,26 +63,6 @@ class Surrogate:
         return frozenset(s.query for s in self.train + self.held_out if s.stream == "self_study")
 
 
-def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
-    """Context-agnostic queries: the package's own, a JSONL file, a datasets name, or any strings.
-
-    Rows of a JSONL file or a dataset give their query as ``query``, ``instruction``, ``prompt`` or ``text``.
-
-    Raises:
-        InputError: the source cannot be read or holds no query.
-    """
-    if source is None:
-        rows = _read_jsonl((resources.files("lcc") / "data" / "queries.jsonl").read_text("utf-8"), "queries.jsonl")
-    elif isinstance(source, (str, Path)):
-        rows = _load_rows(str(source))
-    else:
-        rows = [{"query": query} for query in source]
-    queries = [query for row in rows if (query := _query_of(row))]
-    if not queries:
-        raise InputError(f"no queries in {source}: give rows with query, instruction, prompt or text")
-    return queries
-
-
 def build_surrogate(
     model: PreTrainedModel,
     context: Context,
@@ -128,53 +99,6 @@ def build_surrogate(
     rng.shuffle(samples)
     held_out = _hold_out(samples, settings.held_out)
     return Surrogate(reconstruction, tuple(s for s in samples if s not in held_out), tuple(held_out))
-
-
-def ask_questions(
-    model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, progress: Progress
-) -> list[str]:
-    """Distinct questions that the model asks about the text, the same number about each piece of it.
-
-    Asked about the whole text at once, a model keeps coming back to the same few facts; what is never asked in any
-    wording is what a memory forgets.
-    """
-    prefix = text_kv.head(len(context.prefix_ids))
-    pieces = text_pieces(context.context_ids, settings.self_study_piece)
-    total = settings.self_study_questions
-    found: dict[str, None] = {}
-    for number, piece in enumerate(pieces, 1):
-        wanted = len(found) + (total - len(found)) // (len(pieces) - number + 1)
-        seen = read_text(model, piece, prefix)
-        for _ in range(ASKING_ROUNDS):
-            if len(found) >= wanted:
-                break
-            for question in _sample_questions(model, context, seen, settings):
-                if len(found) < wanted:
-                    found.setdefault(question)
-        progress("asking itself", number, len(pieces))
-    return list(found)
-
-
-def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:
-    """``ids`` in pieces of ``length`` that overlap by half; everything at once for a length of 0."""
-    if not length or len(ids) <= length:
-        return [ids]
-    starts = range(0, len(ids) - length // 2, max(1, length // 2))
-    return [ids[start : start + length] for start in starts]
-
-
-def _sample_questions(model: PreTrainedModel, context: Context, seen: KV, settings: CompileSettings) -> list[str]:
-    """One batch of questions about what is in ``seen``, empty ones left out."""
-    sampled = generate_responses(
-        model,
-        seen,
-        [context.chat.query_ids(ASK_REQUEST)] * ASKING_ROWS,
-        settings.max_response_tokens,
-        end=context.chat.end,
-        temperature=settings.self_study_temperature,
-    )
-    questions = (context.chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in sampled)
-    return [question for question in questions if question]
 
 
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:
@@ -254,33 +178,3 @@ def _hold_out(samples: Sequence[Sample], share: float) -> list[Sample]:
         mine = [sample for sample in samples if sample.stream == stream]
         kept += mine[: int(len(mine) * share)]
     return kept
-
-
-def _load_rows(name: str) -> list[dict]:
-    if Path(name).is_file():
-        return _read_jsonl(Path(name).read_text("utf-8"), name)
-    if name.endswith((".jsonl", ".json")):
-        raise InputError(f"there is no file {name}")
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise InputError(f"{name} is no file; to read it as a dataset, pip install datasets") from None
-    return list(load_dataset(name, split="train"))
-
-
-def _read_jsonl(content: str, name: str) -> list[dict]:
-    rows = []
-    for number, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{name}, line {number} is not JSON: {error}") from None
-    return rows
-
-
-def _query_of(row: dict) -> str | None:
-    for name in ("query", "instruction", "prompt", "text"):
-        if isinstance(row.get(name), str) and row[name].strip():
-            return row[name]
-    return None

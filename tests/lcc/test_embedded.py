@@ -15,8 +15,9 @@ from lcc.models import EMBEDDED
 from lcc.models.exam import answer, general_exam, score
 from lcc.models.fiction import UNKNOWN, Document, document, unanswerable
 from lcc.models.general import KINDS, general_query
+from lcc.self_study import ASK_REQUEST, ask_questions, text_pieces
 from lcc.settings import make_settings
-from lcc.surrogate import ASK_REQUEST, REPEAT_REQUEST, ask_questions, text_pieces
+from lcc.surrogate import REPEAT_REQUEST
 
 # Far from the seeds of the training script and of the demo.
 HELD_OUT = 5_000_000

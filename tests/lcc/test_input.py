@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 import lcc
 from lcc.chat import ChatFormat
-from lcc.surrogate import load_queries
+from lcc.queries import load_queries
 from tests.conftest import tiny_model
 
 

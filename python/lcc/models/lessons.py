@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..chat import SEPARATOR, SYSTEM_PROMPT
-from ..surrogate import ASK_REQUEST, REPEAT_REQUEST
+from ..self_study import ASK_REQUEST
+from ..surrogate import REPEAT_REQUEST
 from . import fiction, general
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"

@@ -10,7 +10,8 @@ from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from ..chat import SYSTEM_PROMPT
-from ..surrogate import ASK_REQUEST, REPEAT_REQUEST
+from ..self_study import ASK_REQUEST
+from ..surrogate import REPEAT_REQUEST
 from .fiction import ATTRIBUTES, NAMES, UNKNOWN
 from .general import LISTED_WORDS, WORLD_FACTS, general_query
 from .lessons import CONTINUE_REQUEST
