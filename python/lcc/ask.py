@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .attach import attach
 from .chat import ChatFormat
 from .errors import InputError
-from .generate import generate_after
+from .generate import answer_queries
 from .generate import prompt as batched_prompt
 from .memory import Memory
 
@@ -43,14 +43,8 @@ def ask(
     memory.verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer)
     queries = [chat.query_ids(question) for question in questions]
-    answers: list[str] = []
-    for start in range(0, len(queries), batch):
-        cache = attach(model, memory)
-        ids = generate_after(
-            model, cache, queries[start : start + batch], chat.end, max_new_tokens=max_new_tokens, **options
-        )
-        answers += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
-    return answers
+    visible = attach(model, memory).read()
+    return answer_queries(model, chat, visible, queries, batch, max_new_tokens=max_new_tokens, **options)
 
 
 def prompt(

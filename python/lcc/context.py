@@ -22,11 +22,6 @@ class Context:
     buffer: int
     sha256: str
 
-    @property
-    def encoded_length(self) -> int:
-        """Tokens of [P | C | B]."""
-        return len(self.prefix_ids) + len(self.context_ids) + self.buffer
-
 
 def build_context(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, ratio: float, response_tokens: int

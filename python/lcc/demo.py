@@ -11,17 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .ask import ask
 from .attach import attach
 from .chat import ChatFormat
 from .compile import compile
-from .encode import read_text
 from .generate import generate_after
 from .memory import Memory
-from .models.exam import answer, general_exam, score
+from .models.exam import answer, general_exam, read_chat, score
 from .models.fiction import Document, Question, document
 from .queries import load_queries
 
@@ -153,10 +151,8 @@ def _general_scores(
 def _kv_bytes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, memory: Memory) -> dict[str, int]:
     """Bytes of the caches that a query finds, prefix included in both."""
     chat = ChatFormat.of(tokenizer)
-    with torch.no_grad():
-        full = read_text(model, [*chat.prefix_ids, *chat.ids(text)])
-        short = attach(model, memory).read()
-    return {name: kv.keys.nbytes + kv.values.nbytes for name, kv in (("full_text", full), ("memory", short))}
+    caches = {"full_text": read_chat(model, chat, text), "memory": attach(model, memory).read()}
+    return {name: kv.keys.nbytes + kv.values.nbytes for name, kv in caches.items()}
 
 
 def _first_token_seconds(
@@ -167,9 +163,7 @@ def _first_token_seconds(
     query = chat.query_ids(question.text)
 
     def with_text() -> None:
-        with torch.no_grad():
-            seen = read_text(model, [*chat.prefix_ids, *chat.ids(text)])
-        generate_after(model, seen.cache(), [query], chat.end, max_new_tokens=1)
+        generate_after(model, read_chat(model, chat, text).cache(), [query], chat.end, max_new_tokens=1)
 
     def with_memory() -> None:
         generate_after(model, attach(model, memory), [query], chat.end, max_new_tokens=1)

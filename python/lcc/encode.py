@@ -76,8 +76,7 @@ def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = torch.arange(start, start + len(ids), device=model.device)
     output = decoder(model)(input_ids=tokens, position_ids=positions[None], past_key_values=cache, use_cache=True)
-    layers = output.past_key_values.layers
-    return KV(torch.cat([layer.keys for layer in layers]), torch.cat([layer.values for layer in layers]))
+    return KV.of(output.past_key_values)
 
 
 def attention_projections(model: PreTrainedModel) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .chat import ChatFormat
 from .kv import KV, SharedCache
 
 
@@ -64,6 +65,21 @@ def generate_responses(
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     return generate_after(model, visible.cache(), queries, end, max_new_tokens=max_new_tokens, **sampling)
+
+
+def answer_queries(
+    model: PreTrainedModel, chat: ChatFormat, visible: KV, queries: Sequence[Sequence[int]], batch: int, **options: Any
+) -> list[str]:
+    """Answers as text, ``batch`` queries at a time, each after the rotated tokens of ``visible`` alone.
+
+    Args:
+        **options: those of ``generate``.
+    """
+    answers: list[str] = []
+    for start in range(0, len(queries), batch):
+        rows = generate_after(model, visible.cache(), queries[start : start + batch], chat.end, **options)
+        answers += [chat.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+    return answers
 
 
 def _end_tokens(model: PreTrainedModel) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 import lcc_kernels as lk
@@ -20,6 +20,13 @@ class KV:
 
     keys: torch.Tensor
     values: torch.Tensor
+
+    @classmethod
+    def of(cls, cache: Cache) -> KV:
+        """What a cache of one sequence holds."""
+        return cls(
+            torch.cat([layer.keys for layer in cache.layers]), torch.cat([layer.values for layer in cache.layers])
+        )
 
     def __len__(self) -> int:
         return self.keys.shape[2]
@@ -83,7 +90,7 @@ class SharedCache(DynamicCache):
 
     def read(self) -> KV:
         """The K and V of a single sequence."""
-        return KV(torch.cat([layer.keys for layer in self.layers]), torch.cat([layer.values for layer in self.layers]))
+        return KV.of(self)
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 import lcc_kernels as lk
 
 from .encode import Compiler
-from .kv import KV
 from .settings import CompileSettings
 from .surrogate import STREAMS, Sample, response_hidden
 
@@ -37,11 +36,12 @@ def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSe
     return divergence(compiler.model, hidden, ordered, weights, settings.loss)
 
 
-def held_out_kl(compiler: Compiler, buffer: KV, samples: Sequence[Sample], settings: CompileSettings) -> float:
+def held_out_kl(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> float:
     """Mean KL(teacher || student) over the samples' supervised tokens, in nats a token."""
-    visible = compiler.visible(buffer, settings.keep_prefix)
-    with torch.no_grad(), compiler.active(settings.coupled):
-        hidden = response_hidden(compiler.model, visible, samples)
+    with torch.no_grad():
+        visible = compiler.visible(compiler.encode(), settings.keep_prefix)
+        with compiler.active(settings.coupled):
+            hidden = response_hidden(compiler.model, visible, samples)
         weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
         return divergence(compiler.model, hidden, samples, weights, "kl").item()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ class Optimization:
             ],
             weight_decay=0.0,
         )
+        self.pools = self._pools()
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
@@ -93,18 +93,22 @@ class Optimization:
         self.seconds += time.monotonic() - began
         return value
 
-    def _draw(self) -> list[Sample]:
-        """The reconstruction sample, and ``batch`` queries shared among their streams by weight."""
-        rng = random.Random(f"{self.settings.seed} {self.step}")
+    def _pools(self) -> dict[str, list[Sample]]:
+        """The query samples of each stream that has any, and a weight."""
         weights = stream_weights(self.settings)
         pools = {
             stream: [sample for sample in self.surrogate.train if sample.stream == stream]
             for stream in ("general", "self_study")
         }
-        pools = {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
-        total = sum(weights[stream] for stream in pools)
+        return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
+
+    def _draw(self) -> list[Sample]:
+        """The reconstruction sample, and ``batch`` queries shared among their streams by weight."""
+        rng = random.Random(f"{self.settings.seed} {self.step}")
+        weights = stream_weights(self.settings)
+        total = sum(weights[stream] for stream in self.pools)
         drawn: list[Sample] = [self.surrogate.reconstruction] if weights["reconstruction"] else []
-        for stream, pool in pools.items():
+        for stream, pool in self.pools.items():
             count = min(len(pool), max(1, round(self.settings.batch * weights[stream] / total)))
             drawn += rng.sample(pool, count)
         return drawn
@@ -112,16 +116,12 @@ class Optimization:
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
         held_out = self.surrogate.held_out
-        with torch.no_grad():
-            kl = self._held_out_kl(held_out) if held_out else loss
+        kl = held_out_kl(self.compiler, held_out, self.settings) if held_out else loss
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out or not self.settings.patience:
             self.best_kl, self.stale = kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
-
-    def _held_out_kl(self, held_out: Sequence[Sample]) -> float:
-        return held_out_kl(self.compiler, self.compiler.encode(), held_out, self.settings)
 
     def _stale(self) -> bool:
         return 0 < self.settings.patience <= self.stale

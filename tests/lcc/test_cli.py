@@ -100,6 +100,7 @@ def test_exit_codes(run, memory, document, tmp_path):
     run("compile", document, "-o", tmp_path / "m", "--set", "rank=wide", code=2)
     run("compile", document, "-o", tmp_path / "missing" / "m", code=4)
     run("ask", tmp_path / "absent", "Where?", code=4)
+    assert "[/red]" in run("ask", tmp_path / "absent[/red]", "Where?", code=4).output
     run("ask", memory, " ", code=2)
     run("verify", memory, "--model", tmp_path / "absent", model=False, code=2)
     # The embedded model did not compile this memory.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
 
@@ -51,7 +53,7 @@ def reports_errors(command: Callable) -> Callable:
         try:
             command(*args, **kwargs)
         except LCCError as error:
-            console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+            console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
             raise typer.Exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)) from None
         except KeyboardInterrupt:
             console.print("interrupted")
@@ -124,7 +126,9 @@ def compile_command(
             **parse_settings(settings or []),
         )
     except KeyboardInterrupt:
-        Console(stderr=True).print(f"stopped; run the same command again to go on from {checkpoint}", soft_wrap=True)
+        Console(stderr=True).print(
+            f"stopped; run the same command again to go on from {escape(str(checkpoint))}", soft_wrap=True
+        )
         raise
     memory.save(output)
     remove_checkpoint(checkpoint)
@@ -154,7 +158,8 @@ def ask(
         _print_json({"answers": [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]})
     else:
         for question, answer in zip(questions, answers, strict=True):
-            Console().print(f"[bold]{question}[/bold]\n{answer}" if len(questions) > 1 else answer)
+            heading = f"[bold]{escape(question)}[/bold]\n" if len(questions) > 1 else ""
+            Console().print(heading + escape(answer))
 
 
 @app.command()
@@ -174,7 +179,7 @@ def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
             break
         if not message.strip():
             break
-        console.print(f"[bold green]memory:[/bold green] {conversation.say(message)}")
+        console.print(f"[bold green]memory:[/bold green] {escape(conversation.say(message))}")
 
 
 @app.command()
@@ -202,7 +207,7 @@ def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOptio
     if as_json:
         _print_json({"path": str(memory), "verified": True})
     else:
-        Console().print(f"{memory} is whole and belongs to this model", soft_wrap=True)
+        Console().print(f"{escape(str(memory))} is whole and belongs to this model", soft_wrap=True)
 
 
 def parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -230,8 +235,6 @@ def _print_json(value: dict) -> None:
 
 def _require_writable(output: Path) -> None:
     """Fail before the work, not after it, when the result cannot be written."""
-    import os
-
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -46,7 +47,8 @@ def _answers(report: DemoReport) -> Table:
 
 
 def _mark(answer: str, expected: str) -> str:
-    return f"[green]{answer}[/green]" if answer == expected else f"[red]{answer or '(empty)'}[/red]"
+    shown = escape(answer) or "(empty)"
+    return f"[green]{shown}[/green]" if answer == expected else f"[red]{shown}[/red]"
 
 
 def _scores(report: DemoReport) -> Table:
@@ -70,7 +72,7 @@ def _percent(share: float | None) -> str:
 def show_memory(memory: Memory, path: Path) -> None:
     """What ``lcc inspect`` says."""
     summary = memory.summary()
-    table = Table(title=str(path), show_header=False)
+    table = Table(title=escape(str(path)), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("text", f"{memory.source_tokens} tokens, SHA-256 {memory.source_sha256}")

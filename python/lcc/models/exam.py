@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..chat import ChatFormat
 from ..encode import read_text
-from ..generate import generate_responses
+from ..generate import answer_queries
+from ..kv import KV
 from .fiction import Question
 from .general import general_query
 
@@ -25,16 +26,15 @@ def answer(
     max_new_tokens: int = 32,
 ) -> list[str]:
     """Greedy answers with ``text`` in context ("" for none), all questions over one reading of it."""
-
     chat = ChatFormat.of(tokenizer)
-    with torch.no_grad():
-        seen = read_text(model, [*chat.prefix_ids, *chat.ids(text)])
     queries = [chat.query_ids(question, after_text=bool(text)) for question in questions]
-    answers: list[str] = []
-    for start in range(0, len(queries), BATCH):
-        rows = generate_responses(model, seen, queries[start : start + BATCH], max_new_tokens, end=chat.end)
-        answers += [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
-    return answers
+    return answer_queries(model, chat, read_chat(model, chat, text), queries, BATCH, max_new_tokens=max_new_tokens)
+
+
+@torch.no_grad()
+def read_chat(model: PreTrainedModel, chat: ChatFormat, text: str) -> KV:
+    """K and V (rotated) of the chat's prefix and ``text``: what a query about the full text sees."""
+    return read_text(model, [*chat.prefix_ids, *chat.ids(text)])
 
 
 def score(answers: Sequence[str], questions: Sequence[Question]) -> float:
