@@ -141,6 +141,11 @@ def climb(optimization: Optimization, exam: Exam) -> None:
             optimization.save()
 
 
+def load(path: Path) -> list[dict]:
+    """The rows of earlier calls."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def first_step(points: list[dict], target: float) -> int | None:
     """The first graded step whose held-out KL is at most ``target``."""
     return next((point["step"] for point in points if point["held_out_kl"] <= target), None)
@@ -197,15 +202,15 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lcc-compile-curve")
     arguments = parser.parse_args()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    done = {(row["run"], row["document"], row["seed"]) for row in rows}
+    done = {(row["run"], row["document"], row["seed"]) for row in load(arguments.out)}
     for number in arguments.documents:
         for run in arguments.runs:
             for seed in arguments.seeds:
                 if (run, number, seed) not in done:
                     folder = arguments.checkpoints / f"{run}-{number}-{seed}"
-                    rows.append(measure(model, tokenizer, run, number, seed, folder))
-                    arguments.out.write_text(json.dumps({"rows": rows}) + "\n")
+                    row = measure(model, tokenizer, run, number, seed, folder)
+                    arguments.out.write_text(json.dumps({"rows": [*load(arguments.out), row]}) + "\n")
+    rows = load(arguments.out)
     plot(rows, arguments.plot)
     print(summary(rows), end="")
 

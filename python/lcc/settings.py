@@ -43,12 +43,12 @@ class CompileSettings:
     """
 
     ratio: float = 16.0
-    steps: int = 600
+    steps: int = 300
     batch: int = 64
-    optimizer: str = "adamw"
-    learning_rate: float = 4e-3
-    buffer_learning_rate: float = 4e-3
-    buffer_init: str = "vocabulary"
+    optimizer: str = "muon"
+    learning_rate: float = 1e-2
+    buffer_learning_rate: float = 1e-2
+    buffer_init: str = "even"
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] | None = None
