@@ -220,7 +220,7 @@ def _check_static(model: PreTrainedModel, cache: StaticCache, memory: Memory, to
         raise InputError(f"cache is a {type(cache).__name__}; give a StaticCache, or none for a new dynamic one")
     if not all(layer.is_initialized for layer in cache.layers):
         raise InputError(
-            "the cache is not allocated: first call cache.early_initialization(batch, kv_heads, head_dim, dtype, device)"
+            "the cache is not allocated: call cache.early_initialization(batch, kv_heads, head_dim, dtype, device)"
         )
     held = int(cache.get_seq_length())
     if held:
