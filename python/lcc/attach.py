@@ -32,7 +32,8 @@ def attach(
     Args:
         memory: one, or several that stand in a row in the order given, behind one prefix. Each was trained alone:
             benchmarks/LOG.md says what reading them together costs.
-        start: position of the first token.
+        start: position of the first token. The answers are the same wherever it stands, but for longrope models, whose
+            rope is another one from ``original_max_position_embeddings`` on.
         cache: an empty, allocated ``StaticCache`` to write to, in every row of its batch.
 
     Raises:
@@ -208,7 +209,7 @@ def _check_positions(model: PreTrainedModel, start: int, end: int) -> None:
         )
     rope = model.config.rope_parameters
     turn = rope.get("original_max_position_embeddings")
-    if rope["rope_type"] == "longrope" and turn is not None and start < turn < end:
+    if rope.get("rope_type") == "longrope" and turn is not None and start < turn < end:
         raise InputError(
             f"the memory would stand at positions {start} to {end - 1}, and the model's rope is another one from "
             f"{turn} on: start at {turn} or later, or end before it"

@@ -11,6 +11,7 @@ from peft import PeftModel
 
 import lcc
 from lcc.chat import ChatFormat
+from lcc.generate import prompt as batched_prompt
 from tests.conftest import FAMILIES, tiny_model
 from tests.lcc.plain import plain_memory
 from tests.lcc.test_attach import QUESTIONS, TEXT, logits_after
@@ -26,6 +27,7 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
     path = lcc.export(model, memory, tmp_path / "adapter", "cartridge")
     assert path.stat().st_size < 2 * lcc.attach(model, memory).read().keys.nbytes + 1000
     answers = [lcc.ask(model, tokenizer, memory, [question], max_new_tokens=6)[0] for question in QUESTIONS]
+    assert all(answers)
     adapted = PeftModel.from_pretrained(model, tmp_path / "adapter")
     assert adapted.peft_config["default"].peft_type == "CARTRIDGE"
     assert adapted.peft_config["default"].num_frozen_tokens == len(memory.prefix_ids)
@@ -39,6 +41,11 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
         options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": [2, chat.end]}
         row = adapted.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **options)[0]
         assert tokenizer.decode(row[ids.shape[1] :], skip_special_tokens=True).strip() == answer
+    # Queries of several lengths, padded on the left.
+    padded = batched_prompt(0, [chat.query_ids(question) for question in QUESTIONS], chat.end, model.device)
+    rows = adapted.generate(**padded, **options)[:, padded["input_ids"].shape[1] :].tolist()
+    texts = [tokenizer.decode(row[: (row + [2]).index(2)], skip_special_tokens=True).strip() for row in rows]
+    assert texts == answers
 
 
 def test_quantised_and_stacked_memories_are_exported(llama, tokenizer, tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_other_files_that_no_model_must_read_are_refused(memory, small, tmp_path
         ({"values": tensors["values"].half()}, "both must be of one"),
         ({"keys": tensors["keys"].int(), "values": tensors["values"].int()}, "both must be of one"),
         ({"key_scale": small.key_scale}, "takes no key_scale"),
-        ({"extra": tensors["keys"]}, "one too many"),
+        ({"extra": torch.ones(2)}, "one too many"),
     ):
         write_tensors(tmp_path / "bad", FORMAT, tensors | changed, metadata)
         with pytest.raises(lcc.MemoryFileError, match=reason):
