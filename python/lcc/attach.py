@@ -137,10 +137,10 @@ def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> It
         yield _Part(read_text(model, prefix_ids, start=start), one, torch.zeros_like(one))
         start += len(prefix_ids)
     for memory in memories:
-        here = memory.to(model.device)
-        tables = rotary_tables(model, start, len(here.kv), dtype)
-        yield _Part(here.kv, *tables, here.key_scale, here.value_scale)
-        start += len(here.kv)
+        here = {name: tensor.to(model.device) for name, tensor in memory.tensors().items()}
+        tables = rotary_tables(model, start, memory.buffer_tokens, dtype)
+        yield _Part(KV(here.pop("keys"), here.pop("values")), *tables, **here)
+        start += memory.buffer_tokens
 
 
 def _write(

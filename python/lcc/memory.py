@@ -105,15 +105,15 @@ class Memory:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the buffer tokens' K and V, scales included."""
-        return sum(tensor.nbytes for tensor in self._tensors().values())
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
     def dtype(self) -> str:
         """The dtype of K and V, such as ``float32``."""
         return str(self.kv.keys.dtype).removeprefix("torch.")
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the file, by name."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """K, V and the scales there are, under the names that they have in the file."""
         scales = {"key_scale": self.key_scale, "value_scale": self.value_scale}
         return {"keys": self.kv.keys, "values": self.kv.values} | {
             name: scale for name, scale in scales.items() if scale is not None
@@ -130,7 +130,7 @@ class Memory:
         Raises:
             MemoryFileError: the file cannot be written; an older one stays as it was.
         """
-        write_tensors(path, FORMAT, self._tensors(), self._metadata())
+        write_tensors(path, FORMAT, self.tensors(), self._metadata())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Memory:
@@ -175,7 +175,7 @@ class Memory:
         """
         if self.quantized and dtype is not None:
             raise InputError(f"the memory is {self.dtype} and stays so; attaching turns it into the model's dtype")
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self._tensors().items()}
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         kv = KV(moved.pop("keys").to(dtype=dtype), moved.pop("values").to(dtype=dtype))
         return replace(self, kv=kv, **moved)
 
@@ -195,7 +195,7 @@ class Memory:
         layers, heads, tokens, width = self.kv.keys.shape
         shape = {"layers": layers, "kv_heads": heads, "buffer_tokens": tokens, "head_dim": width}
         metadata = self._metadata()
-        sizes = {name: tensor.nbytes for name, tensor in self._tensors().items()}
+        sizes = {name: tensor.nbytes for name, tensor in self.tensors().items()}
         sizes["metadata"] = len(json.dumps(metadata).encode())
         del metadata["questions"]
         return shape | {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)} | metadata

@@ -44,7 +44,7 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
     # Queries of several lengths, padded on the left.
     padded = batched_prompt(0, [chat.query_ids(question) for question in QUESTIONS], chat.end, model.device)
     rows = adapted.generate(**padded, **options)[:, padded["input_ids"].shape[1] :].tolist()
-    texts = [tokenizer.decode(row[: (row + [2]).index(2)], skip_special_tokens=True).strip() for row in rows]
+    texts = [tokenizer.decode(row[: [*row, 2].index(2)], skip_special_tokens=True).strip() for row in rows]
     assert texts == answers
 
 
@@ -101,7 +101,7 @@ def test_every_field_is_documented(llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     small = memory.quantize("int8", llama, tokenizer, answers=1, max_new_tokens=1)
     named = set(re.findall(r"^\| `(\w+)`", FORMAT_DOC.read_text("utf-8"), re.MULTILINE))
-    assert named >= small._tensors().keys() | small._metadata().keys()
+    assert named >= small.tensors().keys() | small._metadata().keys()
 
 
 def test_unusable_targets_are_refused(llama, tokenizer, tmp_path, monkeypatch):

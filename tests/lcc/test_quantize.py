@@ -116,9 +116,9 @@ def test_what_is_measured_is_what_differs(memory, llama, tokenizer, monkeypatch)
 def test_file_round_trip(small, tmp_path):
     small.save(tmp_path / "m")
     loaded = lcc.Memory.load(tmp_path / "m")
-    for name, tensor in small._tensors().items():
-        assert torch.equal(loaded._tensors()[name].float(), tensor.float())
-        assert loaded._tensors()[name].dtype == tensor.dtype
+    for name, tensor in small.tensors().items():
+        assert torch.equal(loaded.tensors()[name].float(), tensor.float())
+        assert loaded.tensors()[name].dtype == tensor.dtype
     assert loaded.quantization == small.quantization
     assert loaded.dtype == "int8"
 
