@@ -60,8 +60,13 @@ def constants(head_dim, rotary_dim, interleaved, dtype, caches) -> dict:
         "INTERLEAVED": interleaved,
         "SCALED": dtype in (torch.int8, torch.float8_e4m3fn),
         "ALIGNED": all(cache.data_ptr() % 16 == 0 for cache in caches),
-        "TOKENS": max(2 * PAIRS // triton.next_power_of_2(head_dim), 1),
+        "TOKENS": tokens(head_dim),
     }
+
+
+def tokens(head_dim: int) -> int:
+    """Tokens of a block."""
+    return max(2 * PAIRS // triton.next_power_of_2(head_dim), 1)
 
 
 def _rows(memory: torch.Tensor) -> torch.Tensor:
