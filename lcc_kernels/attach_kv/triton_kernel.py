@@ -9,6 +9,8 @@ between memory and cache stays in registers, in float32.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import triton
 import triton.language as tl
@@ -86,8 +88,7 @@ def _group(heads: int, programs: int, device: torch.device) -> int:
 
 
 def _steps(caches: list[torch.Tensor]) -> set[int]:
-    pointers = [cache.data_ptr() for cache in caches]
-    return {after - before for before, after in zip(pointers, pointers[1:], strict=False)}
+    return {after.data_ptr() - before.data_ptr() for before, after in pairwise(caches)}
 
 
 def _evenly_spaced(a: Attachment) -> bool:

@@ -1,4 +1,7 @@
-"""Compile a Triton kernel for a GPU that is not here, and read what it needs from the cubin. Not under TRITON_INTERPRET."""
+"""Compile a Triton kernel for a GPU that is not here, and read what it needs from the cubin.
+
+Not under TRITON_INTERPRET.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel compiles for sm_80 and sm_90 without a spilled register and with 16-byte accesses; resources.json has all."""
+"""The kernel compiles for sm_80 and sm_90 with no spilled register and with 16-byte accesses: see resources.json."""
 
 import json
 import os
