@@ -38,7 +38,7 @@ def attach_kv(
         values: like keys.
         key_cache: (layers, batch, kv_heads, max_len, head_dim), or a layer's (batch, kv_heads, max_len, head_dim) each,
             all of one shape and one set of strides, floating point. The memory is written to every sequence of the
-            batch. With ``paged`` a layer's is (blocks, kv_heads, block_size, head_dim): pass a permuted view of any other.
+            batch. With ``paged`` a layer's is (blocks, kv_heads, block_size, head_dim), by permuting where it is not.
         value_cache: like key_cache; its strides may differ.
         slots: (K,) int32 or int64, the target rows, no two alike; with ``paged`` block * block_size + offset, as
             ``slot_mapping`` gives them.
