@@ -48,7 +48,8 @@ def quantize(
     memory's word for word.
 
     Args:
-        queries: context-agnostic ones, see ``lcc.load_queries``; the package's own by default.
+        queries: context-agnostic ones, see ``lcc.load_queries``; by default the package's own, some of which the
+            memory was trained on.
         answers: how many of each kind to ask at most, drawn with a fixed seed.
         max_new_tokens: longest answer.
 
