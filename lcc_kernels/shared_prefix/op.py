@@ -67,7 +67,7 @@ def _check_shapes(inputs: dict[str, torch.Tensor]) -> None:
     ):
         raise ValueError(
             "q must be (batch, heads, q_len, head_dim), shared_k and shared_v (kv_heads, S, head_dim), own_k and own_v "
-            f"(batch, kv_heads, max_len, head_dim); got {({name: tuple(x.shape) for name, x in inputs.items()})}"
+            f"(batch, kv_heads, max_len, head_dim); got { ({name: tuple(x.shape) for name, x in inputs.items()}) }"
         )
     if shared_k[0] == 0 or q[1] % shared_k[0] != 0:
         raise ValueError(f"kv_heads must divide heads; got {q[1]} heads and {shared_k[0]} kv_heads")
