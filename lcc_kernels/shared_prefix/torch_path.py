@@ -62,7 +62,7 @@ def _pack(rows: torch.Tensor) -> torch.Tensor:
 
 def _unpack(rows: torch.Tensor, batch: int) -> torch.Tensor:
     """(kv_heads, batch * rows, n) to (batch, kv_heads, rows, n)."""
-    return rows.unflatten(1, (batch, -1)).transpose(0, 1)
+    return rows.view(len(rows), batch, rows.shape[1] // batch, rows.shape[2]).transpose(0, 1)
 
 
 def _as_heads(rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
