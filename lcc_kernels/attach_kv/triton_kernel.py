@@ -29,15 +29,15 @@ def attach(a: Attachment) -> None:
     layers, heads, tokens, head_dim = a.keys.shape
     if not a.keys.numel():
         return
-    keys, values = _rows(a.keys), _rows(a.values)
-    cos, sin, key_scale, value_scale = (None if x is None else x.float().contiguous() for x in _factors(a))
+    a = a.for_kernels()
+    keys, values = _readable(a.keys), _readable(a.values)
     fixed = constants(head_dim, a.cos.shape[1], a.interleaved, a.keys.dtype, a.key_caches + a.value_caches)
     blocks = triton.cdiv(tokens, fixed["TOKENS"])
     group = _group(heads, blocks * layers, keys.device)
     with torch.cuda.device_of(keys):
         _attach[(blocks, triton.cdiv(heads, group), layers)](
-            keys, values, a.key_caches[0], _table(a.key_caches), _table(a.value_caches), a.slots.contiguous(),
-            cos, sin, key_scale, value_scale, tokens, heads, group, a.copies, a.block_size, a.capacity,
+            keys, values, a.key_caches[0], _table(a.key_caches), _table(a.value_caches), a.slots, a.cos, a.sin,
+            a.key_scale, a.value_scale, tokens, heads, group, a.copies, a.block_size, a.capacity,
             *keys.stride()[:3], *values.stride()[:3], *strides(a.key_caches[0]), *strides(a.value_caches[0]),
             **fixed, num_warps=WARPS,
         )  # fmt: skip
@@ -71,14 +71,9 @@ def tokens(head_dim: int) -> int:
     return max(2 * PAIRS // triton.next_power_of_2(head_dim), 1)
 
 
-def _rows(memory: torch.Tensor) -> torch.Tensor:
-    """The memory with its channels side by side; e4m3 numbers as bytes, since not every GPU knows them."""
-    memory = memory if memory.stride(3) == 1 else memory.contiguous()
+def _readable(memory: torch.Tensor) -> torch.Tensor:
+    """e4m3 numbers as bytes, since not every GPU knows them."""
     return memory.view(torch.uint8) if memory.dtype == torch.float8_e4m3fn else memory
-
-
-def _factors(a: Attachment) -> tuple[torch.Tensor | None, ...]:
-    return a.cos, a.sin, a.key_scale, a.value_scale
 
 
 def _group(heads: int, programs: int, device: torch.device) -> int:
