@@ -144,12 +144,12 @@ def _store_pairs(
     if INTERLEAVED:
         columns = tl.arange(0, 2 * HALF)[None, :]
         x = tl.reshape(tl.join(left, right), (ROWS, 2 * HALF))
-        _store(pointer, rows + columns * channel, x, inside & (columns < ROTARY), copies, copy_stride)
+        _store(pointer, rows + columns.to(tl.int64) * channel, x, inside & (columns < ROTARY), copies, copy_stride)
     else:
         columns = tl.arange(0, HALF)[None, :]
         inside = inside & (columns < ROTARY // 2)
-        _store(pointer, rows + columns * channel, left, inside, copies, copy_stride)
-        _store(pointer, rows + (columns + ROTARY // 2) * channel, right, inside, copies, copy_stride)
+        _store(pointer, rows + columns.to(tl.int64) * channel, left, inside, copies, copy_stride)
+        _store(pointer, rows + (columns + ROTARY // 2).to(tl.int64) * channel, right, inside, copies, copy_stride)
 
 
 @triton.jit
@@ -200,13 +200,13 @@ def _attach(
             rest = _load(source, token * k_token + columns, reading & (columns < HEAD_DIM))
             if SCALED:
                 rest *= tl.load(scales + columns, mask=columns < HEAD_DIM, other=0.0)
-            places = key_rows + columns * kc_channel
+            places = key_rows + columns.to(tl.int64) * kc_channel
             _store(target, places, rest, inside & (columns < HEAD_DIM), copies, kc_block)
         columns = tl.arange(0, triton.next_power_of_2(HEAD_DIM))[None, :]
         source = values + layer * v_layer + head * v_head
         value = _load(source, token * v_token + columns, reading & (columns < HEAD_DIM))
         if SCALED:
             value *= tl.load(value_scale + (layer * heads + head) * tokens + token, mask=reading, other=0.0)
-        places = value_rows + columns * vc_channel
+        places = value_rows + columns.to(tl.int64) * vc_channel
         _store(value_cache + head * vc_head, places, value, inside & (columns < HEAD_DIM), copies, vc_block)
         head += 1
