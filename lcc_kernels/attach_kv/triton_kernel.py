@@ -170,20 +170,20 @@ def _attach(
 ):  # fmt: skip
     """keys and values (layers, heads, tokens, HEAD_DIM) to rows ``slots`` of every layer's caches."""
     layer, first = tl.program_id(2).to(tl.int64), tl.program_id(1) * group
-    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
-    slot = tl.load(slots + token, mask=token < tokens, other=-1).to(tl.int64)
-    reading, inside = token < tokens, (slot >= 0) & (slot < capacity)
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    slot = tl.load(slots + token, mask=token < tokens, other=-1)
     block, row = slot // block_size, slot % block_size
-    key_rows, value_rows = block * kc_block + row * kc_row, block * vc_block + row * vc_row
+    key_rows, value_rows = (block * kc_block + row * kc_row)[:, None], (block * vc_block + row * vc_row)[:, None]
+    known, inside = token < tokens, ((slot >= 0) & (slot < capacity))[:, None]
+    rows, reading = token[:, None], known[:, None]
     key_cache, value_cache = _layer(key_table, layer, like, ALIGNED), _layer(value_table, layer, like, ALIGNED)
-    # A slot of one sequence is in its only block: the others are a copy each.
-    cos_left, cos_right = _load_pairs(cos, token * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
-    sin_left, sin_right = _load_pairs(sin, token * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
+    cos_left, cos_right = _load_pairs(cos, rows * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
+    sin_left, sin_right = _load_pairs(sin, rows * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
     head = first.to(tl.int64)
     for _ in range(tl.minimum(group, heads - first)):
         source = keys + layer * k_layer + head * k_head
         target = key_cache + head * kc_head
-        left, right = _load_pairs(source, token * k_token, reading, TOKENS, ROTARY, INTERLEAVED)
+        left, right = _load_pairs(source, rows * k_token, reading, TOKENS, ROTARY, INTERLEAVED)
         scales = key_scale
         if SCALED:
             scales += (layer * heads + head) * HEAD_DIM
@@ -197,16 +197,16 @@ def _attach(
         )  # fmt: skip
         if ROTARY < HEAD_DIM:
             columns = ROTARY + tl.arange(0, triton.next_power_of_2(HEAD_DIM - ROTARY))[None, :]
-            rest = _load(source, token * k_token + columns, reading & (columns < HEAD_DIM))
+            rest = _load(source, rows * k_token + columns, reading & (columns < HEAD_DIM))
             if SCALED:
                 rest *= tl.load(scales + columns, mask=columns < HEAD_DIM, other=0.0)
             places = key_rows + columns.to(tl.int64) * kc_channel
             _store(target, places, rest, inside & (columns < HEAD_DIM), copies, kc_block)
         columns = tl.arange(0, triton.next_power_of_2(HEAD_DIM))[None, :]
         source = values + layer * v_layer + head * v_head
-        value = _load(source, token * v_token + columns, reading & (columns < HEAD_DIM))
+        value = _load(source, rows * v_token + columns, reading & (columns < HEAD_DIM))
         if SCALED:
-            value *= tl.load(value_scale + (layer * heads + head) * tokens + token, mask=reading, other=0.0)
+            value *= tl.load(value_scale + (layer * heads + head) * tokens + token, mask=known, other=0.0)[:, None]
         places = value_rows + columns.to(tl.int64) * vc_channel
         _store(value_cache + head * vc_head, places, value, inside & (columns < HEAD_DIM), copies, vc_block)
         head += 1
