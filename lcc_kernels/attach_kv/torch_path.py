@@ -25,7 +25,7 @@ def _rows(a: Attachment) -> tuple[torch.Tensor | slice, ...]:
     slots, everything = a.slots.long(), slice(None)
     if a.paged:
         return slots // a.block_size, everything, slots % a.block_size
-    if slots.device.type == "cpu" and len(slots) and bool((slots.diff() == 1).all()):
+    if slots.device.type == "cpu" and len(slots) and slots[0] >= 0 and bool((slots.diff() == 1).all()):
         return everything, everything, slice(int(slots[0]), int(slots[-1]) + 1)
     return everything, everything, slots
 
