@@ -34,6 +34,7 @@ class Tensors:
 class DecodeCase:
     """A step of ``batch`` sequences, ``q_len`` queries each, that own half of ``own`` to ``own`` rows."""
 
+    model: str
     batch: int
     shared: int
     own: int
@@ -45,7 +46,7 @@ class DecodeCase:
 
     @property
     def name(self) -> str:
-        return f"{self.batch}x{self.q_len} over {self.shared}+{self.own}, {self.heads}/{self.kv_heads}x{self.head_dim}"
+        return f"{self.model} {self.batch}x{self.q_len} {self.shared}+{self.own}"
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -67,18 +68,18 @@ class DecodeCase:
 
 def _embedded(batch: int, shared: int, own: int) -> DecodeCase:
     """A layer of the embedded model."""
-    return DecodeCase(batch, shared, own, 4, 2, 64, torch.float32)
+    return DecodeCase("embedded", batch, shared, own, 4, 2, 64, torch.float32)
 
 
 def _llama(batch: int, shared: int, own: int, q_len: int = 1) -> DecodeCase:
     """A layer of Llama-3.1-8B."""
-    return DecodeCase(batch, shared, own, 32, 8, 128, torch.bfloat16, q_len)
+    return DecodeCase("8b", batch, shared, own, 32, 8, 128, torch.bfloat16, q_len)
 
 
 CPU_TARGET = _embedded(32, 360, 40)
 CPU_CASES = [
     *(_embedded(batch, shared, own) for batch in (8, 32) for shared in (44, 360) for own in (20, 60)),
-    DecodeCase(32, 1024, 64, 32, 8, 128, torch.float32),
+    DecodeCase("8b", 32, 1024, 64, 32, 8, 128, torch.float32),
 ]
 GPU_CASES = [
     *(

@@ -11,7 +11,7 @@ from math import isfinite
 
 import torch
 
-from ..bottleneck.plain import attend
+from ..bottleneck import plain
 from .reference import hidden
 
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
@@ -30,6 +30,29 @@ def forward(
     """Return out like q. Arguments as in ``reference.forward``."""
     if q.numel() == 0:
         return q.new_empty(q.shape)
+    scores = q.shape[1] * q.shape[2] * (min(shared_k.shape[1], SHORT_PREFIX) + own_k.shape[2])  # of a sequence
+    at_once = max(1, plain.BLOCK_SCORES // max(1, scores))
+    if at_once >= len(q):
+        return _forward(q, shared_k, shared_v, own_k, own_v, own_lengths, own_starts, scale)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    for first in range(0, len(q), at_once):
+        some = slice(first, first + at_once)
+        starts = None if own_starts is None else own_starts[some]
+        out[some] = _forward(q[some], shared_k, shared_v, own_k[some], own_v[some], own_lengths[some], starts, scale)
+    return out
+
+
+def _forward(
+    q: torch.Tensor,
+    shared_k: torch.Tensor,
+    shared_v: torch.Tensor,
+    own_k: torch.Tensor,
+    own_v: torch.Tensor,
+    own_lengths: torch.Tensor,
+    own_starts: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """``forward`` of sequences few enough to hold all their scores at once."""
     wide = torch.promote_types(q.dtype, torch.float32)
     kv_heads, shared_len, head_dim = shared_k.shape
     queries = q.reshape(len(q), kv_heads, -1, head_dim)
@@ -37,7 +60,7 @@ def forward(
     if shared_len <= SHORT_PREFIX:
         shared_scores = _pack(scaled) @ shared_k.to(wide).mT
     else:
-        prefix, lse = attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, scale)
+        prefix, lse = plain.attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, scale)
         shared_scores = lse[:, 0, :, None]
 
     keys, values, unseen = _own_rows(own_k, own_v, own_lengths, own_starts, q.shape[2])

@@ -8,13 +8,13 @@ from benchmarks.shared_prefix_cases import DecodeCase
 from benchmarks.shared_prefix_peers import PAGE, PEERS, _pages
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASE = DecodeCase(5, 37, 21, 4, 2, 32, torch.float32)
+CASE = DecodeCase("small", 5, 37, 21, 4, 2, 32, torch.float32)
 
 
 @pytest.mark.parametrize("q_len", [1, 3])
 @pytest.mark.parametrize("peer", PEERS)
 def test_peers_equal_the_reference(peer, q_len):
-    case = DecodeCase(5, 37, 21, 4, 2, 32, torch.float32 if DEVICE == "cpu" else torch.bfloat16, q_len)
+    case = DecodeCase("small", 5, 37, 21, 4, 2, 32, torch.float32 if DEVICE == "cpu" else torch.bfloat16, q_len)
     reason = PEERS[peer].refuses(case, DEVICE)
     if reason is not None:
         pytest.skip(reason)
