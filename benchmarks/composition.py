@@ -4,7 +4,8 @@
 
 Pairs of unseen documents about different people, each compiled alone; compiled memories are kept in DIR and used again.
 Beside the memories, two readers that never went through compile: the texts' own K and V, read apart and stacked as
-memories are, and the two texts read as one.
+memories are, and the two texts read as one. "Alone there" is a memory in its place of the pair, the other one masked
+out: what standing elsewhere costs without the other's company.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from lcc.models.fiction import UNKNOWN, Document
 
 GENERAL = 60
 PLACES = ("alone", "first", "second")
+THERE = ("first, alone there", "second, alone there")
 
 
 def disjoint_pairs(count: int) -> Iterator[tuple[int, int]]:
@@ -69,21 +71,37 @@ def as_read(model, tokenizer, memory: lcc.Memory, text: str) -> lcc.Memory:
 def order_rows(
     model, tokenizer, reader: str, documents: tuple[Document, Document], memories: tuple[lcc.Memory, lcc.Memory]
 ) -> list[dict]:
-    """Scores of both documents' questions: alone, and in either order."""
-
-    def ask(stack, texts):
-        return lcc.ask(model, tokenizer, stack, texts, max_new_tokens=16)
-
+    """Scores of both documents' questions: alone, in either order, and in either place without the other."""
     rows = []
     for index, (document, memory) in enumerate(zip(documents, memories, strict=True)):
-        other = memories[1 - index]
-        for place, stack in zip(PLACES, ([memory], [memory, other], [other, memory]), strict=True):
-            rows.append(_row(reader, index, place, document, lambda texts, stack=stack: ask(stack, texts)))
+        texts, other = _texts(document), memories[1 - index]
+        stacks = [memory], [memory, other], [other, memory]
+        for place, stack in zip(PLACES, stacks, strict=True):
+            rows.append(_row(reader, index, place, document, lcc.ask(model, tokenizer, stack, texts, 16)))
+        for shown, place in enumerate(THERE):
+            answers = ask_one(model, tokenizer, stacks[1 + shown], shown, texts)
+            rows.append(_row(reader, index, place, document, answers))
     exam = general_exam(random.Random(SEED_OFFSET), GENERAL)
     for place, stack in (("alone", memories[:1]), ("stacked", memories)):
-        given = ask(list(stack), [query.text for query in exam])
-        rows.append({"reader": reader, "document": "general queries", "place": place, "score": score(given, exam)})
+        answers = lcc.ask(model, tokenizer, stack, [query.text for query in exam], 16)
+        rows.append({"reader": reader, "document": "general queries", "place": place, "score": score(answers, exam)})
     return rows
+
+
+def ask_one(model, tokenizer, stack: list[lcc.Memory], shown: int, texts: list[str]) -> list[str]:
+    """Greedy answers to ``texts`` over two stacked memories of which only number ``shown`` can be seen."""
+    chat = ChatFormat.of(tokenizer)
+    prefix, length = len(stack[0].prefix_ids), stack[0].buffer_tokens
+    hidden = (
+        slice(prefix, prefix + length) if shown else slice(prefix + length, prefix + length + stack[1].buffer_tokens)
+    )
+    inputs = lcc.prompt(model, tokenizer, stack, texts)
+    inputs["position_ids"] = inputs["attention_mask"].cumsum(-1) - 1
+    inputs["attention_mask"][:, hidden] = 0
+    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": chat.end, "pad_token_id": chat.end}
+    rows = model.generate(**inputs, past_key_values=lcc.attach(model, stack), **options)
+    new = rows[:, inputs["input_ids"].shape[1] :]
+    return [given.strip() for given in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
 def text_rows(model, tokenizer, documents: tuple[Document, Document]) -> list[dict]:
@@ -92,21 +110,23 @@ def text_rows(model, tokenizer, documents: tuple[Document, Document]) -> list[di
     for index, document in enumerate(documents):
         own, other = document.text, documents[1 - index].text
         for place, text in zip(PLACES, (own, f"{own} {other}", f"{other} {own}"), strict=True):
-            given = lambda texts, text=text: answer(model, tokenizer, text, texts)  # noqa: E731
-            rows.append(_row("full text", index, place, document, given))
+            answers = answer(model, tokenizer, text, _texts(document))
+            rows.append(_row("full text", index, place, document, answers))
     return rows
 
 
-def _row(reader: str, index: int, place: str, document: Document, ask) -> dict:
-    questions = document.questions()
-    answers = ask([question.text for question in questions])
+def _texts(document: Document) -> list[str]:
+    return [question.text for question in document.questions()]
+
+
+def _row(reader: str, index: int, place: str, document: Document, answers: list[str]) -> dict:
     return {
         "reader": reader,
         "document": index,
         "place": place,
-        "score": score(answers, questions),
+        "score": score(answers, document.questions()),
         "unknown": sum(given == UNKNOWN for given in answers) / len(answers),
-        "questions": len(questions),
+        "questions": len(answers),
     }
 
 
@@ -125,13 +145,13 @@ def measure_pair(model, tokenizer, seeds: tuple[int, int], ratio: float, folder:
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line for each pair, reader and document, a column for each place."""
-    lines = ["| seeds | reader | about | alone | first | second | stacked |", "|" + "---|" * 7]
+    lines = ["| seeds | reader | about | " + " | ".join((*PLACES, *THERE, "stacked")) + " |", "|" + "---|" * 9]
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         about = row["document"] if isinstance(row["document"], str) else f"seed {row['seeds'][row['document']]}"
         groups.setdefault((tuple(row["seeds"]), row["reader"], about), {})[row["place"]] = row
     for (seeds, reader, about), places in groups.items():
-        cells = [_cell(places.get(place)) for place in (*PLACES, "stacked")]
+        cells = [_cell(places.get(place)) for place in (*PLACES, *THERE, "stacked")]
         lines.append("| " + " | ".join((f"{seeds[0]}, {seeds[1]}", reader, about, *cells)) + " |")
     return "\n".join(lines)
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 import lcc
-from benchmarks.composition import as_read, disjoint_pairs, order_rows, table, text_rows
+from benchmarks.composition import PLACES, THERE, as_read, ask_one, disjoint_pairs, order_rows, table, text_rows
 from lcc.demo import demo_document
 from lcc.models.exam import score
 from lcc.models.fiction import document
@@ -24,7 +24,7 @@ def test_both_orders_are_reported(family, tokenizer, monkeypatch):
     rows = order_rows(model, tokenizer, "memories", DOCUMENTS, memories)
     scored = {(row["document"], row["place"]): row for row in rows}
     assert scored.keys() == {
-        *((index, place) for index in (0, 1) for place in ("alone", "first", "second")),
+        *((index, place) for index in (0, 1) for place in (*PLACES, *THERE)),
         ("general queries", "alone"), ("general queries", "stacked"),
     }  # fmt: skip
     for index, place, stack in (
@@ -46,6 +46,11 @@ def test_the_readers_read(embedded, tokenizer, monkeypatch):
     plain = tuple(as_read(model, tokenizer, blank, each.text) for each in DOCUMENTS)
     rows = order_rows(model, tokenizer, "K and V read apart", DOCUMENTS, plain)
     assert [row["score"] for row in rows if row["place"] == "alone"][:2] == [1.0, 1.0]
+    texts = [question.text for question in DOCUMENTS[1].questions()]
+    blind = ask_one(model, tokenizer, list(plain), 0, texts)
+    assert blind == lcc.ask(model, tokenizer, plain[0], texts)
+    seeing = ask_one(model, tokenizer, list(plain), 1, texts)
+    assert seeing == [question.answer for question in DOCUMENTS[1].questions()]
     rows = text_rows(model, tokenizer, DOCUMENTS)
     assert all(row["score"] >= 0.8 for row in rows)
 
