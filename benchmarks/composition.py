@@ -110,7 +110,7 @@ def ask_one(model, tokenizer, stack: Stack, shown: int, texts: list[str]) -> lis
 
 @torch.no_grad()
 def ask_beside(model, tokenizer, stack: Stack, texts: list[str]) -> list[str]:
-    """Answers over memories that share positions: each ends right before the query, as each did when it was compiled."""
+    """Answers over memories that share positions: each ends right before the query, as when it was compiled."""
     kv = read_text(model, stack[0].prefix_ids)
     end = len(kv) + max(memory.buffer_tokens for memory in stack)
     for memory in stack:
