@@ -63,3 +63,14 @@ class Attachment:
         """The dtype to compute in: float64 where the memory or the cache has it, float32 otherwise."""
         exact = torch.float64 in (self.keys.dtype, self.key_caches[0].dtype)
         return torch.float64 if exact else torch.float32
+
+    def for_kernels(self) -> Attachment:
+        """The same, as kernels expect it: channels side by side, int64 slots, float32 tables and scales, contiguous."""
+        keys, values = (x if x.stride(3) == 1 else x.contiguous() for x in (self.keys, self.values))
+        cos, sin = self.cos.float().contiguous(), self.sin.float().contiguous()
+        key_scale, value_scale = (
+            x if x is None else x.float().contiguous() for x in (self.key_scale, self.value_scale)
+        )
+        slots = self.slots.long().contiguous()
+        tables = slots, cos, sin, key_scale, value_scale
+        return Attachment(keys, values, self.key_caches, self.value_caches, *tables, self.interleaved, self.paged)

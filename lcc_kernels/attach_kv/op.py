@@ -50,7 +50,7 @@ def attach_kv(
         interleaved: rotate channels (0, 1), (2, 3), ... instead of (0, rotary_dim / 2), ..., with tables that hold each
             value twice in a row, as Cohere's do.
         validate: read slots, tables and scales to refuse bad ones, for which a GPU has to finish first. False leaves
-            that out, for CUDA graphs: GPU kernels then skip slots that are out of range.
+            that out, for CUDA graphs: triton and cuda then skip slots that are out of range, torch may write anywhere.
 
     Raises:
         ValueError: shapes, dtypes, devices or values do not fit, caches overlap, or a gradient is wanted.

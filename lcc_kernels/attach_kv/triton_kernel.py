@@ -29,15 +29,15 @@ def attach(a: Attachment) -> None:
     layers, heads, tokens, head_dim = a.keys.shape
     if not a.keys.numel():
         return
-    keys, values = _rows(a.keys), _rows(a.values)
-    cos, sin, key_scale, value_scale = (None if x is None else x.float().contiguous() for x in _factors(a))
+    a = a.for_kernels()
+    keys, values = _readable(a.keys), _readable(a.values)
     fixed = constants(head_dim, a.cos.shape[1], a.interleaved, a.keys.dtype, a.key_caches + a.value_caches)
     blocks = triton.cdiv(tokens, fixed["TOKENS"])
     group = _group(heads, blocks * layers, keys.device)
     with torch.cuda.device_of(keys):
         _attach[(blocks, triton.cdiv(heads, group), layers)](
-            keys, values, a.key_caches[0], _table(a.key_caches), _table(a.value_caches), a.slots.contiguous(),
-            cos, sin, key_scale, value_scale, tokens, heads, group, a.copies, a.block_size, a.capacity,
+            keys, values, a.key_caches[0], _table(a.key_caches), _table(a.value_caches), a.slots, a.cos, a.sin,
+            a.key_scale, a.value_scale, tokens, heads, group, a.copies, a.block_size, a.capacity,
             *keys.stride()[:3], *values.stride()[:3], *strides(a.key_caches[0]), *strides(a.value_caches[0]),
             **fixed, num_warps=WARPS,
         )  # fmt: skip
@@ -71,14 +71,9 @@ def tokens(head_dim: int) -> int:
     return max(2 * PAIRS // triton.next_power_of_2(head_dim), 1)
 
 
-def _rows(memory: torch.Tensor) -> torch.Tensor:
-    """The memory with its channels side by side; e4m3 numbers as bytes, since not every GPU knows them."""
-    memory = memory if memory.stride(3) == 1 else memory.contiguous()
+def _readable(memory: torch.Tensor) -> torch.Tensor:
+    """e4m3 numbers as bytes, since not every GPU knows them."""
     return memory.view(torch.uint8) if memory.dtype == torch.float8_e4m3fn else memory
-
-
-def _factors(a: Attachment) -> tuple[torch.Tensor | None, ...]:
-    return a.cos, a.sin, a.key_scale, a.value_scale
 
 
 def _group(heads: int, programs: int, device: torch.device) -> int:
@@ -149,12 +144,12 @@ def _store_pairs(
     if INTERLEAVED:
         columns = tl.arange(0, 2 * HALF)[None, :]
         x = tl.reshape(tl.join(left, right), (ROWS, 2 * HALF))
-        _store(pointer, rows + columns * channel, x, inside & (columns < ROTARY), copies, copy_stride)
+        _store(pointer, rows + columns.to(tl.int64) * channel, x, inside & (columns < ROTARY), copies, copy_stride)
     else:
         columns = tl.arange(0, HALF)[None, :]
         inside = inside & (columns < ROTARY // 2)
-        _store(pointer, rows + columns * channel, left, inside, copies, copy_stride)
-        _store(pointer, rows + (columns + ROTARY // 2) * channel, right, inside, copies, copy_stride)
+        _store(pointer, rows + columns.to(tl.int64) * channel, left, inside, copies, copy_stride)
+        _store(pointer, rows + (columns + ROTARY // 2).to(tl.int64) * channel, right, inside, copies, copy_stride)
 
 
 @triton.jit
@@ -175,20 +170,20 @@ def _attach(
 ):  # fmt: skip
     """keys and values (layers, heads, tokens, HEAD_DIM) to rows ``slots`` of every layer's caches."""
     layer, first = tl.program_id(2).to(tl.int64), tl.program_id(1) * group
-    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None]
-    slot = tl.load(slots + token, mask=token < tokens, other=-1).to(tl.int64)
-    reading, inside = token < tokens, (slot >= 0) & (slot < capacity)
+    token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    slot = tl.load(slots + token, mask=token < tokens, other=-1)
     block, row = slot // block_size, slot % block_size
-    key_rows, value_rows = block * kc_block + row * kc_row, block * vc_block + row * vc_row
+    key_rows, value_rows = (block * kc_block + row * kc_row)[:, None], (block * vc_block + row * vc_row)[:, None]
+    known, inside = token < tokens, ((slot >= 0) & (slot < capacity))[:, None]
+    rows, reading = token[:, None], known[:, None]
     key_cache, value_cache = _layer(key_table, layer, like, ALIGNED), _layer(value_table, layer, like, ALIGNED)
-    # A slot of one sequence is in its only block: the others are a copy each.
-    cos_left, cos_right = _load_pairs(cos, token * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
-    sin_left, sin_right = _load_pairs(sin, token * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
+    cos_left, cos_right = _load_pairs(cos, rows * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
+    sin_left, sin_right = _load_pairs(sin, rows * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
     head = first.to(tl.int64)
     for _ in range(tl.minimum(group, heads - first)):
         source = keys + layer * k_layer + head * k_head
         target = key_cache + head * kc_head
-        left, right = _load_pairs(source, token * k_token, reading, TOKENS, ROTARY, INTERLEAVED)
+        left, right = _load_pairs(source, rows * k_token, reading, TOKENS, ROTARY, INTERLEAVED)
         scales = key_scale
         if SCALED:
             scales += (layer * heads + head) * HEAD_DIM
@@ -202,16 +197,16 @@ def _attach(
         )  # fmt: skip
         if ROTARY < HEAD_DIM:
             columns = ROTARY + tl.arange(0, triton.next_power_of_2(HEAD_DIM - ROTARY))[None, :]
-            rest = _load(source, token * k_token + columns, reading & (columns < HEAD_DIM))
+            rest = _load(source, rows * k_token + columns, reading & (columns < HEAD_DIM))
             if SCALED:
                 rest *= tl.load(scales + columns, mask=columns < HEAD_DIM, other=0.0)
-            places = key_rows + columns * kc_channel
+            places = key_rows + columns.to(tl.int64) * kc_channel
             _store(target, places, rest, inside & (columns < HEAD_DIM), copies, kc_block)
         columns = tl.arange(0, triton.next_power_of_2(HEAD_DIM))[None, :]
         source = values + layer * v_layer + head * v_head
-        value = _load(source, token * v_token + columns, reading & (columns < HEAD_DIM))
+        value = _load(source, rows * v_token + columns, reading & (columns < HEAD_DIM))
         if SCALED:
-            value *= tl.load(value_scale + (layer * heads + head) * tokens + token, mask=reading, other=0.0)
-        places = value_rows + columns * vc_channel
+            value *= tl.load(value_scale + (layer * heads + head) * tokens + token, mask=known, other=0.0)[:, None]
+        places = value_rows + columns.to(tl.int64) * vc_channel
         _store(value_cache + head * vc_head, places, value, inside & (columns < HEAD_DIM), copies, vc_block)
         head += 1

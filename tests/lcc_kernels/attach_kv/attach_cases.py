@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 import lcc_kernels as lk
+from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.dispatch import interpreting
 from tests.compare import assert_as_accurate
 
@@ -118,26 +119,21 @@ def check(
     table_dtype=torch.float32,
     **options,
 ):
-    """Attach a random memory of ``shape`` (layers, kv_heads, K, head_dim) and look at every row of the caches."""
+    """Attach a random memory of ``shape`` (layers, kv_heads, K, head_dim) and look at every row of the caches.
+
+    ``backend`` is a name, or a function that runs an ``Attachment``.
+    """
     layers, heads, tokens, head_dim = shape
     paged = layout.startswith("paged")
     keys, values, *scales = memory(*shape, memory_dtype)
     cos, sin = tables(tokens, rotary_dim or head_dim, interleaved, table_dtype)
     caches = LAYOUTS[layout]((layers, heads, head_dim), cache_dtype)
     slots = torch.randperm(MAX_LEN, device=DEVICE)[:tokens]
-    lk.attach_kv(
-        keys,
-        values,
-        *caches,
-        slots,
-        cos,
-        sin,
-        *scales,
-        backend=backend,
-        interleaved=interleaved,
-        paged=paged,
-        **options,
-    )
+    if callable(backend):
+        backend(Attachment(keys, values, *map(list, caches), slots, cos, sin, *scales, interleaved, paged), **options)
+    else:
+        options |= {"backend": backend, "interleaved": interleaved, "paged": paged}
+        lk.attach_kv(keys, values, *caches, slots, cos, sin, *scales, **options)
     expected = truth(keys, values, *scales, cos, sin, interleaved)
     others = torch.ones(MAX_LEN, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
     floor = 1e-12 if cache_dtype == torch.float64 else 2e-6 * max(x.abs().max().item() for x in expected)
