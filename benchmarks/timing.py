@@ -52,3 +52,14 @@ def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
             if round_ >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: median(found) for name, found in seconds.items()}
+
+
+def device_seconds(call: Callable[[], object], calls: int = 100) -> float:
+    """Mean time of a call on the GPU, of ``calls`` that follow one another without waiting for the host."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / 1e3 / calls
