@@ -105,8 +105,28 @@ def test_paged_cache_holds_the_same(layout, llama, tokenizer, monkeypatch):
         torch.testing.assert_close(rows[:, :, :written], wanted, rtol=0, atol=0)
         assert not rows[:, :, written:].any()
     assert not pages[:, :, [1, 3, 6, 8]].any()
-    with pytest.raises(ValueError, match="block table"):
-        lcc.attach_paged(llama, memory, list(pages[:, 0]), list(pages[:, 1]), table[:2])
+
+
+def test_block_tables_that_do_not_fit_are_refused(llama, tokenizer, monkeypatch):
+    """Before anything is written."""
+    memory, own = plain_memory(llama, tokenizer, TEXT, monkeypatch)
+    pages = torch.zeros(2, 3, 10, 2, 8, 12)
+    needed = -(-own.get_seq_length() // 8)
+    good = list(range(needed))
+    for table, reason in (
+        (good[:-1], f"takes {needed} blocks"),
+        ([*good[:-1], 0], "different blocks"),
+        ([*good[:-1], 10], "of 0 to 9"),
+        ([*good[:-1], -1], "of 0 to 9"),
+    ):
+        with pytest.raises(lcc.InputError, match=reason):
+            lcc.attach_paged(llama, memory, list(pages[0]), list(pages[1]), torch.tensor(table))
+    with pytest.raises(lcc.InputError, match="no layer"):
+        lcc.attach_paged(llama, memory, [], [], torch.tensor(good))
+    with pytest.raises(ValueError, match="layers"):
+        lcc.attach_paged(llama, memory, list(pages[0, :2]), list(pages[1, :2]), torch.tensor(good))
+    assert not pages.any()
+    lcc.attach_paged(llama, memory, list(pages[0]), list(pages[1]), torch.tensor([*good, 0, -1]))
 
 
 def test_same_answers_wherever_it_stands(embedded, monkeypatch):
