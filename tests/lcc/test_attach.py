@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 import lcc
 from lcc.chat import ChatFormat
 from lcc.kv import KV
 from lcc.models.exam import score
 from lcc.models.fiction import document
-from tests.conftest import FAMILIES, ROPES, tiny_model
+from tests.conftest import FAMILIES, ROPES, TINY, tiny_model
 from tests.lcc.plain import plain_memory
 
 TEXT = "Mara lives in the quiet old town of Selby. Hugo works every day as a baker."
@@ -252,3 +252,11 @@ def test_a_memory_that_went_bad_is_refused(llama, tokenizer, monkeypatch):
         lcc.attach(llama, bad)
     with pytest.raises(lcc.InputError, match="NaN"):
         lcc.attach(llama, [memory, bad])
+
+
+@pytest.mark.parametrize("model_type", ["glm", "helium", "ernie4_5"])
+def test_models_that_rotate_neighbours_are_refused(model_type, tokenizer):
+    """Their keys would be turned with the wrong partners, in silence."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **TINY, head_dim=12))
+    with pytest.raises(lcc.InputError, match="in pairs"):
+        lcc.compile(model, tokenizer, TEXT, progress=False)
