@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -114,9 +115,17 @@ def check_architecture(model: PreTrainedModel) -> None:
         raise InputError(f"{name} uses {others}: only full attention is supported")
     if not hasattr(decoder(model), "rotary_emb"):
         raise InputError(f"{name} has no rotary position embedding: Llama, Qwen and Mistral families are supported")
+    if not _rotates_halves(model):
+        raise InputError(f"{name} rotates neighbouring channels in pairs: only rotation of halves is supported")
     for option in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(config, option, None) not in (None, 1.0):
             raise InputError(f"{name} sets {option}, which is not supported")
+
+
+def _rotates_halves(model: PreTrainedModel) -> bool:
+    """Whether channel i turns with channel i + rotary_dim / 2, as in Llama, and not with its neighbour, as in GLM."""
+    rotate_half = getattr(sys.modules[type(model).__module__], "rotate_half", None)
+    return rotate_half is None or rotate_half(torch.arange(1.0, 5.0)).tolist() == [-3.0, -4.0, 1.0, 2.0]
 
 
 @torch.no_grad()
