@@ -29,9 +29,9 @@ def attach(model: PreTrainedModel, memory: Memory) -> SharedCache:
     _check_shapes(model, memory)
     kv = memory.to(model.device, model.dtype).kv
     if not memory.prefix_ids:
-        return kv.rotated(model, 0).cache()
+        return kv.rotated(model, 0).cache().follow(model)
     prefix = read_text(model, memory.prefix_ids)
-    return kv.rotated(model, len(prefix)).after(prefix).cache()
+    return kv.rotated(model, len(prefix)).after(prefix).cache().follow(model)
 
 
 def _check_shapes(model: PreTrainedModel, memory: Memory) -> None:
