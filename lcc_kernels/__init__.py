@@ -4,6 +4,7 @@ from .bottleneck import BottleneckLayout, bottleneck_attention
 from .dispatch import BackendUnavailableError, available_backends
 from .linear_kl import kl_from_logits, linear_kl
 from .rotary import apply_rotary, undo_rotary
+from .shared_prefix import shared_prefix_attention
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "bottleneck_attention",
     "kl_from_logits",
     "linear_kl",
+    "shared_prefix_attention",
     "undo_rotary",
 ]
