@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -148,7 +149,7 @@ class SharedLayer(DynamicLayer):
         """
         for own, new in zip(self._own, (key_states, value_states), strict=True):
             own.append(new)
-        config = self.config and self.config()
+        config: Any = self.config() if self.config is not None else None
         if config is not None and config._attn_implementation == SHARED_PREFIX:
             return self.split()
         return self.keys, self.values
