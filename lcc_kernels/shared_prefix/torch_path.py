@@ -1,7 +1,8 @@
 """Shared-prefix attention in matrix products: the prefix is read once for the whole batch, never expanded over it.
 
-The prefix is one unmasked attention of all (batch, group, q_len) rows of a key head. Its softmax then joins that over
-the own keys as one key more, whose score is the prefix's log-sum-exp and whose value is the prefix's output.
+All (batch, group, q_len) rows of a key head attend to the prefix in one product. A short prefix stands beside the own
+keys in one softmax. A long one is attended to on its own, and its softmax joins that over the own keys as one key
+more, whose score is the prefix's log-sum-exp and whose value is the prefix's output.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 
 from ..bottleneck.plain import attend
 from .reference import visible
+
+SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
 
 
 def forward(
@@ -27,30 +30,44 @@ def forward(
     """Return out like q. Arguments as in ``reference.forward``."""
     if q.numel() == 0:
         return q.new_empty(q.shape)
-    queries = q.reshape(len(q), len(shared_k), -1, q.shape[-1])
-    prefix, lse = _attend_prefix(queries, shared_k, shared_v, scale)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    kv_heads, shared_len, head_dim = shared_k.shape
+    queries = q.reshape(len(q), kv_heads, -1, head_dim)
+    scaled = queries.to(wide) * scale
+    if shared_len <= SHORT_PREFIX:
+        shared_scores = _pack(scaled) @ shared_k.to(wide).mT
+    else:
+        prefix, lse = attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, scale)
+        shared_scores = lse[:, 0, :, None]
+
     keys, values, seen = _own_rows(own_k, own_v, own_lengths, own_starts, q.shape[2])
-    scores = (queries.to(lse.dtype) * scale) @ keys.to(lse.dtype).mT
+    own_scores = scaled @ keys.to(wide).mT
     if seen is not None:
-        scores = scores.view(*q.shape[:3], -1).masked_fill_(~seen, -torch.inf).view(scores.shape)
-    if shared_k.shape[1] == 0:  # a row without own keys has nothing but the empty prefix, whose output is zeros
-        lse = torch.where((scores > -torch.inf).any(-1), -torch.inf, 0.0).to(lse.dtype)
-    weights = torch.cat([scores, lse[..., None]], -1).softmax(-1)
-    own = _mix(weights[..., :-1], values.to(lse.dtype), seen)
-    return torch.addcmul(own, weights[..., -1:], prefix.to(lse.dtype)).to(q.dtype).view(q.shape)
+        _as_heads(own_scores, q).masked_fill_(~seen, -torch.inf)
+    weights = torch.cat([_unpack(shared_scores, len(q)), own_scores], -1).softmax(-1)
+    if shared_len == 0 and seen is not None:  # a row that sees nothing has no softmax
+        _as_heads(weights, q).masked_fill_(~seen, 0.0)
+
+    columns = shared_scores.shape[-1]
+    shared_weights = _pack(weights[..., :columns])
+    shared = shared_weights @ shared_v.to(wide) if shared_len <= SHORT_PREFIX else shared_weights * prefix[:, 0]
+    out = _mix(weights[..., columns:], values.to(wide), seen) + _unpack(shared, len(q))
+    return out.to(q.dtype).view(q.shape)
 
 
-def _attend_prefix(
-    queries: torch.Tensor, shared_k: torch.Tensor, shared_v: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries (batch, kv_heads, rows, head_dim) to out like them and lse (batch, kv_heads, rows)."""
-    batch, kv_heads, rows, head_dim = queries.shape
-    if shared_k.shape[1] == 0:
-        wide = torch.promote_types(queries.dtype, torch.float32)
-        return torch.zeros_like(queries), queries.new_zeros(queries.shape[:3], dtype=wide)
-    packed = queries.transpose(0, 1).reshape(kv_heads, 1, batch * rows, head_dim)
-    out, lse = attend(packed, shared_k[:, None], shared_v[:, None], False, scale)
-    return out.view(kv_heads, batch, rows, head_dim).transpose(0, 1), lse.view(kv_heads, batch, rows).transpose(0, 1)
+def _pack(rows: torch.Tensor) -> torch.Tensor:
+    """(batch, kv_heads, rows, n) to (kv_heads, batch * rows, n)."""
+    return rows.transpose(0, 1).flatten(1, 2)
+
+
+def _unpack(rows: torch.Tensor, batch: int) -> torch.Tensor:
+    """(kv_heads, batch * rows, n) to (batch, kv_heads, rows, n)."""
+    return rows.view(len(rows), batch, rows.shape[1] // batch, rows.shape[2]).transpose(0, 1)
+
+
+def _as_heads(rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """(batch, kv_heads, group * q_len, n) as (batch, heads, q_len, n)."""
+    return rows.view(*q.shape[:3], rows.shape[-1])
 
 
 def _own_rows(

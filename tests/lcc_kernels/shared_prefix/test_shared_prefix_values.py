@@ -21,7 +21,7 @@ AWKWARD = {
     "speculative": {"lengths": (12, 4, 3), "q_len": 4},
     "queries before the first own row": {"lengths": (1, 0, 17), "q_len": 5, "starts": (2, 3, 0)},
     "prefill": {"lengths": (17, 20, 37), "q_len": 17},
-    "long": {"lengths": (70, 3, 41), "shared": 131},
+    "long": {"lengths": (70, 3, 41), "shared": 301},
     "prefix of one": {"lengths": (5, 2), "shared": 1},
     "no prefix": {"lengths": (5, 2), "shared": 0},
     "no prefix, rows that see nothing": {"lengths": (0, 2, 5), "shared": 0, "q_len": 3, "starts": (1, 2, 0)},
