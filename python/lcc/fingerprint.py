@@ -56,7 +56,9 @@ def _sample(tensor: torch.Tensor) -> list[torch.Tensor]:
         return [tensor]
     flat = tensor.reshape(-1)
     bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-    return [flat[:: tensor.numel() // SAMPLES], bits.sum(dtype=torch.int64)]
+    # A CPU sums a widened copy: in pieces it stays in the cache.
+    pieces = bits.split(WHOLE_ELEMENTS) if bits.device.type == "cpu" else [bits]
+    return [flat[:: tensor.numel() // SAMPLES], torch.stack([p.sum(dtype=torch.int64) for p in pieces]).sum()]
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -84,7 +84,7 @@ class SplitStates:
 
 
 class GrowingStates:
-    """(batch, kv_heads, tokens, head_dim) at the front of a buffer that doubles when it is full."""
+    """(batch, kv_heads, tokens, head_dim) at the front of a buffer that grows by half when it is full."""
 
     def __init__(self, states: torch.Tensor):
         self.buffer, self.tokens = states, states.shape[2]
@@ -105,7 +105,7 @@ class GrowingStates:
         if self.tokens > self.buffer.shape[2] or len(new) != len(self.buffer):
             old = self.buffer[:, :, :start]
             batch, heads, _, width = new.shape
-            self.buffer = new.new_empty(batch, heads, max(self.tokens, 2 * start), width)
+            self.buffer = new.new_empty(batch, heads, max(self.tokens, start + start // 2), width)
             self.buffer[:, :, :start] = old
         self.buffer[:, :, start : self.tokens] = new
 
