@@ -38,3 +38,14 @@ def peak_bytes(call: Callable[[], object], device: str) -> int:
         events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
     memory = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
     return max(accumulate((size for _, size in memory), initial=0))
+
+
+def device_seconds(call: Callable[[], object], calls: int = 100) -> float:
+    """Mean time of a call on the GPU, of ``calls`` that follow one another without waiting for the host."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        call()
+    stop.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(stop) / 1e3 / calls

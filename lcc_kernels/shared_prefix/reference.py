@@ -21,12 +21,13 @@ def forward(
         q: (batch, heads, q_len, head_dim).
         shared_k, shared_v: (kv_heads, S, head_dim).
         own_k, own_v: (batch, kv_heads, max_len, head_dim).
-        own_lengths, own_starts: (batch,), see ``visible``.
+        own_lengths, own_starts: (batch,), see ``hidden``.
 
     Returns:
         out like q.
     """
-    own = visible(own_lengths, own_starts, q.shape[2], own_k.shape[2])
+    places = torch.arange(own_k.shape[2], device=q.device)
+    own = ~hidden(own_lengths, own_starts, q.shape[2], places)
     mask = torch.cat([own.new_ones(*own.shape[:2], shared_k.shape[1]), own], -1)[:, None]
     written = mask.any(-2)[..., None]  # rows outside an own length may hold anything, and 0 * nan is nan
     keys, values = (
@@ -41,16 +42,15 @@ def forward(
     return (weights @ values).to(q.dtype)
 
 
-def visible(own_lengths: torch.Tensor, own_starts: torch.Tensor | None, q_len: int, max_len: int) -> torch.Tensor:
-    """Which own rows each query sees, (batch, q_len, max_len) bool.
+def hidden(
+    own_lengths: torch.Tensor, own_starts: torch.Tensor | None, q_len: int, places: torch.Tensor
+) -> torch.Tensor:
+    """Which of the own rows ``places`` (n,) each query does not see, (batch, q_len, n) bool.
 
     Sequence b owns the rows own_starts[b] ... own_starts[b] + own_lengths[b] - 1 and its queries are the last q_len
-    of them: query i sees the own rows up to own_lengths[b] - q_len + i, counted from own_starts[b].
+    of them: query i sees the own rows up to own_starts[b] + own_lengths[b] - q_len + i.
     """
-    step = torch.arange(q_len, device=own_lengths.device) - q_len
-    last = (own_lengths[:, None] + step)[..., None]
-    place = torch.arange(max_len, device=own_lengths.device)
-    if own_starts is None:
-        return place <= last
-    own = place - own_starts[:, None, None]
-    return (own >= 0) & (own <= last)
+    stops = own_lengths if own_starts is None else own_starts + own_lengths
+    last = stops[:, None] - torch.arange(q_len, 0, -1, device=stops.device)
+    later = places > last[..., None]
+    return later if own_starts is None else later | (places < own_starts[:, None, None])

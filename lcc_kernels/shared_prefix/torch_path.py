@@ -11,8 +11,8 @@ from math import isfinite
 
 import torch
 
-from ..bottleneck.plain import attend
-from .reference import visible
+from ..bottleneck import plain
+from .reference import hidden
 
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
 
@@ -30,6 +30,29 @@ def forward(
     """Return out like q. Arguments as in ``reference.forward``."""
     if q.numel() == 0:
         return q.new_empty(q.shape)
+    scores = q.shape[1] * q.shape[2] * (min(shared_k.shape[1], SHORT_PREFIX) + own_k.shape[2])  # of a sequence
+    at_once = max(1, plain.BLOCK_SCORES // max(1, scores))
+    if at_once >= len(q):
+        return _forward(q, shared_k, shared_v, own_k, own_v, own_lengths, own_starts, scale)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    for first in range(0, len(q), at_once):
+        some = slice(first, first + at_once)
+        starts = None if own_starts is None else own_starts[some]
+        out[some] = _forward(q[some], shared_k, shared_v, own_k[some], own_v[some], own_lengths[some], starts, scale)
+    return out
+
+
+def _forward(
+    q: torch.Tensor,
+    shared_k: torch.Tensor,
+    shared_v: torch.Tensor,
+    own_k: torch.Tensor,
+    own_v: torch.Tensor,
+    own_lengths: torch.Tensor,
+    own_starts: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    """``forward`` of sequences few enough to hold all their scores at once."""
     wide = torch.promote_types(q.dtype, torch.float32)
     kv_heads, shared_len, head_dim = shared_k.shape
     queries = q.reshape(len(q), kv_heads, -1, head_dim)
@@ -37,21 +60,21 @@ def forward(
     if shared_len <= SHORT_PREFIX:
         shared_scores = _pack(scaled) @ shared_k.to(wide).mT
     else:
-        prefix, lse = attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, scale)
+        prefix, lse = plain.attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, scale)
         shared_scores = lse[:, 0, :, None]
 
-    keys, values, seen = _own_rows(own_k, own_v, own_lengths, own_starts, q.shape[2])
+    keys, values, unseen = _own_rows(own_k, own_v, own_lengths, own_starts, q.shape[2])
     own_scores = scaled @ keys.to(wide).mT
-    if seen is not None:
-        _as_heads(own_scores, q).masked_fill_(~seen, -torch.inf)
+    if unseen is not None:
+        _as_heads(own_scores, q).masked_fill_(unseen, -torch.inf)
     weights = torch.cat([_unpack(shared_scores, len(q)), own_scores], -1).softmax(-1)
-    if shared_len == 0 and seen is not None:  # a row that sees nothing has no softmax
-        _as_heads(weights, q).masked_fill_(~seen, 0.0)
+    if shared_len == 0 and unseen is not None:  # a row that sees nothing has no softmax
+        _as_heads(weights, q).masked_fill_(unseen, 0.0)
 
     columns = shared_scores.shape[-1]
     shared_weights = _pack(weights[..., :columns])
     shared = shared_weights @ shared_v.to(wide) if shared_len <= SHORT_PREFIX else shared_weights * prefix[:, 0]
-    out = _mix(weights[..., columns:], values.to(wide), seen) + _unpack(shared, len(q))
+    out = _mix(weights[..., columns:], values.to(wide), unseen) + _unpack(shared, len(q))
     return out.to(q.dtype).view(q.shape)
 
 
@@ -73,7 +96,7 @@ def _as_heads(rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
 def _own_rows(
     own_k: torch.Tensor, own_v: torch.Tensor, own_lengths: torch.Tensor, own_starts: torch.Tensor | None, q_len: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Own keys and values cut to the rows in use, and who sees them, (batch, 1, q_len, rows), or None for all.
+    """Own keys and values cut to the rows in use, and which a query does not see, (batch, 1, q_len, rows), if any.
 
     Away from the CPU the lengths are not read, which would wait for the device.
     """
@@ -85,16 +108,18 @@ def _own_rows(
         first, last = min(starts), max(stops)
         alike = q_len == 1 and first == max(starts) and last == min(stops)
     rows = slice(first, last)
-    seen = None if alike else visible(own_lengths, own_starts, q_len, own_k.shape[2])[:, None, :, rows]
-    return own_k[:, :, rows], own_v[:, :, rows], seen
+    unseen = None
+    if not alike:
+        unseen = hidden(own_lengths, own_starts, q_len, torch.arange(first, last, device=own_k.device))[:, None]
+    return own_k[:, :, rows], own_v[:, :, rows], unseen
 
 
-def _mix(weights: torch.Tensor, values: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+def _mix(weights: torch.Tensor, values: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:
     """Weighted sum of own values; what lies outside an own length does not count, not even nan times zero."""
-    if seen is None:
+    if unseen is None:
         return weights @ values
     if values.device.type == "cpu":  # as a rule the sum is finite, and no values need copying
         mixed = weights @ values
         if isfinite(mixed.sum()):
             return mixed
-    return weights @ values.masked_fill(~seen[:, :, -1, :, None], 0.0)
+    return weights @ values.masked_fill(unseen[:, :, -1, :, None], 0.0)

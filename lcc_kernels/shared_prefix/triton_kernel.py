@@ -92,11 +92,14 @@ def _plan(q: torch.Tensor, work: Work) -> tuple[Tile, int]:
     return plan(tiles(10 * major + minor, q.shape[-1], q.dtype), work, processors)
 
 
-def _scratch(q: torch.Tensor, grid: tuple[int, int, int], tile: Tile) -> tuple[torch.Tensor, ...]:
-    """Partial means (kv_heads, tiles, splits, ROWS, WIDTH), their peaks and masses (..., ROWS), and tiles' counters."""
+def _scratch(q: torch.Tensor, grid: tuple[int, int, int], tile: Tile) -> tuple[torch.Tensor | None, ...]:
+    """Partial means (kv_heads, tiles, splits, ROWS, WIDTH), their peaks and masses (..., ROWS), and tiles' counters.
+
+    All None where no tile is split: the kernel is then compiled without a merge.
+    """
     row_tiles, splits, kv_heads = grid
     if splits == 1:
-        return (q,) * 4
+        return (None,) * 4
     width = triton.next_power_of_2(q.shape[-1])
     mean = torch.empty(kv_heads, row_tiles, splits, tile.rows, width, dtype=torch.float32, device=q.device)
     peak, mass = mean.new_empty(2, *mean.shape[:-1])
@@ -235,7 +238,7 @@ def _forward(
         peak, mass, mean = _fold(query, keys, values, seen, peak, mass, mean, factor, PRECISION)
 
     finished = True
-    if splits > 1:
+    if counters is not None:
         tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         slot = tile.to(tl.int64) * splits
         finished = _hand_in(mean_parts, peak_parts, mass_parts, counters + tile, slot, peak, mass, mean, ROWS, WIDTH)

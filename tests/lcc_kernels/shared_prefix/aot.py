@@ -22,6 +22,7 @@ from tests.lcc_kernels.ahead_of_time import resources as resources_of
 
 TABLE = Path(__file__).with_name("resources.json")
 HEAD_DIMS = {"bfloat16": (64, 96, 128, 192, 256), "float16": (128,), "float32": (64, 96, 128)}
+PARTS = ("mean_parts", "peak_parts", "mass_parts")
 SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 CONFIGS = [
     f"{arch}:{head_dim}:{dtype}:{tile.rows}"
@@ -29,22 +30,28 @@ CONFIGS = [
     for dtype, head_dims in HEAD_DIMS.items()
     for head_dim in head_dims
     for tile in tiles(arch, head_dim, getattr(torch, dtype))
-]
+] + ["80:128:bfloat16:64:whole", "90:128:bfloat16:64:whole"]
 
 
 def resources(config: str) -> dict[str, int]:
-    """Registers, spilled bytes, shared memory, and asynchronous copies and wgmma instructions in the PTX."""
-    arch, head_dim, dtype, rows = config.split(":")
+    """Registers, spilled bytes, shared memory, and asynchronous copies and wgmma instructions in the PTX.
+
+    ``whole`` is the kernel of tiles that are not split, here with neither own_starts nor groups.
+    """
+    arch, head_dim, dtype, rows, *whole = config.split(":")
     kernel, kind = triton_kernel._forward, getattr(torch, dtype)
     tile = next(tile for tile in tiles(int(arch), int(head_dim), kind) if tile.rows == int(rows))
     constants = triton_kernel.constants(int(head_dim), kind, tile)
+    if whole:
+        constants |= dict.fromkeys((*PARTS, "counters", "own_starts")) | {"group": 1}
     pointers = dict.fromkeys(("q", "shared_k", "shared_v", "own_k", "own_v", "out"), f"*{SHORT[dtype]}")
-    pointers |= dict.fromkeys(("mean_parts", "peak_parts", "mass_parts"), "*fp32")
+    pointers |= dict.fromkeys(PARTS, "*fp32")
     pointers |= {"own_lengths": "*i64", "own_starts": "*i64", "counters": "*i32"}
     strides = [name for name in kernel.arg_names if re.fullmatch("(q|sk|sv|k|v)_(batch|head|row)", name)]
     types = dict.fromkeys(kernel.arg_names, "i32") | pointers | {"scale": "fp32"}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    built = build(kernel, types, constants, [*pointers, *strides], int(arch), **options)
+    aligned = [name for name in (*pointers, *strides) if name not in constants]
+    built = build(kernel, types, constants, aligned, int(arch), **options)
     copies, wgmma = (built.asm["ptx"].count(name) for name in ("cp.async.cg.shared", "wgmma.mma_async"))
     return {**resources_of(built), "copies": copies, "wgmma": wgmma}
 
@@ -52,7 +59,7 @@ def resources(config: str) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="make this table resources.json")
-    parser.add_argument("--select", nargs="*", default=CONFIGS, help="arch:head_dim:dtype:rows")
+    parser.add_argument("--select", nargs="*", default=CONFIGS, help="arch:head_dim:dtype:rows[:whole]")
     arguments = parser.parse_args()
     rows = [f'"{config}": {json.dumps(resources(config))}' for config in arguments.select]
     lines = "{\n " + ",\n ".join([f'"triton": "{triton.__version__}"', *rows]) + "\n}"

@@ -61,7 +61,7 @@ def batch(
     return Batch(q, tuple(keys_and_values[:2]), tuple(keys_and_values[2:]), ends, begins)
 
 
-def plain(inputs: Batch) -> torch.Tensor:
+def one_by_one(inputs: Batch) -> torch.Tensor:
     """Same-dtype torch, sequence by sequence, over a copy of the prefix in front of what each query may see."""
     out = torch.zeros_like(inputs.q)
     q_len = inputs.q.shape[2]

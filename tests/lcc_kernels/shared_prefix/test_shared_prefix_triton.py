@@ -70,6 +70,24 @@ def test_own_rows_outside_the_cache_are_not_read(starts):
     torch.testing.assert_close(triton_kernel.forward(*arguments), reference.forward(*arguments))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_a_captured_graph_counts_for_itself(monkeypatch):
+    from lcc_kernels.shared_prefix import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "plan", lambda choices, work, processors: (choices[0], 4))
+    inputs = batch((5, 40, 0), shared=300)
+    eager = inputs.ours("triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = inputs.ours("triton")
+    for _ in range(2):
+        captured.zero_()
+        graph.replay()
+        assert torch.equal(captured, eager)
+    assert torch.equal(inputs.ours("triton"), eager)
+
+
 @pytest.mark.skipif(interpreting(), reason="the interpreter compiles nothing")
 def test_lengths_are_not_compiled_in():
     from lcc_kernels.shared_prefix import triton_kernel

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import lcc_kernels as lk
+from lcc_kernels.bottleneck import plain
 from tests.compare import assert_as_accurate
-from tests.lcc_kernels.shared_prefix.batches import DEVICE, batch, plain
+from tests.lcc_kernels.shared_prefix.batches import DEVICE, batch, one_by_one
 
 BACKENDS = [name for name, reason in lk.available_backends("shared_prefix_attention").items() if reason is None]
 FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -38,7 +39,7 @@ def check(inputs, backend):
     got = inputs.ours(backend)
     assert got.dtype == inputs.q.dtype
     assert got.is_contiguous()
-    assert_as_accurate(got, plain(inputs), plain(inputs.double()), FLOOR[inputs.q.dtype], backend)
+    assert_as_accurate(got, one_by_one(inputs), one_by_one(inputs.double()), FLOOR[inputs.q.dtype], backend)
 
 
 @pytest.mark.parametrize("dtype", FLOOR, ids=str)
@@ -83,3 +84,10 @@ def test_the_default_scale(backend):
     got = lk.shared_prefix_attention(*arguments, backend=backend)
     wanted = lk.shared_prefix_attention(*arguments, 32**-0.5, "reference")
     torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("name", ["left padding", "speculative", "no prefix, rows that see nothing"])
+def test_batches_too_large_for_one_block_of_scores(name, monkeypatch):
+    """The ``torch`` backend one sequence at a time."""
+    monkeypatch.setattr(plain, "BLOCK_SCORES", 1)
+    check(batch(**AWKWARD[name]), "torch")
