@@ -142,7 +142,9 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             mine = [row for row in rows if row["reader"] == reader]
             axes.plot([row["questions"] for row in mine], [row[key] * factor for row in mine], "o-", label=reader)
         axes.set(xlabel="questions at once", ylabel=label, xscale="log", yscale="log")
+        axes.set_xticks(list(dict.fromkeys(row["questions"] for row in rows)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.grid(which="both", alpha=0.3)
     axes.legend()
