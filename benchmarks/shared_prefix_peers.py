@@ -55,6 +55,35 @@ def _sdpa(case: DecodeCase, tensors: Tensors) -> Ready:
     return Ready(partial(attend, tensors.q, keys, values), keys.nbytes + values.nbytes)
 
 
+def _sdpa_appending(case: DecodeCase, tensors: Tensors) -> Ready:
+    """A step that first appends its keys and values, as transformers' DynamicCache does: by a copy of the cache."""
+    keys, values = tensors.replicated()
+    append_keys, append_values = _append(keys, case.q_len), _append(values, case.q_len)
+    mask = visible(case, tensors.own_lengths)
+
+    def attend() -> torch.Tensor:
+        return scaled_dot_product_attention(tensors.q, append_keys(), append_values(), attn_mask=mask, enable_gqa=True)
+
+    return Ready(attend, keys.nbytes + values.nbytes)
+
+
+def _ours_appending(case: DecodeCase, tensors: Tensors) -> Ready:
+    """The same step with our attention: only own rows are copied."""
+    q, shared_k, shared_v, own_k, own_v, lengths = tensors.arguments
+    append_keys, append_values = _append(own_k, case.q_len), _append(own_v, case.q_len)
+
+    def attend() -> torch.Tensor:
+        return lk.shared_prefix_attention(q, shared_k, shared_v, append_keys(), append_values(), lengths)
+
+    return Ready(attend, sum(x.nbytes for x in (shared_k, shared_v, own_k, own_v)))
+
+
+def _append(cache: torch.Tensor, count: int) -> Callable[[], torch.Tensor]:
+    """Put the last ``count`` rows behind those before them, each time it is called."""
+    before, new = (x.contiguous() for x in (cache[:, :, :-count], cache[:, :, -count:]))
+    return lambda: torch.cat([before, new], 2)
+
+
 def _flex(case: DecodeCase, tensors: Tensors) -> Ready:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -133,6 +162,8 @@ def _on_gpus(package: str | None = None) -> Callable[[DecodeCase, str], str | No
 PEERS = {
     **{name: _kernel(name) for name in lk.available_backends("shared_prefix_attention") if name != "reference"},
     "sdpa_replicated": Peer(_sdpa),
+    "auto_appending": Peer(_ours_appending),
+    "sdpa_replicated_appending": Peer(_sdpa_appending),
     "flex_replicated": Peer(_flex, _on_gpus()),
     "flash_attn_replicated": Peer(_flash_attn, _on_gpus("flash_attn")),
     "flashinfer_cascade": Peer(_flashinfer, _on_gpus("flashinfer")),

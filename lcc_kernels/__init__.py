@@ -1,5 +1,6 @@
 """Kernels for Latent Context Compilation: tensors in, tensors out; no models, tokenizers or files."""
 
+from .attach_kv import attach_kv, slot_mapping
 from .bottleneck import BottleneckLayout, bottleneck_attention
 from .dispatch import BackendUnavailableError, available_backends
 from .linear_kl import kl_from_logits, linear_kl
@@ -11,10 +12,12 @@ __all__ = [
     "BackendUnavailableError",
     "BottleneckLayout",
     "apply_rotary",
+    "attach_kv",
     "available_backends",
     "bottleneck_attention",
     "kl_from_logits",
     "linear_kl",
     "shared_prefix_attention",
+    "slot_mapping",
     "undo_rotary",
 ]

@@ -13,14 +13,17 @@ from .kv import KV, SharedCache
 from .shared_prefix import sharing
 
 
-def prompt(past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device) -> dict[str, torch.Tensor]:
+def prompt(
+    past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device, start: int = 0
+) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask`` for ``generate`` behind ``past`` cached tokens.
 
     The cached tokens get placeholder ids, which ``generate`` never reads; shorter queries are padded on the left,
-    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous.
+    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous. When the
+    first cached token stands at another position than 0, ``position_ids`` say so: ``generate`` counts from 0.
 
     Returns:
-        Both (queries, past + longest query).
+        All (queries, past + longest query).
     """
     length = past + max(len(query) for query in queries)
     ids = torch.full((len(queries), length), filler)
@@ -28,7 +31,10 @@ def prompt(past: int, queries: Sequence[Sequence[int]], filler: int, device: tor
     for row, query in enumerate(queries):
         ids[row, length - len(query) :] = torch.tensor(query)
         mask[row, past : length - len(query)] = 0
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if start:
+        inputs["position_ids"] = start + inputs["attention_mask"].cumsum(-1) - 1
+    return inputs
 
 
 def generate_after(
