@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticC
 import lcc
 import lcc_kernels as lk
 from benchmarks.timing import peak_bytes
+from lcc import shared_prefix
 from lcc.encode import read_text
 from lcc.generate import generate_after, generate_responses, prompt
 from lcc.kv import KV, SHARED_PREFIX, SharedCache, SplitStates
@@ -55,6 +56,10 @@ def logits(model, queries=QUERIES, steps=3):
         mask = torch.cat((mask, mask.new_ones(len(queries), 2)), 1)
         out.append(step(model, cache, torch.tensor([[20 + number, 60]] * len(queries)), mask).flatten(0, 1))
     return torch.cat(out)
+
+
+def test_every_supported_family_is_held_to_the_same_logits():
+    assert {tiny_model(family).config.model_type for family in FAMILIES} == shared_prefix.FAMILIES
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
