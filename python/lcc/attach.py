@@ -49,7 +49,7 @@ def attach(
         layers, heads, _, width = memories[0].kv.keys.shape
         keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
         _write(model, memories, start, keys, values, slots)
-        return KV(keys[:, 0], values[:, 0]).cache()
+        return KV(keys[:, 0], values[:, 0]).cache().follow(model)
     _check_static(model, cache, memories[0], tokens)
     _write(
         model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots

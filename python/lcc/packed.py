@@ -15,10 +15,10 @@ from transformers import AttentionInterface, PreTrainedModel
 
 import lcc_kernels as lk
 
+from .attention import attending, refuse_variants
 from .kv import decoder
 
 NAME = "lcc_bottleneck"
-UNSUPPORTED = {"sliding_window": "a sliding window", "softcap": "soft-capped scores", "s_aux": "attention sinks"}
 
 
 def packed_attention(
@@ -46,12 +46,9 @@ def packed_attention(
     Raises:
         ValueError: no layout, a mask or dropout, or an attention variant that the op does not compute.
     """
-    name = type(module).__name__
     if layout is None:
         raise ValueError(f"{NAME} needs the keyword layout=BottleneckLayout(...) in the model's forward")
-    for option, what in UNSUPPORTED.items():
-        if options.get(option) is not None:
-            raise ValueError(f"{name} uses {what}, which {NAME} does not compute: use two passes instead")
+    refuse_variants(module, NAME, options, "use two passes instead")
     if attention_mask is not None or dropout:
         raise ValueError(
             f"{NAME} takes its mask from the layout and has no dropout: pass no mask and call model.eval()"
@@ -102,7 +99,7 @@ def packed_forward(model: PreTrainedModel, embeddings: torch.Tensor, layout: lk.
     """
     layers = decoder(model)
     positions = layout.position_ids(embeddings.device)[None]
-    with _attending(layers), adapter_rows(model, layout.lora_slices()):
+    with attending(layers, NAME), adapter_rows(model, layout.lora_slices()):
         return layers(
             inputs_embeds=embeddings, position_ids=positions, layout=layout, use_cache=False
         ).last_hidden_state
@@ -134,14 +131,3 @@ def _adapt(layer: Any, x: torch.Tensor, out: torch.Tensor, rows: Sequence[slice]
             update = up(down(x[:, where].to(down.weight.dtype))) * layer.scaling[name]
             out[:, where] += update.to(out.dtype)
     return out
-
-
-@contextmanager
-def _attending(layers: PreTrainedModel) -> Iterator[None]:
-    """Let ``layers`` attend with ``lcc_bottleneck`` inside the block."""
-    before = layers.config._attn_implementation
-    layers.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        layers.config._attn_implementation = before
