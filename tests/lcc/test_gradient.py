@@ -16,7 +16,6 @@ from lcc.settings import make_settings
 from lcc.surrogate import build_surrogate
 from tests.conftest import FAMILIES, tiny_model
 
-
 WAYS = [
     {"engine": "reference"},
     {"engine": "packed"},
@@ -114,7 +113,5 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
         for ways in WAYS:
             loss = step_loss(compiler, samples, replace(settings, **ways))
             torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
-            for mine, naive in zip(
-                torch.autograd.grad(loss, parameters, materialize_grads=True), wanted, strict=True
-            ):
+            for mine, naive in zip(torch.autograd.grad(loss, parameters, materialize_grads=True), wanted, strict=True):
                 assert (mine - naive).norm() <= 1e-9 * naive.norm()
