@@ -170,7 +170,7 @@ class PackedDecoder:
             partial(self._run, _compiled(layer) if compiled else layer.forward, row, number, checkpointing)
             for number, (layer, row) in enumerate(zip(layers.layers, rows, strict=True))
         ]
-        with _attending(layers), _running(layers.layers, runs):
+        with _attending(layers), running(layers.layers, runs):
             return layers(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False).last_hidden_state
 
     def _run(
@@ -220,15 +220,15 @@ def _compiled(layer: torch.nn.Module) -> Callable[..., torch.Tensor]:
     return torch.compile(layer.forward, fullgraph=True, dynamic=True)
 
 
-def _check(running: int, rows: Sequence[PackedRow]) -> None:
+def _check(count: int, rows: Sequence[PackedRow]) -> None:
     for number, row in enumerate(rows):
-        running -= row.skipped
-        if running != row.running:
-            raise ValueError(f"layer {number} gets {running} rows, and its packed row runs {row.running}")
+        count -= row.skipped
+        if count != row.running:
+            raise ValueError(f"layer {number} gets {count} rows, and its packed row runs {row.running}")
 
 
 @contextmanager
-def _running(layers: torch.nn.ModuleList, runs: Sequence[Callable]) -> Iterator[None]:
+def running(layers: torch.nn.ModuleList, runs: Sequence[Callable]) -> Iterator[None]:
     """Let ``runs`` be the layers' forwards inside the block."""
     before = [vars(layer).get("forward") for layer in layers]
     try:
