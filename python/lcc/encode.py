@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
+from .chunked import read_in_chunks
 from .context import Context
 from .errors import InputError
 from .kv import KV, SharedCache, decoder
+from .packed import PackedDecoder
 from .settings import CompileSettings
 
 
@@ -29,6 +32,7 @@ class Compiler:
         mean = embeddings.detach().float().mean(0).to(_trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
         self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
+        self.packed = PackedDecoder(model)
         self._enable(False)
         with torch.no_grad():
             self.prefix = read_text(model, context.prefix_ids)
@@ -51,16 +55,31 @@ class Compiler:
                 # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
                 parameter.requires_grad_(True)
 
+    @cached_property
+    def copied_prefix(self) -> KV:
+        """K and V of P': those of P, as many positions further as the text has tokens (identity 7)."""
+        return self.prefix.unrotated(self.model, 0).rotated(self.model, len(self.context.context_ids))
+
+    def encode_embeddings(self) -> torch.Tensor:
+        """Embeddings of [C | B], (1, rows, H)."""
+        return torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers."""
         start = len(self.context.prefix_ids)
-        inputs = torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+        inputs = self.encode_embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
         cache = self.prefix.cache()
         with self.active():
             decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
         buffer = cache.read().tail(self.context.buffer)
         return buffer.unrotated(self.model, start + len(self.context.context_ids))
+
+    def encode_in_chunks(self, tokens: int) -> KV:
+        """K and V of B, keys rotated, the text read ``tokens`` at a time (see ``chunked``); ``encode``'s gradient."""
+        embeddings, text = self.encode_embeddings(), len(self.context.context_ids)
+        chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
+        return read_in_chunks(self.model, chunks, self.prefix, self.active)
 
     def visible(self, buffer: KV, keep_prefix: bool) -> KV:
         """What segments see, at the positions of inference: [P' | B], or B alone."""
@@ -69,10 +88,13 @@ class Compiler:
         return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
 
 
-def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None) -> KV:
-    """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included."""
+def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, start: int = 0) -> KV:
+    """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included.
+
+    ``start`` is the position of the first token of all.
+    """
     cache = SharedCache(past) if past is not None else None
-    start = 0 if past is None else len(past)
+    start += 0 if past is None else len(past)
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = torch.arange(start, start + len(ids), device=model.device)
     output = decoder(model)(input_ids=tokens, position_ids=positions[None], past_key_values=cache, use_cache=True)
