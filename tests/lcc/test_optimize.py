@@ -40,8 +40,9 @@ def embeddings(optimization) -> torch.Tensor:
 
 
 def test_vocabulary_starts_at_the_mean_embedding(start):
-    buffer = start(buffer_init="vocabulary").compiler.buffer
-    torch.testing.assert_close(buffer, embeddings(start()).mean(0).expand(len(buffer), -1))
+    optimization = start(buffer_init="vocabulary")
+    buffer = optimization.compiler.buffer
+    torch.testing.assert_close(buffer, embeddings(optimization).mean(0).expand(len(buffer), -1))
 
 
 def test_even_takes_the_middle_of_equal_pieces(start):
