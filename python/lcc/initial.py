@@ -15,7 +15,7 @@ def initial_buffer(compiler: Compiler, settings: CompileSettings) -> torch.Tenso
 
     ``vocabulary``: the mean of the vocabulary's embeddings, as the compiler makes them (LCC appendix A). ``even`` and
     ``sampled``: the embeddings of K tokens of the text, evenly spaced or drawn at random, in the text's order. The LoRA
-    starts at zero, so such a buffer token starts as a second reading of its token: its K and V are near the token's own.
+    starts at zero, so such a buffer token starts as a second reading of its token, with K and V near the token's own.
     """
     tokens, count = len(compiler.context.context_ids), compiler.context.buffer
     if settings.buffer_init == "vocabulary":
