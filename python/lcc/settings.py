@@ -49,12 +49,12 @@ class CompileSettings:
     """
 
     ratio: float = 16.0
-    steps: int = 300
+    steps: int = 600
     batch: int = 64
-    optimizer: str = "muon"
-    learning_rate: float = 1e-2
-    buffer_learning_rate: float = 1e-2
-    buffer_init: str = "even"
+    optimizer: str = "adamw"
+    learning_rate: float = 4e-3
+    buffer_learning_rate: float = 4e-3
+    buffer_init: str = "vocabulary"
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] | None = None
@@ -114,6 +114,14 @@ class CompileSettings:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
+    # Half the steps; benchmarks/LOG.md, "Speed to quality", says why it is not the default.
+    "fast": {
+        "steps": 300,
+        "optimizer": "muon",
+        "learning_rate": 1e-2,
+        "buffer_learning_rate": 1e-2,
+        "buffer_init": "even",
+    },
     # Sections 3.4, 4.1, appendix A. 45 epochs of 2,000 queries and 2,000 reconstructions in batches of 64 (appendix A)
     # are 2,812 steps, and half of a batch is reconstruction. Section 4.1 has batches of 8: batch=4, steps=22500.
     "paper": {
