@@ -4,6 +4,7 @@ from .ask import ask, prompt
 from .attach import attach
 from .checkpoint import remove_checkpoint
 from .compile import compile
+from .documents import compile_documents
 from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
 from .fingerprint import fingerprint
 from .memory import Memory
@@ -21,6 +22,7 @@ __all__ = [
     "ask",
     "attach",
     "compile",
+    "compile_documents",
     "fingerprint",
     "load_queries",
     "prompt",

@@ -14,7 +14,7 @@ import torch
 
 from .distributed import Ranks
 from .errors import MemoryFileError, MismatchError
-from .files import read_tensors, write_tensors
+from .files import read_tensors, remove_partial, write_tensors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
 
@@ -102,7 +102,9 @@ def remove_checkpoint(folder: str | os.PathLike) -> None:
     """Delete a compilation's checkpoint; other files in the folder are left alone."""
     path = Path(folder)
     for name in ("surrogate", "state"):
-        (path / f"{name}.safetensors").unlink(missing_ok=True)
+        file = path / f"{name}.safetensors"
+        file.unlink(missing_ok=True)
+        remove_partial(file)
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from .errors import MemoryFileError
 
 METADATA_KEY = "lcc"
+PARTIAL = ".partial"
 
 
 def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
@@ -30,7 +32,9 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
     path = Path(path)
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False
+        ) as file:
             temporary = Path(file.name)
             file.write(content)
             file.flush()
@@ -42,6 +46,12 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def remove_partial(path: Path) -> None:
+    """Delete what writers of ``path`` that were killed have left beside it; nobody may be writing it now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        left.unlink(missing_ok=True)
 
 
 def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

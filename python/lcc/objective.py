@@ -58,7 +58,7 @@ def stream_weights(settings: CompileSettings) -> dict[str, float]:
 def row_weights(
     samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
 ) -> torch.Tensor:
-    """Weights of the samples' supervised tokens, (tokens,) float64; they sum to one over ``of``, by default themselves."""
+    """Weights of the samples' supervised tokens, (tokens,) float64; they sum to one over ``of`` or ``samples``."""
     whole = samples if of is None else of
     weights = stream_weights(settings)
     tokens = {stream: sum(len(s.response_ids) for s in whole if s.stream == stream) for stream in STREAMS}

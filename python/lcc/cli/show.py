@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ..demo import DemoReport
+from ..documents import Outcome
 from ..memory import Memory
 from ..models.fiction import Document
 
@@ -91,3 +94,17 @@ def show_memory(memory: Memory, path: Path) -> None:
     settings = ", ".join(f"{name} {value}" for name, value in memory.settings.items() if value is not None)
     table.add_row("settings", settings)
     Console().print(table)
+
+
+def show_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """What became of each document, and how many of them came to each end."""
+    table = Table()
+    for heading in ("document", "", "seconds", "memory, or what went wrong"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "seconds" else "left")
+    for outcome in outcomes:
+        colour = "red" if outcome.status == "failed" else "green"
+        status = f"[{colour}]{outcome.status}[/{colour}]"
+        table.add_row(escape(outcome.source), status, f"{outcome.seconds:.1f}", escape(outcome.error or outcome.output))
+    Console().print(table)
+    counts = Counter(outcome.status for outcome in outcomes)
+    Console().print(", ".join(f"{count} {status}" for status, count in counts.items()))
