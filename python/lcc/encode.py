@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 from .context import Context
 from .errors import InputError
 from .kv import KV, SharedCache, decoder
+from .packed import PackedDecoder
 from .settings import CompileSettings
 
 
@@ -29,6 +31,7 @@ class Compiler:
         mean = embeddings.detach().float().mean(0).to(_trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
         self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
+        self.packed = PackedDecoder(model)
         self._enable(False)
         with torch.no_grad():
             self.prefix = read_text(model, context.prefix_ids)
@@ -51,10 +54,19 @@ class Compiler:
                 # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
                 parameter.requires_grad_(True)
 
+    @cached_property
+    def copied_prefix(self) -> KV:
+        """K and V of P': those of P, as many positions further as the text has tokens (identity 7)."""
+        return self.prefix.unrotated(self.model, 0).rotated(self.model, len(self.context.context_ids))
+
+    def encode_embeddings(self) -> torch.Tensor:
+        """Embeddings of [C | B], (1, rows, H)."""
+        return torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers."""
         start = len(self.context.prefix_ids)
-        inputs = torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+        inputs = self.encode_embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
         cache = self.prefix.cache()
         with self.active():

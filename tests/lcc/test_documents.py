@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,15 +57,8 @@ def test_errors_do_not_stop_the_rest_and_done_is_skipped(compile_all, compiled, 
     outcomes = compile_all()
     assert statuses(outcomes) == ["compiled", "compiled", "failed"]
     assert "too few for ratio" in outcomes[2].error
-    assert (
-        sorted(path.name for path in (tmp_path / "memories").iterdir())
-        == [
-            "first.lcc.safetensors",
-            "second.lcc.safetensors",
-            "short.lcc.safetensors.checkpoint",
-        ]
-        or not (tmp_path / "memories" / "short.lcc.safetensors.checkpoint").exists()
-    )
+    names = sorted(path.name for path in (tmp_path / "memories").iterdir())
+    assert names == ["first.lcc.safetensors", "second.lcc.safetensors"]
     lcc.Memory.load(outcomes[0].output).verify(llama, tokenizer)
     compiled.clear()
     sources[2].write_text(sources[0].read_text())
@@ -111,7 +105,12 @@ def test_a_claimed_document_is_left_alone(compile_all, compiled, tmp_path):
     assert not list(output.parent.glob("*.lock"))
 
 
-HOLD = "import sys, time, filelock; filelock.FileLock(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(60)"
+HOLD = """
+import sys, time, filelock
+with filelock.FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_the_claim_of_a_killed_process_is_void(compile_all, tmp_path):
@@ -201,9 +200,9 @@ def test_command_line(command, sources):
 
 def test_ray_gives_the_same(command, sources):
     pytest.importorskip("ray", reason="ray is not installed: pip install 'lcc-kernels[ray]'")
-    process = subprocess.run(
-        [sys.executable, "-m", "lcc", *command, "--ray", "local", "--json"], capture_output=True, text=True, check=False
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)])}
+    ray_command = [sys.executable, "-m", "lcc", *command, "--ray", "local", "--json"]
+    process = subprocess.run(ray_command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 1, process.stderr
     rows = json.loads(process.stdout)["documents"]
     assert [row["status"] for row in rows] == ["compiled", "compiled", "failed"]
