@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
-from .distributed import Ranks
+from .distributed import Ranks, is_sharded
 from .encode import Compiler, lora_model, read_text
+from .errors import InputError
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
 from .memory import Memory
@@ -72,16 +73,18 @@ def compile(
     asked = load_queries(queries)
     print_of = fingerprint(model, tokenizer)
     ranks = Ranks.of_group() if distributed else Ranks()
+    if is_sharded(model) and not (distributed and chosen.engine == "packed"):
+        raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
     same = identity(chosen, context.sha256, print_of, asked)
     ranks.require_same(same)
     store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
     with (
         reporting(ranks.main and progress) as reporter,
-        _seeded(model, chosen.seed),
+        seeded(model, chosen.seed),
         lora_model(model, chosen) as layers,
     ):
         compiler = Compiler(model, context, layers)
-        with _autocast(model, chosen):
+        with autocast(model, chosen):
             surrogate = _surrogate(compiler, chosen, asked, store, ranks, reporter)
             optimization = Optimization(compiler, surrogate, chosen, store, ranks)
             kv = optimization.run(reporter, checkpoint_every)
@@ -114,7 +117,8 @@ def _surrogate(
 
     if ranks.count == 1:
         return make()
-    return unpack_surrogate(*ranks.from_main(lambda: pack_surrogate(make())), compiler.model.device)
+    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(compiler.model))
+    return unpack_surrogate(*packed, compiler.model.device)
 
 
 def _memory(
@@ -141,7 +145,7 @@ def _memory(
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Seed torch inside the block and give the caller's random state back after it."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -149,7 +153,7 @@ def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
         yield
 
 
-def _autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
+def autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
     """bfloat16 where asked for, or where the device has it in hardware."""
     device = model.device.type
     wanted = settings.precision == "bfloat16" or (

@@ -143,11 +143,13 @@ def compile_job(
     began = time.monotonic()
     status, error = "compiled", None
     try:
+        # Of sharded weights all processes take the fingerprint together.
+        print_of = fingerprint(model, tokenizer)
         with claimed(job.output, ranks) as mine:
             text = ranks.from_main(lambda: read_document(job.source))
             if not mine:
                 status = "elsewhere"
-            elif ranks.from_main(lambda: _is_done(job.output, model, tokenizer, text, chosen, force)):
+            elif ranks.from_main(lambda: _is_done(job.output, text, chosen, print_of, force)):
                 status = "skipped"
             else:
                 compile_file(
@@ -240,14 +242,7 @@ def read_document(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _is_done(
-    output: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    settings: CompileSettings,
-    force: bool,
-) -> bool:
+def _is_done(output: Path, text: str, settings: CompileSettings, print_of: dict[str, str], force: bool) -> bool:
     """Whether ``output`` holds what compiling would give.
 
     Raises:
@@ -262,7 +257,7 @@ def _is_done(
             return False
         raise
     found = {"text": memory.source_sha256} | memory.settings | memory.fingerprint
-    wanted = {"text": text_digest(text)} | json.loads(json.dumps(asdict(settings))) | fingerprint(model, tokenizer)
+    wanted = {"text": text_digest(text)} | json.loads(json.dumps(asdict(settings))) | print_of
     differing = [name for name, value in wanted.items() if found.get(name) != value]
     if differing and not force:
         raise MismatchError(

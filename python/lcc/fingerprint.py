@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .files import tensor_bytes
@@ -41,13 +42,18 @@ def weights_digest(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in _state(model):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in _sample(tensor.detach()):
+        for part in _sample(_whole(tensor.detach())):
             digest.update(tensor_bytes(part))
     return digest.hexdigest()
 
 
 def _state(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     yield from sorted(model.state_dict().items())
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; one that is sharded over processes is gathered, by all of them together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _sample(tensor: torch.Tensor) -> list[torch.Tensor]:

@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from .. import documents
+from ..distributed import Place
 from ..errors import InputError
 from ..models import EMBEDDED
 
 
-def load_model(name: str | None, device: torch.device | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, on ``device``, or on a GPU if there is one.
+def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, where ``place`` puts it or on a GPU if there is one, and its tokenizer.
 
     Raises:
         InputError: ``name`` is no model folder and no hub name that can be reached.
@@ -27,8 +28,9 @@ def load_model(name: str | None, device: torch.device | None = None) -> tuple[Pr
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load the model {source}: {str(error).splitlines()[0]}") from error
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(found if device is None else device).eval(), tokenizer
+    if place is None:
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return place(model).eval(), tokenizer
 
 
 def read_document(path: Path) -> str:

@@ -7,8 +7,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..documents import Job, Outcome, compile_job, make_jobs
 from ..errors import InputError
 from ..progress import reporting
@@ -80,4 +78,4 @@ def _compile_in_worker(model: str | None, options: dict[str, Any], job: Job) -> 
 
 @lru_cache(maxsize=1)
 def _load_once(model: str | None) -> tuple[Any, Any]:
-    return load_model(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return load_model(model)
