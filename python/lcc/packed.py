@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, PreTrainedModel
 
@@ -144,7 +145,12 @@ class PackedDecoder:
                 module.register_forward_hook(self._adapt)
 
     def __call__(
-        self, embeddings: torch.Tensor, positions: torch.Tensor, rows: Sequence[PackedRow], checkpointing: bool = False
+        self,
+        embeddings: torch.Tensor,
+        positions: torch.Tensor,
+        rows: Sequence[PackedRow],
+        checkpointing: bool = False,
+        compiled: bool = False,
     ) -> torch.Tensor:
         """Last hidden states (1, rows that the last layer runs, H).
 
@@ -153,6 +159,7 @@ class PackedDecoder:
             positions: of these rows, (rows,) int64.
             rows: the packed row of each layer.
             checkpointing: keep a layer's input alone, and compute the rest again in the backward.
+            compiled: run each layer as one ``torch.compile`` graph, for whatever lengths.
 
         Raises:
             ValueError: the rows do not fit, or the model attends in a way that the op does not compute.
@@ -160,7 +167,7 @@ class PackedDecoder:
         _check(embeddings.shape[1], rows)
         layers = decoder(self.model)
         runs = [
-            partial(self._run, layer.forward, row, number, checkpointing)
+            partial(self._run, _compiled(layer) if compiled else layer.forward, row, number, checkpointing)
             for number, (layer, row) in enumerate(zip(layers.layers, rows, strict=True))
         ]
         with _attending(layers), _running(layers.layers, runs):
@@ -201,12 +208,16 @@ class PackedDecoder:
         """Add the active adapters' low-rank update (LoRA, arXiv 2106.09685) to the adapted rows of ``out``."""
         if self._adapted == 0:
             return out
-        rows = slice(self._adapted)
+        adapted = args[0][:, : self._adapted]
         for name in layer.active_adapters:
             down, up = layer.lora_A[name], layer.lora_B[name]
-            update = up(down(args[0][:, rows].to(down.weight.dtype))) * layer.scaling[name]
-            out[:, rows] += update.to(out.dtype)
+            update = (up(down(adapted.to(down.weight.dtype))) * layer.scaling[name]).to(out.dtype)
+            out = out + pad(update, (0, 0, 0, out.shape[1] - update.shape[1]))
         return out
+
+
+def _compiled(layer: torch.nn.Module) -> Callable[..., torch.Tensor]:
+    return torch.compile(layer.forward, fullgraph=True, dynamic=True)
 
 
 def _check(running: int, rows: Sequence[PackedRow]) -> None:

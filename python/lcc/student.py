@@ -14,6 +14,7 @@ import torch
 
 import lcc_kernels as lk
 
+from .kv import KV
 from .packed import PackedRow
 from .settings import CompileSettings
 from .surrogate import Sample, response_hidden
@@ -39,28 +40,52 @@ def reference_hidden(compiler: Compiler, samples: Sequence[Sample], settings: Co
 
 
 def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """One packed pass; only the rows of C, B and the samples run."""
-    context, device = compiler.context, compiler.model.device
-    text, buffer, prefix = len(context.context_ids), context.buffer, compiler.prefix
+    """One packed pass in which only the rows of C, B and the samples run; of the samples alone, after a chunked encode."""
+    ids = [token for sample in samples for token in sample.input_ids]
+    own = compiler.model.get_input_embeddings()(torch.tensor([ids], device=compiler.model.device))
     segments = tuple(len(sample.input_ids) for sample in samples)
-    embed = compiler.model.get_input_embeddings()
-    own = embed(torch.tensor([[token for sample in samples for token in sample.input_ids]], device=device))
-    embeddings = torch.cat((compiler.encode_embeddings(), own), 1)
+    behind = len(compiler.prefix) + len(compiler.context.context_ids) + compiler.context.buffer
+    positions = torch.cat([behind + torch.arange(length) for length in segments])
+    if settings.encode_chunk not in (0, "auto"):
+        buffer = compiler.encode_in_chunks(int(settings.encode_chunk))
+        rows = [_samples_alone(compiler, segments, settings, buffer)] * compiler.model.config.num_hidden_layers
+        embeddings = own
+    else:
+        rows = _rows(compiler, segments, settings)
+        embeddings = torch.cat((compiler.encode_embeddings(), own), 1)
+        positions = torch.cat((torch.arange(len(compiler.prefix), behind), positions))
+    hidden = compiler.packed(
+        embeddings,
+        positions.to(embeddings.device),
+        rows,
+        checkpointing=settings.gradient_checkpointing is True,
+        compiled=settings.torch_compile,
+    )
+    first = hidden.shape[1] - own.shape[1]
+    return hidden[0, first + supervised_rows(samples).to(hidden.device)]
+
+
+def _rows(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings) -> list[PackedRow]:
+    """A packed row for each layer: C, B and samples, in the last layer B and samples."""
+    prefix, text, buffer = compiler.prefix, len(compiler.context.context_ids), compiler.context.buffer
 
     def row(skipped: int) -> PackedRow:
         """The row without the first ``skipped`` tokens of C."""
-        layout = lk.BottleneckLayout(len(prefix), text - skipped, buffer, segments, settings.keep_prefix)
         encoded = text - skipped + buffer
-        given = ((0, prefix), *(((encoded, compiler.copied_prefix),) if settings.keep_prefix else ()))
-        return PackedRow(layout, given, None if settings.coupled else encoded, skipped)
+        layout = lk.BottleneckLayout(len(prefix), text - skipped, buffer, segments, settings.keep_prefix)
+        given = [(0, prefix)] + [(encoded, compiler.copied_prefix)] * settings.keep_prefix
+        return PackedRow(layout, tuple(given), None if settings.coupled else encoded, skipped)
 
-    layers = compiler.model.config.num_hidden_layers
-    rows = [row(0)] * (layers - 1) + [row(text)]
-    encoded = len(prefix) + torch.arange(text + buffer)
-    behind = len(prefix) + text + buffer
-    positions = torch.cat([encoded, *(behind + torch.arange(length) for length in segments)]).to(device)
-    hidden = compiler.packed(embeddings, positions, rows)
-    return hidden[0, buffer + supervised_rows(samples).to(device)]
+    return [row(0)] * (compiler.model.config.num_hidden_layers - 1) + [row(text)]
+
+
+def _samples_alone(
+    compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings, buffer: KV
+) -> PackedRow:
+    """The packed row in which only samples run, after a B that is known."""
+    layout = lk.BottleneckLayout(len(compiler.prefix), 0, len(buffer), segments, settings.keep_prefix)
+    given = [compiler.prefix, buffer] + [compiler.copied_prefix] * settings.keep_prefix
+    return PackedRow(layout, tuple((0, kv) for kv in given), None if settings.coupled else 0)
 
 
 def supervised_rows(samples: Sequence[Sample]) -> torch.Tensor:
