@@ -8,6 +8,7 @@ from .documents import compile_documents
 from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
 from .fingerprint import fingerprint
 from .memory import Memory
+from .plan import Plan, plan
 from .queries import load_queries
 from .settings import CompileSettings
 
@@ -19,12 +20,14 @@ __all__ = [
     "Memory",
     "MemoryFileError",
     "MismatchError",
+    "Plan",
     "ask",
     "attach",
     "compile",
     "compile_documents",
     "fingerprint",
     "load_queries",
+    "plan",
     "prompt",
     "remove_checkpoint",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, cycle, islice
 from pathlib import Path
@@ -74,7 +76,8 @@ def probe(
                     step_loss(compiler, batch, settings), [compiler.buffer, *compiler.lora], materialize_grads=True
                 )
 
-            step_bytes = peak_bytes(step, model.device.type)
+            with _silent_profiler():
+                step_bytes = peak_bytes(step, model.device.type)
             seconds = [_timed(step, model.device)[1] for _ in range(STEPS)]
     pieces = len(text_pieces(context.context_ids, settings.self_study_piece))
     return Probe(
@@ -102,6 +105,19 @@ def _answer(
 ) -> Surrogate:
     few = replace(settings, general_queries=count, general_weight=1.0, self_study_questions=0, held_out=0.0)
     return build_surrogate(model, context, text_kv, few, queries, lambda *_: None)
+
+
+@contextmanager
+def _silent_profiler() -> Iterator[None]:
+    """Keep what torch's profiler says of its own starting and stopping off the terminal."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _timed(call: Callable, device: torch.device) -> tuple:

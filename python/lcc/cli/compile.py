@@ -126,7 +126,7 @@ def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json
         print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})
     else:
         for source, found in plans.items():
-            show_plan(source, found)
+            show_plan(found, source)
 
 
 def _say(message: str) -> None:

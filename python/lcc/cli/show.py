@@ -15,6 +15,7 @@ from ..demo import DemoReport
 from ..documents import Outcome
 from ..memory import Memory
 from ..models.fiction import Document
+from ..plan import Plan, gibibytes
 
 SHOWN_QUESTIONS = 12
 
@@ -108,3 +109,34 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
     Console().print(table)
     counts = Counter(outcome.status for outcome in outcomes)
     Console().print(", ".join(f"{count} {status}" for status, count in counts.items()))
+
+
+def show_plan(plan: Plan, source: str) -> None:
+    """What ``lcc compile --dry-run`` says."""
+    table = Table(title=escape(source), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("tokens", f"{plan.text_tokens} text, {plan.buffer_tokens} buffer, {plan.prefix_tokens} prefix")
+    table.add_row("teacher", f"{plan.queries} answers of about {plan.response_tokens:g} tokens")
+    table.add_row("steps", f"{plan.steps} at most, of {plan.step_tokens} tokens")
+    table.add_row("FLOPs", f"{plan.step_flops:.3g} a step, {plan.total_flops:.3g} in all")
+    measured = plan.measured_step_bytes
+    met = "" if measured is None else f" if answers are as long as they may be ({gibibytes(measured)} as they are)"
+    parts = f"step {gibibytes(plan.step_bytes)}{met}, LoRA and optimizer {gibibytes(plan.state_bytes)}"
+    table.add_row("peak memory", f"{gibibytes(plan.needed_bytes)}: {parts}, teacher {gibibytes(plan.teacher_bytes)}")
+    free = "unknown" if plan.available_bytes is None else gibibytes(plan.available_bytes)
+    table.add_row("free memory", f"{free} beside the model's {gibibytes(plan.weight_bytes)}, on {plan.device}")
+    times = f"{plan.teacher_seconds:.1f} s + {plan.steps} x {plan.step_seconds:.3f} s"
+    table.add_row("expected time", f"{plan.total_seconds:.0f} s ({times}; {_probed(plan)})")
+    if plan.settled:
+        table.add_row("settled", ", ".join(f"{name} {value}" for name, value in plan.settled.items()))
+    table.add_row("verdict", "[green]it fits[/green]" if plan.fits else "[red]it does not fit[/red]")
+    for advice in plan.advice:
+        table.add_row("try", escape(advice))
+    Console().print(table)
+
+
+def _probed(plan: Plan) -> str:
+    if plan.probed_tokens == plan.text_tokens:
+        return "a few steps timed"
+    return f"timed on the first {plan.probed_tokens} tokens"
