@@ -24,6 +24,7 @@ from .optimize import Optimization
 from .progress import Reporter, reporting
 from .queries import load_queries
 from .settings import CompileSettings, make_settings
+from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 
 
@@ -86,7 +87,9 @@ def compile(
         compiler = Compiler(model, context, layers)
         with autocast(model, chosen):
             surrogate = _surrogate(compiler, chosen, asked, store, ranks, reporter)
-            optimization = Optimization(compiler, surrogate, chosen, store, ranks)
+            free = ranks.least(available_bytes(model.device))
+            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen, free)
+            optimization = Optimization(compiler, surrogate, fitting, store, ranks)
             kv = optimization.run(reporter, checkpoint_every)
     memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
     if store and ranks.main and not keep_checkpoint:
@@ -119,6 +122,12 @@ def _surrogate(
         return make()
     packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(compiler.model))
     return unpack_surrogate(*packed, compiler.model.device)
+
+
+def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
+    """Rows of a step's samples, were its queries the longest."""
+    queries = sorted((len(sample.input_ids) for sample in surrogate.train), reverse=True)
+    return len(surrogate.reconstruction.input_ids) + sum(queries[: settings.batch])
 
 
 def _memory(

@@ -81,6 +81,14 @@ class Ranks:
         """Rank 0's value, on every rank."""
         return self.from_main(lambda: value)
 
+    def least(self, value: int | None) -> int | None:
+        """The least of all ranks' values; None if any has none."""
+        found: list[int | None] = [value] * self.count
+        if self.count > 1:
+            dist.all_gather_object(found, value)
+        known = [each for each in found if each is not None]
+        return min(known) if len(known) == len(found) else None
+
     def require_same(self, value: dict[str, Any]) -> None:
         """Check that every rank was asked for the same.
 

@@ -48,8 +48,8 @@ def step_flops(
 
     P and P' are known and do not run; of C and B the last layer runs B alone, unless they are encoded in chunks.
     Projections have two products a row (output, gradient to the input), the LoRA three (gradient to its weights too),
-    attention two forward and five backward, the head three. What the backward
-    computes again is a forward without each layer's last projection.
+    attention two forward and five backward, the head three. What the backward computes again is a forward without each
+    layer's last projection.
 
     Args:
         model: plain, no LoRA in it.

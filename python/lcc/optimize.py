@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -152,7 +153,9 @@ class Optimization:
                 tensors[f"optimizer.{index}.{name}"] = value
         # JSON has no infinity: None stands for "not measured yet".
         best_kl = None if math.isinf(self.best_kl) else self.best_kl
-        counters: dict[str, Any] = {"step": self.step, "best_kl": best_kl, "stale": self.stale}
+        # Settled by what memory was free: other chunks would round otherwise.
+        counters: dict[str, Any] = {"encode_chunk": self.settings.encode_chunk}
+        counters |= {"step": self.step, "best_kl": best_kl, "stale": self.stale}
         self.checkpoint.save_state(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
 
     def _resume(self) -> None:
@@ -161,7 +164,7 @@ class Optimization:
             return
         tensors, metadata = stored
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
-        self.curve = metadata["curve"]
+        self.curve, self.settings = metadata["curve"], replace(self.settings, encode_chunk=metadata["encode_chunk"])
         self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):

@@ -132,7 +132,7 @@ def plan(
             return step_memory(model, _layout(context, worst, tried), tried).total
 
         worst = geometry(context, chosen, samples, query_tokens, chosen.max_response_tokens)
-        settled = fit(compiler, sum(worst.segments), chosen)
+        settled = fit(compiler, sum(worst.segments), chosen, free)
         needed = step_bytes(settled)
         teacher = _teacher_bytes(model, context, samples, chosen.max_response_tokens)
         advice = _advice(step_bytes, settled, free, state + teacher)

@@ -92,7 +92,7 @@ class CompileSettings:
         _require(self.engine in ("packed", "reference"), "engine", self.engine, "packed or reference")
         checkpointing, chunk = self.gradient_checkpointing, self.encode_chunk
         _require(checkpointing in (True, False, "auto"), "gradient_checkpointing", checkpointing, "auto, True or False")
-        valid = chunk == "auto" or isinstance(chunk, int) and chunk >= 0
+        valid = chunk == "auto" or (isinstance(chunk, int) and chunk >= 0)
         _require(valid, "encode_chunk", chunk, "auto, or a whole number of at least 0")
         precisions = ("auto", "float32", "bfloat16")
         _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")

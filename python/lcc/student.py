@@ -40,7 +40,7 @@ def reference_hidden(compiler: Compiler, samples: Sequence[Sample], settings: Co
 
 
 def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """One packed pass in which only the rows of C, B and the samples run; of the samples alone, after a chunked encode."""
+    """One packed pass that runs C, B and the samples, or after a chunked encode the samples alone."""
     ids = [token for sample in samples for token in sample.input_ids]
     own = compiler.model.get_input_embeddings()(torch.tensor([ids], device=compiler.model.device))
     segments = tuple(len(sample.input_ids) for sample in samples)
@@ -79,9 +79,7 @@ def _rows(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettin
     return [row(0)] * (compiler.model.config.num_hidden_layers - 1) + [row(text)]
 
 
-def _samples_alone(
-    compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings, buffer: KV
-) -> PackedRow:
+def _samples_alone(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings, buffer: KV) -> PackedRow:
     """The packed row in which only samples run, after a B that is known."""
     layout = lk.BottleneckLayout(len(compiler.prefix), 0, len(buffer), segments, settings.keep_prefix)
     given = [compiler.prefix, buffer] + [compiler.copied_prefix] * settings.keep_prefix
@@ -98,7 +96,7 @@ def supervised_rows(samples: Sequence[Sample]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def _alike(samples: Sequence[Sample]) -> list[Sequence[Sample]]:
+def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Runs of samples of like length: the reconstruction sample, far longer than queries, goes alone."""
     groups: list[list[Sample]] = []
     for sample in samples:

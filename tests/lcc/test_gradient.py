@@ -16,7 +16,6 @@ from lcc.settings import make_settings
 from lcc.surrogate import build_surrogate
 from tests.conftest import FAMILIES, tiny_model
 
-
 WAYS = [
     {"engine": "reference"},
     {"engine": "packed"},

@@ -1,4 +1,4 @@
-"""A packed row: who is adapted, what is given, what is refused, and what checkpointing and torch.compile leave alone."""
+"""A packed row: who is adapted, what is given and refused, and what checkpointing and torch.compile leave alone."""
 
 from dataclasses import replace
 

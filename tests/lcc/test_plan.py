@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 import lcc
 import lcc_kernels as lk
-from lcc import step_memory
 from lcc.cli import app as cli
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_model, read_text
@@ -104,8 +103,7 @@ def test_plan(planned, llama, tokenizer, text):
 
 def free(monkeypatch, count: float) -> None:
     # ``lcc.plan`` is the function.
-    for module in (import_module("lcc.plan"), step_memory):
-        monkeypatch.setattr(module, "available_bytes", lambda device: int(count))
+    monkeypatch.setattr(import_module("lcc.plan"), "available_bytes", lambda device: int(count))
 
 
 def test_auto_settings_are_settled_by_what_is_free(planned, monkeypatch):
