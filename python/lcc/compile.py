@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
-from .distributed import Ranks, is_sharded
+from .distributed import Ranks
 from .encode import Compiler, lora_model, read_text
 from .errors import InputError
 from .fingerprint import fingerprint
@@ -24,6 +24,7 @@ from .optimize import Optimization
 from .progress import Reporter, reporting
 from .queries import load_queries
 from .settings import CompileSettings, make_settings
+from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 
@@ -87,7 +88,8 @@ def compile(
         compiler = Compiler(model, context, layers)
         with autocast(model, chosen):
             surrogate = _surrogate(compiler, chosen, asked, store, ranks, reporter)
-            free = ranks.least(available_bytes(model.device))
+            # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
+            free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
             fitting = fit(compiler, _most_rows(surrogate, chosen), chosen, free)
             optimization = Optimization(compiler, surrogate, fitting, store, ranks)
             kv = optimization.run(reporter, checkpoint_every)

@@ -10,13 +10,9 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
 
 from .errors import InputError, LCCError, MismatchError
-from .kv import decoder
+from .shards import Place, placement
 
 # Rank 0 lets the teacher answer while the others wait.
 PATIENCE = timedelta(hours=24)
@@ -31,7 +27,6 @@ class HasTokens(Protocol):
 
 
 T = TypeVar("T")
-Place = Callable[[PreTrainedModel], PreTrainedModel]
 Item = TypeVar("Item", bound=HasTokens)
 
 
@@ -129,49 +124,11 @@ class Ranks:
         return [part.view_as(tensor).to(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
 
-def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether weights are spread over processes (FSDP2), so that every forward needs all of them."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
-
-
-def shard(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Spread each decoder layer's weights over all processes (FSDP2) on ``device``, one layer at a time.
-
-    Embeddings and head stay whole everywhere: the loss reads the head's weight itself. Options such as offloading are
-    those of ``accelerate launch --use_fsdp``.
-
-    Raises:
-        InputError: accelerate was told to use FSDP of version 1.
-    """
-    from accelerate import FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin()
-    if plugin.fsdp_version != 2:
-        raise InputError("only FSDP2 shards what compile needs: accelerate launch --use_fsdp --fsdp_version 2")
-    options = {"reshard_after_forward": plugin.reshard_after_forward, "offload_policy": plugin.cpu_offload}
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for layer in decoder(model).layers:
-        fully_shard(layer, mesh=mesh, **options)
-    return model.to(device)
-
-
-def _wants_shards() -> bool:
-    """Whether accelerate was told to shard weights."""
-    from accelerate.utils import parse_flag_from_env
-
-    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
-        raise InputError("DeepSpeed is not supported: accelerate launch --use_fsdp --fsdp_version 2 shards the weights")
-    return bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
-
-
 @contextmanager
 def launched() -> Iterator[tuple[Ranks, Place]]:
     """The processes that ``accelerate launch`` or torchrun started, and what puts a model where it belongs.
 
     A process that was started by itself is alone, its device a GPU if there is one.
-
-    Raises:
-        InputError: accelerate was told to use DeepSpeed, or FSDP of version 1.
     """
     from accelerate import PartialState
 
@@ -180,10 +137,7 @@ def launched() -> Iterator[tuple[Ranks, Place]]:
     ranks = Ranks(state.process_index, state.num_processes)
     device = state.device if ranks.count > 1 else torch.device("cuda" if cuda else "cpu")
     try:
-        if ranks.count > 1 and _wants_shards():
-            yield ranks, lambda model: shard(model, device)
-        else:
-            yield ranks, lambda model: model.to(device)
+        yield ranks, placement(device)
     finally:
         if ranks.count > 1:
             state.destroy_process_group()

@@ -71,10 +71,10 @@ def _compile_one(text: Path, output: Path, model: str | None, options: dict[str,
 
     document = read_document(text)
     _require_writable(output)
-    with launched() as (ranks, device), claimed(output, ranks) as mine:
+    with launched() as (ranks, place), claimed(output, ranks) as mine:
         if not mine:
             raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
-        loaded = load_model(model, device)
+        loaded = load_model(model, place)
         try:
             memory = compile_file(*loaded, document, output, distributed=ranks.count > 1, **options)
         except KeyboardInterrupt:
@@ -101,8 +101,8 @@ def _compile_folder(
         if ray is not None:
             main, outcomes = True, compile_on_ray(model, texts, folder, address=ray, **options)
         else:
-            with launched() as (ranks, device):
-                loaded, main = load_model(model, device), ranks.main
+            with launched() as (ranks, place):
+                loaded, main = load_model(model, place), ranks.main
                 outcomes = compile_documents(*loaded, texts, folder, distributed=ranks.count > 1, **options)
     except KeyboardInterrupt:
         _say("stopped; run the same command again to go on")

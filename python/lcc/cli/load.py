@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from .. import documents
-from ..distributed import Place
 from ..errors import InputError
 from ..models import EMBEDDED
+from ..shards import Place
 
 
 def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
