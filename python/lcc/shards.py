@@ -56,7 +56,7 @@ def _fsdp2(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def _zero3(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Shard every weight but those of embeddings and head.
+    """Shard the decoder layers.
 
     Raises:
         InputError: accelerate was told to use another stage of ZeRO.
@@ -72,10 +72,8 @@ def _zero3(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     if precision:
         config[precision] = {"enabled": True}
     # Weights that want a gradient would get optimizer states.
-    engine, *_ = deepspeed.initialize(model=model.requires_grad_(False).to(device), config=config)
-    for weight in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}:
-        weight.all_gather()
-        weight.ds_persist = True
+    layers = decoder(model.requires_grad_(False).to(device)).layers
+    engine, *_ = deepspeed.initialize(model=layers, config=config)
     # The hooks that gather weights live as long as the engine does; it is no submodule.
     object.__setattr__(model, "deepspeed_engine", engine)
     return model
