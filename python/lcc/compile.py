@@ -115,7 +115,8 @@ def _surrogate(
     def make() -> Surrogate:
         with torch.no_grad():
             text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
-            made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count)
+            folder = store.folder if store else None
+            made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count, folder)
         if store:
             store.save_surrogate(made)
         return made

@@ -29,6 +29,15 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
     content = save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+    write_bytes(path, content)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Put ``content`` in place of the file at ``path``, at once.
+
+    Raises:
+        MemoryFileError: as ``write_tensors`` does.
+    """
     path = Path(path)
     temporary = None
     try:

@@ -10,25 +10,31 @@ from transformers import PreTrainedModel
 
 from .chat import ChatFormat
 from .kv import KV, SharedCache
+from .shared_prefix import sharing
 
 
-def prompt(past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device) -> dict[str, torch.Tensor]:
+def prompt(
+    past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device, start: int = 0
+) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask`` for ``generate`` behind ``past`` cached tokens.
 
     The cached tokens get placeholder ids, which ``generate`` never reads; shorter queries are padded on the left,
-    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous.
+    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous. When the
+    first cached token stands at another position than 0, ``position_ids`` say so: ``generate`` counts from 0.
 
     Returns:
-        Both (queries, past + longest query).
+        All (queries, past + longest query).
     """
-    longest = max(len(query) for query in queries)
-    padding = [longest - len(query) for query in queries]
-    ids = [[filler] * (past + pad) + list(query) for pad, query in zip(padding, queries, strict=True)]
-    mask = [[1] * past + [0] * pad + [1] * len(query) for pad, query in zip(padding, queries, strict=True)]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    length = past + max(len(query) for query in queries)
+    ids = torch.full((len(queries), length), filler)
+    mask = torch.ones_like(ids)
+    for row, query in enumerate(queries):
+        ids[row, length - len(query) :] = torch.tensor(query)
+        mask[row, past : length - len(query)] = 0
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    if start:
+        inputs["position_ids"] = start + inputs["attention_mask"].cumsum(-1) - 1
+    return inputs
 
 
 def generate_after(
@@ -37,7 +43,7 @@ def generate_after(
     """New token ids for each query, cut at the first end token.
 
     Args:
-        cache: what all queries see; it grows with what is generated.
+        cache: what all queries see, held once for all of them; it grows with what is generated.
         end: the chat's end-of-response token; the model's own end tokens end a response too.
         **options: those of ``generate``.
     """
@@ -47,8 +53,8 @@ def generate_after(
     if not options["do_sample"]:
         # The checkpoint's own sampling defaults would only raise warnings in greedy decoding.
         options = {"temperature": None, "top_p": None, "top_k": None} | options
-    with torch.no_grad():
-        output = model.generate(**inputs, past_key_values=cache, **options)
+    with torch.no_grad(), sharing(model):
+        output = model.generate(**inputs, past_key_values=cache.follow(model), **options)
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
 

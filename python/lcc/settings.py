@@ -38,6 +38,7 @@ class CompileSettings:
         gradient_checkpointing: compute a layer's activations again in the backward; ``auto`` if a step would not fit.
         encode_chunk: tokens of text encoded at a time, each chunk again in the backward; 0 for all at once, ``auto``
             only if a step would not fit with ``gradient_checkpointing`` either.
+        teacher_gigabytes: teacher states held in memory, in GiB; the rest is memory-mapped from disk.
         torch_compile: run the packed pass's layers through ``torch.compile``.
         seed: of every random draw.
     """
@@ -68,6 +69,7 @@ class CompileSettings:
     engine: str = "packed"
     gradient_checkpointing: bool | str = "auto"
     encode_chunk: int | str = "auto"
+    teacher_gigabytes: float = 4.0
     torch_compile: bool = False
     seed: int = 0
 
@@ -83,7 +85,10 @@ class CompileSettings:
         _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
         for name in ("learning_rate", "self_study_temperature", "alpha"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        for name in ("buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience"):
+        for name in (
+            "buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience",
+            "teacher_gigabytes",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")

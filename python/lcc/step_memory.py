@@ -65,19 +65,22 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     def phase(read: int, held: int) -> StepMemory:
         """``read`` rows of C and B and all answers in one row, beside ``held`` bytes."""
         whole = text_row * read + answer_row * answers
-        backward = 3 * config.intermediate_size * (read + answers) * itemsize
+        backward = (4 * config.intermediate_size + 2 * config.hidden_size) * (read + answers) * itemsize
         if settings.gradient_checkpointing is True:
             inputs = layers * (read + answers) * config.hidden_size * itemsize
             return StepMemory(held + inputs, max(int(whole / layers) + backward, logits))
         # Of C and B, the last layer runs B alone.
         return StepMemory(held + int(whole - text_row * read / layers), max(backward, logits))
 
-    chunk = _chunk(settings)
+    chunk = min(_chunk(settings), text)
     if not chunk:
         return phase(text, 0)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     states = 2 * layers * text * config.num_key_value_heads * head_dim * itemsize
-    encode = StepMemory(2 * states, int(text_row * min(chunk, text)))
+    repeated = 2 * text * config.num_attention_heads * head_dim * itemsize
+    backward = 4 * config.intermediate_size * chunk * itemsize
+    inputs = layers * chunk * config.hidden_size * itemsize
+    encode = StepMemory(2 * states + inputs, int(text_row * chunk / layers) + 2 * repeated + backward)
     return max(encode, phase(0, states), key=lambda memory: memory.total)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -19,10 +20,12 @@ from .generate import generate_responses
 from .kv import KV, decoder
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
+from .shared_prefix import supports_sharing
+from .teacher_states import TeacherStates
 
 REPEAT_REQUEST = "Please repeat the context."
 STREAMS = ("reconstruction", "general", "self_study")
-# Teacher passes hold at most this many cached tokens, over all rows of a batch.
+# Teacher passes hold at most this many copies of cached tokens, over all rows of a batch.
 CACHED_TOKENS = 1 << 15
 
 
@@ -70,6 +73,7 @@ def build_surrogate(
     settings: CompileSettings,
     queries: Sequence[str],
     progress: Progress,
+    folder: Path | None = None,
 ) -> Surrogate:
     """Draw the queries, let the model ask its own, and let the teacher respond.
 
@@ -77,6 +81,7 @@ def build_surrogate(
         model: frozen, no adapter active.
         text_kv: K and V of [P | C], rotated.
         progress: called with (what, done, total).
+        folder: where teacher states go that are too many to hold.
     """
     rng = random.Random(settings.seed)
     asked = {"general": _draw(queries, settings.general_queries, rng) if settings.general_weight else []}
@@ -94,7 +99,8 @@ def build_surrogate(
         tuple(context.chat.query_ids(REPEAT_REQUEST)),
         (*context.context_ids, context.chat.end),
     )
-    samples = _teach(model, text_kv, [*samples, repeat])
+    states = TeacherStates(int(settings.teacher_gigabytes * 2**30), folder)
+    samples = _teach(model, text_kv, [*samples, repeat], states)
     reconstruction = samples.pop()
     rng.shuffle(samples)
     held_out = _hold_out(samples, settings.held_out)
@@ -106,9 +112,9 @@ def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:
     return rng.sample(distinct, min(count, len(distinct)))
 
 
-def _rows(cached: int) -> int:
-    """Rows of a teacher batch over ``cached`` shared tokens."""
-    return max(1, min(64, CACHED_TOKENS // cached))
+def _rows(copied: int) -> int:
+    """Rows of a teacher batch in which each row holds a copy of ``copied`` tokens."""
+    return max(1, min(64, CACHED_TOKENS // max(1, copied)))
 
 
 def _respond(
@@ -121,7 +127,7 @@ def _respond(
 ) -> list[Sample]:
     """Give each sample the teacher's greedy response, end token included."""
     answered = []
-    rows = _rows(len(text_kv))
+    rows = _rows(0 if supports_sharing(model) else len(text_kv))
     for start in range(0, len(samples), rows):
         chunk = samples[start : start + rows]
         responses = generate_responses(
@@ -137,14 +143,14 @@ def _respond(
     return answered
 
 
-def _teach(model: PreTrainedModel, text_kv: KV, samples: list[Sample]) -> list[Sample]:
+def _teach(model: PreTrainedModel, text_kv: KV, samples: list[Sample], states: TeacherStates) -> list[Sample]:
     """Give each sample the teacher's hidden states where its response is predicted."""
     taught: list[Sample] = []
     rows = _rows(len(text_kv))
     for start in range(0, len(samples), rows):
         chunk = samples[start : start + rows]
         with torch.no_grad():
-            hidden = response_hidden(model, text_kv, chunk)
+            hidden = states.keep(response_hidden(model, text_kv, chunk))
         sizes = [len(sample.response_ids) for sample in chunk]
         taught += [replace(s, teacher_hidden=h) for s, h in zip(chunk, hidden.split(sizes), strict=True)]
     return taught

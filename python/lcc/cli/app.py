@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from .options import (
     JsonOption,
     MemoryArgument,
     ModelOption,
+    QueriesOption,
     RatioOption,
     RecipeOption,
     SeedOption,
@@ -21,6 +23,7 @@ from .options import (
     parse_settings,
     print_json,
     reports_errors,
+    require_writable,
 )
 
 app = typer.Typer(
@@ -119,6 +122,56 @@ def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
         print_json(stored.summary())
     else:
         show_memory(stored, memory)
+
+
+@app.command()
+@reports_errors
+def quantize(
+    memory: MemoryArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The memory file to write.")],
+    dtype: Annotated[str, typer.Option(help="int8, or fp8 (e4m3).")] = "int8",
+    answers: Annotated[int, typer.Option(help="Answers of each kind to compare, at most.")] = 128,
+    queries: QueriesOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a memory's K and V in one byte a number, and measure what that costs."""
+    from ..memory import Memory
+    from .load import load_model
+    from .show import show_memory
+
+    stored = Memory.load(memory)
+    require_writable(output)
+    quantized = stored.quantize(dtype, *load_model(model), queries=queries, answers=answers)
+    quantized.save(output)
+    if as_json:
+        print_json(quantized.summary() | {"path": str(output)})
+    else:
+        show_memory(quantized, output)
+
+
+@app.command()
+@reports_errors
+def export(
+    memory: MemoryArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
+    to: Annotated[str, typer.Option(help="cartridge: a peft adapter; safetensors: K and V as in a cache.")],
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a memory for readers that know nothing of this package."""
+    from ..export import export
+    from ..memory import Memory
+    from .load import load_model
+
+    stored = Memory.load(memory)
+    loaded, tokenizer = load_model(model)
+    stored.verify(loaded, tokenizer)
+    path = export(loaded, stored, output, to)
+    if as_json:
+        print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
+    else:
+        Console().print(f"wrote {escape(str(path))}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
 
 
 @app.command()

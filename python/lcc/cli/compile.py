@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from ..errors import InputError, MemoryFileError
 from .options import (
     JsonOption,
     ModelOption,
+    QueriesOption,
     RatioOption,
     RecipeOption,
     SeedOption,
@@ -22,6 +22,7 @@ from .options import (
     parse_settings,
     print_json,
     reports_errors,
+    require_writable,
 )
 
 
@@ -38,7 +39,7 @@ def compile_command(
     steps: StepsOption = None,
     seed: SeedOption = 0,
     recipe: RecipeOption = "default",
-    queries: Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")] = None,
+    queries: QueriesOption = None,
     settings: SettingsOption = None,
     force: Annotated[bool, typer.Option(help="In a folder, compile again what is there but differs.")] = False,
     ray: Annotated[
@@ -70,7 +71,7 @@ def _compile_one(text: Path, output: Path, model: str | None, options: dict[str,
     from .show import show_memory
 
     document = read_document(text)
-    _require_writable(output)
+    require_writable(output)
     with launched() as (ranks, place), claimed(output, ranks) as mine:
         if not mine:
             raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
@@ -131,10 +132,3 @@ def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json
 
 def _say(message: str) -> None:
     Console(stderr=True).print(message, soft_wrap=True)
-
-
-def _require_writable(output: Path) -> None:
-    """Fail before the work, not after it, when the result cannot be written."""
-    folder = output.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")

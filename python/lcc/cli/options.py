@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -29,6 +30,7 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any field of CompileSettings, such as loss=mse; repeatable."),
 ]
+QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 
@@ -72,3 +74,14 @@ def print_json(value: dict) -> None:
     """Write ``value`` to stdout."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
+
+
+def require_writable(output: Path) -> None:
+    """Fail before the work, not after it, when the result cannot be written.
+
+    Raises:
+        MemoryFileError: the folder is missing or read-only.
+    """
+    folder = output.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")
