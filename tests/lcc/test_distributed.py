@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +20,7 @@ import torch.multiprocessing as mp
 import lcc
 from lcc.distributed import Ranks
 from lcc.models.tokenizer import build_tokenizer
+from lcc.shards import is_sharded, placement
 from tests.conftest import FAST, tiny_model
 
 WIDE = FAST | {"ratio": 4, "batch": 5, "steps": 4, "general_queries": 8}
@@ -49,16 +54,32 @@ def refuse_then_compile(folder: str, text: str, rank: int) -> None:
     checkpoint = Path(folder, "run")
     memory = compile_wide(text, distributed=True, checkpoint=checkpoint, checkpoint_every=1, keep_checkpoint=True)
     memory.save(Path(folder, f"rank{rank}"))
+    compile_sharded(folder, text, rank)
+
+
+def compile_sharded(folder: str, text: str, rank: int) -> None:
+    """The same with the weights spread over the processes, as ``accelerate launch --use_fsdp`` asks."""
+    os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    model, tokenizer = placement(torch.device("cpu"))(tiny_model("llama", torch.float64)), build_tokenizer()
+    assert is_sharded(model)
+    assert model.model.layers[0].mlp.up_proj.weight.to_local().shape == (32, 48)
+    for refused in ({}, {"distributed": True, "engine": "reference"}):
+        with pytest.raises(lcc.InputError, match="sharded"):
+            lcc.compile(model, tokenizer, text, **(WIDE | refused))
+    lcc.compile(model, tokenizer, text, distributed=True, **WIDE).save(Path(folder, f"sharded{rank}"))
 
 
 def test_two_processes_refuse_alike_and_give_the_memory_of_one(text, tmp_path):
     alone = compile_wide(text)
     on_ranks(2, functools.partial(refuse_then_compile, str(tmp_path), text))
-    first, second = (lcc.Memory.load(tmp_path / f"rank{rank}") for rank in (0, 1))
-    assert torch.equal(first.kv.keys, second.kv.keys)
-    assert torch.equal(first.kv.values, second.kv.values)
-    torch.testing.assert_close(first.kv.keys, alone.kv.keys, rtol=0, atol=1e-9)
-    torch.testing.assert_close(first.kv.values, alone.kv.values, rtol=0, atol=1e-9)
+    for name in ("rank", "sharded"):
+        first, second = (lcc.Memory.load(tmp_path / f"{name}{rank}") for rank in (0, 1))
+        assert torch.equal(first.kv.keys, second.kv.keys)
+        assert torch.equal(first.kv.values, second.kv.values)
+        torch.testing.assert_close(first.kv.keys, alone.kv.keys, rtol=0, atol=1e-9)
+        torch.testing.assert_close(first.kv.values, alone.kv.values, rtol=0, atol=1e-9)
+        assert first.fingerprint == alone.fingerprint
+    first = lcc.Memory.load(tmp_path / "rank0")
     for mine, theirs in zip(first.curve, alone.curve, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-9)
         assert mine["held_out_kl"] == pytest.approx(theirs["held_out_kl"], abs=1e-9)
@@ -92,3 +113,27 @@ def test_a_lone_process_keeps_the_order_and_the_tensors():
     assert Ranks().share(items) == items
     gradients = [torch.ones(2), torch.ones(3, 1)]
     assert all(left is right for left, right in zip(Ranks().sum(gradients), gradients, strict=True))
+
+
+@pytest.mark.slow
+def test_accelerate_launches_the_command(text, tokenizer, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.txt").write_text(text)
+    command = ["-m", "lcc", "compile", tmp_path / "first.txt", tmp_path / "second.txt", "-o", tmp_path / "memories"]
+    command += ["--model", tmp_path / "model", "--ratio", "8", "--steps", "2", "--set", "batch=4", "--json"]
+    command += ["--set", "general_queries=6", "--set", "self_study_questions=0"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), *filter(None, sys.path)])}
+    environment |= {"OMP_NUM_THREADS": "1"}
+
+    def statuses(*launcher: str) -> list[str]:
+        done = subprocess.run(
+            [sys.executable, *launcher, *command], env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return [row["status"] for row in json.loads(done.stdout)["documents"]]
+
+    # On a CPU, accelerate starts several processes only under the flag for GPUs.
+    launch = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    assert statuses(*launch, "--main_process_port", "0") == ["compiled", "compiled"]
+    assert statuses() == ["skipped", "skipped"]
