@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -53,7 +54,9 @@ def generate_after(
     if not options["do_sample"]:
         # The checkpoint's own sampling defaults would only raise warnings in greedy decoding.
         options = {"temperature": None, "top_p": None, "top_k": None} | options
-    with torch.no_grad(), sharing(model):
+    rows = len(queries) * max(options.get("num_beams") or 1, options.get("num_return_sequences") or 1)
+    # A single sequence has nothing to share, and one tensor is read faster than two.
+    with torch.no_grad(), sharing(model) if rows > 1 else nullcontext():
         output = model.generate(**inputs, past_key_values=cache.follow(model), **options)
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
