@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
+from ..settings import CompileSettings, make_settings
 from .app import (
     JsonOption,
     ModelOption,
@@ -73,8 +76,8 @@ def eval_command(
     from ..evaluation import evaluate, load_examples, load_general, summarize
 
     loaded = load_model(model)
-    chosen = parse_settings(settings or []) | {"ratio": ratio, "steps": steps, "seed": seed}
-    compared = _methods(methods, loaded, output, batch, {"recipe": recipe, **chosen})
+    chosen = {"ratio": ratio, "steps": steps, "seed": seed} | parse_settings(settings or [])
+    compared = _methods(methods, loaded, output, make_settings(recipe, **chosen), batch)
     grader = _judge(judge, judge_model, judge_key_file)
 
     def fits(text: str) -> bool:
@@ -96,13 +99,13 @@ def eval_command(
         show_lines(lines)
 
 
-def _methods(names: str, loaded: tuple[Any, Any], folder: Path, batch: int, settings: dict[str, Any]) -> list[Method]:
+def _methods(names: str, loaded: tuple[Any, Any], folder: Path, settings: CompileSettings, batch: int) -> list[Method]:
     from ..evaluation import CompiledMemory, FullText, NoText
 
     make: dict[str, Callable[[], Method]] = {
         "full_text": lambda: FullText(*loaded, batch),
         "no_text": lambda: NoText(*loaded, batch),
-        "memory": lambda: CompiledMemory(*loaded, folder / "memories", batch, **settings),
+        "memory": lambda: CompiledMemory(*loaded, folder / "memories", settings, batch),
     }
     chosen = [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in make]
@@ -121,12 +124,14 @@ def _judge(url: str | None, model: str, key_file: Path | None) -> Judge | None:
 
 def show_lines(lines: Sequence[Line]) -> None:
     """The summary as a table, and what each method costs."""
-    table = Table(title="scores in %, with 95 % intervals (texts, then their questions, resampled)")
-    for heading in ("task", "method", "n", "score", "of full text", "as full text", "as no text", "wordings not asked"):
-        table.add_column(heading, justify="left" if heading in ("task", "method") else "right")
+    table = Table(title="scores in %, with 95 % intervals", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("task", min_width=10, overflow="fold")
+    table.add_column("method", no_wrap=True)
+    for heading in ("n", "score", "of full text's", "as full\ntext", "as no\ntext", "words not\nasked"):
+        table.add_column(heading, justify="right", no_wrap=True)
     previous = None
     for line in lines:
-        task = f"{line.task} (general)" if line.general and line.task != "general" else line.task
+        task = escape(f"{line.task} (general)" if line.general and line.task != "general" else line.task)
         table.add_row(
             task if task != previous else "",
             line.method,
@@ -138,13 +143,13 @@ def show_lines(lines: Sequence[Line]) -> None:
             _percent(line.other_wordings if line.other_wordings_count < line.questions else None),
         )
         previous = task
-    Console().print(table)
+    console = Console()
+    console.print(table)
     for method, line in {line.method: line for line in lines}.items():
-        Console().print(f"{method}: {line.kv_bytes / 1024:.0f} KiB of K and V and {line.seconds:.2f} s a text (median)")
+        console.print(f"{method}: {line.kv_bytes / 1024:.0f} KiB of K and V, {line.seconds:.2f} s a text (medians)")
 
 
 def _percent(share: float | None, interval: tuple[float, float] | None = None) -> str:
     if share is None:
         return "-"
-    around = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval else ""
-    return f"{100 * share:.1f}{around}"
+    return f"{100 * share:.1f}" + (f" ({100 * interval[0]:.0f}-{100 * interval[1]:.0f})" if interval else "")

@@ -40,6 +40,32 @@ class Example:
     history: tuple[tuple[str, str], ...] = ()
     general: bool = False
 
+    def __post_init__(self) -> None:
+        """Check types and ranges.
+
+        Raises:
+            InputError: a field cannot be used.
+        """
+        texts = {
+            "context": (self.context,),
+            "question": (self.question,),
+            "answer": self.answers,
+            "answer_prefix": (self.answer_prefix,),
+            "task": (self.task,),
+            "history": tuple(text for turn in self.history for text in turn),
+        }
+        for name, values in texts.items():
+            if not all(isinstance(value, str) for value in values):
+                raise InputError(f"{name} must be text")
+        if not self.answers:
+            raise InputError("the list of answers is empty")
+        if not self.question.strip():
+            raise InputError("the question is empty")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {self.max_new_tokens!r}; it must be a whole number above 0")
+        if self.metric not in (*METRICS, JUDGE):
+            raise InputError(f"unknown metric {self.metric!r}; there are {', '.join((*METRICS, JUDGE))}")
+
     @property
     def key(self) -> str:
         """A digest of what the model is asked: equal for the same question in any run."""
@@ -66,7 +92,7 @@ class Example:
         given = {name: value for name, value in row.items() if name in known and value is not None}
         several = isinstance(row["answer"], (list, tuple))
         try:
-            example = cls(
+            return cls(
                 **{
                     "metric": "string_match" if several else cls.metric,
                     **given,
@@ -74,32 +100,10 @@ class Example:
                     "history": tuple((question, answer) for question, answer in given.get("history", ())),
                 }
             )
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         except (TypeError, ValueError):
             raise InputError(f"{where}: history must be a list of [question, answer]") from None
-        _check(example, where)
-        return example
-
-
-def _check(example: Example, where: str) -> None:
-    texts = {
-        "context": [example.context],
-        "question": [example.question],
-        "answer": example.answers,
-        "answer_prefix": [example.answer_prefix],
-        "task": [example.task],
-        "history": [text for turn in example.history for text in turn],
-    }
-    for name, values in texts.items():
-        if not all(isinstance(value, str) for value in values):
-            raise InputError(f"{where}: {name} must be text")
-    if not example.answers:
-        raise InputError(f"{where}: the list of answers is empty")
-    if not example.question.strip():
-        raise InputError(f"{where}: the question is empty")
-    if not isinstance(example.max_new_tokens, int) or example.max_new_tokens < 1:
-        raise InputError(f"{where}: max_new_tokens is {example.max_new_tokens!r}; it must be a whole number above 0")
-    if example.metric not in (*METRICS, JUDGE):
-        raise InputError(f"{where}: unknown metric {example.metric!r}; there are {', '.join((*METRICS, JUDGE))}")
 
 
 def read_examples(rows: Iterable[dict[str, Any]], name: str) -> list[Example]:

@@ -25,7 +25,7 @@ from ..kv import KV
 from ..memory import Memory
 from ..models.exam import read_chat
 from ..queries import load_queries
-from ..settings import make_settings
+from ..settings import CompileSettings
 from .examples import Example
 
 
@@ -113,10 +113,9 @@ class CompiledMemory(_Reading):
 
     Args:
         queries: context-agnostic queries, see ``lcc.load_queries``.
-        **settings: fields of ``CompileSettings``.
 
     Raises:
-        InputError: a setting or the queries cannot be used.
+        InputError: the queries cannot be used.
         MemoryFileError: the folder cannot be made.
     """
 
@@ -127,13 +126,12 @@ class CompiledMemory(_Reading):
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         folder: Path,
+        settings: CompileSettings,
         batch: int = 32,
-        recipe: str = "default",
         queries: str | Sequence[str] | None = None,
-        **settings: Any,
     ):
         super().__init__(model, tokenizer, batch)
-        self.folder, self.settings = folder, make_settings(recipe, **settings)
+        self.folder, self.settings = folder, settings
         self.queries = load_queries(queries)
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -50,23 +50,24 @@ class Line:
 
 
 def summarize(results: Sequence[Result], bound: str = "full_text", seed: int = 0) -> list[Line]:
-    """Lines by task, then method, and over all tasks but the general ones where there are several.
+    """Lines by task, then method: those about the texts, all of them together, and the general ones.
 
     Args:
         bound: the method that ``kept`` and ``difference`` compare with.
         seed: of the resamples.
     """
-    tasks = {(result.task, result.general): None for result in results}
-    groups = [
-        (task, general, [r for r in results if (r.task, r.general) == (task, general)]) for task, general in tasks
-    ]
     specific = [result for result in results if not result.general]
-    if sum(not general for _, general in tasks) > 1:
-        groups.append((ALL, False, specific))
-    return [line for task, general, mine in groups for line in _lines(task, general, mine, bound, seed)]
+    tasks = list(dict.fromkeys(result.task for result in specific))
+    groups = [(task, [result for result in specific if result.task == task]) for task in tasks]
+    if len(tasks) > 1:
+        groups.append((ALL, specific))
+    general = [result for result in results if result.general]
+    for task in dict.fromkeys(result.task for result in general):
+        groups.append((task, [result for result in general if result.task == task]))
+    return [line for task, mine in groups for line in _lines(task, mine, bound, seed)]
 
 
-def _lines(task: str, general: bool, results: Sequence[Result], bound: str, seed: int) -> list[Line]:
+def _lines(task: str, results: Sequence[Result], bound: str, seed: int) -> list[Line]:
     """The lines of one task, all methods on the same examples in the same order."""
     by_method: dict[str, list[Result]] = {}
     for result in results:
@@ -85,7 +86,7 @@ def _lines(task: str, general: bool, results: Sequence[Result], bound: str, seed
             Line(
                 task=task,
                 method=name,
-                general=general,
+                general=mine[0].general,
                 questions=len(mine),
                 contexts=len(per_context),
                 score=score,
