@@ -127,8 +127,12 @@ def show_lines(lines: Sequence[Line]) -> None:
     table = Table(title="scores in %, with 95 % intervals", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("task", min_width=10, overflow="fold")
     table.add_column("method", no_wrap=True)
-    for heading in ("n", "score", "of full text's", "as full\ntext", "as no\ntext", "words not\nasked"):
+    for heading in ("n", "score", "of full text's", "as\nfull", "as\nnone", "not\nasked"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.caption = (
+        "as full, as none: answers equal to those with the full text, without any; "
+        "not asked: score on questions that compile did not ask itself"
+    )
     previous = None
     for line in lines:
         task = escape(f"{line.task} (general)" if line.general and line.task != "general" else line.task)
@@ -138,9 +142,9 @@ def show_lines(lines: Sequence[Line]) -> None:
             f"{line.questions}",
             _percent(line.score, line.interval),
             _percent(line.kept, line.kept_interval),
-            _percent(line.agreement.get("full_text")),
-            _percent(line.agreement.get("no_text")),
-            _percent(line.other_wordings if line.other_wordings_count < line.questions else None),
+            _whole_percent(line.agreement.get("full_text")),
+            _whole_percent(line.agreement.get("no_text")),
+            _whole_percent(line.other_wordings if line.other_wordings_count < line.questions else None),
         )
         previous = task
     console = Console()
@@ -153,3 +157,7 @@ def _percent(share: float | None, interval: tuple[float, float] | None = None) -
     if share is None:
         return "-"
     return f"{100 * share:.1f}" + (f" ({100 * interval[0]:.0f}-{100 * interval[1]:.0f})" if interval else "")
+
+
+def _whole_percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}"

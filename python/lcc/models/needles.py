@@ -19,7 +19,7 @@ SINGLE_KEYS, VALUES = 5, 3
 
 @dataclass(frozen=True)
 class Lookup:
-    """A question whose answer is all of ``values``."""
+    """A question whose answer is all of ``values``, in the text's order."""
 
     text: str
     values: tuple[str, ...]
@@ -36,8 +36,10 @@ def hidden_numbers(hay: Document, rng: random.Random) -> tuple[str, list[Lookup]
     sentences = [fact.sentence for fact in hay.facts]
     for key, value in needles:
         sentences.insert(rng.randint(0, len(sentences)), NEEDLE.format(key=key, value=value))
+    text = " ".join(sentences)
     single = [Lookup(ASK_ONE.format(key=key), (value,)) for key, value in needles[:SINGLE_KEYS]]
-    return " ".join(sentences), [*single, Lookup(ASK_ALL.format(key=keys[-1]), tuple(numbers[SINGLE_KEYS:]))]
+    several = sorted(numbers[SINGLE_KEYS:], key=lambda value: text.index(NEEDLE.format(key=keys[-1], value=value)))
+    return text, [*single, Lookup(ASK_ALL.format(key=keys[-1]), tuple(several))]
 
 
 def key_values(rng: random.Random, entries: int) -> tuple[str, list[Lookup]]:

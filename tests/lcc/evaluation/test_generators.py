@@ -117,7 +117,7 @@ def test_needles(doc):
     assert re.sub(r"The secret number of the \w+ is \d+\. ?", "", text).strip() == doc.text
     for lookup in lookups:
         (key,) = re.findall(r"of the (\w+)", lookup.text)
-        assert sorted(v for k, v in hidden if k == key) == sorted(lookup.values)
+        assert tuple(v for k, v in hidden if k == key) == lookup.values
     assert sorted(len(lookup.values) for lookup in lookups) == [1, 1, 1, 1, 1, 3]
 
 
