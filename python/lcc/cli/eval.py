@@ -105,7 +105,7 @@ def _methods(names: str, loaded: tuple[Any, Any], folder: Path, settings: Compil
     make: dict[str, Callable[[], Method]] = {
         "full_text": lambda: FullText(*loaded, batch),
         "no_text": lambda: NoText(*loaded, batch),
-        "memory": lambda: CompiledMemory(*loaded, folder / "memories", settings, batch),
+        "memory": lambda: CompiledMemory(*loaded, folder / "memories", settings, batch, progress=True),
     }
     chosen = [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in make]

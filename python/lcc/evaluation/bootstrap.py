@@ -37,7 +37,10 @@ def means(counts: np.ndarray, values: Sequence[float]) -> np.ndarray:
 
 
 def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """The middle ``level`` of the finite ``samples`` (percentile bootstrap), or None if there are none."""
+    """The middle ``level`` of the finite ``samples`` (percentile bootstrap), or None if there are none.
+
+    It has no width where all values are equal, such as 100 %: then the number of questions says more.
+    """
     finite = samples[np.isfinite(samples)]
     if not len(finite):
         return None

@@ -113,6 +113,7 @@ class CompiledMemory(_Reading):
 
     Args:
         queries: context-agnostic queries, see ``lcc.load_queries``.
+        progress: show compile's progress bars on stderr.
 
     Raises:
         InputError: the queries cannot be used.
@@ -129,9 +130,10 @@ class CompiledMemory(_Reading):
         settings: CompileSettings,
         batch: int = 32,
         queries: str | Sequence[str] | None = None,
+        progress: bool = False,
     ):
         super().__init__(model, tokenizer, batch)
-        self.folder, self.settings = folder, settings
+        self.folder, self.settings, self.progress = folder, settings, progress
         self.queries = load_queries(queries)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -168,7 +170,7 @@ class CompiledMemory(_Reading):
                 queries=self.queries,
                 checkpoint=checkpoint,
                 keep_checkpoint=True,
-                progress=False,
+                progress=self.progress,
                 **asdict(self.settings),
             )
             memory.save(path)
