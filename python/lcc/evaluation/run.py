@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MemoryFileError
-from ..files import write_file
+from ..files import write_bytes
 from ..progress import Reporter
 from .examples import JUDGE, Example
 from .judge import HIGHEST_SCORE, Judge
@@ -91,7 +91,7 @@ def evaluate(
         if judge:
             results = _judged(results, distinct, judge, folder, reporter)
     lines = (json.dumps(asdict(result)) + "\n" for result in results)
-    write_file(folder / "results.jsonl", "".join(lines).encode())
+    write_bytes(folder / "results.jsonl", "".join(lines).encode())
     return results
 
 
