@@ -14,7 +14,7 @@ import lcc_kernels as lk
 
 from .encode import read_text
 from .errors import InputError, MismatchError
-from .kv import KV, check_architecture, rotary_tables
+from .kv import KV, check_architecture, check_one_rope, rotary_tables
 from .memory import Memory
 
 Caches = torch.Tensor | Sequence[torch.Tensor]
@@ -205,20 +205,14 @@ def _check_shapes(model: PreTrainedModel, memory: Memory) -> None:
 
 
 def _check_positions(model: PreTrainedModel, start: int, end: int) -> None:
-    """Refuse positions that the model does not have, and those on both sides of a change of its rope."""
+    """Refuse positions that the model does not have, or turns with two ropes."""
     window = getattr(model.config, "max_position_embeddings", None)
     if start < 0 or (window is not None and end >= window):
         raise InputError(
             f"the memory would stand at positions {start} to {end - 1}, with room for a query behind it; the model's "
             f"window has {window}: start elsewhere, or take a model with a longer window"
         )
-    rope = model.config.rope_parameters
-    turn = rope.get("original_max_position_embeddings")
-    if rope.get("rope_type") == "longrope" and turn is not None and start < turn < end:
-        raise InputError(
-            f"the memory would stand at positions {start} to {end - 1}, and the model's rope is another one from "
-            f"{turn} on: start at {turn} or later, or end before it"
-        )
+    check_one_rope(model, start, end)
 
 
 def _check_blocks(block_table: torch.Tensor, needed: int, blocks: int) -> None:

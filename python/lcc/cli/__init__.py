@@ -1,5 +1,6 @@
 """The ``lcc`` command."""
 
+from . import eval
 from .app import main
 
-__all__ = ["main"]
+__all__ = ["eval", "main"]
