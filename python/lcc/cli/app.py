@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .compile import compile_command
+from .eval import eval_command
 from .options import (
     JsonOption,
     MemoryArgument,
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("compile")(compile_command)
+app.command("eval")(eval_command)
 
 
 def main() -> None:
