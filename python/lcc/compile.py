@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .encode import Compiler, lora_model, read_text
 from .errors import InputError
 from .fingerprint import fingerprint
@@ -74,7 +74,7 @@ def compile(
     context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
     asked = load_queries(queries)
     print_of = fingerprint(model, tokenizer)
-    ranks = Ranks.of_group() if distributed else Ranks()
+    ranks = Ranks.of_group() if distributed else ALONE
     if is_sharded(model) and not (distributed and chosen.engine == "packed"):
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
     same = identity(chosen, context.sha256, print_of, asked)

@@ -124,6 +124,9 @@ class Ranks:
         return [part.view_as(tensor).to(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def launched() -> Iterator[tuple[Ranks, Place]]:
     """The processes that ``accelerate launch`` or torchrun started, and what puts a model where it belongs.

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoint import remove_checkpoint
 from .compile import compile
 from .context import text_digest
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .errors import InputError, LCCError, MemoryFileError, MismatchError
 from .files import remove_partial
 from .fingerprint import fingerprint
@@ -86,7 +86,7 @@ def compile_documents(
         MemoryFileError: the folder cannot be made.
     """
     jobs = make_jobs(sources, folder)
-    ranks = Ranks.of_group() if distributed else Ranks()
+    ranks = Ranks.of_group() if distributed else ALONE
     outcomes = []
     with reporting(ranks.main and progress) as reporter:
         for done, job in enumerate(jobs):
@@ -139,7 +139,7 @@ def compile_job(
         InputError: a setting that cannot be used, for any document.
     """
     chosen = make_settings(recipe, **settings)
-    ranks = Ranks.of_group() if distributed else Ranks()
+    ranks = Ranks.of_group() if distributed else ALONE
     began = time.monotonic()
     status, error = "compiled", None
     try:
@@ -192,7 +192,7 @@ def compile_file(
         remove_checkpoint(checkpoint)
         remove_partial(output)
 
-    (Ranks.of_group() if distributed else Ranks()).from_main(keep)
+    (Ranks.of_group() if distributed else ALONE).from_main(keep)
     return memory
 
 

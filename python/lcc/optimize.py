@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .encode import Compiler
 from .errors import DivergedError
 from .kv import KV
@@ -33,7 +33,7 @@ class Optimization:
         surrogate: Surrogate,
         settings: CompileSettings,
         checkpoint: Checkpoint | None,
-        ranks: Ranks,
+        ranks: Ranks = ALONE,
     ):
         self.compiler, self.surrogate, self.settings = compiler, surrogate, settings
         self.checkpoint, self.ranks = checkpoint, ranks
@@ -46,7 +46,7 @@ class Optimization:
             weight_decay=0.0,
         )
         self.pools = self._pools()
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._updating = 0, 0.0, False
         self.curve: list[dict[str, float]] = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_kl, self.stale = math.inf, 0
@@ -68,7 +68,8 @@ class Optimization:
                 if self.checkpoint and self.step % checkpoint_every == 0:
                     self._save()
         except KeyboardInterrupt:
-            self._save()
+            if not self._updating:
+                self._save()
             raise
         self._save()
         with torch.no_grad():
@@ -92,8 +93,11 @@ class Optimization:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        # An interrupt in here would leave some parameters a step ahead of the others.
+        self._updating = True
         self.optimizer.step()
         self.step += 1
+        self._updating = False
         self.seconds += time.monotonic() - began
         return value
 
