@@ -61,8 +61,7 @@ def test_what_does_not_fit_is_recomputed_then_chunked(job, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 64)
 
     def fitted(free, **settings):
-        monkeypatch.setattr(module, "available_bytes", lambda _: free)
-        found = module.fit(job.compiler, answers, make_settings(**settings))
+        found = module.fit(job.compiler, answers, make_settings(**settings), free)
         return found.gradient_checkpointing, found.encode_chunk
 
     assert fitted(2 * sizes[0]) == (False, 0)
