@@ -141,6 +141,8 @@ def launched() -> Iterator[tuple[Ranks, Place]]:
     device = state.device if ranks.count > 1 else torch.device("cuda" if cuda else "cpu")
     try:
         yield ranks, placement(device)
+        # Who leaves first would break the last message to the others.
+        state.wait_for_everyone()
     finally:
         if ranks.count > 1:
             state.destroy_process_group()
