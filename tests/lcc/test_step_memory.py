@@ -55,6 +55,15 @@ def test_estimate_is_linear_in_length_and_leaves_a_plain_model_alone(job, llama)
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
 
 
+def test_estimating_leaves_no_hooks(job):
+    def hooks():
+        return sum(len(module._forward_hooks) for module in job.compiler.model.modules())
+
+    before = hooks()
+    step_memory(job.compiler.model, layout_of(job), job.settings)
+    assert hooks() == before
+
+
 def test_what_does_not_fit_is_recomputed_then_chunked(job, monkeypatch):
     sizes = [step_memory(job.compiler.model, layout_of(job), replace(job.settings, **way)).total for way in WAYS]
     answers = sum(len(sample.input_ids) for sample in job.samples)
