@@ -14,7 +14,7 @@ import lcc_kernels as lk
 
 from .encode import read_text
 from .errors import InputError, MismatchError
-from .kv import KV, check_architecture, rotary_tables
+from .kv import KV, check_architecture, check_one_rope, rotary_tables
 from .memory import Memory
 
 Caches = torch.Tensor | Sequence[torch.Tensor]
@@ -40,7 +40,8 @@ def attach(
     Raises:
         InputError: the model carries an adapter, or attention that is not supported; positions beyond its window; a
             cache that is not allocated, not empty or too small; a memory that holds NaN.
-        MismatchError: a memory's layers, heads, widths or rope are not the model's, or the memories do not go together.
+        MismatchError: a memory's layers, heads, widths, rope or prefix are not the model's, or the memories do not go
+            together.
     """
     memories = _checked(model, memory, start)
     tokens = cached_tokens(memories)
@@ -202,23 +203,20 @@ def _check_shapes(model: PreTrainedModel, memory: Memory) -> None:
     ):
         if have != want:
             raise MismatchError(f"the memory's {name} is {have} but the model's is {want}: not compiled for this model")
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(memory.prefix_ids, default=0)
+    if largest >= rows:
+        raise MismatchError(f"the memory's prefix has token {largest} but the model embeds {rows} tokens")
 
 
 def _check_positions(model: PreTrainedModel, start: int, end: int) -> None:
-    """Refuse positions that the model does not have, and those on both sides of a change of its rope."""
+    """Refuse positions that the model does not have, or turns with two ropes."""
     window = getattr(model.config, "max_position_embeddings", None)
     if start < 0 or (window is not None and end >= window):
         raise InputError(
             f"the memory would stand at positions {start} to {end - 1}, with room for a query behind it; the model's "
             f"window has {window}: start elsewhere, or take a model with a longer window"
         )
-    rope = model.config.rope_parameters
-    turn = rope.get("original_max_position_embeddings")
-    if rope.get("rope_type") == "longrope" and turn is not None and start < turn < end:
-        raise InputError(
-            f"the memory would stand at positions {start} to {end - 1}, and the model's rope is another one from "
-            f"{turn} on: start at {turn} or later, or end before it"
-        )
+    check_one_rope(model, start, end)
 
 
 def _check_blocks(block_table: torch.Tensor, needed: int, blocks: int) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import ChatFormat
 from .errors import InputError
+from .kv import check_one_rope
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ def build_context(
         InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
             tokenizer that is not the model's, or no chat template.
     """
-    if ratio < 1:
-        raise InputError(f"ratio is {ratio}; it must be at least 1 (16 means one buffer token for 16 tokens of text)")
+    if not 1 <= ratio < math.inf:
+        raise InputError(
+            f"ratio is {ratio}; it must be a number of at least 1 (16 means one buffer token for 16 tokens of text)"
+        )
     if not text.strip():
         raise InputError("the text is empty")
     check_tokenizer(model, tokenizer)
@@ -50,7 +53,12 @@ def build_context(
             "tokens, or lower the ratio"
         )
     _check_window(model, len(prefix) + 2 * len(ids) + buffer + response_tokens, len(ids))
-    return Context(chat, tuple(prefix), tuple(ids), buffer, hashlib.sha256(text.encode()).hexdigest())
+    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of the text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -84,3 +92,4 @@ def _check_window(model: PreTrainedModel, needed: int, text_tokens: int) -> None
             f"the text has {text_tokens} tokens; to read it and repeat it the model needs a window of {needed}, and "
             f"its window is {window}: split the text or take a model with a longer window"
         )
+    check_one_rope(model, 0, needed)

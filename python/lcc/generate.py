@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from .chat import ChatFormat
-from .kv import KV, SharedCache
+from .kv import KV, SharedCache, check_one_rope
 from .shared_prefix import sharing
 
 
@@ -45,15 +46,26 @@ def generate_after(
     Args:
         cache: what all queries see, held once for all of them; it grows with what is generated.
         end: the chat's end-of-response token; the model's own end tokens end a response too.
-        **options: those of ``generate``.
+        **options: those of ``generate``, ``max_new_tokens`` among them.
+
+    Raises:
+        InputError: the answers might reach a position where the model's rope is another one.
     """
     ends = {end, *_end_tokens(model)}
+    longest = max(len(query) for query in queries) + options["max_new_tokens"]
+    check_one_rope(model, 0, cache.get_seq_length() + longest)
     inputs = prompt(cache.get_seq_length(), queries, end, model.device)
-    options = {"do_sample": False, "pad_token_id": end, "eos_token_id": sorted(ends)} | options
+    # A checkpoint's own penalty would count the placeholders for the cached tokens, and not these tokens.
+    greedy: dict[str, Any] = {
+        "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0,
+    }  # fmt: skip
+    options = greedy | {"pad_token_id": end, "eos_token_id": sorted(ends)} | options
     if not options["do_sample"]:
         # The checkpoint's own sampling defaults would only raise warnings in greedy decoding.
         options = {"temperature": None, "top_p": None, "top_k": None} | options
-    with torch.no_grad(), sharing(model):
+    rows = len(queries) * max(options["num_beams"], options["num_return_sequences"])
+    # A single sequence has nothing to share, and one tensor is read faster than two.
+    with torch.no_grad(), sharing(model) if rows > 1 else nullcontext():
         output = model.generate(**inputs, past_key_values=cache.follow(model), **options)
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 

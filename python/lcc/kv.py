@@ -247,6 +247,21 @@ def check_architecture(model: PreTrainedModel) -> None:
             raise InputError(f"{name} sets {option}, which is not supported")
 
 
+def check_one_rope(model: PreTrainedModel, start: int, end: int) -> None:
+    """Refuse the positions ``start`` to ``end`` - 1 if a longrope model turns some with one rope and some with another.
+
+    Raises:
+        InputError: naming the position where the rope changes.
+    """
+    rope = model.config.rope_parameters
+    turn = rope.get("original_max_position_embeddings")
+    if rope.get("rope_type") == "longrope" and turn is not None and start < turn < end:
+        raise InputError(
+            f"tokens would stand at positions {start} to {end - 1}, and the model's rope is another one from {turn} "
+            f"on: keep text, question and answer together on one side of it"
+        )
+
+
 def _rotates_halves(model: PreTrainedModel) -> bool:
     """Whether channel i turns with channel i + rotary_dim / 2, as in Llama, and not with its neighbour, as in GLM."""
     rotate_half = getattr(sys.modules[type(model).__module__], "rotate_half", None)

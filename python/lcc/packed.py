@@ -137,9 +137,13 @@ class PackedDecoder:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self._adapted: int | None = 0
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module.register_forward_hook(self._adapt)
+        adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._hooks = [adapter.register_forward_hook(self._adapt) for adapter in adapters]
+
+    def remove(self) -> None:
+        """Take the hooks off the LoRA, which otherwise keeps them as long as it lives."""
+        for hook in self._hooks:
+            hook.remove()
 
     def __call__(
         self,

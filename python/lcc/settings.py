@@ -40,11 +40,12 @@ class CompileSettings:
         coupled: leave the LoRA on for queries and responses while training (the paper's ablation).
         precision: ``auto`` (bfloat16 autocast on devices that have it), ``float32`` or ``bfloat16``.
         engine: ``packed`` (one pass a step) or ``reference`` (encode, then samples over a cache); the same gradient.
+            The next three settings are of ``packed`` alone.
         gradient_checkpointing: compute a layer's activations again in the backward; ``auto`` if a step would not fit.
         encode_chunk: tokens of text encoded at a time, each chunk again in the backward; 0 for all at once, ``auto``
             only if a step would not fit with ``gradient_checkpointing`` either.
-        teacher_gigabytes: teacher states held in memory, in GiB; the rest is memory-mapped from disk.
         torch_compile: run the packed pass's layers through ``torch.compile``.
+        teacher_gigabytes: teacher states held in memory, in GiB; the rest is memory-mapped from disk.
         seed: of every random draw.
     """
 
@@ -76,8 +77,8 @@ class CompileSettings:
     engine: str = "packed"
     gradient_checkpointing: bool | str = "auto"
     encode_chunk: int | str = "auto"
-    teacher_gigabytes: float = 4.0
     torch_compile: bool = False
+    teacher_gigabytes: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -58,8 +58,7 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     text, answers = document.context + document.buffer, sum(document.segments)
     config, itemsize = model.config, model.get_input_embeddings().weight.element_size()
     layers = config.num_hidden_layers
-    packed = PackedDecoder(model)
-    text_row, answer_row = _saved_per_row(packed, True), _saved_per_row(packed, settings.coupled)
+    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, settings.coupled))
     logits = min(LOGITS.get(model.device.type, LOGITS["cuda"]), 2 * answers * config.vocab_size * itemsize)
 
     def phase(read: int, held: int) -> StepMemory:
@@ -84,13 +83,13 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     return max(encode, phase(0, states), key=lambda memory: memory.total)
 
 
-def fit(compiler: Compiler, answers: int, settings: CompileSettings) -> CompileSettings:
+def fit(compiler: Compiler, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
     """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
 
     Args:
         answers: rows of all samples of a step.
+        free: bytes, as ``available_bytes`` says; None settles for the fastest.
     """
-    free = available_bytes(compiler.model.device)
     context = compiler.context
     layout = lk.BottleneckLayout(len(compiler.prefix), len(context.context_ids), context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
@@ -124,9 +123,13 @@ def _chunk(settings: CompileSettings) -> int:
     return 0 if settings.encode_chunk == "auto" else int(settings.encode_chunk)
 
 
-def _saved_per_row(packed: PackedDecoder, adapted: bool) -> float:
+def _saved_per_row(model: PreTrainedModel, adapted: bool) -> float:
     """Bytes that the backward keeps of one more row, in all layers."""
-    return (_saved(packed, 2 * PROBE, adapted) - _saved(packed, PROBE, adapted)) / PROBE
+    packed = PackedDecoder(model)
+    try:
+        return (_saved(packed, 2 * PROBE, adapted) - _saved(packed, PROBE, adapted)) / PROBE
+    finally:
+        packed.remove()
 
 
 def _saved(packed: PackedDecoder, rows: int, adapted: bool) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import lcc
 import lcc_kernels as lk
@@ -55,14 +56,22 @@ def test_estimate_is_linear_in_length_and_leaves_a_plain_model_alone(job, llama)
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
 
 
+def test_estimating_leaves_no_hooks(job):
+    def hooks():
+        return sum(len(module._forward_hooks) for module in job.compiler.model.modules())
+
+    before = hooks()
+    step_memory(job.compiler.model, layout_of(job), job.settings)
+    assert hooks() == before
+
+
 def test_what_does_not_fit_is_recomputed_then_chunked(job, monkeypatch):
     sizes = [step_memory(job.compiler.model, layout_of(job), replace(job.settings, **way)).total for way in WAYS]
     answers = sum(len(sample.input_ids) for sample in job.samples)
     monkeypatch.setattr(module, "CHUNK", 64)
 
     def fitted(free, **settings):
-        monkeypatch.setattr(module, "available_bytes", lambda _: free)
-        found = module.fit(job.compiler, answers, make_settings(**settings))
+        found = module.fit(job.compiler, answers, make_settings(**settings), free)
         return found.gradient_checkpointing, found.encode_chunk
 
     assert fitted(2 * sizes[0]) == (False, 0)
@@ -86,6 +95,16 @@ def test_teacher_states_past_the_budget_are_mapped_files(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(lcc.MemoryFileError, match="nor on disk"):
         TeacherStates(0, tmp_path / "missing").keep(rows)
+
+
+def test_teacher_states_on_a_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("lcc.teacher_states.save_file", full)
+    with pytest.raises(lcc.MemoryFileError, match="No space left on device; free space or"):
+        TeacherStates(0, tmp_path).keep(torch.randn(6, 8))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_compilation_does_not_depend_on_where_teacher_states_are(llama, tokenizer, text, fast, tmp_path):

@@ -1,11 +1,13 @@
 """Fictional documents about people, with the questions they answer.
 
 Everything is drawn from a ``random.Random``, so a seed names a document. A document is a list of sentences, one fact
-each; a fact is one person's value of one attribute. Within a document no two people share a value.
+each; a fact is one person's value of one attribute. Within a document no two people share a value, as long as there
+are enough values for all.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -176,7 +178,10 @@ def document(rng: random.Random, people: int, attributes: int, alike: bool = Fal
     ``alike`` gives everybody the same attributes, so that no question can be answered without its name.
     """
     names = rng.sample(NAMES, people)
-    values = {key: rng.sample(ATTRIBUTES[key].values, people) for key in ATTRIBUTES}
+    values = {}
+    for key, attribute in ATTRIBUTES.items():
+        copies = math.ceil(people / len(attribute.values))
+        values[key] = rng.sample(attribute.values * copies, people)
     shared = rng.sample(list(ATTRIBUTES), attributes)
     facts = []
     for index, name in enumerate(names):

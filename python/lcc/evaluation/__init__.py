@@ -1,0 +1,30 @@
+"""What a memory keeps of a text, and what it does to everything else: examples, methods, metrics and their summary."""
+
+from .examples import Example, beside, read_examples
+from .judge import Judge, Verdict
+from .methods import Answers, CompiledMemory, FullText, Method, NoText, answer_after
+from .metrics import METRICS
+from .run import Result, evaluate
+from .sources import load_examples, load_general
+from .summary import Line, summarize
+
+__all__ = [
+    "METRICS",
+    "Answers",
+    "CompiledMemory",
+    "Example",
+    "FullText",
+    "Judge",
+    "Line",
+    "Method",
+    "NoText",
+    "Result",
+    "Verdict",
+    "answer_after",
+    "beside",
+    "evaluate",
+    "load_examples",
+    "load_general",
+    "read_examples",
+    "summarize",
+]

@@ -1,0 +1,236 @@
+"""Ways of holding a context while questions are answered: the full text, nothing, and a memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..attach import attach
+from ..chat import ChatFormat
+from ..checkpoint import remove_checkpoint
+from ..compile import compile
+from ..errors import InputError, MemoryFileError
+from ..fingerprint import fingerprint
+from ..generate import answer_queries
+from ..kv import KV
+from ..memory import Memory
+from ..models.exam import read_chat
+from ..queries import load_queries
+from ..settings import CompileSettings
+from .examples import Example
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method makes of one context.
+
+    Attributes:
+        texts: one answer an example, in their order.
+        kv_bytes: of the cache that a question finds, prefix included.
+        seconds: spent on the context before the first question.
+        trained_on: questions that the method asked itself while it prepared.
+    """
+
+    texts: list[str]
+    kv_bytes: int
+    seconds: float
+    trained_on: frozenset[str] = frozenset()
+
+
+class Method(Protocol):
+    """Anything that answers questions about a context; it leaves the model as it found it."""
+
+    @property
+    def name(self) -> str:
+        """How its results are labelled."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that its answers depend on beside the examples, JSON-ready: only where it is equal are they reused."""
+        ...
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer ``examples``, which are all about (or beside) ``context``."""
+        ...
+
+
+class _Reading:
+    """A method whose questions see K and V alone."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 32):
+        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's and the tokenizer's digests."""
+        return dict(fingerprint(self.model, self.tokenizer))
+
+
+class FullText(_Reading):
+    """The upper bound: the context is read before every question."""
+
+    name = "full_text"
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer with the whole context in sight.
+
+        Raises:
+            InputError: the context is beyond the model's window.
+        """
+        chat = ChatFormat.of(self.tokenizer)
+        _check_window(self.model, chat, len(chat.prefix_ids) + len(chat.ids(context)), examples)
+        began = time.monotonic()
+        visible = read_chat(self.model, chat, context)
+        seconds = time.monotonic() - began
+        texts = answer_after(self.model, chat, visible, examples, self.batch, bool(context))
+        return Answers(texts, _bytes(visible), seconds)
+
+
+class NoText(_Reading):
+    """The lower bound: the chat's prefix and the question."""
+
+    name = "no_text"
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer without the context."""
+        chat = ChatFormat.of(self.tokenizer)
+        visible = read_chat(self.model, chat, "")
+        return Answers(answer_after(self.model, chat, visible, examples, self.batch, False), _bytes(visible), 0.0)
+
+
+class CompiledMemory(_Reading):
+    """A memory of each context, compiled once and kept in ``folder``; a compilation that was killed goes on.
+
+    Args:
+        queries: context-agnostic queries, see ``lcc.load_queries``.
+        progress: show compile's progress bars on stderr.
+
+    Raises:
+        InputError: the queries cannot be used.
+        MemoryFileError: the folder cannot be made.
+    """
+
+    name = "memory"
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        folder: Path,
+        settings: CompileSettings,
+        batch: int = 32,
+        queries: str | Sequence[str] | None = None,
+        progress: bool = False,
+    ):
+        super().__init__(model, tokenizer, batch)
+        self.folder, self.settings, self.progress = folder, settings, progress
+        self.queries = load_queries(queries)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise MemoryFileError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's and tokenizer's digests, the settings and the queries."""
+        asked = {"settings": asdict(self.settings), "queries": _digest(self.queries)}
+        return fingerprint(self.model, self.tokenizer) | asked
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer from the memory alone.
+
+        Raises:
+            InputError: the context cannot be compiled.
+        """
+        memory = self.memory(context)
+        visible = attach(self.model, memory).read()
+        texts = answer_after(self.model, ChatFormat.of(self.tokenizer), visible, examples, self.batch)
+        seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
+        return Answers(texts, _bytes(visible), seconds, frozenset(memory.questions))
+
+    def memory(self, context: str) -> Memory:
+        """The memory of ``context``: from the folder, or compiled now."""
+        path = self.folder / f"{_digest([context, self.identity])[:24]}.lcc.safetensors"
+        if not path.exists():
+            checkpoint = path.with_suffix(".checkpoint")
+            memory = compile(
+                self.model,
+                self.tokenizer,
+                context,
+                queries=self.queries,
+                checkpoint=checkpoint,
+                keep_checkpoint=True,
+                progress=self.progress,
+                **asdict(self.settings),
+            )
+            memory.save(path)
+            remove_checkpoint(checkpoint)
+        return Memory.load(path)
+
+
+def answer_after(
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    visible: KV,
+    examples: Sequence[Example],
+    batch: int = 32,
+    after_text: bool = True,
+) -> list[str]:
+    """Greedy answers to ``examples``, each after the rotated tokens of ``visible`` alone.
+
+    Args:
+        after_text: whether ``visible`` ends in a text (or what stands for one) rather than in the chat's prefix.
+
+    Raises:
+        InputError: text, question and answer together are beyond the model's window.
+    """
+    _check_window(model, chat, len(visible), examples)
+    queries = [query_ids(chat, example, after_text) for example in examples]
+    texts: dict[int, str] = {}
+    order = sorted(range(len(examples)), key=lambda index: examples[index].max_new_tokens)
+    for tokens, indices in groupby(order, key=lambda index: examples[index].max_new_tokens):
+        mine = list(indices)
+        found = answer_queries(model, chat, visible, [queries[i] for i in mine], batch, max_new_tokens=tokens)
+        texts.update(zip(mine, found, strict=True))
+    return [texts[index] for index in range(len(examples))]
+
+
+def query_ids(chat: ChatFormat, example: Example, after_text: bool = True) -> list[int]:
+    """Token ids from the end of the text to the start of the answer: earlier turns, question and answer prefix."""
+    ids: list[int] = []
+    for question, answer in example.history:
+        ids += _turn(chat, question, ids, after_text) + chat.ids(answer) + [chat.end]
+    return ids + _turn(chat, example.question, ids, after_text) + chat.ids(example.answer_prefix)
+
+
+def _turn(chat: ChatFormat, question: str, before: list[int], after_text: bool) -> list[int]:
+    return chat.turn_ids(question) if before else chat.query_ids(question, after_text)
+
+
+def _check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:
+    """Refuse what does not fit behind ``past`` tokens."""
+    window = getattr(model.config, "max_position_embeddings", None)
+    needed = past + max(len(query_ids(chat, example)) + example.max_new_tokens for example in examples)
+    if window is not None and needed > window:
+        raise InputError(
+            f"text, question and answer need a window of {needed} tokens and the model's is {window}: "
+            "leave longer texts out or take a model with a longer window"
+        )
+
+
+def _bytes(kv: KV) -> int:
+    return kv.keys.nbytes + kv.values.nbytes
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""Rows on disk that a killed run goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import MemoryFileError, MismatchError
+
+
+class RowStore:
+    """A JSONL file whose first line says what its rows depend on, and which grows by whole lines.
+
+    Args:
+        identity: JSON-ready; the file is refused when it was written under another.
+
+    Raises:
+        MismatchError: the file holds rows of another identity.
+        MemoryFileError: the file cannot be read or written, or a line of it is damaged.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]):
+        self.path = path
+        identity = json.loads(json.dumps(identity))
+        self.rows: list[dict[str, Any]] = []
+        try:
+            content = path.read_bytes() if path.exists() else b""
+        except OSError as error:
+            raise MemoryFileError(f"cannot read {path}: {error.strerror}") from error
+        whole = content[: content.rfind(b"\n") + 1]
+        if not whole:
+            self._write("wb", [{"identity": identity}])
+            return
+        try:
+            header, *self.rows = (json.loads(line) for line in whole.decode().splitlines())
+            found = header["identity"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise MemoryFileError(f"{path} is damaged ({error}): delete it or name another folder") from error
+        differing = [name for name in sorted({*identity, *found}) if identity.get(name) != found.get(name)]
+        if differing:
+            raise MismatchError(
+                f"{path} holds results that differ in {', '.join(differing)}: name another folder, or delete it"
+            )
+        if len(whole) < len(content):
+            # A kill tore the last line.
+            os.truncate(path, len(whole))
+
+    def append(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Add rows to the file and to ``rows``."""
+        added = list(rows)
+        self._write("ab", added)
+        self.rows += added
+
+    def _write(self, mode: str, rows: list[dict[str, Any]]) -> None:
+        try:
+            with self.path.open(mode) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise MemoryFileError(f"cannot write {self.path}: {error.strerror}") from error

@@ -1,0 +1,105 @@
+"""Suites of our own generators: seeded, offline, and without a word that a model may have read before.
+
+Documents are drawn from seeds far from those of the embedded model's training, the demo and its exam.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from ..models.dialogue import dialogue
+from ..models.exam import general_exam
+from ..models.fiction import Document, Question, document
+from ..models.needles import Lookup, hidden_numbers, key_values
+from ..models.reasoning import aggregate_questions, comparisons, described_questions
+from ..queries import load_queries
+from .examples import Example
+
+SEED_OFFSET = 9_000_000
+# Lengths of documents in words and punctuation marks, about the tokens of the embedded model's tokenizer.
+LENGTHS = (300, 700)
+QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
+SENTENCE_WORDS, ENTRY_WORDS = 10.7, 5.0
+Item = TypeVar("Item")
+
+
+def fiction(rng: random.Random, words: int) -> list[Example]:
+    """Easy: one sentence answers; medium: two, joined or compared; hard: the whole text, counted or compared."""
+    doc = _document(rng, words)
+    half = QUESTIONS // 2
+    levels = {
+        "fiction easy": _draw(rng, doc.questions(), QUESTIONS),
+        "fiction medium": _draw(rng, described_questions(doc), half) + _draw(rng, comparisons(doc), half),
+        "fiction hard": _draw(rng, aggregate_questions(doc, rng), QUESTIONS),
+    }
+    return [_exact(doc.text, question, task) for task, questions in levels.items() for question in questions]
+
+
+def dialogues(rng: random.Random, words: int) -> list[Example]:
+    """Conversations with pronouns; earlier turns carry the true answers (as in CoQA)."""
+    doc = _document(rng, words)
+    examples = []
+    for _ in range(DIALOGUES):
+        turns = dialogue(doc, rng, TURNS)
+        history = tuple((turn.text, turn.answer) for turn in turns)
+        examples += [
+            _exact(doc.text, turn, "dialogue" if number else "dialogue opening", history[:number])
+            for number, turn in enumerate(turns)
+        ]
+    return examples
+
+
+def needle(rng: random.Random, words: int) -> list[Example]:
+    """Secret numbers of several things hidden in a fictional document; one thing has several, all asked for."""
+    text, lookups = hidden_numbers(_document(rng, words), rng)
+    return [_lookup(text, asked, "needle" if len(asked.values) == 1 else "needle, several values") for asked in lookups]
+
+
+def key_value(rng: random.Random, words: int) -> list[Example]:
+    """A long list of pairs."""
+    text, lookups = key_values(rng, round(words / ENTRY_WORDS))
+    return [_lookup(text, asked, "key value") for asked in _draw(rng, lookups, QUESTIONS)]
+
+
+SUITES: dict[str, Callable[[random.Random, int], list[Example]]] = {
+    "fiction": fiction,
+    "dialogue": dialogues,
+    "needle": needle,
+    "key_value": key_value,
+}
+
+
+def suite(name: str, documents: int, seed: int = 0, lengths: Sequence[int] = LENGTHS) -> list[Example]:
+    """The examples of one of ``SUITES``: ``documents`` drawn, their lengths taken from ``lengths`` in turn."""
+    return [
+        example
+        for index in range(documents)
+        for example in SUITES[name](
+            random.Random(f"{SEED_OFFSET} {name} {seed} {index}"), lengths[index % len(lengths)]
+        )
+    ]
+
+
+def general_queries(seed: int = 0, count: int = GENERAL) -> list[Example]:
+    """Queries that need no text, none of them among those that compile asks by default."""
+    exam = general_exam(random.Random(f"{SEED_OFFSET} general {seed}"), count, load_queries())
+    return [_exact("", query, "general") for query in exam]
+
+
+def _document(rng: random.Random, words: int) -> Document:
+    attributes = rng.randint(5, 7)
+    return document(rng, max(3, round(words / (SENTENCE_WORDS * attributes))), attributes)
+
+
+def _exact(text: str, question: Question, task: str, history: tuple[tuple[str, str], ...] = ()) -> Example:
+    return Example(text, question.text, (question.answer,), "", 16, task, "exact_match", history)
+
+
+def _lookup(text: str, asked: Lookup, task: str) -> Example:
+    return Example(text, asked.text, asked.values, "", 16, task, "string_match")
+
+
+def _draw(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:
+    return rng.sample(items, min(count, len(items)))

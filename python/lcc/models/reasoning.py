@@ -1,0 +1,70 @@
+"""Questions about a fictional document that take more than one of its sentences."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import permutations
+
+from .fiction import ATTRIBUTES, Document, Question
+
+# A person by the value of an attribute.
+DESCRIPTIONS = {
+    "town": "the person who lives in {v}",
+    "job": "the person who works as a {v}",
+    "pet": "the person who keeps a {v}",
+    "color": "the person whose favorite color is {v}",
+    "food": "the person who likes to eat {v}",
+    "instrument": "the person who plays the {v}",
+    "month": "the person who was born in {v}",
+    "age": "the person whose age is {v}",
+}
+OLDER, YOUNGER = "Who is older, {} or {}?", "Who is younger, {} or {}?"
+OLDEST, YOUNGEST = "Who is the oldest person in the text?", "Who is the youngest person in the text?"
+PEOPLE = "How many people are in the text?"
+TOLD = "Of how many people does the text tell the {}?"
+ABOVE = "How many people are older than {}?"
+
+
+def described_questions(doc: Document) -> list[Question]:
+    """Questions about somebody who is named by another fact: two sentences joined."""
+    shared = Counter((fact.attribute, fact.value) for fact in doc.facts)
+    return [
+        Question(wording.format(n=DESCRIPTIONS[clue.attribute].format(v=clue.value)), fact.value)
+        for clue in doc.facts
+        for fact in doc.facts
+        if clue.name == fact.name and clue.attribute != fact.attribute and shared[clue.attribute, clue.value] == 1
+        for wording in ATTRIBUTES[fact.attribute].questions
+    ]
+
+
+def comparisons(doc: Document) -> list[Question]:
+    """Which of two people is older or younger: two sentences compared."""
+    ages = _ages(doc)
+    return [
+        Question(wording.format(left, right), pick((left, right), key=ages.__getitem__))
+        for left, right in permutations(ages, 2)
+        if ages[left] != ages[right]
+        for wording, pick in ((OLDER, max), (YOUNGER, min))
+    ]
+
+
+def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
+    """Questions that take the whole text: counts of people, and who is the oldest and the youngest."""
+    counts = Counter(fact.attribute for fact in doc.facts)
+    found = [Question(PEOPLE, str(len(doc.names)))]
+    found += [Question(TOLD.format(attribute), str(count)) for attribute, count in sorted(counts.items())]
+    ages = _ages(doc)
+    values = sorted(ages.values())
+    if len(values) > 1:
+        limit = rng.choice(range(30, 70, 10))
+        found.append(Question(ABOVE.format(limit), str(sum(age > limit for age in values))))
+    if len(values) > 1 and values[-1] > values[-2]:
+        found.append(Question(OLDEST, max(ages, key=ages.__getitem__)))
+    if len(values) > 1 and values[0] < values[1]:
+        found.append(Question(YOUNGEST, min(ages, key=ages.__getitem__)))
+    return found
+
+
+def _ages(doc: Document) -> dict[str, int]:
+    return {fact.name: int(fact.value) for fact in doc.facts if fact.attribute == "age"}
