@@ -146,6 +146,17 @@ def test_a_checkpoints_repetition_penalty_leaves_answers_alone(memory, llama, to
     assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6) == greedy != asked_for
 
 
+def test_no_option_makes_generate_read_the_placeholders(memory, llama, tokenizer):
+    greedy = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6)
+    for wrong in ({"use_cache": False}, {"prompt_lookup_num_tokens": 3}, {"return_dict_in_generate": True}):
+        with pytest.raises(lcc.InputError, match=next(iter(wrong))):
+            lcc.ask(llama, tokenizer, memory, QUESTIONS, **wrong)
+    # Left behind by a training with checkpointing.
+    llama.config.use_cache = llama.generation_config.use_cache = False
+    unverified = replace(memory, fingerprint=lcc.fingerprint(llama, tokenizer))
+    assert lcc.ask(llama, tokenizer, unverified, QUESTIONS, max_new_tokens=6) == greedy
+
+
 def test_plain_generate_reads_the_cache(memory, llama, tokenizer):
     """Greedy, sampling and beams through the model's own ``generate``."""
     inputs = lcc.prompt(llama, tokenizer, memory, QUESTIONS)
