@@ -114,6 +114,14 @@ def test_attach_refuses_other_models(memory, llama, text):
         lcc.compile(adapted.base_model.model, build_tokenizer(), text, progress=False)
 
 
+def test_attach_refuses_a_model_that_drops_caches(memory, llama):
+    llama.gradient_checkpointing_enable()
+    llama.train()
+    with pytest.raises(lcc.InputError, match=r"call model\.eval"):
+        lcc.attach(llama, replace(memory, prefix_ids=()))
+    lcc.attach(llama.eval(), memory)
+
+
 def test_ask_refuses_bad_questions_and_other_models(memory, llama, tokenizer):
     with pytest.raises(lcc.InputError, match="one string"):
         lcc.ask(llama, tokenizer, memory, "Where?")
