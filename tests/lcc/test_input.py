@@ -41,6 +41,10 @@ def test_settings(llama, tokenizer, text):
     refuse(llama, tokenizer, text, "unknown recipe", recipe="soup")
     refuse(llama, tokenizer, text, "loss is l1", loss="l1")
     refuse(llama, tokenizer, text, "stream weights", reconstruction_weight=0, general_weight=0, self_study_weight=0)
+    refuse(
+        llama, tokenizer, text, "no sample to train on",
+        reconstruction_weight=0, general_queries=0, self_study_questions=0,
+    )  # fmt: skip
     refuse(llama, tokenizer, text, "cannot carry a LoRA", targets=("nothing",))
 
 
@@ -65,6 +69,8 @@ def test_chat_templates(llama, text):
     refuse(llama, tokenizer, text, "no chat template")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper | replace('S', 'z') }}{% endfor %}"
     refuse(llama, tokenizer, text, "write messages as they are")
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|end|>{% endfor %}"
+    refuse(llama, tokenizer, text, "no token before the user's words")
 
 
 def test_a_template_without_system_turn_is_used_without_one(tokenizer):
