@@ -35,7 +35,12 @@ def attend_backward(
     grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         _row_major(grad), q, keys, values, out, lse, 0.0, causal, scale=scale
     )
-    return grad_q, grad_k.sum(1, keepdim=True), grad_v.sum(1, keepdim=True)
+    return grad_q, _over_group(grad_k), _over_group(grad_v)
+
+
+def _over_group(grad: torch.Tensor) -> torch.Tensor:
+    """(n, group, keys, head_dim) summed to (n, 1, keys, head_dim)."""
+    return grad if grad.shape[1] == 1 else grad.sum(1, keepdim=True)
 
 
 def merge(out: torch.Tensor, lse: torch.Tensor, piece: torch.Tensor, piece_lse: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ the causal mask hides the padding, so that thousands of segments cost a few doze
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 
 import torch
 
@@ -24,7 +25,7 @@ def forward(
     queries, keys, values = _grouped(q, k, v)
     out = torch.zeros_like(queries, memory_format=torch.contiguous_format)
     lse = queries.new_zeros(queries.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    pieces = _Pieces(spans, q.device)
+    pieces = _pieces(spans.numpy().tobytes(), q.device)
     for heads, group in _head_slices(queries):
         inputs = (queries[heads, group], keys[heads], values[heads])
         _forward(*inputs, out[heads, group], lse[heads, group], pieces, scale)
@@ -45,13 +46,19 @@ def backward(
     queries, keys, values = _grouped(q, k, v)
     above, merged, merged_lse = grad.reshape(queries.shape), out.view(queries.shape), lse.view(queries.shape[:3])
     grads = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (queries, keys, values)]
-    pieces = _Pieces(spans, q.device)
+    pieces = _pieces(spans.numpy().tobytes(), q.device)
     for heads, group in _head_slices(queries):
         rowwise = [x[heads, group] for x in (above, queries, merged, merged_lse)]
         inputs = [*rowwise[:2], keys[heads], values[heads], *rowwise[2:]]
         _backward(inputs, [grads[0][heads, group], grads[1][heads], grads[2][heads]], pieces, scale)
     grad_q, grad_k, grad_v = (x.to(q.dtype) for x in grads)
     return grad_q.view(q.shape), grad_k.view(k.shape), grad_v.view(v.shape)
+
+
+@lru_cache(maxsize=64)
+def _pieces(packed: bytes, device: torch.device) -> _Pieces:
+    """The pieces of spans as int64 bytes; those of recent layouts are remembered for the other layers."""
+    return _Pieces(torch.frombuffer(bytearray(packed), dtype=torch.int64).view(-1, 4), device)
 
 
 class _Pieces:

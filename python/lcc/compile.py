@@ -22,6 +22,7 @@ from .optimize import Optimization
 from .progress import Reporter
 from .queries import load_queries
 from .settings import CompileSettings, make_settings
+from .step_memory import fit
 from .surrogate import Surrogate, build_surrogate
 
 
@@ -74,7 +75,8 @@ def compile(
         compiler = Compiler(model, context, layers)
         with _autocast(model, chosen):
             surrogate = _surrogate(compiler, chosen, asked, store, reporter)
-            optimization = Optimization(compiler, surrogate, chosen, store)
+            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen)
+            optimization = Optimization(compiler, surrogate, fitting, store)
             kv = optimization.run(reporter, checkpoint_every)
     memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
     if store and not keep_checkpoint:
@@ -95,6 +97,12 @@ def _surrogate(
     if store:
         store.save_surrogate(made)
     return made
+
+
+def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
+    """Rows of a step's samples, were its queries the longest."""
+    queries = sorted((len(sample.input_ids) for sample in surrogate.train), reverse=True)
+    return len(surrogate.reconstruction.input_ids) + sum(queries[: settings.batch])
 
 
 def _memory(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .context import Context
 from .errors import InputError
 from .kv import KV, SharedCache, decoder
+from .packed import PackedDecoder
 from .settings import CompileSettings
 
 
@@ -29,6 +32,7 @@ class Compiler:
         mean = embeddings.detach().float().mean(0).to(_trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
         self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
+        self.packed = PackedDecoder(model)
         self._enable(False)
         with torch.no_grad():
             self.prefix = read_text(model, context.prefix_ids)
@@ -51,16 +55,55 @@ class Compiler:
                 # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
                 parameter.requires_grad_(True)
 
+    @cached_property
+    def copied_prefix(self) -> KV:
+        """K and V of P': those of P, as many positions further as the text has tokens (identity 7)."""
+        return self.prefix.unrotated(self.model, 0).rotated(self.model, len(self.context.context_ids))
+
+    def encode_embeddings(self) -> torch.Tensor:
+        """Embeddings of [C | B], (1, rows, H)."""
+        return torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers."""
         start = len(self.context.prefix_ids)
-        inputs = torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+        inputs = self.encode_embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
         cache = self.prefix.cache()
         with self.active():
             decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
         buffer = cache.read().tail(self.context.buffer)
         return buffer.unrotated(self.model, start + len(self.context.context_ids))
+
+    def encode_in_chunks(self, tokens: int) -> KV:
+        """K and V of B, keys rotated, with the text read ``tokens`` at a time; the same gradient as ``encode``.
+
+        Only K and V of what was read are kept for the backward, which reads each chunk again, last chunk first: one
+        more forward of [C | B] buys activations of one chunk instead of all (sublinear memory, arXiv 1604.06174).
+        """
+        embeddings = self.encode_embeddings()
+        text = len(self.context.context_ids)
+        pieces = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
+        read, start = [self.prefix], len(self.prefix)
+        for piece in pieces:
+            states = [tensor for kv in read for tensor in (kv.keys, kv.values)]
+            keys, values = checkpoint(
+                self._read_after, piece, start, *states, use_reentrant=False, preserve_rng_state=False
+            )
+            read.append(KV(keys, values))
+            start += piece.shape[1]
+        return read[-1]
+
+    def _read_after(
+        self, embeddings: torch.Tensor, start: int, *states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of ``embeddings`` at positions from ``start``, after ``states``, keys and values in turn."""
+        cache = KV(torch.cat(states[::2], 2), torch.cat(states[1::2], 2)).cache()
+        positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
+        with self.active():
+            decoder(self.model)(inputs_embeds=embeddings, position_ids=positions[None], past_key_values=cache)
+        new = cache.read().tail(embeddings.shape[1])
+        return new.keys.clone(), new.values.clone()
 
     def visible(self, buffer: KV, keep_prefix: bool) -> KV:
         """What segments see, at the positions of inference: [P' | B], or B alone."""

@@ -11,13 +11,14 @@ import lcc_kernels as lk
 
 from .encode import Compiler
 from .settings import CompileSettings
-from .surrogate import STREAMS, Sample, response_hidden
+from .student import student_hidden
+from .surrogate import STREAMS, Sample
 
 
 def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
     """Weighted mean over streams of the mean divergence over each stream's supervised tokens.
 
-    One encode serves all samples. The reconstruction sample, far longer than queries, gets a pass of its own.
+    One encode serves all samples, by the engine that the settings name (see ``student_hidden``).
 
     Args:
         samples: of any streams; each stream's weight is shared by its supervised tokens.
@@ -25,23 +26,15 @@ def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSe
     Returns:
         A scalar, in nats a token for ``loss="kl"``; differentiable in LoRA and buffer embeddings.
     """
-    visible = compiler.visible(compiler.encode(), settings.keep_prefix)
-    long = [sample for sample in samples if sample.stream == "reconstruction"]
-    short = [sample for sample in samples if sample.stream != "reconstruction"]
-    groups = [group for group in (long, short) if group]
-    with compiler.active(settings.coupled):
-        hidden = torch.cat([response_hidden(compiler.model, visible, group) for group in groups])
-    ordered = [sample for group in groups for sample in group]
-    weights = row_weights(ordered, settings).to(hidden.device)
-    return divergence(compiler.model, hidden, ordered, weights, settings.loss)
+    hidden = student_hidden(compiler, samples, settings)
+    weights = row_weights(samples, settings).to(hidden.device)
+    return divergence(compiler.model, hidden, samples, weights, settings.loss)
 
 
 def held_out_kl(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> float:
     """Mean KL(teacher || student) over the samples' supervised tokens, in nats a token."""
     with torch.no_grad():
-        visible = compiler.visible(compiler.encode(), settings.keep_prefix)
-        with compiler.active(settings.coupled):
-            hidden = response_hidden(compiler.model, visible, samples)
+        hidden = student_hidden(compiler, samples, settings)
         weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
         return divergence(compiler.model, hidden, samples, weights, "kl").item()
 

@@ -34,6 +34,11 @@ class CompileSettings:
         loss: ``kl`` (nats a token) or ``mse`` over logits (the paper's ablation).
         coupled: leave the LoRA on for queries and responses while training (the paper's ablation).
         precision: ``auto`` (bfloat16 autocast on devices that have it), ``float32`` or ``bfloat16``.
+        engine: ``packed`` (one pass a step) or ``reference`` (encode, then samples over a cache); the same gradient.
+        gradient_checkpointing: compute a layer's activations again in the backward; ``auto`` if a step would not fit.
+        encode_chunk: tokens of text encoded at a time, each chunk again in the backward; 0 for all at once, ``auto``
+            only if a step would not fit with ``gradient_checkpointing`` either.
+        torch_compile: run the packed pass's layers through ``torch.compile``.
         seed: of every random draw.
     """
 
@@ -60,6 +65,10 @@ class CompileSettings:
     loss: str = "kl"
     coupled: bool = False
     precision: str = "auto"
+    engine: str = "packed"
+    gradient_checkpointing: bool | str = "auto"
+    encode_chunk: int | str = "auto"
+    torch_compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -80,6 +89,11 @@ class CompileSettings:
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
         _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
         _require(self.loss in ("kl", "mse"), "loss", self.loss, "kl or mse")
+        _require(self.engine in ("packed", "reference"), "engine", self.engine, "packed or reference")
+        checkpointing, chunk = self.gradient_checkpointing, self.encode_chunk
+        _require(checkpointing in (True, False, "auto"), "gradient_checkpointing", checkpointing, "auto, True or False")
+        valid = chunk == "auto" or (isinstance(chunk, int) and chunk >= 0)
+        _require(valid, "encode_chunk", chunk, "auto, or a whole number of at least 0")
         precisions = ("auto", "float32", "bfloat16")
         _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")
 

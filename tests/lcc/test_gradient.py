@@ -1,32 +1,37 @@
-"""Two passes, and one packed pass, against the paper's loop: a full pass a sample, LoRA on C and B alone."""
+"""Both engines against the paper's loop: a full pass a sample under a dense mask, LoRA on C and B alone."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-import lcc_kernels as lk
 from lcc.context import build_context
 from lcc.encode import Compiler, attention_projections, lora_model, read_text
-from lcc.objective import divergence, row_weights, step_loss, stream_weights
-from lcc.packed import packed_embeddings, packed_forward
+from lcc.objective import step_loss, stream_weights
 from lcc.settings import make_settings
 from lcc.surrogate import build_surrogate
 from tests.conftest import FAMILIES, tiny_model
+
+WAYS = [
+    {"engine": "reference"},
+    {"engine": "packed"},
+    {"encode_chunk": 24, "gradient_checkpointing": True},
+]
 
 
 def silent(*_: object) -> None:
     pass
 
 
-def naive_logits(model, compiler, lora, scaling, sample, keep_prefix):
+def naive_logits(model, compiler, lora, scaling, sample, settings):
     """Student logits of one sample from a single pass over [P | C | B | P' | query response]."""
     context = compiler.context
     prefix, text, buffer = len(context.prefix_ids), len(context.context_ids), context.buffer
-    copied = prefix if keep_prefix else 0
+    copied = prefix if settings.keep_prefix else 0
     own = torch.tensor([sample.input_ids])
     start = prefix + text + buffer
     total = start + copied + own.shape[1]
@@ -41,6 +46,7 @@ def naive_logits(model, compiler, lora, scaling, sample, keep_prefix):
     positions = torch.cat((torch.arange(start), torch.arange(text, text + copied), own_positions))
     inside = torch.zeros(1, total, 1, dtype=torch.float64)
     inside[:, prefix:start] = 1
+    inside[:, start + copied :] = settings.coupled
     handles = [
         module.register_forward_hook(
             lambda _, inputs, output, pair=lora[name]: output + inputs[0] @ pair[0].T @ pair[1].T * scaling * inside
@@ -66,38 +72,23 @@ def naive_loss(model, compiler, lora, scaling, samples, settings):
         mine = [sample for sample in samples if sample.stream == stream]
         supervised = sum(len(sample.response_ids) for sample in mine)
         for sample in mine:
-            student = log_softmax(naive_logits(model, compiler, lora, scaling, sample, settings.keep_prefix), -1)
+            student = log_softmax(naive_logits(model, compiler, lora, scaling, sample, settings), -1)
             teacher = log_softmax(model.get_output_embeddings()(sample.teacher_hidden), -1)
             divergence = kl_div(student, teacher, log_target=True, reduction="sum")
             total = total + divergence / supervised * weights[stream]
     return total / sum(weights[stream] for stream in present)
 
 
-def packed_loss(model, compiler, samples, settings):
-    """The same loss from one packed row [P | C | B | P' | samples] under the bottleneck attention op."""
-    context = compiler.context
-    segments = [len(sample.input_ids) for sample in samples]
-    sizes = len(context.prefix_ids), len(context.context_ids), context.buffer
-    layout = lk.BottleneckLayout(*sizes, segments, settings.keep_prefix)
-    copied = context.prefix_ids if settings.keep_prefix else ()
-    own = [token for sample in samples for token in sample.input_ids]
-    ids = torch.tensor([*context.prefix_ids, *context.context_ids, *[0] * context.buffer, *copied, *own])
-    hidden = packed_forward(model, packed_embeddings(model, ids, layout, [compiler.buffer]), layout)[0]
-    starts = [
-        rows.start + len(s.query_ids) - 1 for rows, s in zip(layout.documents[0].segment_rows, samples, strict=True)
-    ]
-    supervised = torch.cat([hidden[start:][: len(s.response_ids)] for start, s in zip(starts, samples, strict=True)])
-    return divergence(model, supervised, samples, row_weights(samples, settings), settings.loss)
-
-
-@pytest.mark.parametrize("keep_prefix", [True, False])
+@pytest.mark.parametrize(
+    "variant", [{}, {"keep_prefix": False}, {"coupled": True}], ids=["default", "no prefix", "coupled"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_passes_and_one_packed_pass_give_the_per_sample_gradient(family, keep_prefix, tokenizer, text):
+def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, text):
     model = tiny_model(family, torch.float64)
     plain = copy.deepcopy(model)
     settings = make_settings(
-        keep_prefix=keep_prefix, rank=2, general_queries=4, self_study_questions=3, max_response_tokens=5,
-        self_study_weight=2.0, held_out=0.0,
+        rank=2, general_queries=2, self_study_questions=1, max_response_tokens=4, self_study_weight=2.0, held_out=0.0,
+        **variant,
     )  # fmt: skip
     context = build_context(model, tokenizer, text, 8, 5)
     with lora_model(model, settings) as layers:
@@ -115,16 +106,12 @@ def test_two_passes_and_one_packed_pass_give_the_per_sample_gradient(family, kee
         matrices = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
         lora = dict(zip(names, matrices, strict=True))
         parameters = [compiler.buffer, *compiler.lora]
-        loss = step_loss(compiler, samples, settings)
         expected = naive_loss(plain, compiler, lora, settings.alpha / settings.rank, samples, settings)
-        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
-        packed = packed_loss(model, compiler, samples, settings)
-        torch.testing.assert_close(packed, expected, rtol=1e-9, atol=0)
-        got, single, want = (
-            torch.autograd.grad(value, parameters, materialize_grads=True) for value in (loss, packed, expected)
-        )
-        for mine, one, naive in zip(got, single, want, strict=True):
-            assert (mine - naive).norm() <= 1e-9 * naive.norm()
-            assert (one - naive).norm() <= 1e-9 * naive.norm()
-        # Of the last layer only K and V of B are read: its other projections have no gradient.
-        assert sum(bool(gradient.any()) for gradient in got) >= len(parameters) - 4
+        wanted = torch.autograd.grad(expected, parameters, materialize_grads=True)
+        # Of the last layer only K and V of B are read: unless coupled, its other projections have no gradient.
+        assert sum(bool(gradient.any()) for gradient in wanted) >= len(parameters) - 4
+        for ways in WAYS:
+            loss = step_loss(compiler, samples, replace(settings, **ways))
+            torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+            for mine, naive in zip(torch.autograd.grad(loss, parameters, materialize_grads=True), wanted, strict=True):
+                assert (mine - naive).norm() <= 1e-9 * naive.norm()

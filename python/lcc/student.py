@@ -1,0 +1,107 @@
+"""The student: the frozen model answering from B alone, each sample's response predicted (LCC section 3.2).
+
+``packed`` runs one row [P | C | B | P' | sample | sample | ...] a step, the K and V of P and P' being known; of C and
+B, the last layer runs B alone, whose K and V the samples read. ``reference`` runs [P | C | B], then the samples over a
+cache. They are the same function (identities 1, 6 and 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+import lcc_kernels as lk
+
+from .kv import KV
+from .packed import PackedRow
+from .settings import CompileSettings
+from .surrogate import Sample, response_hidden
+
+if TYPE_CHECKING:
+    from .encode import Compiler
+
+
+def student_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """Last hidden states where the samples' responses are predicted, (supervised tokens, H), sample by sample.
+
+    Differentiable in LoRA and buffer embeddings.
+    """
+    run = {"packed": packed_hidden, "reference": reference_hidden}[settings.engine]
+    return run(compiler, samples, settings)
+
+
+def reference_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """Two passes: the encode, then batches of padded samples over [P' | B]."""
+    visible = compiler.visible(compiler.encode(), settings.keep_prefix)
+    with compiler.active(settings.coupled):
+        return torch.cat([response_hidden(compiler.model, visible, group) for group in _alike(samples)])
+
+
+def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """One packed pass that runs C, B and the samples, or after a chunked encode the samples alone."""
+    ids = [token for sample in samples for token in sample.input_ids]
+    own = compiler.model.get_input_embeddings()(torch.tensor([ids], device=compiler.model.device))
+    segments = tuple(len(sample.input_ids) for sample in samples)
+    behind = len(compiler.prefix) + len(compiler.context.context_ids) + compiler.context.buffer
+    positions = torch.cat([behind + torch.arange(length) for length in segments])
+    if settings.encode_chunk not in (0, "auto"):
+        buffer = compiler.encode_in_chunks(int(settings.encode_chunk))
+        rows = [_samples_alone(compiler, segments, settings, buffer)] * compiler.model.config.num_hidden_layers
+        embeddings = own
+    else:
+        rows = _rows(compiler, segments, settings)
+        embeddings = torch.cat((compiler.encode_embeddings(), own), 1)
+        positions = torch.cat((torch.arange(len(compiler.prefix), behind), positions))
+    hidden = compiler.packed(
+        embeddings,
+        positions.to(embeddings.device),
+        rows,
+        checkpointing=settings.gradient_checkpointing is True,
+        compiled=settings.torch_compile,
+    )
+    first = hidden.shape[1] - own.shape[1]
+    return hidden[0, first + supervised_rows(samples).to(hidden.device)]
+
+
+def _rows(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings) -> list[PackedRow]:
+    """A packed row for each layer: C, B and samples, in the last layer B and samples."""
+    prefix, text, buffer = compiler.prefix, len(compiler.context.context_ids), compiler.context.buffer
+
+    def row(skipped: int) -> PackedRow:
+        """The row without the first ``skipped`` tokens of C."""
+        encoded = text - skipped + buffer
+        layout = lk.BottleneckLayout(len(prefix), text - skipped, buffer, segments, settings.keep_prefix)
+        given = [(0, prefix)] + [(encoded, compiler.copied_prefix)] * settings.keep_prefix
+        return PackedRow(layout, tuple(given), None if settings.coupled else encoded, skipped)
+
+    return [row(0)] * (compiler.model.config.num_hidden_layers - 1) + [row(text)]
+
+
+def _samples_alone(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings, buffer: KV) -> PackedRow:
+    """The packed row in which only samples run, after a B that is known."""
+    layout = lk.BottleneckLayout(len(compiler.prefix), 0, len(buffer), segments, settings.keep_prefix)
+    given = [compiler.prefix, buffer] + [compiler.copied_prefix] * settings.keep_prefix
+    return PackedRow(layout, tuple((0, kv) for kv in given), None if settings.coupled else 0)
+
+
+def supervised_rows(samples: Sequence[Sample]) -> torch.Tensor:
+    """Where responses are predicted, in the samples' tokens one behind the other: (supervised tokens,) int64."""
+    rows, start = [], 0
+    for sample in samples:
+        stop = start + len(sample.input_ids)
+        rows.append(torch.arange(start + len(sample.query_ids) - 1, stop))
+        start = stop
+    return torch.cat(rows)
+
+
+def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Runs of samples of like length: the reconstruction sample, far longer than queries, goes alone."""
+    groups: list[list[Sample]] = []
+    for sample in samples:
+        if groups and (groups[-1][0].stream == "reconstruction") == (sample.stream == "reconstruction"):
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups
