@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoint import Checkpoint, identity, remove_checkpoint
 from .context import Context, build_context
-from .encode import Compiler, lora_model, read_text
+from .encode import Writer, WriterFactory, lora_compiler, read_text
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
 from .memory import Memory
@@ -37,6 +37,7 @@ def compile(
     checkpoint_every: int = 50,
     keep_checkpoint: bool = False,
     progress: bool = True,
+    writer: WriterFactory = lora_compiler,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -55,6 +56,7 @@ def compile(
         checkpoint_every: steps between two checkpoints.
         keep_checkpoint: leave the finished checkpoint for ``lcc.remove_checkpoint``, until the memory is safely saved.
         progress: show a progress bar on stderr.
+        writer: what is trained to write the buffer's K and V; LCC's LoRA, or another with ``engine="reference"``.
         **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
 
     Raises:
@@ -70,30 +72,58 @@ def compile(
     print_of = fingerprint(model, tokenizer)
     store = None
     if checkpoint is not None:
-        store = Checkpoint(Path(checkpoint), identity(chosen, context.sha256, print_of, asked))
-    with Reporter(progress) as reporter, _seeded(model, chosen.seed), lora_model(model, chosen) as layers:
-        compiler = Compiler(model, context, layers)
-        with _autocast(model, chosen):
-            surrogate = _surrogate(compiler, chosen, asked, store, reporter)
-            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen)
-            optimization = Optimization(compiler, surrogate, fitting, store)
-            kv = optimization.run(reporter, checkpoint_every)
-    memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
+        known = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
+        store = Checkpoint(Path(checkpoint), known)
+    with Reporter(progress) as reporter, seeded(model, chosen.seed), writer(model, context, chosen) as writing:
+        written = write(writing, chosen, asked, store, reporter, checkpoint_every)
+    memory = _memory(model, context, written, chosen, print_of)
     if store and not keep_checkpoint:
         remove_checkpoint(store.folder)
     return memory
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a writer wrote: B's K and V, keys unrotated, what it was taught, and the curve of ``Memory``."""
+
+    kv: KV
+    surrogate: Surrogate
+    curve: list[dict[str, float]]
+
+
+def write(
+    writer: Writer,
+    settings: CompileSettings,
+    queries: list[str],
+    store: Checkpoint | None,
+    reporter: Reporter,
+    checkpoint_every: int = 50,
+) -> Written:
+    """Make the surrogate data and train ``writer`` on it.
+
+    Raises:
+        DivergedError: the loss became NaN; the last checkpoint stands.
+        MismatchError: the checkpoint folder belongs to another compilation.
+        MemoryFileError: a checkpoint cannot be read or written.
+    """
+    with _autocast(writer.model, settings):
+        surrogate = _surrogate(writer, settings, queries, store, reporter)
+        fitting = fit(writer, _most_rows(surrogate, settings), settings)
+        optimization = Optimization(writer, surrogate, fitting, store)
+        kv = optimization.run(reporter, checkpoint_every)
+    return Written(kv, surrogate, optimization.curve)
+
+
 def _surrogate(
-    compiler: Compiler, settings: CompileSettings, queries: list[str], store: Checkpoint | None, reporter: Reporter
+    writer: Writer, settings: CompileSettings, queries: list[str], store: Checkpoint | None, reporter: Reporter
 ) -> Surrogate:
     """The surrogate data: from the checkpoint, or made now."""
-    stored = store.load_surrogate(compiler.model.device) if store else None
+    stored = store.load_surrogate(writer.model.device) if store else None
     if stored is not None:
         return stored
     with torch.no_grad():
-        text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
-        made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count)
+        text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
+        made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count)
     if store:
         store.save_surrogate(made)
     return made
@@ -108,14 +138,12 @@ def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
 def _memory(
     model: PreTrainedModel,
     context: Context,
-    kv: KV,
+    written: Written,
     settings: CompileSettings,
     print_of: dict[str, str],
-    surrogate: Surrogate,
-    curve: list[dict[str, float]],
 ) -> Memory:
     return Memory(
-        kv=KV(kv.keys.to(model.dtype), kv.values.to(model.dtype)),
+        kv=KV(written.kv.keys.to(model.dtype), written.kv.values.to(model.dtype)),
         prefix_ids=context.prefix_ids if settings.keep_prefix else (),
         ratio=settings.ratio,
         source_tokens=len(context.context_ids),
@@ -123,13 +151,13 @@ def _memory(
         rope=dict(model.config.rope_parameters),
         fingerprint=print_of,
         settings=asdict(settings),
-        curve=curve,
-        questions=tuple(sorted(surrogate.self_questions)),
+        curve=written.curve,
+        questions=tuple(sorted(written.surrogate.self_questions)),
     )
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Seed torch inside the block and give the caller's random state back after it."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

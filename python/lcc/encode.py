@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -20,24 +22,66 @@ from .packed import PackedDecoder
 from .settings import CompileSettings
 
 
-class Compiler:
+class Writer(ABC):
+    """What is trained to write K and V that the frozen model reads instead of a text.
+
+    Attributes:
+        prefix: K and V of P, rotated, as the frozen model reads it.
+    """
+
+    def __init__(self, model: PreTrainedModel, context: Context):
+        self.model, self.context = model, context
+        with torch.no_grad():
+            self.prefix = read_text(model, context.prefix_ids)
+
+    @abstractmethod
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """What is trained: optimiser groups of ``params`` and their initial ``lr``."""
+
+    @abstractmethod
+    def encode(self) -> KV:
+        """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in the parameters."""
+
+    def active(self, on: bool = True) -> AbstractContextManager[None]:
+        """Switch on, inside the block, whatever the writer adds to the model."""
+        return nullcontext()
+
+    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
+        """What segments see, at the positions of inference: [P' | B], or B alone."""
+        if not keep_prefix:
+            return buffer.rotated(self.model, 0)
+        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
+
+
+# A writer for the block, and the model as it came after it.
+WriterFactory = Callable[[PreTrainedModel, Context, CompileSettings], AbstractContextManager[Writer]]
+
+
+class Compiler(Writer):
     """The disposable part: a LoRA inside the model, and the buffer embeddings (LCC section 3.3).
 
     The LoRA is off unless ``active()``; ``lora_model`` makes and removes it.
     """
 
     def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
-        self.model, self.context, self._layers = model, context, layers
-        embeddings = model.get_input_embeddings().weight
-        mean = embeddings.detach().float().mean(0).to(_trainable_dtype(embeddings.dtype))
-        self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
-        self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
-        self.packed = PackedDecoder(model)
+        self._layers = layers
         self._enable(False)
+        super().__init__(model, context)
+        embeddings = model.get_input_embeddings().weight
+        mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
+        self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
+        self.lora = [parameter for layer in layers for parameter in adapter_parameters(layer)]
+        self.packed = PackedDecoder(model)
         with torch.no_grad():
-            self.prefix = read_text(model, context.prefix_ids)
             ids = torch.tensor([context.context_ids], device=embeddings.device)
             self._context_embeddings = model.get_input_embeddings()(ids)
+
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """Buffer embeddings and LoRA, each with its own learning rate."""
+        return [
+            {"params": [self.buffer], "lr": settings.buffer_learning_rate},
+            {"params": self.lora, "lr": settings.learning_rate},
+        ]
 
     @contextmanager
     def active(self, on: bool = True) -> Iterator[None]:
@@ -51,7 +95,7 @@ class Compiler:
     def _enable(self, on: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(on)
-            for parameter in _adapter_parameters(layer):
+            for parameter in adapter_parameters(layer):
                 # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
                 parameter.requires_grad_(True)
 
@@ -105,11 +149,12 @@ class Compiler:
         new = cache.read().tail(embeddings.shape[1])
         return new.keys.clone(), new.values.clone()
 
-    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
-        """What segments see, at the positions of inference: [P' | B], or B alone."""
-        if not keep_prefix:
-            return buffer.rotated(self.model, 0)
-        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
+
+@contextmanager
+def lora_compiler(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Compiler]:
+    """LCC's writer."""
+    with lora_model(model, settings) as layers:
+        yield Compiler(model, context, layers)
 
 
 def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None) -> KV:
@@ -180,9 +225,11 @@ def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
+def adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
+    """The LoRA's parameters in ``layer``."""
     return [p for name in layer.adapter_layer_names for p in getattr(layer, name).parameters()]
 
 
-def _trainable_dtype(dtype: torch.dtype) -> torch.dtype:
+def trainable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 at least."""
     return dtype if dtype == torch.float64 else torch.float32

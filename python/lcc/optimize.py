@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint
-from .encode import Compiler
+from .encode import Writer
 from .errors import DivergedError
 from .kv import KV
 from .objective import held_out_kl, step_loss, stream_weights
@@ -20,24 +20,18 @@ from .surrogate import Sample, Surrogate
 
 
 class Optimization:
-    """AdamW with linear decay on LoRA and buffer embeddings; keeps the state with the best held-out KL.
+    """AdamW with linear decay on what the writer trains; keeps the state with the best held-out KL.
 
     Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
     """
 
-    def __init__(
-        self, compiler: Compiler, surrogate: Surrogate, settings: CompileSettings, checkpoint: Checkpoint | None
-    ):
-        self.compiler, self.surrogate, self.settings = compiler, surrogate, settings
+    def __init__(self, writer: Writer, surrogate: Surrogate, settings: CompileSettings, checkpoint: Checkpoint | None):
+        self.writer, self.surrogate, self.settings = writer, surrogate, settings
         self.checkpoint = checkpoint
-        self.parameters = [compiler.buffer, *compiler.lora]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [compiler.buffer], "lr": settings.buffer_learning_rate},
-                {"params": compiler.lora, "lr": settings.learning_rate},
-            ],
-            weight_decay=0.0,
-        )
+        groups = writer.parameter_groups(settings)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.learning_rates = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.pools = self._pools()
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
@@ -67,19 +61,15 @@ class Optimization:
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-            return self.compiler.encode()
+            return self.writer.encode()
 
     def _advance(self) -> float:
         """One optimiser step; returns its loss."""
         began = time.monotonic()
         rate = 1 - self.step / self.settings.steps
-        for group, initial in zip(
-            self.optimizer.param_groups,
-            (self.settings.buffer_learning_rate, self.settings.learning_rate),
-            strict=True,
-        ):
+        for group, initial in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
             group["lr"] = initial * rate
-        loss = step_loss(self.compiler, self._draw(), self.settings)
+        loss = step_loss(self.writer, self._draw(), self.settings)
         value = loss.item()
         if not math.isfinite(value):
             raise DivergedError(self._divergence(value))
@@ -116,7 +106,7 @@ class Optimization:
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
         held_out = self.surrogate.held_out
-        kl = held_out_kl(self.compiler, held_out, self.settings) if held_out else loss
+        kl = held_out_kl(self.writer, held_out, self.settings) if held_out else loss
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out or not self.settings.patience:

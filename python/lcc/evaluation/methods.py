@@ -18,6 +18,7 @@ from ..attach import attach
 from ..chat import ChatFormat
 from ..checkpoint import remove_checkpoint
 from ..compile import compile
+from ..encode import WriterFactory, lora_compiler
 from ..errors import InputError, MemoryFileError
 from ..fingerprint import fingerprint
 from ..generate import answer_queries
@@ -114,13 +115,13 @@ class CompiledMemory(_Reading):
     Args:
         queries: context-agnostic queries, see ``lcc.load_queries``.
         progress: show compile's progress bars on stderr.
+        name: how its results are labelled.
+        writer: what writes the memories, see ``lcc.compile``.
 
     Raises:
         InputError: the queries cannot be used.
         MemoryFileError: the folder cannot be made.
     """
-
-    name = "memory"
 
     def __init__(
         self,
@@ -131,9 +132,12 @@ class CompiledMemory(_Reading):
         batch: int = 32,
         queries: str | Sequence[str] | None = None,
         progress: bool = False,
+        name: str = "memory",
+        writer: WriterFactory = lora_compiler,
     ):
         super().__init__(model, tokenizer, batch)
         self.folder, self.settings, self.progress = folder, settings, progress
+        self.name, self.writer = name, writer
         self.queries = load_queries(queries)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +147,7 @@ class CompiledMemory(_Reading):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The model's and tokenizer's digests, the settings and the queries."""
-        asked = {"settings": asdict(self.settings), "queries": _digest(self.queries)}
+        asked = {"settings": asdict(self.settings), "queries": _digest(self.queries), "writer": self.writer.__name__}
         return json.loads(json.dumps(fingerprint(self.model, self.tokenizer) | asked))
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
@@ -171,6 +175,7 @@ class CompiledMemory(_Reading):
                 checkpoint=checkpoint,
                 keep_checkpoint=True,
                 progress=self.progress,
+                writer=self.writer,
                 **asdict(self.settings),
             )
             memory.save(path)
