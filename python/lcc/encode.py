@@ -57,31 +57,14 @@ class Writer(ABC):
 WriterFactory = Callable[[PreTrainedModel, Context, CompileSettings], AbstractContextManager[Writer]]
 
 
-class Compiler(Writer):
-    """The disposable part: a LoRA inside the model, and the buffer embeddings (LCC section 3.3).
-
-    The LoRA is off unless ``active()``; ``lora_model`` makes and removes it.
-    """
+class LoraWriter(Writer):
+    """A writer with a LoRA inside the model: off unless ``active()``; ``lora_model`` makes and removes it."""
 
     def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
         self._layers = layers
+        self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
         self._enable(False)
         super().__init__(model, context)
-        embeddings = model.get_input_embeddings().weight
-        mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
-        self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
-        self.lora = [parameter for layer in layers for parameter in adapter_parameters(layer)]
-        self.packed = PackedDecoder(model)
-        with torch.no_grad():
-            ids = torch.tensor([context.context_ids], device=embeddings.device)
-            self._context_embeddings = model.get_input_embeddings()(ids)
-
-    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
-        """Buffer embeddings and LoRA, each with its own learning rate."""
-        return [
-            {"params": [self.buffer], "lr": settings.buffer_learning_rate},
-            {"params": self.lora, "lr": settings.learning_rate},
-        ]
 
     @contextmanager
     def active(self, on: bool = True) -> Iterator[None]:
@@ -95,9 +78,30 @@ class Compiler(Writer):
     def _enable(self, on: bool) -> None:
         for layer in self._layers:
             layer.enable_adapters(on)
-            for parameter in adapter_parameters(layer):
+            for parameter in _adapter_parameters(layer):
                 # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
                 parameter.requires_grad_(True)
+
+
+class Compiler(LoraWriter):
+    """The disposable part: a LoRA inside the model, and the buffer embeddings (LCC section 3.3)."""
+
+    def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
+        super().__init__(model, context, layers)
+        embeddings = model.get_input_embeddings().weight
+        mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
+        self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
+        self.packed = PackedDecoder(model)
+        with torch.no_grad():
+            ids = torch.tensor([context.context_ids], device=embeddings.device)
+            self._context_embeddings = model.get_input_embeddings()(ids)
+
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """Buffer embeddings and LoRA, each with its own learning rate."""
+        return [
+            {"params": [self.buffer], "lr": settings.buffer_learning_rate},
+            {"params": self.lora, "lr": settings.learning_rate},
+        ]
 
     @cached_property
     def copied_prefix(self) -> KV:
@@ -182,6 +186,21 @@ def attention_projections(model: PreTrainedModel) -> list[str]:
 
 
 @contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradient for the model's own parameters, and eval mode, inside the block; as it came after it."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = [(module, module.training) for module in model.modules()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        for module, flag in training:
+            module.training = flag
+
+
+@contextmanager
 def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[list[BaseTunerLayer]]:
     """Put a LoRA into ``model`` for the block; the model leaves it as it came, also when the block raises.
 
@@ -191,31 +210,26 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise InputError("the model carries an adapter: merge or unload it first, a memory belongs to a plain model")
     attributes = set(vars(model))
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(settings.targets or attention_projections(model)),
         bias="none",
     )
-    wrapped = None
-    try:
+    with frozen(model):
+        wrapped = None
         try:
-            wrapped = _wrap(model, config)
-        except ValueError as error:
-            raise InputError(f"targets {settings.targets} cannot carry a LoRA: {error}") from error
-        model.eval()
-        yield [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    finally:
-        if wrapped is not None:
-            wrapped.unload()
-        for name in set(vars(model)) - attributes:
-            delattr(model, name)
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
-        for module, flag in training:
-            module.training = flag
+            try:
+                wrapped = _wrap(model, config)
+            except ValueError as error:
+                raise InputError(f"targets {settings.targets} cannot carry a LoRA: {error}") from error
+            model.eval()
+            yield [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        finally:
+            if wrapped is not None:
+                wrapped.unload()
+            for name in set(vars(model)) - attributes:
+                delattr(model, name)
 
 
 def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -225,8 +239,7 @@ def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
         return get_peft_model(model, config)
 
 
-def adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
-    """The LoRA's parameters in ``layer``."""
+def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
     return [p for name in layer.adapter_layer_names for p in getattr(layer, name).parameters()]
 
 

@@ -53,7 +53,7 @@ class Memory:
     @property
     def kv_bytes(self) -> int:
         """Bytes of the buffer tokens' K and V."""
-        return self.kv.keys.nbytes + self.kv.values.nbytes
+        return self.kv.nbytes
 
     @property
     def dtype(self) -> str:

@@ -65,7 +65,7 @@ class Method(Protocol):
         ...
 
 
-class _Reading:
+class Reading:
     """A method whose questions see K and V alone."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 32):
@@ -77,7 +77,7 @@ class _Reading:
         return dict(fingerprint(self.model, self.tokenizer))
 
 
-class FullText(_Reading):
+class FullText(Reading):
     """The upper bound: the context is read before every question."""
 
     name = "full_text"
@@ -93,11 +93,11 @@ class FullText(_Reading):
         visible = read_chat(self.model, chat, context)
         seconds = time.monotonic() - began
         return Answers(
-            answer_after(self.model, chat, visible, examples, self.batch, bool(context)), _bytes(visible), seconds
+            answer_after(self.model, chat, visible, examples, self.batch, bool(context)), visible.nbytes, seconds
         )
 
 
-class NoText(_Reading):
+class NoText(Reading):
     """The lower bound: the chat's prefix and the question."""
 
     name = "no_text"
@@ -106,10 +106,10 @@ class NoText(_Reading):
         """Answer without the context."""
         chat = ChatFormat.of(self.tokenizer)
         visible = read_chat(self.model, chat, "")
-        return Answers(answer_after(self.model, chat, visible, examples, self.batch, False), _bytes(visible), 0.0)
+        return Answers(answer_after(self.model, chat, visible, examples, self.batch, False), visible.nbytes, 0.0)
 
 
-class CompiledMemory(_Reading):
+class CompiledMemory(Reading):
     """A memory of each context, compiled once and kept in ``folder``; a compilation that was killed goes on.
 
     Args:
@@ -160,7 +160,7 @@ class CompiledMemory(_Reading):
         visible = attach(self.model, memory).read()
         texts = answer_after(self.model, ChatFormat.of(self.tokenizer), visible, examples, self.batch)
         seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
-        return Answers(texts, _bytes(visible), seconds, frozenset(memory.questions))
+        return Answers(texts, visible.nbytes, seconds, frozenset(memory.questions))
 
     def memory(self, context: str) -> Memory:
         """The memory of ``context``: from the folder, or compiled now."""
@@ -230,10 +230,6 @@ def _check_window(model: PreTrainedModel, past: int, queries: list[list[int]], e
             f"text, question and answer need a window of {needed} tokens and the model's is {window}: "
             "leave longer texts out or take a model with a longer window"
         )
-
-
-def _bytes(kv: KV) -> int:
-    return kv.keys.nbytes + kv.values.nbytes
 
 
 def _digest(value: Any) -> str:
