@@ -2,8 +2,8 @@
 
     python -m benchmarks.fidelity_search --out benchmarks/results/fidelity-search.json --work DIR --ratio 16
 
-Best is the highest mean of what is kept of the questions and of the general queries. A second call goes on from DIR, and keeps the
-rows of methods that it was not asked to search.
+Best is the highest mean of what is kept of the questions and of the general queries. A second call goes on from DIR,
+and keeps the rows of methods that it was not asked to search.
 """
 
 from __future__ import annotations

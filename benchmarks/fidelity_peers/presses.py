@@ -22,6 +22,8 @@ from lcc.kv import KV, decoder
 from .workbench import Options, Peer, PeerMethod, Workbench
 
 MISSING = "kvpress is not installed: see benchmarks/constraints-kvpress.txt"
+# The tokens kept, or for KVzip the pairs dropped, are rounded down: this keeps a whole number what it is.
+ROUNDING = 1e-9
 # Tokens that SnapKV looks back from: kvpress' 64 would be more than the whole budget.
 WINDOWS = (4, 8, 16)
 
@@ -38,8 +40,7 @@ class Press(PeerMethod):
         began = time.monotonic()
         ids = [*self.chat.prefix_ids, *self.chat.ids(context)]
         kept = len(self.chat.prefix_ids) + self.tokens(context)
-        # kvpress rounds the tokens that it keeps down.
-        press = self.make(compression_ratio=1 - (kept + 0.5) / len(ids), **self.options)
+        press = self.make(compression_ratio=1 - kept / len(ids), **self.options)
         with pressed(self.model, press, ids) as full:
             visible = moved(self.model, full, len(full) - len(ids))
             seconds = time.monotonic() - began
@@ -84,28 +85,28 @@ def _hidden_pairs(model: PreTrainedModel) -> int:
     return sum(len(indices[0]) for indices in hidden if indices is not None)
 
 
-def _snapkv(**options: Any) -> Any:
+def _snapkv(compression_ratio: float, **options: Any) -> Any:
     from kvpress import SnapKVPress
 
-    return SnapKVPress(**options)
+    return SnapKVPress(max(0.0, compression_ratio - ROUNDING), **options)
 
 
-def _expected_attention(**options: Any) -> Any:
+def _expected_attention(compression_ratio: float, **options: Any) -> Any:
     from kvpress import ExpectedAttentionPress
 
-    return ExpectedAttentionPress(**options)
+    return ExpectedAttentionPress(max(0.0, compression_ratio - ROUNDING), **options)
 
 
-def _chunkkv(chunk_length: int, **options: Any) -> Any:
+def _chunkkv(compression_ratio: float, chunk_length: int, **options: Any) -> Any:
     from kvpress import ChunkKVPress
 
-    return ChunkKVPress(_snapkv(**options), chunk_length)
+    return ChunkKVPress(_snapkv(compression_ratio, **options), chunk_length)
 
 
-def _kvzip(**options: Any) -> Any:
+def _kvzip(compression_ratio: float, **options: Any) -> Any:
     from kvpress import KVzipPress
 
-    return KVzipPress(**options)
+    return KVzipPress(compression_ratio + ROUNDING, **options)
 
 
 def _peer(make: Callable[..., Any], source: str, grid: tuple[Options, ...]) -> Peer:
