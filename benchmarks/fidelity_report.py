@@ -15,8 +15,9 @@ PANELS = (("qa_kept", "interval", "questions about the text"), ("general_kept", 
 WHERE = ("device", "torch", "transformers", "commit", "date")
 NEEDED = {"method", "ratio", "qa_kept", "general_kept", "kv_bytes", "seconds", "interval"}
 NOTE = (
-    "Kept: score / full-text score, 95 % intervals over documents and questions. Other wordings: the score on questions "
-    "that the method did not ask itself. Bytes: K and V that a question finds, the chat's prefix and any LoRA included."
+    "Kept: score / full-text score, with 95 % intervals over documents and questions. Other wordings: the score on "
+    "questions that the method did not ask itself. Bytes: of the K and V that a question finds, the chat's prefix "
+    "included, and of any LoRA."
 )
 Row = dict[str, Any]
 
@@ -87,31 +88,29 @@ def _line(cells: Sequence[str]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Save a PNG: what each method keeps, with intervals, a panel for the questions and one for general queries."""
     methods = list(dict.fromkeys(row["method"] for row in rows))[::-1]
-    ratios = list(dict.fromkeys(row["ratio"] for row in rows if row["method"] not in ("full_text", "no_text")))
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_group(row), []).append(row)
+    ratios = [name for name in groups if name.startswith("ratio")]
     figure = Figure(figsize=(11, 1.5 + 0.38 * len(methods)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (value, interval, title) in zip(panels, PANELS, strict=True):
-        for number, ratio in enumerate([*ratios, 1.0]):
-            shift = 0.5 * ((number + 0.5) / (len(ratios) + 1) - 0.5)
-            mine = [row for row in rows if _drawn_at(row) == ratio and row[value] is not None]
-            _draw(axes, mine, [methods.index(row["method"]) + shift for row in mine], value, interval, f"C{number}")
+        for number, (name, mine) in enumerate(groups.items()):
+            drawn = [row for row in mine if row[value] is not None]
+            # A method's points at several ratios stand one above the other.
+            shift = 0.5 * ((ratios.index(name) + 0.5) / len(ratios) - 0.5) if name in ratios else 0.0
+            _draw(axes, drawn, [methods.index(row["method"]) + shift for row in drawn], value, interval, f"C{number}")
         axes.set(title=title, xlabel="kept, % of the full text's score", xlim=(-4, 108))
         axes.set_yticks(range(len(methods)), methods)
         axes.grid(axis="x", alpha=0.3)
-    figure.legend(
-        panels[0].containers, [_label(ratio) for ratio in [*ratios, 1.0]], loc="outside lower center", ncols=4
-    )
+    figure.legend(panels[0].containers, list(groups), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120, format="png")
 
 
-def _drawn_at(row: Row) -> float | None:
-    return 1.0 if row["method"] in ("full_text", "no_text") else row["ratio"]
-
-
-def _label(ratio: float | None) -> str:
-    if ratio is None:
-        return "no K and V of the text"
-    return "bounds" if ratio == 1.0 else f"ratio {ratio:g}"
+def _group(row: Row) -> str:
+    if row["method"] in ("full_text", "no_text"):
+        return "bounds"
+    return "no K and V of the text" if row["ratio"] is None else f"ratio {row['ratio']:g}"
 
 
 def _draw(axes: Axes, rows: Sequence[Row], heights: Sequence[float], value: str, interval: str, colour: str) -> None:
