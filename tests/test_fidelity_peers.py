@@ -189,12 +189,14 @@ def test_every_trained_method_is_searched_over_the_learning_rates_of_lcc():
 
 @pytest.mark.skipif(not installed(), reason="kvpress is not installed")
 @pytest.mark.parametrize("name", PRESSES)
-def test_presses_keep_no_more_than_a_memory(name, bench, llama, text, examples):
-    before = state(llama)
+def test_presses_keep_no_more_than_a_memory(name, embedded, fast, tmp_path, text, examples):
+    model, tokenizer = embedded
+    bench = Workbench(model, tokenizer, make_settings(ratio=fast["ratio"]), tmp_path)
+    before = state(model)
     limit = PEERS["first_tokens"].build("first_tokens", bench, {}).answer(text, examples).kv_bytes
     for options in PRESSES[name].grid:
         assert 0 < PRESSES[name].build(name, bench, options).answer(text, examples).kv_bytes <= limit
-    assert_untouched(llama, before)
+    assert_untouched(model, before)
 
 
 @pytest.mark.skipif(not installed(), reason="kvpress is not installed")
