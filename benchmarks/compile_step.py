@@ -39,6 +39,7 @@ from lcc.surrogate import Sample, build_surrogate
 from tests.conftest import Float64RMSNorm, Float64Rotary
 
 Engine = Callable[["Job"], list[torch.Tensor]]
+Times = dict[str, list[float]]
 
 AGREEMENT = 1e-9
 LLAMA_8B = {
@@ -164,20 +165,25 @@ def gradient_error(job: Job) -> float:
     return error
 
 
-def seconds(job: Job, engines: Sequence[Engine], repetitions: int) -> dict[str, list[float]]:
-    """Times of each engine, taken in turns; all but the loop are called once before."""
+def seconds(job: Job, engines: Sequence[Engine], repetitions: int) -> tuple[Times, Times]:
+    """Wall and processor times of each engine, taken in turns; all but the loop are called once before.
+
+    On a shared machine the second says more: it leaves out the time that other jobs had.
+    """
     device = job.compiler.model.device.type
     calls = {run.__name__: synchronized(lambda run=run: run(job), device) for run in engines}
     for name, call in calls.items():
         if name != "per_sample":
             call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    wall: Times = {name: [] for name in calls}
+    busy: Times = {name: [] for name in calls}
     for _ in range(repetitions):
         for name, call in calls.items():
-            began = time.perf_counter()
+            began, worked = time.perf_counter(), time.process_time()
             call()
-            times[name].append(time.perf_counter() - began)
-    return times
+            wall[name].append(time.perf_counter() - began)
+            busy[name].append(time.process_time() - worked)
+    return wall, busy
 
 
 def flops(job: Job) -> dict[str, float]:
@@ -218,7 +224,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     engines = [per_sample, two_pass, packed] + [packed_compiled] * arguments.torch_compile
     model = load(arguments, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     with prepare(model, arguments) as job:
-        times, work = seconds(job, engines, arguments.repetitions), flops(job)
+        (times, busy), work = seconds(job, engines, arguments.repetitions), flops(job)
         lengths = [len(sample.input_ids) for sample in job.samples]
     medians = {name: median(values) for name, values in times.items()}
     machine = describe()
@@ -236,6 +242,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         "gradient_relative_error": error,
         "median_seconds": {name: round(value, 4) for name, value in medians.items()},
         "seconds": {name: [round(value, 4) for value in values] for name, values in times.items()},
+        "median_processor_seconds": {name: round(median(values), 4) for name, values in busy.items()},
         "gflop": {name: round(value / 1e9, 2) for name, value in work.items()},
         "mfu": round(work["packed"] / medians["packed"] / peak, 3) if peak else None,
         **machine,

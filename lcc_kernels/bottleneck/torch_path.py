@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import lru_cache
+from struct import iter_unpack
 
 import torch
 
@@ -58,7 +59,7 @@ def backward(
 @lru_cache(maxsize=64)
 def _pieces(packed: bytes, device: torch.device) -> _Pieces:
     """The pieces of spans as int64 bytes; those of recent layouts are remembered for the other layers."""
-    return _Pieces(torch.frombuffer(bytearray(packed), dtype=torch.int64).view(-1, 4), device)
+    return _Pieces(torch.tensor(list(iter_unpack("=4q", packed)), dtype=torch.int64).view(-1, 4), device)
 
 
 class _Pieces:

@@ -123,7 +123,8 @@ def _surrogate(
         return stored
     with torch.no_grad():
         text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
-        made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count)
+        folder = store.folder if store else None
+        made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
     if store:
         store.save_surrogate(made)
     return made

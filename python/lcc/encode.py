@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from .chunked import read_in_chunks
 from .context import Context
 from .errors import InputError
 from .kv import KV, SharedCache, decoder
@@ -124,34 +124,10 @@ class Compiler(LoraWriter):
         return buffer.unrotated(self.model, start + len(self.context.context_ids))
 
     def encode_in_chunks(self, tokens: int) -> KV:
-        """K and V of B, keys rotated, with the text read ``tokens`` at a time; the same gradient as ``encode``.
-
-        Only K and V of what was read are kept for the backward, which reads each chunk again, last chunk first: one
-        more forward of [C | B] buys activations of one chunk instead of all (sublinear memory, arXiv 1604.06174).
-        """
-        embeddings = self.encode_embeddings()
-        text = len(self.context.context_ids)
-        pieces = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
-        read, start = [self.prefix], len(self.prefix)
-        for piece in pieces:
-            states = [tensor for kv in read for tensor in (kv.keys, kv.values)]
-            keys, values = checkpoint(
-                self._read_after, piece, start, *states, use_reentrant=False, preserve_rng_state=False
-            )
-            read.append(KV(keys, values))
-            start += piece.shape[1]
-        return read[-1]
-
-    def _read_after(
-        self, embeddings: torch.Tensor, start: int, *states: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of ``embeddings`` at positions from ``start``, after ``states``, keys and values in turn."""
-        cache = KV(torch.cat(states[::2], 2), torch.cat(states[1::2], 2)).cache()
-        positions = torch.arange(start, start + embeddings.shape[1], device=embeddings.device)
-        with self.active():
-            decoder(self.model)(inputs_embeds=embeddings, position_ids=positions[None], past_key_values=cache)
-        new = cache.read().tail(embeddings.shape[1])
-        return new.keys.clone(), new.values.clone()
+        """K and V of B, keys rotated, the text read ``tokens`` at a time (see ``chunked``); ``encode``'s gradient."""
+        embeddings, text = self.encode_embeddings(), len(self.context.context_ids)
+        chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
+        return read_in_chunks(self.model, chunks, self.prefix, self.active)
 
 
 @contextmanager

@@ -140,9 +140,13 @@ class PackedDecoder:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self._adapted: int | None = 0
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                module.register_forward_hook(self._adapt)
+        adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._hooks = [adapter.register_forward_hook(self._adapt) for adapter in adapters]
+
+    def remove(self) -> None:
+        """Take the hooks off the LoRA, which otherwise keeps them as long as it lives."""
+        for hook in self._hooks:
+            hook.remove()
 
     def __call__(
         self,
@@ -170,7 +174,7 @@ class PackedDecoder:
             partial(self._run, _compiled(layer) if compiled else layer.forward, row, number, checkpointing)
             for number, (layer, row) in enumerate(zip(layers.layers, rows, strict=True))
         ]
-        with _attending(layers), _running(layers.layers, runs):
+        with _attending(layers), running(layers.layers, runs):
             return layers(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False).last_hidden_state
 
     def _run(
@@ -220,15 +224,15 @@ def _compiled(layer: torch.nn.Module) -> Callable[..., torch.Tensor]:
     return torch.compile(layer.forward, fullgraph=True, dynamic=True)
 
 
-def _check(running: int, rows: Sequence[PackedRow]) -> None:
+def _check(count: int, rows: Sequence[PackedRow]) -> None:
     for number, row in enumerate(rows):
-        running -= row.skipped
-        if running != row.running:
-            raise ValueError(f"layer {number} gets {running} rows, and its packed row runs {row.running}")
+        count -= row.skipped
+        if count != row.running:
+            raise ValueError(f"layer {number} gets {count} rows, and its packed row runs {row.running}")
 
 
 @contextmanager
-def _running(layers: torch.nn.ModuleList, runs: Sequence[Callable]) -> Iterator[None]:
+def running(layers: torch.nn.ModuleList, runs: Sequence[Callable]) -> Iterator[None]:
     """Let ``runs`` be the layers' forwards inside the block."""
     before = [vars(layer).get("forward") for layer in layers]
     try:

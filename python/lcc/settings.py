@@ -35,10 +35,12 @@ class CompileSettings:
         coupled: leave the LoRA on for queries and responses while training (the paper's ablation).
         precision: ``auto`` (bfloat16 autocast on devices that have it), ``float32`` or ``bfloat16``.
         engine: ``packed`` (one pass a step) or ``reference`` (encode, then samples over a cache); the same gradient.
+            The next three settings are of ``packed`` alone.
         gradient_checkpointing: compute a layer's activations again in the backward; ``auto`` if a step would not fit.
         encode_chunk: tokens of text encoded at a time, each chunk again in the backward; 0 for all at once, ``auto``
             only if a step would not fit with ``gradient_checkpointing`` either.
         torch_compile: run the packed pass's layers through ``torch.compile``.
+        teacher_gigabytes: teacher states held in memory, in GiB; the rest is memory-mapped from disk.
         seed: of every random draw.
     """
 
@@ -69,6 +71,7 @@ class CompileSettings:
     gradient_checkpointing: bool | str = "auto"
     encode_chunk: int | str = "auto"
     torch_compile: bool = False
+    teacher_gigabytes: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +86,10 @@ class CompileSettings:
         _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
         for name in ("learning_rate", "self_study_temperature", "alpha"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
-        for name in ("buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience"):
+        for name in (
+            "buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience",
+            "teacher_gigabytes",
+        ):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")

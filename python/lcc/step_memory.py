@@ -58,26 +58,28 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     text, answers = document.context + document.buffer, sum(document.segments)
     config, itemsize = model.config, model.get_input_embeddings().weight.element_size()
     layers = config.num_hidden_layers
-    packed = PackedDecoder(model)
-    text_row, answer_row = _saved_per_row(packed, True), _saved_per_row(packed, settings.coupled)
+    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, settings.coupled))
     logits = min(LOGITS.get(model.device.type, LOGITS["cuda"]), 2 * answers * config.vocab_size * itemsize)
 
     def phase(read: int, held: int) -> StepMemory:
         """``read`` rows of C and B and all answers in one row, beside ``held`` bytes."""
         whole = text_row * read + answer_row * answers
-        backward = 3 * config.intermediate_size * (read + answers) * itemsize
+        backward = (4 * config.intermediate_size + 2 * config.hidden_size) * (read + answers) * itemsize
         if settings.gradient_checkpointing is True:
             inputs = layers * (read + answers) * config.hidden_size * itemsize
             return StepMemory(held + inputs, max(int(whole / layers) + backward, logits))
         # Of C and B, the last layer runs B alone.
         return StepMemory(held + int(whole - text_row * read / layers), max(backward, logits))
 
-    chunk = _chunk(settings)
+    chunk = min(_chunk(settings), text)
     if not chunk:
         return phase(text, 0)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     states = 2 * layers * text * config.num_key_value_heads * head_dim * itemsize
-    encode = StepMemory(2 * states, int(text_row * min(chunk, text)))
+    repeated = 2 * text * config.num_attention_heads * head_dim * itemsize
+    backward = 4 * config.intermediate_size * chunk * itemsize
+    inputs = layers * chunk * config.hidden_size * itemsize
+    encode = StepMemory(2 * states + inputs, int(text_row * chunk / layers) + 2 * repeated + backward)
     return max(encode, phase(0, states), key=lambda memory: memory.total)
 
 
@@ -123,9 +125,13 @@ def _chunk(settings: CompileSettings) -> int:
     return 0 if settings.encode_chunk == "auto" else int(settings.encode_chunk)
 
 
-def _saved_per_row(packed: PackedDecoder, adapted: bool) -> float:
+def _saved_per_row(model: PreTrainedModel, adapted: bool) -> float:
     """Bytes that the backward keeps of one more row, in all layers."""
-    return (_saved(packed, 2 * PROBE, adapted) - _saved(packed, PROBE, adapted)) / PROBE
+    packed = PackedDecoder(model)
+    try:
+        return (_saved(packed, 2 * PROBE, adapted) - _saved(packed, PROBE, adapted)) / PROBE
+    finally:
+        packed.remove()
 
 
 def _saved(packed: PackedDecoder, rows: int, adapted: bool) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -19,6 +20,7 @@ from .generate import generate_responses
 from .kv import KV, decoder
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
+from .teacher_states import TeacherStates
 
 REPEAT_REQUEST = "Please repeat the context."
 STREAMS = ("reconstruction", "general", "self_study")
@@ -70,6 +72,7 @@ def build_surrogate(
     settings: CompileSettings,
     queries: Sequence[str],
     progress: Progress,
+    folder: Path | None = None,
 ) -> Surrogate:
     """Draw the queries, let the model ask its own, and let the teacher respond.
 
@@ -77,6 +80,7 @@ def build_surrogate(
         model: frozen, no adapter active.
         text_kv: K and V of [P | C], rotated.
         progress: called with (what, done, total).
+        folder: where teacher states go that are too many to hold.
     """
     rng = random.Random(settings.seed)
     asked = {"general": _draw(queries, settings.general_queries, rng) if settings.general_weight else []}
@@ -94,7 +98,8 @@ def build_surrogate(
         tuple(context.chat.query_ids(REPEAT_REQUEST)),
         (*context.context_ids, context.chat.end),
     )
-    samples = _teach(model, text_kv, [*samples, repeat])
+    states = TeacherStates(int(settings.teacher_gigabytes * 2**30), folder)
+    samples = _teach(model, text_kv, [*samples, repeat], states)
     reconstruction = samples.pop()
     rng.shuffle(samples)
     held_out = _hold_out(samples, settings.held_out)
@@ -137,14 +142,14 @@ def _respond(
     return answered
 
 
-def _teach(model: PreTrainedModel, text_kv: KV, samples: list[Sample]) -> list[Sample]:
+def _teach(model: PreTrainedModel, text_kv: KV, samples: list[Sample], states: TeacherStates) -> list[Sample]:
     """Give each sample the teacher's hidden states where its response is predicted."""
     taught: list[Sample] = []
     rows = _rows(len(text_kv))
     for start in range(0, len(samples), rows):
         chunk = samples[start : start + rows]
         with torch.no_grad():
-            hidden = response_hidden(model, text_kv, chunk)
+            hidden = states.keep(response_hidden(model, text_kv, chunk))
         sizes = [len(sample.response_ids) for sample in chunk]
         taught += [replace(s, teacher_hidden=h) for s, h in zip(chunk, hidden.split(sizes), strict=True)]
     return taught

@@ -1,10 +1,12 @@
 """A packed row: who is adapted, what is given and refused, and what checkpointing and torch.compile leave alone."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch._dynamo.backends.common import aot_autograd
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lcc_kernels as lk
@@ -132,3 +134,25 @@ def test_refuses_a_mask_dropout_and_missing_spans():
         packed_attention(torch.nn.Identity(), q, q, q, None, dropout=0.1, spans=LAYOUT.spans)
     with pytest.raises(ValueError, match="needs the keyword spans"):
         packed_attention(torch.nn.Identity(), q, q, q, None)
+
+
+def test_a_layer_is_one_graph_for_all_lengths_and_layers(monkeypatch):
+    model, lora, packed = build()
+    row, embeddings, positions = row_of(model)
+    eager = gradients(packed, lora, [row] * 3, embeddings, positions)
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=aot_autograd(fw_compiler=count)))
+    torch._dynamo.reset()
+    compiled = gradients(packed, lora, [row] * 3, embeddings, positions, compiled=True)
+    for mine, theirs in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+    traced = len(graphs)
+    longer = replace(row, layout=lk.BottleneckLayout(PREFIX, TEXT, BUFFER, (*SEGMENTS, 3)))
+    embeddings, positions = torch.cat((embeddings, embeddings[:, :3]), 1), torch.cat((positions, positions[-3:] + 9))
+    gradients(packed, lora, [longer] * 3, embeddings, positions, compiled=True)
+    assert len(graphs) == traced
