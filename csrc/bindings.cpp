@@ -5,9 +5,12 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <limits>
 #include <optional>
+#include <vector>
 
+#include "buffer_kv/attach.h"
 #include "kl/rows.h"
 
 namespace {
@@ -15,9 +18,15 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kAbi = 1;  // as in lcc_kernels/library.py; both rise when an op's signature changes
+constexpr int64_t kAbi = 2;  // as in lcc_kernels/library.py; both rise when an op's signature changes
 
 int64_t abi() { return kAbi; }
+
+cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
 
 lcc::kl::Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -58,11 +67,103 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
       with_grad,
   };
   const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(student.get_device_index(), &stream));
-  const cudaError_t error = lcc::kl::launch(arguments, static_cast<lcc::kl::Kind>(kind), dtype_of(student),
-                                            static_cast<cudaStream_t>(stream));
+  const cudaError_t error =
+      lcc::kl::launch(arguments, static_cast<lcc::kl::Kind>(kind), dtype_of(student), current_stream(student));
   STD_TORCH_CHECK(error == cudaSuccess, "kl_rows failed: ", cudaGetErrorString(error));
+}
+
+namespace buffer_kv = lcc::buffer_kv;
+
+buffer_kv::Dtype buffer_dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return buffer_kv::Dtype::kFloat;
+    case ScalarType::Half: return buffer_kv::Dtype::kHalf;
+    case ScalarType::BFloat16: return buffer_kv::Dtype::kBFloat16;
+    case ScalarType::Char: return buffer_kv::Dtype::kInt8;
+    case ScalarType::Float8_e4m3fn: return buffer_kv::Dtype::kE4M3;
+    default: STD_TORCH_CHECK(false, "memories must be float32, float16, bfloat16, int8 or float8_e4m3fn"); return {};
+  }
+}
+
+template <typename T>
+const T* table(const Tensor& tensor, ScalarType dtype, int64_t numel) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
+                      tensor.numel() == numel,
+                  "slots must be int64, cos, sin and scales float32, all contiguous on the GPU and of the right size");
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+
+// One side of layers first ... first + layers.
+buffer_kv::Side side_of(const Tensor& memory, const std::vector<Tensor>& caches, int64_t first, int64_t layers) {
+  const Tensor& like = caches[0];
+  buffer_kv::Side side{};
+  side.memory = static_cast<const char*>(memory.const_data_ptr()) + first * memory.stride(0) * memory.element_size();
+  side.memory_layer = memory.stride(0);
+  side.memory_head = memory.stride(1);
+  side.memory_token = memory.stride(2);
+  side.cache_block = like.stride(0);
+  side.cache_head = like.stride(1);
+  side.cache_row = like.stride(2);
+  side.cache_channel = like.stride(3);
+  for (int64_t layer = 0; layer < layers; ++layer) side.caches[layer] = caches[first + layer].mutable_data_ptr();
+  return side;
+}
+
+void check_caches(const Tensor& memory, const std::vector<Tensor>& caches, const Tensor& like) {
+  STD_TORCH_CHECK(memory.is_cuda() && memory.dim() == 4 && memory.stride(3) == 1, "a memory must be 4-D on the GPU");
+  STD_TORCH_CHECK(static_cast<int64_t>(caches.size()) == memory.size(0), "there must be a cache a layer");
+  for (const Tensor& cache : caches) {
+    STD_TORCH_CHECK(cache.is_cuda() && cache.dim() == 4 && cache.scalar_type() == like.scalar_type() &&
+                        cache.size(0) == like.size(0) && cache.size(1) == memory.size(1) &&
+                        cache.size(2) == like.size(2) && cache.size(3) == memory.size(3),
+                    "caches must be (blocks, kv_heads, block_size, head_dim) of one shape and dtype on the GPU");
+  }
+}
+
+void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::vector<Tensor> value_caches,
+               Tensor slots, Tensor cos, Tensor sin, std::optional<Tensor> key_scale,
+               std::optional<Tensor> value_scale, bool interleaved, bool paged) {
+  STD_TORCH_CHECK(!key_caches.empty() && keys.scalar_type() == values.scalar_type() &&
+                      key_scale.has_value() == value_scale.has_value(),
+                  "there must be a layer, and keys and values must be of one kind");
+  check_caches(keys, key_caches, key_caches[0]);
+  check_caches(values, value_caches, key_caches[0]);
+  const int64_t layers = keys.size(0), heads = keys.size(1), tokens = keys.size(2), head_dim = keys.size(3);
+  for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(values.size(i) == keys.size(i), "keys and values must be of one shape");
+  STD_TORCH_CHECK(cos.dim() == 2 && cos.size(1) % 2 == 0 && cos.size(1) <= head_dim, "rotary_dim must fit head_dim");
+  STD_TORCH_CHECK(std::max(heads * head_dim, tokens) <= std::numeric_limits<int>::max(), "too much for one launch");
+  if (keys.numel() == 0) return;
+  const int64_t block_size = key_caches[0].size(2), blocks = key_caches[0].size(0);
+  const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
+  for (int64_t first = 0; first < layers; first += buffer_kv::kMaxLayers) {
+    const int64_t count = std::min<int64_t>(layers - first, buffer_kv::kMaxLayers);
+    buffer_kv::Arguments a{};
+    a.sides[0] = side_of(keys, key_caches, first, count);
+    a.sides[1] = side_of(values, value_caches, first, count);
+    a.sides[0].rotary_dim = static_cast<int>(cos.size(1));
+    if (key_scale.has_value()) {
+      a.sides[0].scale = table<float>(*key_scale, ScalarType::Float, layers * heads * head_dim) + first * heads * head_dim;
+      a.sides[0].scale_head = head_dim;
+      a.sides[0].scale_channel = 1;
+      a.sides[1].scale = table<float>(*value_scale, ScalarType::Float, layers * heads * tokens) + first * heads * tokens;
+      a.sides[1].scale_head = tokens;
+      a.sides[1].scale_token = 1;
+    }
+    a.slots = table<int64_t>(slots, ScalarType::Long, tokens);
+    a.cos = table<float>(cos, ScalarType::Float, tokens * cos.size(1));
+    a.sin = table<float>(sin, ScalarType::Float, tokens * cos.size(1));
+    a.block_size = block_size;
+    a.capacity = block_size * (paged ? blocks : 1);
+    a.layers = static_cast<int>(count);
+    a.heads = static_cast<int>(heads);
+    a.tokens = static_cast<int>(tokens);
+    a.head_dim = static_cast<int>(head_dim);
+    a.copies = static_cast<int>(paged ? 1 : blocks);
+    a.interleaved = interleaved;
+    const cudaError_t error =
+        buffer_kv::launch(a, buffer_dtype_of(keys), buffer_dtype_of(key_caches[0]), current_stream(keys));
+    STD_TORCH_CHECK(error == cudaSuccess, "attach_kv failed: ", cudaGetErrorString(error));
+  }
 }
 
 }  // namespace
@@ -72,6 +173,9 @@ STABLE_TORCH_LIBRARY(lcc_kernels_cuda, library) {
   library.def(
       "kl_rows(Tensor(a!) student, Tensor teacher, Tensor(b!) loss, Tensor? row_weight, int kind, float inner, "
       "float outer, bool capped, float beta, bool with_grad) -> ()");
+  library.def(
+      "attach_kv(Tensor keys, Tensor values, Tensor(a!)[] key_caches, Tensor(b!)[] value_caches, Tensor slots, "
+      "Tensor cos, Tensor sin, Tensor? key_scale, Tensor? value_scale, bool interleaved, bool paged) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CompositeExplicitAutograd, library) {
@@ -80,4 +184,5 @@ STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CompositeExplicitAutograd, library) 
 
 STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CUDA, library) {
   library.impl("kl_rows", TORCH_BOX(&kl_rows));
+  library.impl("attach_kv", TORCH_BOX(&attach_kv));
 }

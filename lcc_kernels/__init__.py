@@ -1,18 +1,23 @@
 """Kernels for Latent Context Compilation: tensors in, tensors out; no models, tokenizers or files."""
 
+from .attach_kv import attach_kv, slot_mapping
 from .bottleneck import BottleneckLayout, bottleneck_attention
 from .dispatch import BackendUnavailableError, available_backends
 from .linear_kl import kl_from_logits, linear_kl
 from .rotary import apply_rotary, undo_rotary
+from .shared_prefix import shared_prefix_attention
 
 __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "BottleneckLayout",
     "apply_rotary",
+    "attach_kv",
     "available_backends",
     "bottleneck_attention",
     "kl_from_logits",
     "linear_kl",
+    "shared_prefix_attention",
+    "slot_mapping",
     "undo_rotary",
 ]

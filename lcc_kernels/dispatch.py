@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -85,11 +86,16 @@ def interpreting() -> bool:
 
 def triton_missing() -> str | None:
     """Why Triton kernels cannot run here, or None."""
-    if find_spec("triton") is None:
+    if not _installed("triton"):
         return "triton is not installed (pip install triton)"
     if not torch.cuda.is_available() and not interpreting():
         return "no CUDA device (set TRITON_INTERPRET=1 to run kernels in Triton's interpreter)"
     return None
+
+
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def on_triton_device(*tensors: torch.Tensor) -> str | None:

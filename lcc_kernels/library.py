@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 PATH = Path(__file__).with_name("_C.so")
-ABI = 1  # as in csrc/bindings.cpp; both rise when an op's signature changes
+ABI = 2  # as in csrc/bindings.cpp; both rise when an op's signature changes
 REMEDY = (
     "build it where nvcc and a CUDA torch are installed: pip install --no-build-isolation --force-reinstall --no-deps ."
 )

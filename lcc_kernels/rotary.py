@@ -5,24 +5,29 @@ from __future__ import annotations
 import torch
 
 
-def _rotate_half(x: torch.Tensor) -> torch.Tensor:
+def _quarter_turn(x: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Each pair (a, b) of channels to (-b, a)."""
+    if interleaved:
+        return torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1).flatten(-2)
     left, right = x.chunk(2, dim=-1)
     return torch.cat((-right, left), dim=-1)
 
 
-def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first ``rotary_dim`` channels of ``x`` (half-split pairs).
+def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+    """Rotate the first ``rotary_dim`` channels of ``x``.
 
     Args:
         x: (..., tokens, head_dim).
         cos, sin: (tokens, rotary_dim) at the tokens' positions, any attention scaling included.
+        interleaved: the pairs are channels (0, 1), (2, 3), ..., and the tables hold each value twice in a row, instead
+            of (0, rotary_dim / 2), (1, rotary_dim / 2 + 1), ... with tables of two equal halves.
     """
     rotary_dim = cos.shape[-1]
     turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
-    return torch.cat((turned * cos + _rotate_half(turned) * sin, rest), dim=-1)
+    return torch.cat((turned * cos + _quarter_turn(turned, interleaved) * sin, rest), dim=-1)
 
 
-def undo_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Invert ``apply_rotary`` for the same tables."""
+def undo_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
+    """Invert ``apply_rotary`` for the same tables and pairs."""
     scale = cos.square() + sin.square()
-    return apply_rotary(x, cos / scale, -sin / scale)
+    return apply_rotary(x, cos / scale, -sin / scale, interleaved)

@@ -43,10 +43,37 @@ FAMILIES = {
 }
 
 
-def tiny_model(family: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """A random model of ``family`` behind the embedded model's tokenizer."""
+# Rotary tables of other kinds, in the families that are known for them.
+ROPES = {
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 256,
+        }
+    },
+    "longrope": {
+        "sliding_window": None,
+        "original_max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 256,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+        },
+    },
+}
+MODEL_TYPES = {"llama3": "llama", "linear": "llama", "yarn": "llama", "longrope": "phi3"}
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, **overrides: object) -> torch.nn.Module:
+    """A random model of ``family`` behind the embedded model's tokenizer; ``overrides`` of its config."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model("llama" if family == "llama3" else family, **TINY, **FAMILIES[family])
+    settings = TINY | (FAMILIES | ROPES)[family] | overrides
+    config = AutoConfig.for_model(MODEL_TYPES.get(family, family), **settings)
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -7,6 +7,8 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,10 @@ import torch
 
 import lcc_kernels as lk
 from lcc_kernels import library
+from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.linear_kl.cuda_kernel import KINDS
 from lcc_kernels.linear_kl.options import KLOptions
+from tests.lcc_kernels.attach_kv import attach_cases
 
 ROOT = Path(__file__).parents[1]
 ARCHS = ("80", "90a")
@@ -36,13 +40,74 @@ def _run(command):
     return run.stdout + run.stderr
 
 
+def _compiled_for_the_host(folder, name):
+    """tests/``name``.cpp as a library, whose stand-in for CUDA is not that of another such library."""
+    output = folder / f"{name}.so"
+    flags = "-std=c++17", "-O2", "-pthread", "-fno-gnu-unique", "-D__CUDA_ARCH__=900", "-Itests/host_cuda", "-Icsrc"
+    _run(["g++", *flags, "-shared", "-fPIC", f"tests/{name}.cpp", "-o", str(output)])
+    return ctypes.CDLL(str(output))
+
+
 @pytest.fixture(scope="module")
 def run_rows(tmp_path_factory):
     """``run_rows`` of tests/host_rows.cpp."""
-    output = tmp_path_factory.mktemp("host") / "host_rows.so"
-    flags = "-std=c++17", "-O2", "-pthread", "-D__CUDA_ARCH__=900", "-Itests/host_cuda", "-Icsrc"
-    _run(["g++", *flags, "-shared", "-fPIC", "tests/host_rows.cpp", "-o", str(output)])
-    return ctypes.CDLL(str(output)).run_rows
+    return _compiled_for_the_host(tmp_path_factory.mktemp("host"), "host_rows").run_rows
+
+
+@pytest.fixture(scope="module")
+def attach_on_the_host(tmp_path_factory):
+    """``run_attach`` of tests/host_attach.cpp, for an ``Attachment``."""
+    library = _compiled_for_the_host(tmp_path_factory.mktemp("host"), "host_attach")
+
+    def attach(attachment, wide, group):
+        a = attachment.for_kernels()
+        (layers, heads, tokens, head_dim), zeros = a.keys.shape, (0, 0, 0)
+        sides = [(a.keys, a.key_scale, a.key_caches, zeros if a.key_scale is None else (head_dim, 0, 1))]
+        sides += [(a.values, a.value_scale, a.value_caches, zeros if a.value_scale is None else (tokens, 1, 0))]
+        tensors = [a.slots, a.cos, a.sin]
+        numbers = [a.block_size, a.capacity, layers, heads, tokens, head_dim, a.copies, group, a.interleaved]
+        numbers.append(a.cos.shape[1])
+        for memory, scale, caches, scale_strides in sides:
+            tensors += [memory, scale, *caches]
+            numbers += [*memory.stride()[:3], *scale_strides, *caches[0].stride()]
+        pointers = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() if x is not None else None for x in tensors))
+        kinds = {torch.int8: 3, torch.float8_e4m3fn: 4}
+        library.run_attach(pointers, (ctypes.c_int64 * len(numbers))(*numbers), kinds.get(a.keys.dtype, 0), wide)
+
+    return attach
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "shape", "rotary_dim", "wide", "group"),
+    [
+        ("listed", (2, 2, 11, 16), 16, True, 2),
+        ("paged_nhd", (2, 3, 5, 24), 8, True, 2),
+        ("paged_hnd", (1, 5, 24, 64), 64, True, 3),
+        ("sliced", (2, 3, 5, 10), 6, False, 1),
+        ("channels_first", (1, 2, 9, 7), 2, False, 2),
+    ],
+)
+def test_attach_kernel_on_the_host(attach_on_the_host, dtype, interleaved, layout, shape, rotary_dim, wide, group):
+    torch.manual_seed(0)
+    run = partial(attach_on_the_host, wide=wide, group=group)
+    attach_cases.check(run, layout, dtype, shape=shape, rotary_dim=rotary_dim, interleaved=interleaved)
+
+
+@needs_compiler
+def test_attach_kernel_reads_every_e4m3_number_and_skips_foreign_slots(attach_on_the_host):
+    memory = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 4, 64).view(torch.float8_e4m3fn)
+    caches, ones = torch.zeros(2, 1, 1, 1, 6, 64), torch.ones(1, 1, 64)
+    tables = torch.ones(4, 2), torch.zeros(4, 2)
+    slots = torch.tensor([5, -1, 0, 6])
+    attachment = Attachment(memory, memory, *map(list, caches), slots, *tables, ones, ones[..., :4], False, False)
+    attach_on_the_host(attachment, wide=False, group=1)
+    expected = torch.zeros(6, 64)
+    expected[[5, 0]] = memory[0, 0, [0, 2]].float()
+    for cache in caches:
+        torch.testing.assert_close(cache[0, 0, 0], expected, rtol=0, atol=0, equal_nan=True)
 
 
 def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad=True, blocks=1, wide=True):
@@ -109,7 +174,8 @@ def test_compiles_without_spills(built):
     kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", log)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert {arch for _, arch in kernels} == {f"sm_{arch}" for arch in ARCHS}
-    assert len(kernels) == len(spills) == len(ARCHS) * 24  # 3 dtypes, 4 losses, 2 access widths
+    # Losses: 3 dtypes, 4 kinds, 2 access widths. Attachments: 5 memories, 3 caches, 2 access widths.
+    assert len(kernels) == len(spills) == len(ARCHS) * (24 + 30)
     assert set(spills) == {("0", "0", "0")}
 
 
@@ -132,6 +198,9 @@ def test_binding(built, tmp_path, monkeypatch):
     assert library.load_failure(path) is None
     schema = torch.ops.lcc_kernels_cuda.kl_rows.default._schema
     assert [argument.name for argument in schema.arguments if argument.alias_info] == ["student", "loss"]
+    schema = torch.ops.lcc_kernels_cuda.attach_kv.default._schema
+    assert [argument.name for argument in schema.arguments] == [field.name for field in fields(Attachment)]
+    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["key_caches", "value_caches"]
 
     monkeypatch.setattr(library, "ABI", library.ABI + 1)
     library.load_failure.cache_clear()

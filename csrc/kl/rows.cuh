@@ -5,6 +5,7 @@
 
 #include <cooperative_groups.h>
 
+#include "../vector.cuh"
 #include "rows.h"
 
 namespace lcc::kl {
@@ -63,11 +64,6 @@ __device__ V merge_all(V value, const Cluster& cluster) {
   cluster.sync();  // no block leaves, or writes again, while another reads
   return total;
 }
-
-template <typename T, int kWidth>
-struct alignas(sizeof(T) * kWidth) Vector {
-  T values[kWidth];
-};
 
 template <typename T, int kWidth>
 __device__ void load(const T* row, int column, int vocab, const Transform& transform, float (&z)[kWidth]) {

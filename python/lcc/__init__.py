@@ -1,10 +1,11 @@
 """Latent Context Compilation: compile a long text into a portable KV memory once, ask it many times."""
 
 from .ask import ask, prompt
-from .attach import attach
+from .attach import attach, attach_paged
 from .checkpoint import remove_checkpoint
 from .compile import compile
 from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
+from .export import export
 from .fingerprint import fingerprint
 from .memory import Memory
 from .queries import load_queries
@@ -20,7 +21,9 @@ __all__ = [
     "MismatchError",
     "ask",
     "attach",
+    "attach_paged",
     "compile",
+    "export",
     "fingerprint",
     "load_queries",
     "prompt",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .attach import attach
+from .attach import attach, cached_tokens, stack_of
 from .chat import ChatFormat
 from .errors import InputError
 from .generate import answer_queries
@@ -19,7 +19,7 @@ from .memory import Memory
 def ask(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    memory: Memory,
+    memory: Memory | Sequence[Memory],
     questions: Sequence[str],
     max_new_tokens: int = 64,
     batch: int = 32,
@@ -28,6 +28,7 @@ def ask(
     """Answer questions about the text that ``memory`` was compiled from; the text itself is not needed.
 
     Args:
+        memory: one, or several that are read together: see ``lcc.attach``.
         questions: asked independently of each other.
         batch: questions answered at once.
         **options: those of ``generate`` (greedy decoding by default).
@@ -40,7 +41,8 @@ def ask(
         raise InputError("questions is one string; give a list of them")
     if any(not question.strip() for question in questions):
         raise InputError("a question is empty")
-    memory.verify(model, tokenizer)
+    for each in stack_of(memory):
+        each.verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer)
     queries = [chat.query_ids(question) for question in questions]
     visible = attach(model, memory).read()
@@ -48,13 +50,18 @@ def ask(
 
 
 def prompt(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: Memory, questions: Sequence[str]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    memory: Memory | Sequence[Memory],
+    questions: Sequence[str],
+    start: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """``input_ids`` and ``attention_mask`` that go with ``attach(model, memory)`` into ``model.generate``.
+    """What goes with ``attach(model, memory, start)`` into ``model.generate``.
 
     Returns:
-        Both (questions, cached tokens + longest question), padded between memory and question.
+        ``input_ids`` and ``attention_mask``, and for a ``start`` other than 0 ``position_ids``, each (questions, cached
+        tokens + longest question), padded between memory and question.
     """
     chat = ChatFormat.of(tokenizer)
-    cached = len(memory.prefix_ids) + memory.buffer_tokens
-    return batched_prompt(cached, [chat.query_ids(question) for question in questions], chat.end, model.device)
+    queries = [chat.query_ids(question) for question in questions]
+    return batched_prompt(cached_tokens(memory), queries, chat.end, model.device, start)

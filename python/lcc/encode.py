@@ -137,10 +137,13 @@ def lora_compiler(model: PreTrainedModel, context: Context, settings: CompileSet
         yield Compiler(model, context, layers)
 
 
-def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None) -> KV:
-    """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included."""
+def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, start: int = 0) -> KV:
+    """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included.
+
+    ``start`` is the position of the first token of all.
+    """
     cache = SharedCache(past) if past is not None else None
-    start = 0 if past is None else len(past)
+    start += 0 if past is None else len(past)
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = torch.arange(start, start + len(ids), device=model.device)
     output = decoder(model)(input_ids=tokens, position_ids=positions[None], past_key_values=cache, use_cache=True)

@@ -26,14 +26,15 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
-    write_file(path, save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)}))
+    content = save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+    write_bytes(path, content)
 
 
-def write_file(path: str | os.PathLike, content: bytes) -> None:
-    """Write ``content`` to ``path`` at once.
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Put ``content`` in place of the file at ``path``, at once.
 
     Raises:
-        MemoryFileError: as ``write_tensors``.
+        MemoryFileError: as ``write_tensors`` does.
     """
     path = Path(path)
     temporary = None

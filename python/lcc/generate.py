@@ -12,23 +12,26 @@ from .chat import ChatFormat
 from .kv import KV, SharedCache
 
 
-def prompt(past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device) -> dict[str, torch.Tensor]:
+def prompt(
+    past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device, start: int = 0
+) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask`` for ``generate`` behind ``past`` cached tokens.
 
     The cached tokens get placeholder ids, which ``generate`` never reads; shorter queries are padded on the left,
-    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous.
+    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous. When the
+    first cached token stands at another position than 0, ``position_ids`` say so: ``generate`` counts from 0.
 
     Returns:
-        Both (queries, past + longest query).
+        All (queries, past + longest query).
     """
     longest = max(len(query) for query in queries)
     padding = [longest - len(query) for query in queries]
     ids = [[filler] * (past + pad) + list(query) for pad, query in zip(padding, queries, strict=True)]
     mask = [[1] * past + [0] * pad + [1] * len(query) for pad, query in zip(padding, queries, strict=True)]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
+    inputs = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    if start:
+        inputs["position_ids"] = start + inputs["attention_mask"].cumsum(-1) - 1
+    return inputs
 
 
 def generate_after(

@@ -59,7 +59,8 @@ class KV:
     def _turned(self, model: PreTrainedModel, start: int, turn: Callable[..., torch.Tensor]) -> KV:
         """Turn the keys in float32 at least: half precision would round at every move."""
         wide = self.keys.to(torch.promote_types(self.keys.dtype, torch.float32))
-        return KV(turn(wide, *_tables(model, wide, start)).to(self.keys.dtype), self.values)
+        tables = rotary_tables(model, start, len(self), wide.dtype)
+        return KV(turn(wide, *tables).to(self.keys.dtype), self.values)
 
     def cache(self) -> SharedCache:
         """A transformers cache that holds these tokens."""
@@ -123,9 +124,11 @@ def check_architecture(model: PreTrainedModel) -> None:
             raise InputError(f"{name} sets {option}, which is not supported")
 
 
-def _tables(model: PreTrainedModel, keys: torch.Tensor, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's own cos and sin, (tokens, rotary_dim), in the keys' dtype."""
-    positions = torch.arange(start, start + keys.shape[2], device=keys.device)
-    with torch.no_grad():
-        cos, sin = decoder(model).rotary_emb(keys, positions[None])
+@torch.no_grad()
+def rotary_tables(
+    model: PreTrainedModel, start: int, tokens: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's own cos and sin at the positions from ``start`` on, (tokens, rotary_dim)."""
+    positions = torch.arange(start, start + tokens, device=model.device)
+    cos, sin = decoder(model).rotary_emb(torch.empty(0, dtype=dtype, device=model.device), positions[None])
     return cos[0], sin[0]

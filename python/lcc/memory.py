@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import MemoryFileError, MismatchError
+from .errors import InputError, MemoryFileError, MismatchError
 from .files import read_tensors, write_tensors
 from .fingerprint import fingerprint
 from .kv import KV
 
 FORMAT = "lcc-memory-1"
+FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+QUANTIZED = (torch.int8, torch.float8_e4m3fn)
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Memory:
     """The K and V of the buffer tokens, and all that is needed to use them and to know where they came from.
 
     Attributes:
-        kv: keys before rotation, and values, (layers, kv_heads, K, head_dim).
+        kv: keys before rotation, and values, (layers, kv_heads, K, head_dim); float, int8 or float8_e4m3fn.
         prefix_ids: tokens that stand before the memory (BOS, system prompt, user header); empty when queries were
             trained without them.
         ratio: context tokens a buffer token, as asked for.
@@ -31,7 +34,14 @@ class Memory:
         fingerprint: digests of the model and the tokenizer; see ``lcc.fingerprint``.
         settings: the ``CompileSettings`` as a dict.
         curve: measurements while compiling: ``step``, ``loss``, ``held_out_kl``, ``seconds``.
-        questions: how many questions the model asked itself.
+        questions: the questions that the model asked itself.
+        key_scale: what int8 or fp8 keys are multiplied by, (layers, kv_heads, head_dim) float32; None for float keys.
+        value_scale: the same for values, one a token, (layers, kv_heads, K) float32.
+        quantization: what quantising cost, measured: see ``quantize``.
+
+    Raises:
+        InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
+            finite, or not positive.
     """
 
     kv: KV
@@ -44,6 +54,48 @@ class Memory:
     settings: dict[str, Any]
     curve: list[dict[str, float]] = field(default_factory=list)
     questions: tuple[str, ...] = ()
+    key_scale: torch.Tensor | None = None
+    value_scale: torch.Tensor | None = None
+    quantization: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Refuse K, V or scales that a model must not read; see the class for what is raised."""
+        keys, values = self.kv.keys, self.kv.values
+        if keys.ndim != 4 or 0 in keys.shape or keys.shape != values.shape:
+            raise InputError(
+                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must both be "
+                "(layers, kv_heads, K, head_dim), and not empty"
+            )
+        if keys.dtype != values.dtype or keys.dtype not in FLOAT + QUANTIZED:
+            raise InputError(
+                f"keys are {keys.dtype} and values {values.dtype}: both must be of one float dtype, or int8, or "
+                "float8_e4m3fn"
+            )
+        for name, tensor in (("keys", keys), ("values", values)):
+            if not _finite(tensor):
+                raise InputError(f"the memory's {name} hold NaN or infinity: compile the text again")
+        layers, heads, tokens, width = keys.shape
+        self._check_scale("key_scale", self.key_scale, (layers, heads, width))
+        self._check_scale("value_scale", self.value_scale, (layers, heads, tokens))
+
+    def _check_scale(self, name: str, scale: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+        if not self.quantized:
+            if scale is not None:
+                raise InputError(f"a {self.dtype} memory takes no {name}: scales belong to int8 and fp8 memories")
+        elif scale is None:
+            raise InputError(f"{name} is missing: a {self.dtype} memory cannot be read without it")
+        elif scale.shape != shape or scale.dtype != torch.float32:
+            raise InputError(f"{name} is {scale.dtype} {tuple(scale.shape)}; it must be float32 {shape}")
+        elif not _finite(scale) or not bool((scale > 0).all()):
+            raise InputError(f"{name} holds NaN, infinity, zero or a negative number: quantise the float memory again")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether K and V are int8 or fp8 numbers that the scales turn into what the model reads."""
+        return self.kv.keys.dtype in QUANTIZED
 
     @property
     def buffer_tokens(self) -> int:
@@ -52,39 +104,54 @@ class Memory:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the buffer tokens' K and V."""
-        return self.kv.nbytes
+        """Bytes of the buffer tokens' K and V, scales included."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
     def dtype(self) -> str:
         """The dtype of K and V, such as ``float32``."""
         return str(self.kv.keys.dtype).removeprefix("torch.")
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """K, V and the scales there are, under the names that they have in the file."""
+        scales = {"key_scale": self.key_scale, "value_scale": self.value_scale}
+        return {"keys": self.kv.keys, "values": self.kv.values} | {
+            name: scale for name, scale in scales.items() if scale is not None
+        }
+
+    def _metadata(self) -> dict[str, Any]:
+        """Everything but the tensors."""
+        rest = {name: value for name, value in vars(self).items() if name not in ("kv", "key_scale", "value_scale")}
+        return rest | {"dtype": self.dtype}
+
     def save(self, path: str | os.PathLike) -> None:
-        """Write the memory to one safetensors file, atomically.
+        """Write the memory to one safetensors file, atomically; docs/memory-format.md says what is in it.
 
         Raises:
             MemoryFileError: the file cannot be written; an older one stays as it was.
         """
-        metadata = {name: value for name, value in vars(self).items() if name != "kv"} | {"dtype": self.dtype}
-        write_tensors(path, FORMAT, {"keys": self.kv.keys, "values": self.kv.values}, metadata)
+        write_tensors(path, FORMAT, self.tensors(), self._metadata())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Memory:
         """Read a memory.
 
         Raises:
-            MemoryFileError: no such file, or a truncated, tampered or foreign one.
+            MemoryFileError: no such file, or a truncated, tampered or foreign one, or one that holds NaN, or scales
+                that are missing, NaN or zero.
         """
         tensors, metadata = read_tensors(path, FORMAT)
         metadata.pop("dtype", None)
         try:
-            kv = KV(tensors["keys"], tensors["values"])
+            kv = KV(tensors.pop("keys"), tensors.pop("values"))
             metadata["prefix_ids"] = tuple(metadata["prefix_ids"])
             metadata["questions"] = tuple(metadata["questions"])
-            return cls(kv, **metadata)
+            fields: dict[str, Any] = {**metadata, **tensors}
+            return cls(kv, **fields)
         except (KeyError, TypeError) as error:
-            raise MemoryFileError(f"{path} lacks a part of a memory: {error}") from error
+            raise MemoryFileError(f"{path} lacks a part of a memory, or has one too many: {error}") from error
+        except InputError as error:
+            raise MemoryFileError(f"{path} is no memory that can be used: {error}") from error
 
     def verify(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         """Check that this memory was compiled for this very model and tokenizer.
@@ -100,14 +167,40 @@ class Memory:
                 f"({', '.join(differing)}): load the one it was compiled for, or compile the text again"
             )
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Memory:
-        """The same memory with K and V on ``device`` in ``dtype``."""
-        fields = {name: value for name, value in vars(self).items() if name != "kv"}
-        return Memory(KV(self.kv.keys.to(device, dtype), self.kv.values.to(device, dtype)), **fields)
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Memory:
+        """The same memory with its tensors on ``device``, and a float memory's K and V in ``dtype``.
+
+        Raises:
+            InputError: a dtype for a quantised memory, whose dtype is a part of it, or one that overflows.
+        """
+        if self.quantized and dtype is not None:
+            raise InputError(f"the memory is {self.dtype} and stays so; attaching turns it into the model's dtype")
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
+        kv = KV(moved.pop("keys").to(dtype=dtype), moved.pop("values").to(dtype=dtype))
+        return replace(self, kv=kv, **moved)
+
+    def quantize(
+        self, dtype: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
+    ) -> Memory:
+        """The same memory in a quarter of a float32's bytes, with what that costs in ``quantization``.
+
+        See ``lcc.quantize.quantize`` for the arguments, the arithmetic and what is raised.
+        """
+        from .quantize import quantize
+
+        return quantize(self, dtype, model, tokenizer, **options)
 
     def summary(self) -> dict[str, Any]:
-        """What ``lcc inspect`` shows: everything but the tensors."""
+        """What ``lcc inspect`` shows: everything but the tensors; sizes in bytes."""
         layers, heads, tokens, width = self.kv.keys.shape
         shape = {"layers": layers, "kv_heads": heads, "buffer_tokens": tokens, "head_dim": width}
-        rest = {name: value for name, value in asdict(self).items() if name not in ("kv", "questions")}
-        return shape | {"dtype": self.dtype, "kv_bytes": self.kv_bytes, "self_questions": len(self.questions)} | rest
+        metadata = self._metadata()
+        sizes = {name: tensor.nbytes for name, tensor in self.tensors().items()}
+        sizes["metadata"] = len(json.dumps(metadata).encode())
+        del metadata["questions"]
+        return shape | {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)} | metadata
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    wide = tensor.float() if tensor.dtype in QUANTIZED else tensor
+    return bool(wide.isfinite().all())

@@ -29,7 +29,7 @@ def load_rows(source: str, split: str = "train", config: str | None = None) -> l
     try:
         found = datasets.load_from_disk(source) if path.is_dir() else datasets.load_dataset(source, config, split=split)
         return list(found[split] if isinstance(found, datasets.DatasetDict) else found)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise InputError(f"cannot read the {split} split of the dataset {source}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -12,6 +13,7 @@ from lcc.cli import app as cli
 from lcc.cli import load
 from lcc.models.tokenizer import build_tokenizer
 from tests.conftest import tiny_model
+from tests.lcc.plain import plain_memory
 
 runner = CliRunner()
 
@@ -91,6 +93,46 @@ def test_demo_table(run):
     shown = run("demo", "--steps", 1, model=False).stdout
     for word in ("full text", "memory", "nothing", "general queries", "time to first token", "KV cache"):
         assert word in shown
+
+
+@pytest.fixture
+def plain(tokenizer, text, tmp_path, monkeypatch):
+    """A memory file of the text's own K and V."""
+    path = tmp_path / "plain.lcc.safetensors"
+    memory = plain_memory(tiny_model("llama"), tokenizer, text, monkeypatch)[0]
+    replace(memory, questions=("Where does Mara live?",)).save(path)
+    return path
+
+
+def test_quantize(run, plain, tmp_path):
+    output = tmp_path / "small"
+    shown = run("quantize", plain, "-o", output, "--answers", 3).stdout
+    for word in ("int8", "key_scale", "metadata", "quantised, general queries", "of 3 answers changed", "from float32"):
+        assert word in " ".join(shown.replace("│", " ").split())
+    result = run("quantize", plain, "-o", output, "--dtype", "fp8", "--answers", 3, "--json")
+    summary = json.loads(result.stdout)
+    assert json.loads(run("inspect", output, "--json", model=False).stdout) == {
+        name: value for name, value in summary.items() if name != "path"
+    }
+    assert summary["dtype"] == "float8_e4m3fn"
+    assert summary["quantization"]["general"].keys() == {"answers", "tokens", "kl", "changed"}
+    assert summary["bytes"]["keys"] * 4 == lcc.Memory.load(plain).summary()["bytes"]["keys"]
+    assert "self-asked" in run("inspect", output, model=False).stdout
+    assert len(json.loads(run("ask", output, "Where?", "--json").stdout)["answers"]) == 1
+    run("quantize", output, "-o", output, code=2)
+    run("quantize", plain, "-o", output, "--dtype", "int4", code=2)
+    run("quantize", plain, "-o", output, model=False, code=3)
+    run("quantize", plain, "-o", tmp_path / "missing" / "m", code=4)
+
+
+def test_export(run, plain, tmp_path):
+    report = json.loads(run("export", plain, "--to", "cartridge", "-o", tmp_path / "a", "--json").stdout)
+    assert report["path"] == str(tmp_path / "a" / "adapter_model.safetensors")
+    assert (tmp_path / "a" / "adapter_config.json").exists()
+    assert "cache.safetensors" in run("export", plain, "--to", "safetensors", "-o", tmp_path / "b").stdout
+    run("export", plain, "--to", "gguf", "-o", tmp_path / "c", code=2)
+    run("export", plain, "--to", "cartridge", "-o", tmp_path / "c", model=False, code=3)
+    run("export", plain, "--to", "cartridge", "-o", plain / "below", code=4)
 
 
 def test_exit_codes(run, memory, document, tmp_path):

@@ -37,3 +37,14 @@ def test_gradients():
     cos, sin = tables(3, 6, 1.1)
     assert torch.autograd.gradcheck(lambda x: lk.apply_rotary(x, cos, sin), x)
     assert torch.autograd.gradcheck(lambda x: lk.undo_rotary(x, cos, sin), x)
+
+
+def test_interleaved_pairs_are_the_half_split_ones_in_another_order():
+    x = torch.randn(3, 5, 10, dtype=torch.float64)
+    cos, sin = tables(5, 8, 1.1)
+    order = torch.arange(8).reshape(2, 4).T.flatten()
+    order = torch.cat((order, torch.arange(8, 10)))
+    turned = lk.apply_rotary(x[..., order], cos[:, order[:8]], sin[:, order[:8]], interleaved=True)
+    torch.testing.assert_close(turned, lk.apply_rotary(x, cos, sin)[..., order])
+    undone = lk.undo_rotary(turned, cos[:, order[:8]], sin[:, order[:8]], interleaved=True)
+    torch.testing.assert_close(undone, x[..., order])

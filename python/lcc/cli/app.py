@@ -36,6 +36,7 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any field of CompileSettings, such as loss=mse; repeatable."),
 ]
+QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 
@@ -97,7 +98,7 @@ def compile_command(
     steps: StepsOption = None,
     seed: SeedOption = 0,
     recipe: RecipeOption = "default",
-    queries: Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")] = None,
+    queries: QueriesOption = None,
     settings: SettingsOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -194,6 +195,56 @@ def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
         _print_json(stored.summary())
     else:
         show_memory(stored, memory)
+
+
+@app.command()
+@reports_errors
+def quantize(
+    memory: MemoryArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The memory file to write.")],
+    dtype: Annotated[str, typer.Option(help="int8, or fp8 (e4m3).")] = "int8",
+    answers: Annotated[int, typer.Option(help="Answers of each kind to compare, at most.")] = 128,
+    queries: QueriesOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Store a memory's K and V in one byte a number, and measure what that costs."""
+    from ..memory import Memory
+    from .load import load_model
+    from .show import show_memory
+
+    stored = Memory.load(memory)
+    _require_writable(output)
+    quantized = stored.quantize(dtype, *load_model(model), queries=queries, answers=answers)
+    quantized.save(output)
+    if as_json:
+        _print_json(quantized.summary() | {"path": str(output)})
+    else:
+        show_memory(quantized, output)
+
+
+@app.command()
+@reports_errors
+def export(
+    memory: MemoryArgument,
+    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
+    to: Annotated[str, typer.Option(help="cartridge: a peft adapter; safetensors: K and V as in a cache.")],
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a memory for readers that know nothing of this package."""
+    from ..export import export
+    from ..memory import Memory
+    from .load import load_model
+
+    stored = Memory.load(memory)
+    loaded, tokenizer = load_model(model)
+    stored.verify(loaded, tokenizer)
+    path = export(loaded, stored, output, to)
+    if as_json:
+        _print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
+    else:
+        Console().print(f"wrote {escape(str(path))}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
 
 
 @app.command()

@@ -28,7 +28,6 @@ from .app import (
     parse_settings,
     reports_errors,
 )
-from .load import load_model, read_document
 
 if TYPE_CHECKING:
     from ..evaluation import Example, Judge, Line, Method
@@ -74,6 +73,7 @@ def eval_command(
 ) -> None:
     """Measure full text, no text and memories on the same questions. Run it again after a kill: it goes on."""
     from ..evaluation import evaluate, load_examples, load_general, summarize
+    from .load import load_model
 
     loaded = load_model(model)
     chosen = {"ratio": ratio, "steps": steps, "seed": seed} | parse_settings(settings or [])
@@ -116,6 +116,7 @@ def _methods(names: str, loaded: tuple[Any, Any], folder: Path, settings: Compil
 
 def _judge(url: str | None, model: str, key_file: Path | None) -> Judge | None:
     from ..evaluation import Judge
+    from .load import read_document
 
     if url is None:
         return None

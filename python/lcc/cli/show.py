@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -78,7 +80,9 @@ def show_memory(memory: Memory, path: Path) -> None:
     table.add_row("text", f"{memory.source_tokens} tokens, SHA-256 {memory.source_sha256}")
     table.add_row("buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})")
     table.add_row("shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary))
-    table.add_row("K and V", f"{memory.kv_bytes / 1024:.1f} KiB")
+    table.add_row("size", ", ".join(f"{part} {size / 1024:.1f} KiB" for part, size in summary["bytes"].items()))
+    for stream, cost in _quantization_costs(memory.quantization or {}):
+        table.add_row(stream, cost)
     table.add_row("prefix", f"{len(memory.prefix_ids)} tokens")
     table.add_row("rope", ", ".join(f"{name} {value}" for name, value in memory.rope.items()))
     if memory.curve:
@@ -91,3 +95,15 @@ def show_memory(memory: Memory, path: Path) -> None:
     settings = ", ".join(f"{name} {value}" for name, value in memory.settings.items() if value is not None)
     table.add_row("settings", settings)
     Console().print(table)
+
+
+def _quantization_costs(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """A row for each stream of questions that quantising was measured on."""
+    for stream, asked in (("self_study", "self-asked questions"), ("general", "general queries")):
+        if stream in measured:
+            cost = measured[stream]
+            yield (
+                f"quantised, {asked}",
+                f"{cost['kl']:.2g} nats a token from {measured['source_dtype']}, {_percent(cost['changed'])} of "
+                f"{cost['answers']} answers changed",
+            )

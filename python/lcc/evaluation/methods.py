@@ -89,12 +89,12 @@ class FullText(Reading):
             InputError: the context is beyond the model's window.
         """
         chat = ChatFormat.of(self.tokenizer)
+        _check_window(self.model, chat, len(chat.prefix_ids) + len(chat.ids(context)), examples)
         began = time.monotonic()
         visible = read_chat(self.model, chat, context)
         seconds = time.monotonic() - began
-        return Answers(
-            answer_after(self.model, chat, visible, examples, self.batch, bool(context)), visible.nbytes, seconds
-        )
+        texts = answer_after(self.model, chat, visible, examples, self.batch, bool(context))
+        return Answers(texts, visible.nbytes, seconds)
 
 
 class NoText(Reading):
@@ -148,7 +148,7 @@ class CompiledMemory(Reading):
     def identity(self) -> dict[str, Any]:
         """The model's and tokenizer's digests, the settings and the queries."""
         asked = {"settings": asdict(self.settings), "queries": _digest(self.queries), "writer": self.writer.__name__}
-        return json.loads(json.dumps(fingerprint(self.model, self.tokenizer) | asked))
+        return fingerprint(self.model, self.tokenizer) | asked
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
         """Answer from the memory alone.
@@ -199,8 +199,8 @@ def answer_after(
     Raises:
         InputError: text, question and answer together are beyond the model's window.
     """
+    _check_window(model, chat, len(visible), examples)
     queries = [query_ids(chat, example, after_text) for example in examples]
-    _check_window(model, len(visible), queries, examples)
     texts: dict[int, str] = {}
     order = sorted(range(len(examples)), key=lambda index: examples[index].max_new_tokens)
     for tokens, indices in groupby(order, key=lambda index: examples[index].max_new_tokens):
@@ -222,9 +222,10 @@ def _turn(chat: ChatFormat, question: str, before: list[int], after_text: bool) 
     return chat.turn_ids(question) if before else chat.query_ids(question, after_text)
 
 
-def _check_window(model: PreTrainedModel, past: int, queries: list[list[int]], examples: Sequence[Example]) -> None:
+def _check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:
+    """Refuse what does not fit behind ``past`` tokens."""
     window = getattr(model.config, "max_position_embeddings", None)
-    needed = past + max(len(ids) + example.max_new_tokens for ids, example in zip(queries, examples, strict=True))
+    needed = past + max(len(query_ids(chat, example)) + example.max_new_tokens for example in examples)
     if window is not None and needed > window:
         raise InputError(
             f"text, question and answer need a window of {needed} tokens and the model's is {window}: "

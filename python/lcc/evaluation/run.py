@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MemoryFileError
-from ..files import write_file
+from ..files import write_bytes
 from ..progress import Reporter
 from .examples import JUDGE, Example
 from .judge import HIGHEST_SCORE, Judge
@@ -26,7 +26,7 @@ class Result:
 
     Attributes:
         key: the example's.
-        context: the first characters of the context's SHA-256, equal for questions about the same text.
+        context: a digest of the context, equal for questions about the same text.
         scores: by metric, in [0, 1]; the judge's is its 0-5 divided by 5.
         metric: the one that the summary calls the score.
         trained_on: the method asked itself this very question while it prepared.
@@ -91,7 +91,7 @@ def evaluate(
         if judge:
             results = _judged(results, distinct, judge, folder, reporter)
     lines = (json.dumps(asdict(result)) + "\n" for result in results)
-    write_file(folder / "results.jsonl", "".join(lines).encode())
+    write_bytes(folder / "results.jsonl", "".join(lines).encode())
     return results
 
 
@@ -141,7 +141,7 @@ def _result(example: Example, method: str, row: dict[str, Any]) -> Result:
         task=example.task,
         general=example.general,
         metric=example.metric,
-        context=hashlib.sha256(example.context.encode()).hexdigest()[:16],
+        context=_digest(example.context),
         history=example.history,
         question=example.question,
         answers=example.answers,
@@ -155,15 +155,20 @@ def _judged(
 ) -> list[Result]:
     """``results`` with the judge's scores; equal answers to an example are judged once."""
     store = RowStore(folder / "verdicts.jsonl", judge.identity)
-    scores = {(row["key"], row["prediction"]): row["score"] for row in store.rows}
-    wanted = {(result.key, result.prediction): None for result in results}
-    waiting = [pair for pair in wanted if pair not in scores]
-    asked = [(examples[key], prediction) for key, prediction in waiting]
-    for (key, prediction), verdict in zip(waiting, judge.verdicts(asked), strict=True):
-        store.append([{"key": key, "prediction": prediction, **asdict(verdict)}])
-        scores[key, prediction] = verdict.score
-        reporter.count(JUDGE, sum(pair in scores for pair in wanted), len(wanted))
+    scores = {row["key"]: row["score"] for row in store.rows}
+    keys = [_digest([result.key, result.answers, result.prediction]) for result in results]
+    wanted = dict(zip(keys, results, strict=True))
+    waiting = {key: result for key, result in wanted.items() if key not in scores}
+    asked = [(examples[result.key], result.prediction) for result in waiting.values()]
+    for key, verdict in zip(waiting, judge.verdicts(asked), strict=True):
+        store.append([{"key": key, "prediction": waiting[key].prediction, **asdict(verdict)}])
+        scores[key] = verdict.score
+        reporter.count(JUDGE, sum(key in scores for key in wanted), len(wanted))
     return [
-        replace(result, scores=result.scores | {JUDGE: scores[result.key, result.prediction] / HIGHEST_SCORE})
-        for result in results
+        replace(result, scores=result.scores | {JUDGE: scores[key] / HIGHEST_SCORE})
+        for key, result in zip(keys, results, strict=True)
     ]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]

@@ -24,6 +24,7 @@ class RowStore:
 
     def __init__(self, path: Path, identity: dict[str, Any]):
         self.path = path
+        identity = json.loads(json.dumps(identity))
         self.rows: list[dict[str, Any]] = []
         try:
             content = path.read_bytes() if path.exists() else b""

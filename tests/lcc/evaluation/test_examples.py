@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 
@@ -187,6 +188,12 @@ def test_general_queries_of_a_benchmark_stand_beside_texts(tmp_path):
     asked = load_general(source, 5, ["one text", "another"])
     assert [(e.context, e.task, e.general) for e in asked] == [("one text", "gpqa", True), ("another", "gpqa", True)]
     assert {e.task for e in beside([Example("x", "q", ("a",))], ["text"])} == {"general"}
+
+
+def test_a_dataset_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"some/dataset is no file; .* pip install datasets"):
+        load_examples("some/dataset", 1)
 
 
 def test_a_dataset_folder(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,14 @@ def test_the_judge_is_asked_once_an_answer_and_goes_on(examples, tmp_path):
     results = run(methods, examples, tmp_path, judge=judge)
     assert judge.asked == 2 * 13 - 10
     assert {(r.method, r.scores["judge"]) for r in results} == {("full_text", 1), ("memory", 1), ("no_text", 0.2)}
+
+
+def test_verdicts_belong_to_their_references(tmp_path):
+    example = Example("c", "q?", ("a",))
+    run([Stub("memory", lambda _: "a")], [example], tmp_path, judge=FakeJudge())
+    judge = FakeJudge()
+    (result,) = run([Stub("memory", wrong)], [replace(example, answers=("b",))], tmp_path, judge=judge)
+    assert (result.prediction, result.scores["judge"], judge.asked) == ("a", 0.2, 1)
 
 
 def test_summary(examples, tmp_path):

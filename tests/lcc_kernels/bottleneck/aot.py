@@ -1,6 +1,6 @@
 """Compile every kernel for GPUs that are not here, and read what it needs from the cubin.
 
-    python tests/lcc_kernels/bottleneck/aot.py [--write | --select 90:64:bfloat16 ...]
+    python -m tests.lcc_kernels.bottleneck.aot [--write | --select 90:64:bfloat16 ...]
 
 prints the table as JSON; ``--write`` makes it resources.json. Not under TRITON_INTERPRET.
 """
@@ -10,20 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from lcc_kernels.bottleneck import triton_kernel
 from lcc_kernels.bottleneck.tiles import tiles
+from tests.lcc_kernels.ahead_of_time import build
+from tests.lcc_kernels.ahead_of_time import resources as resources_of
 
 TABLE = Path(__file__).with_name("resources.json")
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 HEAD_DIMS = {"bfloat16": (32, 64, 96, 128, 192, 256), "float16": (128,), "float32": (64, 96, 128)}
 CONFIGS = [f"{arch}:{size}:{dtype}" for arch in (80, 90) for dtype, sizes in HEAD_DIMS.items() for size in sizes]
 POINTERS = {
@@ -50,24 +47,11 @@ def resources(config: str) -> dict[str, dict[str, int]]:
 def _compile(kernel, dtype, constants, tile, arch) -> dict[str, int]:
     names = kernel.arg_names
     constants = {name: value for name, value in constants.items() if name in names}
-    signature = {name: "constexpr" if name in constants else _type(name, dtype) for name in names}
+    types = {name: _type(name, dtype) for name in names if name not in constants}
     strides = [name for name in names if re.fullmatch("[gqkv]_(batch|head|row)", name)]
-    aligned = strides + [name for name in names if signature[name].startswith("*")]
-    source = ASTSource(
-        kernel,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    built = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        Path(cubin.name).write_bytes(built.asm["cubin"])
-        command = [str(CUOBJDUMP), "--dump-resource-usage", cubin.name]
-        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
-    wgmma = built.asm["ptx"].count("wgmma.mma_async")
-    return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared, "wgmma": wgmma}
+    aligned = strides + [name for name, type_ in types.items() if type_.startswith("*")]
+    built = build(kernel, types, constants, aligned, arch, num_warps=tile.warps, num_stages=tile.stages)
+    return {**resources_of(built), "wgmma": built.asm["ptx"].count("wgmma.mma_async")}
 
 
 def _type(name: str, dtype: str) -> str:

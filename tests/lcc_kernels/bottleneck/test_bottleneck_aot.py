@@ -22,7 +22,7 @@ def compiled(configs, cache):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     root = HERE.parents[2]
     environment |= {"PYTHONPATH": str(root), "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, str(HERE / "aot.py"), "--select", *configs]
+    command = [sys.executable, "-m", "tests.lcc_kernels.bottleneck.aot", "--select", *configs]
     run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-4000:]
     return json.loads(run.stdout)
@@ -45,7 +45,7 @@ def check(configs, cache):
     for config, kernels in found.items():
         assert all(kernel["spilled"] == 0 for kernel in kernels.values()), config
         if version == TRITON:
-            assert kernels == TABLE[config], f"{config} changed: run python tests/lcc_kernels/bottleneck/aot.py --write"
+            assert kernels == TABLE[config], f"{config} changed: run python -m tests.lcc_kernels.bottleneck.aot --write"
 
 
 @pytest.mark.slow

@@ -131,18 +131,14 @@ def test_refusals(call):
 
 def _compile(kernel, capability, dtype, **constants):
     """Compile for a GPU that need not be there; rows start on 16-byte boundaries, as in the driver's buffer."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+    from ..ahead_of_time import build
 
     types = {"student": dtype, "teacher": dtype, "loss": "*fp32", "row_weight": "*fp32"}
     types |= dict.fromkeys(("student_stride", "teacher_stride", "vocab"), "i32")
     types |= dict.fromkeys(("inner", "outer", "beta"), "fp32")
     constants = {**constants, "WEIGHTED": True, "WITH_GRAD": True, "BLOCK": 4096}
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     aligned = "student", "teacher", "loss", "student_stride", "teacher_stride"
-    attributes = {(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned}
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 8})
+    return build(kernel, types, constants, aligned, capability, num_warps=8)
 
 
 @compiled
@@ -150,18 +146,16 @@ def _compile(kernel, capability, dtype, **constants):
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd", "mse"])
-def test_compiles_without_spills_and_with_wide_accesses(capability, dtype, kind, tmp_path):
+def test_compiles_without_spills_and_with_wide_accesses(capability, dtype, kind):
     from lcc_kernels.linear_kl.triton_kernel import KINDS, Tile, divergence_kernel, mse_kernel, tile
 
-    from .triton_resources import resource_usage
+    from ..ahead_of_time import resources
 
     assert tile(128257) == Tile(4096, 8)
     if kind == "mse":
         binary = _compile(mse_kernel, capability, dtype, CAPPED=True)
     else:
         binary = _compile(divergence_kernel, capability, dtype, CAPPED=kind != "forward", KIND=KINDS[kind])
-    usage = resource_usage(binary.asm["cubin"], tmp_path)
-    assert usage["STACK"] == 0
-    assert usage["LOCAL"] == 0
+    assert resources(binary)["spilled"] == 0
     assert "ld.global.v4.b32" in binary.asm["ptx"]
     assert "st.global.v4.b32" in binary.asm["ptx"]

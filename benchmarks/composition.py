@@ -1,0 +1,183 @@
+"""What reading two memories together costs: scores of each alone, as the first, and as the second of a cache.
+
+    python -m benchmarks.composition --memories DIR --pairs 2 --out benchmarks/results/composition.json
+
+Pairs of unseen documents about different people, each compiled alone; compiled memories are kept in DIR and used again.
+Beside the memories, two readers that never went through compile: the texts' own K and V, read apart and stacked as
+memories are, and the two texts read as one. "Alone there" is a memory in its place of the pair, the other one masked
+out: what standing elsewhere costs without the other's company.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lcc
+from benchmarks.environment import describe
+from lcc.chat import ChatFormat
+from lcc.demo import SEED_OFFSET, demo_document
+from lcc.encode import read_text
+from lcc.models import EMBEDDED
+from lcc.models.exam import answer, general_exam, score
+from lcc.models.fiction import UNKNOWN, Document
+
+GENERAL = 60
+PLACES = ("alone", "first", "second")
+THERE = ("first, alone there", "second, alone there")
+
+
+def disjoint_pairs(count: int) -> Iterator[tuple[int, int]]:
+    """Seeds of demo documents, two by two, that share no name: else a question would have two answers."""
+    seed = 0
+    for _ in range(count):
+        first, second = seed, seed + 1
+        while set(demo_document(first).names) & set(demo_document(second).names):
+            second += 1
+        yield first, second
+        seed = second + 1
+
+
+def compiled(model, tokenizer, seed: int, ratio: float, folder: Path) -> lcc.Memory:
+    """The memory of a demo document: from its file, or compiled now; a call that is killed goes on next time."""
+    path = folder / f"seed{seed}-ratio{ratio:g}.lcc.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = path.with_suffix(".checkpoint")
+        lcc.compile(model, tokenizer, demo_document(seed).text, ratio=ratio, seed=seed, checkpoint=checkpoint).save(
+            path
+        )
+    memory = lcc.Memory.load(path)
+    memory.verify(model, tokenizer)
+    return memory
+
+
+@torch.no_grad()
+def as_read(model, tokenizer, memory: lcc.Memory, text: str) -> lcc.Memory:
+    """``memory`` with the text's own K and V, a token a token, in place of its own."""
+    chat = ChatFormat.of(tokenizer)
+    ids, prefix = chat.ids(text), read_text(model, chat.prefix_ids)
+    kv = read_text(model, ids, prefix).tail(len(ids)).unrotated(model, len(prefix))
+    return replace(memory, kv=kv, ratio=1.0)
+
+
+def order_rows(
+    model, tokenizer, reader: str, documents: tuple[Document, Document], memories: tuple[lcc.Memory, lcc.Memory]
+) -> list[dict]:
+    """Scores of both documents' questions: alone, in either order, and in either place without the other."""
+    rows = []
+    for index, (document, memory) in enumerate(zip(documents, memories, strict=True)):
+        texts, other = _texts(document), memories[1 - index]
+        stacks = [memory], [memory, other], [other, memory]
+        for place, stack in zip(PLACES, stacks, strict=True):
+            rows.append(_row(reader, index, place, document, lcc.ask(model, tokenizer, stack, texts, 16)))
+        for shown, place in enumerate(THERE):
+            answers = ask_one(model, tokenizer, stacks[1 + shown], shown, texts)
+            rows.append(_row(reader, index, place, document, answers))
+    exam = general_exam(random.Random(SEED_OFFSET), GENERAL)
+    for place, stack in (("alone", memories[:1]), ("stacked", memories)):
+        answers = lcc.ask(model, tokenizer, stack, [query.text for query in exam], 16)
+        rows.append({"reader": reader, "document": "general queries", "place": place, "score": score(answers, exam)})
+    return rows
+
+
+def ask_one(model, tokenizer, stack: list[lcc.Memory], shown: int, texts: list[str]) -> list[str]:
+    """Greedy answers to ``texts`` over two stacked memories of which only number ``shown`` can be seen."""
+    chat = ChatFormat.of(tokenizer)
+    prefix, length = len(stack[0].prefix_ids), stack[0].buffer_tokens
+    hidden = (
+        slice(prefix, prefix + length) if shown else slice(prefix + length, prefix + length + stack[1].buffer_tokens)
+    )
+    inputs = lcc.prompt(model, tokenizer, stack, texts)
+    inputs["position_ids"] = inputs["attention_mask"].cumsum(-1) - 1
+    inputs["attention_mask"][:, hidden] = 0
+    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": chat.end, "pad_token_id": chat.end}
+    rows = model.generate(**inputs, past_key_values=lcc.attach(model, stack), **options)
+    new = rows[:, inputs["input_ids"].shape[1] :]
+    return [given.strip() for given in tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def text_rows(model, tokenizer, documents: tuple[Document, Document]) -> list[dict]:
+    """The same for a model that reads the texts themselves, both as one text."""
+    rows = []
+    for index, document in enumerate(documents):
+        own, other = document.text, documents[1 - index].text
+        for place, text in zip(PLACES, (own, f"{own} {other}", f"{other} {own}"), strict=True):
+            answers = answer(model, tokenizer, text, _texts(document))
+            rows.append(_row("full text", index, place, document, answers))
+    return rows
+
+
+def _texts(document: Document) -> list[str]:
+    return [question.text for question in document.questions()]
+
+
+def _row(reader: str, index: int, place: str, document: Document, answers: list[str]) -> dict:
+    return {
+        "reader": reader,
+        "document": index,
+        "place": place,
+        "score": score(answers, document.questions()),
+        "unknown": sum(given == UNKNOWN for given in answers) / len(answers),
+        "questions": len(answers),
+    }
+
+
+def measure_pair(model, tokenizer, seeds: tuple[int, int], ratio: float, folder: Path) -> list[dict]:
+    documents = demo_document(seeds[0]), demo_document(seeds[1])
+    first, second = (compiled(model, tokenizer, seed, ratio, folder) for seed in seeds)
+    plain = tuple(
+        as_read(model, tokenizer, memory, document.text)
+        for memory, document in zip((first, second), documents, strict=True)
+    )
+    rows = order_rows(model, tokenizer, "memories", documents, (first, second))
+    rows += order_rows(model, tokenizer, "K and V read apart", documents, plain)
+    rows += text_rows(model, tokenizer, documents)
+    return [{"seeds": list(seeds), "ratio": ratio, **row, **describe()} for row in rows]
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: a line for each pair, reader and document, a column for each place."""
+    lines = ["| seeds | reader | about | " + " | ".join((*PLACES, *THERE, "stacked")) + " |", "|" + "---|" * 9]
+    groups: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        about = row["document"] if isinstance(row["document"], str) else f"seed {row['seeds'][row['document']]}"
+        groups.setdefault((tuple(row["seeds"]), row["reader"], about), {})[row["place"]] = row
+    for (seeds, reader, about), places in groups.items():
+        cells = [_cell(places.get(place)) for place in (*PLACES, *THERE, "stacked")]
+        lines.append("| " + " | ".join((f"{seeds[0]}, {seeds[1]}", reader, about, *cells)) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return ""
+    unknown = f" ({100 * row['unknown']:.0f} % unknown)" if row.get("unknown") else ""
+    return f"{100 * row['score']:.1f} %{unknown}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--memories", type=Path, required=True)
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--ratio", type=float, default=8.0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    rows = []
+    for seeds in disjoint_pairs(arguments.pairs):
+        rows += measure_pair(model, tokenizer, seeds, arguments.ratio, arguments.memories)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Smaller memories: int8 or fp8 K and V, and a measurement of what that costs in answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .attach import attach
+from .chat import ChatFormat
+from .errors import InputError
+from .generate import generate_responses
+from .kv import KV
+from .memory import Memory
+from .objective import divergence
+from .queries import load_queries
+from .surrogate import Sample, response_hidden
+
+# The dtype of each format, and its largest number.
+FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+ROWS = 32
+
+
+def quantize(
+    memory: Memory,
+    dtype: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    queries: str | Path | Iterable[str] | None = None,
+    answers: int = 128,
+    max_new_tokens: int = 64,
+) -> Memory:
+    """Store K and V as ``int8`` or ``fp8`` (e4m3), and measure what that changes.
+
+    Symmetric, to the nearest: keys have a scale a head and channel over all tokens, since before rotation their large
+    channels are the same at every token (KVQuant, arXiv 2401.18079, section 3); values have one a head and token
+    (KIVI, arXiv 2402.02750). ``attach`` multiplies the scales back in.
+
+    The measurement asks the questions that compile asked itself, and context-agnostic queries. The float memory answers
+    greedily, and over those answers' tokens KL(float || quantised) is taken; then the quantised memory answers on its
+    own. The result goes into ``quantization``: ``source_dtype``, and for each of ``self_study`` and ``general`` the
+    ``answers``, their ``tokens``, ``kl`` in nats a token and ``changed``, the share of answers that are not the float
+    memory's word for word.
+
+    Args:
+        queries: context-agnostic ones, see ``lcc.load_queries``; by default the package's own, some of which the
+            memory was trained on.
+        answers: how many of each kind to ask at most, drawn with a fixed seed.
+        max_new_tokens: longest answer.
+
+    Raises:
+        InputError: an unknown dtype, no answers to measure with, or a memory that is quantised already.
+        MismatchError: the memory belongs to another model or tokenizer.
+    """
+    if dtype not in FORMATS:
+        raise InputError(f"unknown dtype {dtype!r}; there are {', '.join(FORMATS)}")
+    if answers < 1:
+        raise InputError(f"answers is {answers}; quantising is measured on at least 1")
+    if memory.quantized:
+        raise InputError(f"the memory is {memory.dtype} already: quantise the float memory that it was made from")
+    memory.verify(model, tokenizer)
+    kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
+    quantized = replace(memory, kv=kv, key_scale=key_scale, value_scale=value_scale)
+    asked = {"self_study": list(memory.questions), "general": load_queries(queries)}
+    readers = attach(model, memory).read(), attach(model, quantized).read()
+    chat = ChatFormat.of(tokenizer)
+    report: dict[str, Any] = {"source_dtype": memory.dtype}
+    for stream, texts in asked.items():
+        drawn = random.Random(0).sample(texts, min(answers, len(texts)))
+        if drawn:
+            report[stream] = _compare(model, chat, readers, stream, drawn, max_new_tokens)
+    return replace(quantized, quantization=report)
+
+
+def quantize_kv(kv: KV, dtype: str) -> tuple[KV, torch.Tensor, torch.Tensor]:
+    """Quantised K and V with their scales, (layers, kv_heads, head_dim) and (layers, kv_heads, tokens) float32."""
+    target, largest = FORMATS[dtype]
+    key_scale, value_scale = _scale(kv.keys, 2, largest), _scale(kv.values, 3, largest)
+    keys = _round(kv.keys.float() / key_scale[:, :, None], target, largest)
+    values = _round(kv.values.float() / value_scale[..., None], target, largest)
+    return KV(keys, values), key_scale, value_scale
+
+
+def _scale(x: torch.Tensor, dim: int, largest: float) -> torch.Tensor:
+    scale = x.float().abs().amax(dim) / largest
+    return torch.where(scale > 0, scale, 1.0)
+
+
+def _round(x: torch.Tensor, dtype: torch.dtype, largest: float) -> torch.Tensor:
+    """To the nearest number of ``dtype``; the cast of a float8 rounds by itself."""
+    return (x.round() if dtype == torch.int8 else x).clamp(-largest, largest).to(dtype)
+
+
+def _compare(
+    model: PreTrainedModel,
+    chat: ChatFormat,
+    readers: tuple[KV, KV],
+    stream: str,
+    texts: Sequence[str],
+    max_new_tokens: int,
+) -> dict[str, float]:
+    """What the second reader answers otherwise than the first."""
+    total, changed, tokens = 0.0, 0, 0
+    for begin in range(0, len(texts), ROWS):
+        chunk = texts[begin : begin + ROWS]
+        queries = [chat.query_ids(text) for text in chunk]
+        first, second = (generate_responses(model, kv, queries, max_new_tokens, chat.end) for kv in readers)
+        changed += sum(a != b for a, b in zip(first, second, strict=True))
+        samples = [
+            Sample(stream, text, tuple(query), (*response, chat.end))
+            for text, query, response in zip(chunk, queries, first, strict=True)
+        ]
+        total += _total_kl(model, readers, samples)
+        tokens += sum(len(sample.response_ids) for sample in samples)
+    return {"answers": len(texts), "tokens": tokens, "kl": total / tokens, "changed": changed / len(texts)}
+
+
+@torch.no_grad()
+def _total_kl(model: PreTrainedModel, readers: tuple[KV, KV], samples: list[Sample]) -> float:
+    """Sum over the samples' response tokens of KL(first || second), in nats."""
+    teacher, student = (response_hidden(model, kv, samples) for kv in readers)
+    sizes = [len(sample.response_ids) for sample in samples]
+    taught = [replace(s, teacher_hidden=hidden) for s, hidden in zip(samples, teacher.split(sizes), strict=True)]
+    return divergence(model, student, taught, torch.ones(len(student), device=student.device), "kl").item()

@@ -1,0 +1,42 @@
+"""Compile a Triton kernel for a GPU that is not here, and read what it needs from the cubin.
+
+Not under TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+
+def build(
+    kernel, types: dict[str, str], constants: dict[str, object], aligned: Iterable[str], arch: int, **options: int
+) -> CompiledKernel:
+    """Compile for sm_``arch``: ``types`` of the other arguments by name, those ``aligned`` divisible by 16."""
+    names = kernel.arg_names
+    source = ASTSource(
+        kernel,
+        {name: "constexpr" if name in constants else types[name] for name in names},
+        {(names.index(name),): value for name, value in constants.items()},
+        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def resources(built: CompiledKernel) -> dict[str, int]:
+    """Registers of a thread, the bytes that it spills, and a program's shared memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        Path(cubin.name).write_bytes(built.asm["cubin"])
+        command = [str(CUOBJDUMP), "--dump-resource-usage", cubin.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared}

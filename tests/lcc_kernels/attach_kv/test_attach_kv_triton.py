@@ -1,0 +1,83 @@
+"""What is particular to the Triton kernel; it runs in Triton's interpreter, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcc_kernels as lk
+from lcc_kernels.dispatch import interpreting
+
+from .attach_cases import BACKENDS, DEVICE, check, tables
+
+pytest.importorskip("triton")
+runs = pytest.mark.skipif("triton" not in BACKENDS, reason="needs a GPU or the interpreter")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("triton" in BACKENDS, reason="the tests of this folder run the kernel as they are")
+def test_these_tests_in_the_interpreter():
+    """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", "triton"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@runs
+@pytest.mark.parametrize("heads", [5, 8])
+@pytest.mark.parametrize("memory_dtype", [torch.float32, torch.int8])
+def test_heads_that_share_a_program(heads, memory_dtype, monkeypatch):
+    from lcc_kernels.attach_kv import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "_group", lambda *_: 3)
+    check("triton", "paged_nhd", memory_dtype, shape=(2, heads, 5, 8))
+
+
+@runs
+@pytest.mark.skipif(not interpreting(), reason="a program or two of a GPU's many")
+def test_groups_follow_the_work():
+    from lcc_kernels.attach_kv.triton_kernel import _group
+
+    cpu = torch.device("cpu")
+    assert [_group(8, programs, cpu) for programs in (1, 2, 4, 100)] == [1, 2, 4, 8]
+
+
+@runs
+@pytest.mark.parametrize("slots", [[3, -1, 99], [-5, 20, 0]])
+@pytest.mark.parametrize("paged", [False, True])
+def test_unchecked_slots_that_are_out_of_range_are_skipped(slots, paged):
+    keys, table = torch.randn(1, 2, 3, 8, device=DEVICE), tables(3, 8, False)
+    caches = torch.zeros(2, 1, 5, 2, 4, 8, device=DEVICE)
+    lk.attach_kv(
+        keys, keys, *caches, torch.tensor(slots, device=DEVICE), *table,
+        backend="triton", paged=paged, validate=False,
+    )  # fmt: skip
+    good = [(token, slot) for token, slot in enumerate(slots) if 0 <= slot < (20 if paged else 4)]
+    assert len(good) == 1
+    copies = 1 if paged else 5
+    assert caches[1].count_nonzero() == 16 * copies
+    ((token, slot),) = good
+    assert torch.equal(caches[1, 0, 0, :, slot], keys[0, :, token])
+
+
+@runs
+def test_unaligned_caches():
+    """Caches that begin between 16-byte boundaries, and layers at uneven distances."""
+    store = torch.zeros(4, 2 * 7 * 8 + 8, device=DEVICE)
+    views = [x[start : start + 112].view(1, 2, 7, 8) for x, start in zip(store, (1, 3, 1, 3), strict=True)]
+    keys, slots = torch.randn(2, 2, 4, 8, device=DEVICE), torch.tensor([6, 0, 2, 1], device=DEVICE)
+    lk.attach_kv(keys, keys, views[:2], views[2:], slots, *tables(4, 8, False), backend="triton")
+    assert torch.equal(torch.stack(views[2:])[:, 0, :, slots], keys)
+    assert store.count_nonzero() == 2 * keys.numel()

@@ -1,0 +1,108 @@
+"""What is particular to the Triton kernel; it runs in Triton's interpreter, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcc_kernels as lk
+from lcc_kernels.dispatch import interpreting
+from lcc_kernels.shared_prefix import reference
+from tests.lcc_kernels.shared_prefix.batches import DEVICE, SCALE, batch
+
+pytest.importorskip("triton")
+GPU = torch.cuda.is_available()
+runs_kernels = pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(interpreting() or GPU, reason="this is that process, or there is a GPU to run on")
+def test_these_tests_in_the_interpreter():
+    """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", "triton"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@runs_kernels
+@pytest.mark.parametrize("splits", [1, 2, 3, 8])
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"lengths": (5, 40, 0), "shared": 70},
+        {"lengths": (50,), "shared": 3, "q_len": 2},
+        {"lengths": (0, 0, 7), "shared": 0, "q_len": 6, "starts": (0, 4, 2)},
+    ],
+    ids=["a prefix", "own keys", "rows that see nothing"],
+)
+def test_splits_add_up(case, splits, monkeypatch):
+    """However many programs share a tile, more than it has keys included: the same sums, and twice the same bits."""
+    from lcc_kernels.shared_prefix import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "plan", lambda choices, work, processors: (choices[0], splits))
+    inputs = batch(**case)
+    once, twice = inputs.ours("triton"), inputs.ours("triton")
+    assert torch.equal(once, twice)
+    torch.testing.assert_close(once, inputs.ours("reference"))
+    assert not any(counters.any() for counters in triton_kernel._counters.values())
+
+
+@runs_kernels
+@pytest.mark.parametrize("starts", [None, (-3, 2, 2**31 - 2)])
+def test_own_rows_outside_the_cache_are_not_read(starts):
+    """A GPU does not wait for lengths to be checked, so the kernel clips them."""
+    from lcc_kernels.shared_prefix import triton_kernel
+
+    inputs = batch((9, 9, 9), q_len=2, spare=0)
+    own_starts = None if starts is None else torch.tensor(starts, device=DEVICE)
+    lengths = torch.tensor([20, -5, 11], device=DEVICE)
+    arguments = inputs.q, *inputs.shared, *inputs.own, lengths, own_starts, SCALE
+    torch.testing.assert_close(triton_kernel.forward(*arguments), reference.forward(*arguments))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="needs a CUDA device")
+def test_a_captured_graph_counts_for_itself(monkeypatch):
+    from lcc_kernels.shared_prefix import triton_kernel
+
+    monkeypatch.setattr(triton_kernel, "plan", lambda choices, work, processors: (choices[0], 4))
+    inputs = batch((5, 40, 0), shared=300)
+    eager = inputs.ours("triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = inputs.ours("triton")
+    for _ in range(2):
+        captured.zero_()
+        graph.replay()
+        assert torch.equal(captured, eager)
+    assert torch.equal(inputs.ours("triton"), eager)
+
+
+@pytest.mark.skipif(interpreting(), reason="the interpreter compiles nothing")
+def test_lengths_are_not_compiled_in():
+    from lcc_kernels.shared_prefix import triton_kernel
+
+    parameters = triton_kernel._forward.params
+    fixed = {"HEAD_DIM", "WIDTH", "ROWS", "KEYS", "PRECISION"}
+    assert {parameter.name for parameter in parameters if parameter.is_constexpr} == fixed
+    general = {parameter.name for parameter in parameters if parameter.do_not_specialize}
+    assert {"batch", "q_len", "shared_len", "max_len"} <= general
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "reason"), [(torch.float64, 32, "tensor-core"), (torch.float32, 160, "outside 16 ... 128")]
+)
+def test_refuses_what_it_cannot_run(dtype, head_dim, reason):
+    with pytest.raises(lk.BackendUnavailableError, match=reason):
+        batch((2, 1), head_dim=head_dim, dtype=dtype).ours("triton")
