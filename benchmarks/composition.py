@@ -5,7 +5,7 @@
 Pairs of unseen documents about different people, each compiled alone; compiled memories are kept in DIR and used again.
 Beside the memories, two readers that never went through compile: the texts' own K and V, read apart and stacked as
 memories are, and the two texts read as one. "Alone there" is a memory in its place of the pair, the other one masked
-out: what standing elsewhere costs without the other's company.
+out: what standing elsewhere costs without the other's company. "Side by side" puts both at the same positions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,9 @@ from lcc.models.fiction import UNKNOWN, Document
 GENERAL = 60
 PLACES = ("alone", "first", "second")
 THERE = ("first, alone there", "second, alone there")
+BESIDE = "side by side"
+COLUMNS = (*PLACES, *THERE, BESIDE, "stacked")
+Stack = Sequence[lcc.Memory]
 
 
 def disjoint_pairs(count: int) -> Iterator[tuple[int, int]]:
@@ -81,16 +84,20 @@ def order_rows(
         for shown, place in enumerate(THERE):
             answers = ask_one(model, tokenizer, stacks[1 + shown], shown, texts)
             rows.append(_row(reader, index, place, document, answers))
+        rows.append(_row(reader, index, BESIDE, document, ask_beside(model, tokenizer, stacks[1], texts)))
     exam = general_exam(random.Random(SEED_OFFSET), GENERAL)
-    for place, stack in (("alone", memories[:1]), ("stacked", memories)):
-        answers = lcc.ask(model, tokenizer, stack, [query.text for query in exam], 16)
+    texts = [query.text for query in exam]
+    for place, answers in (
+        ("alone", lcc.ask(model, tokenizer, memories[:1], texts, 16)),
+        ("stacked", lcc.ask(model, tokenizer, memories, texts, 16)),
+        (BESIDE, ask_beside(model, tokenizer, memories, texts)),
+    ):
         rows.append({"reader": reader, "document": "general queries", "place": place, "score": score(answers, exam)})
     return rows
 
 
-def ask_one(model, tokenizer, stack: list[lcc.Memory], shown: int, texts: list[str]) -> list[str]:
-    """Greedy answers to ``texts`` over two stacked memories of which only number ``shown`` can be seen."""
-    chat = ChatFormat.of(tokenizer)
+def ask_one(model, tokenizer, stack: Stack, shown: int, texts: list[str]) -> list[str]:
+    """Answers over two stacked memories of which only number ``shown`` can be seen."""
     prefix, length = len(stack[0].prefix_ids), stack[0].buffer_tokens
     hidden = (
         slice(prefix, prefix + length) if shown else slice(prefix + length, prefix + length + stack[1].buffer_tokens)
@@ -98,9 +105,26 @@ def ask_one(model, tokenizer, stack: list[lcc.Memory], shown: int, texts: list[s
     inputs = lcc.prompt(model, tokenizer, stack, texts)
     inputs["position_ids"] = inputs["attention_mask"].cumsum(-1) - 1
     inputs["attention_mask"][:, hidden] = 0
-    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": chat.end, "pad_token_id": chat.end}
-    rows = model.generate(**inputs, past_key_values=lcc.attach(model, stack), **options)
-    new = rows[:, inputs["input_ids"].shape[1] :]
+    return _generate(model, tokenizer, lcc.attach(model, stack), inputs)
+
+
+@torch.no_grad()
+def ask_beside(model, tokenizer, stack: Stack, texts: list[str]) -> list[str]:
+    """Answers over memories that share positions: each ends right before the query, as when it was compiled."""
+    kv = read_text(model, stack[0].prefix_ids)
+    end = len(kv) + max(memory.buffer_tokens for memory in stack)
+    for memory in stack:
+        kv = memory.kv.rotated(model, end - memory.buffer_tokens).after(kv)
+    inputs = lcc.prompt(model, tokenizer, stack, texts)
+    inputs["position_ids"] = inputs["attention_mask"].cumsum(-1) - 1 + end - len(kv)
+    return _generate(model, tokenizer, kv.cache(), inputs)
+
+
+def _generate(model, tokenizer, cache, inputs: dict[str, torch.Tensor]) -> list[str]:
+    """Greedy answers."""
+    end = ChatFormat.of(tokenizer).end
+    options = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": end, "pad_token_id": end}
+    new = model.generate(**inputs, past_key_values=cache, **options)[:, inputs["input_ids"].shape[1] :]
     return [given.strip() for given in tokenizer.batch_decode(new, skip_special_tokens=True)]
 
 
@@ -145,13 +169,13 @@ def measure_pair(model, tokenizer, seeds: tuple[int, int], ratio: float, folder:
 
 def table(rows: list[dict]) -> str:
     """Markdown: a line for each pair, reader and document, a column for each place."""
-    lines = ["| seeds | reader | about | " + " | ".join((*PLACES, *THERE, "stacked")) + " |", "|" + "---|" * 9]
+    lines = ["| seeds | reader | about | " + " | ".join(COLUMNS) + " |", "|" + "---|" * (3 + len(COLUMNS))]
     groups: dict[tuple, dict[str, dict]] = {}
     for row in rows:
         about = row["document"] if isinstance(row["document"], str) else f"seed {row['seeds'][row['document']]}"
         groups.setdefault((tuple(row["seeds"]), row["reader"], about), {})[row["place"]] = row
     for (seeds, reader, about), places in groups.items():
-        cells = [_cell(places.get(place)) for place in (*PLACES, *THERE, "stacked")]
+        cells = [_cell(places.get(place)) for place in COLUMNS]
         lines.append("| " + " | ".join((f"{seeds[0]}, {seeds[1]}", reader, about, *cells)) + " |")
     return "\n".join(lines)
 

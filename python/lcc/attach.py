@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import lcc_kernels as lk
 
 from .encode import read_text
 from .errors import InputError, MismatchError
-from .kv import KV, check_architecture, rotary_tables
+from .kv import KV, check_architecture, check_one_rope, rotary_tables
 from .memory import Memory
 
 Caches = torch.Tensor | Sequence[torch.Tensor]
@@ -48,7 +49,7 @@ def attach(
         layers, heads, _, width = memories[0].kv.keys.shape
         keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
         _write(model, memories, start, keys, values, slots)
-        return KV(keys[:, 0], values[:, 0]).cache()
+        return KV(keys[:, 0], values[:, 0]).cache().follow(model)
     _check_static(model, cache, memories[0], tokens)
     _write(
         model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots
@@ -72,20 +73,24 @@ def attach_paged(
     Args:
         key_cache, value_cache: a tensor a layer, viewed as (blocks, kv_heads, block_size, head_dim), whatever the
             strides: of vLLM's (blocks, block_size, kv_heads, head_dim) give ``layer.transpose(1, 2)``.
-        block_table: the sequence's blocks in order, (max_blocks,) integers; they may be shared by any number of
-            sequences that only read them.
+        block_table: the sequence's blocks in order, (max_blocks,) integers, each named once; they may be shared by any
+            number of sequences that only read them.
 
     Returns:
         How many tokens were written: where the sequence goes on.
 
     Raises:
-        InputError, MismatchError: as ``attach`` does.
-        ValueError: blocks that are too few or out of range, or caches that do not fit the memory.
+        InputError, MismatchError: as ``attach`` does, and for blocks that are too few, out of range or named twice.
+        ValueError: caches that do not fit the memory; see ``lk.attach_kv``.
     """
     memories = _checked(model, memory, start)
     tokens = cached_tokens(memories)
+    if not len(key_cache) or key_cache[0].ndim != 4:
+        raise InputError("key_cache has no layer of (blocks, kv_heads, block_size, head_dim): give one tensor a layer")
+    blocks, _, block_size, _ = key_cache[0].shape
+    _check_blocks(block_table, math.ceil(tokens / block_size), blocks)
     positions = torch.arange(tokens, device=block_table.device)
-    slots = lk.slot_mapping(block_table, positions, key_cache[0].shape[2]).to(model.device)
+    slots = lk.slot_mapping(block_table, positions, block_size).to(model.device)
     _write(model, memories, start, key_cache, value_cache, slots, paged=True)
     return tokens
 
@@ -200,20 +205,23 @@ def _check_shapes(model: PreTrainedModel, memory: Memory) -> None:
 
 
 def _check_positions(model: PreTrainedModel, start: int, end: int) -> None:
-    """Refuse positions that the model does not have, and those on both sides of a change of its rope."""
+    """Refuse positions that the model does not have, or turns with two ropes."""
     window = getattr(model.config, "max_position_embeddings", None)
     if start < 0 or (window is not None and end >= window):
         raise InputError(
             f"the memory would stand at positions {start} to {end - 1}, with room for a query behind it; the model's "
             f"window has {window}: start elsewhere, or take a model with a longer window"
         )
-    rope = model.config.rope_parameters
-    turn = rope.get("original_max_position_embeddings")
-    if rope.get("rope_type") == "longrope" and turn is not None and start < turn < end:
-        raise InputError(
-            f"the memory would stand at positions {start} to {end - 1}, and the model's rope is another one from "
-            f"{turn} on: start at {turn} or later, or end before it"
-        )
+    check_one_rope(model, start, end)
+
+
+def _check_blocks(block_table: torch.Tensor, needed: int, blocks: int) -> None:
+    """Refuse a table of which a part could be written before the rest turns out to be wrong."""
+    if block_table.ndim != 1 or len(block_table) < needed:
+        raise InputError(f"the memory takes {needed} blocks; the block table is {tuple(block_table.shape)}")
+    used = block_table[:needed].tolist()
+    if len(set(used)) < needed or min(used) < 0 or max(used) >= blocks:
+        raise InputError(f"the block table's first {needed} must be different blocks of 0 to {blocks - 1}; got {used}")
 
 
 def _check_static(model: PreTrainedModel, cache: StaticCache, memory: Memory, tokens: int) -> None:

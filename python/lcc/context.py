@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import ChatFormat
 from .errors import InputError
+from .kv import check_one_rope
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,4 @@ def _check_window(model: PreTrainedModel, needed: int, text_tokens: int) -> None
             f"the text has {text_tokens} tokens; to read it and repeat it the model needs a window of {needed}, and "
             f"its window is {window}: split the text or take a model with a longer window"
         )
+    check_one_rope(model, 0, needed)

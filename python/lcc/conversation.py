@@ -11,7 +11,7 @@ from .memory import Memory
 
 
 class Conversation:
-    """Keeps the tokens of the questions and answers so far.
+    """Keeps the tokens of the questions and answers so far, and their K and V: a turn reads what is new alone.
 
     Raises:
         MismatchError: the memory belongs to another model or tokenizer.
@@ -22,13 +22,22 @@ class Conversation:
         self.model, self.tokenizer = model, tokenizer
         self.chat = ChatFormat.of(tokenizer)
         self.memory = memory
+        self._cache = attach(model, memory)
+        self._attached = self._cache.get_seq_length()
         self._history: list[int] = []
 
     def say(self, message: str, max_new_tokens: int = 64) -> str:
         """Answer ``message`` in the light of the memory and the turns so far."""
         new = self.chat.turn_ids(message) if self._history else self.chat.query_ids(message)
         query = [*self._history, *new]
-        cache = attach(self.model, self.memory)
-        response = generate_after(self.model, cache, [query], self.chat.end, max_new_tokens=max_new_tokens)[0]
+        read = self._cache.get_seq_length() - self._attached
+        try:
+            response = generate_after(
+                self.model, self._cache, [query[read:]], self.chat.end, max_new_tokens=max_new_tokens
+            )[0]
+        except BaseException:
+            # Stopped halfway through the layers: the next turn reads the history again.
+            self._cache.reset()
+            raise
         self._history = [*query, *response, self.chat.end]
         return self.tokenizer.decode(response, skip_special_tokens=True).strip()

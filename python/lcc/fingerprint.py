@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> d
     return {
         "model_config": _hash(json.dumps(config, sort_keys=True, default=str)),
         "model_weights": weights_digest(model),
-        "tokenizer": _hash(_tokenizer_text(tokenizer)),
+        "tokenizer": _tokenizer_digest(tokenizer),
         "chat_template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True)),
     }
 
@@ -55,16 +56,24 @@ def _sample(tensor: torch.Tensor) -> list[torch.Tensor]:
         return [tensor]
     flat = tensor.reshape(-1)
     bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-    return [flat[:: tensor.numel() // SAMPLES], bits.sum(dtype=torch.int64)]
+    # A CPU sums a widened copy: in pieces it stays in the cache.
+    pieces = bits.split(WHOLE_ELEMENTS) if bits.device.type == "cpu" else [bits]
+    return [flat[:: tensor.numel() // SAMPLES], torch.stack([p.sum(dtype=torch.int64) for p in pieces]).sum()]
 
 
-def _tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    state = json.loads(backend.to_str())
+        return _hash(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+    return _backend_digest(backend.to_str())
+
+
+@lru_cache(maxsize=2)
+def _backend_digest(serialized: str) -> str:
+    """Cached, since a large vocabulary takes longer to parse than to write out."""
+    state = json.loads(serialized)
     # Calls with padding or truncation leave their settings behind; they are no part of what the tokenizer is.
-    return json.dumps({key: state[key] for key in state if key not in ("padding", "truncation")}, sort_keys=True)
+    return _hash(json.dumps({key: state[key] for key in state if key not in ("padding", "truncation")}, sort_keys=True))
 
 
 def _hash(text: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from .chat import ChatFormat
-from .kv import KV, SharedCache
+from .kv import KV, SharedCache, check_one_rope
+from .shared_prefix import sharing
 
 
 def prompt(
@@ -24,11 +26,13 @@ def prompt(
     Returns:
         All (queries, past + longest query).
     """
-    longest = max(len(query) for query in queries)
-    padding = [longest - len(query) for query in queries]
-    ids = [[filler] * (past + pad) + list(query) for pad, query in zip(padding, queries, strict=True)]
-    mask = [[1] * past + [0] * pad + [1] * len(query) for pad, query in zip(padding, queries, strict=True)]
-    inputs = {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+    length = past + max(len(query) for query in queries)
+    ids = torch.full((len(queries), length), filler)
+    mask = torch.ones_like(ids)
+    for row, query in enumerate(queries):
+        ids[row, length - len(query) :] = torch.tensor(query)
+        mask[row, past : length - len(query)] = 0
+    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
     if start:
         inputs["position_ids"] = start + inputs["attention_mask"].cumsum(-1) - 1
     return inputs
@@ -40,18 +44,26 @@ def generate_after(
     """New token ids for each query, cut at the first end token.
 
     Args:
-        cache: what all queries see; it grows with what is generated.
+        cache: what all queries see, held once for all of them; it grows with what is generated.
         end: the chat's end-of-response token; the model's own end tokens end a response too.
-        **options: those of ``generate``.
+        **options: those of ``generate``, ``max_new_tokens`` among them.
+
+    Raises:
+        InputError: the answers might reach a position where the model's rope is another one.
     """
     ends = {end, *_end_tokens(model)}
+    longest = max(len(query) for query in queries) + options["max_new_tokens"]
+    check_one_rope(model, 0, cache.get_seq_length() + longest)
     inputs = prompt(cache.get_seq_length(), queries, end, model.device)
-    options = {"do_sample": False, "pad_token_id": end, "eos_token_id": sorted(ends)} | options
+    greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    options = greedy | {"pad_token_id": end, "eos_token_id": sorted(ends)} | options
     if not options["do_sample"]:
         # The checkpoint's own sampling defaults would only raise warnings in greedy decoding.
         options = {"temperature": None, "top_p": None, "top_k": None} | options
-    with torch.no_grad():
-        output = model.generate(**inputs, past_key_values=cache, **options)
+    rows = len(queries) * max(options["num_beams"], options["num_return_sequences"])
+    # A single sequence has nothing to share, and one tensor is read faster than two.
+    with torch.no_grad(), sharing(model) if rows > 1 else nullcontext():
+        output = model.generate(**inputs, past_key_values=cache.follow(model), **options)
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
 

@@ -19,10 +19,10 @@ from transformers import AttentionInterface, PreTrainedModel
 
 import lcc_kernels as lk
 
+from .attention import attending, refuse_variants
 from .kv import KV, decoder
 
 NAME = "lcc_bottleneck"
-UNSUPPORTED = {"sliding_window": "a sliding window", "softcap": "soft-capped scores", "s_aux": "attention sinks"}
 
 # (rows that run before it, keys, values) of rows whose K and V are known, (1, kv_heads, tokens, head_dim).
 Given = Sequence[tuple[int, torch.Tensor, torch.Tensor]]
@@ -56,12 +56,9 @@ def packed_attention(
     Raises:
         ValueError: no spans, a mask or dropout, or an attention variant that the op does not compute.
     """
-    name = type(module).__name__
     if spans is None:
         raise ValueError(f"{NAME} needs the keyword spans=BottleneckLayout(...).spans in the layer's forward")
-    for option, what in UNSUPPORTED.items():
-        if options.get(option) is not None:
-            raise ValueError(f"{name} uses {what}, which {NAME} does not compute: use engine='reference'")
+    refuse_variants(module, NAME, options, "use engine='reference'")
     if attention_mask is not None or dropout:
         raise ValueError(
             f"{NAME} takes its mask from the layout and has no dropout: pass no mask and call model.eval()"
@@ -174,7 +171,7 @@ class PackedDecoder:
             partial(self._run, _compiled(layer) if compiled else layer.forward, row, number, checkpointing)
             for number, (layer, row) in enumerate(zip(layers.layers, rows, strict=True))
         ]
-        with _attending(layers), running(layers.layers, runs):
+        with attending(layers, NAME), running(layers.layers, runs):
             return layers(inputs_embeds=embeddings, position_ids=positions[None], use_cache=False).last_hidden_state
 
     def _run(
@@ -193,7 +190,7 @@ class PackedDecoder:
         options |= row.options(number)
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            with _attending(decoder(self.model)), self._adapting(row.adapted):
+            with attending(decoder(self.model), NAME), self._adapting(row.adapted):
                 return forward(hidden[:, row.skipped :], position_embeddings=(cos, sin), **options)
 
         if checkpointing and torch.is_grad_enabled():
@@ -244,14 +241,3 @@ def running(layers: torch.nn.ModuleList, runs: Sequence[Callable]) -> Iterator[N
             del layer.forward
             if forward is not None:
                 layer.forward = forward
-
-
-@contextmanager
-def _attending(layers: PreTrainedModel) -> Iterator[None]:
-    """Let ``layers`` attend with ``lcc_bottleneck`` inside the block."""
-    before = layers.config._attn_implementation
-    layers.config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        layers.config._attn_implementation = before

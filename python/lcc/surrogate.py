@@ -20,11 +20,12 @@ from .generate import generate_responses
 from .kv import KV, decoder
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
+from .shared_prefix import supports_sharing
 from .teacher_states import TeacherStates
 
 REPEAT_REQUEST = "Please repeat the context."
 STREAMS = ("reconstruction", "general", "self_study")
-# Teacher passes hold at most this many cached tokens, over all rows of a batch.
+# Teacher passes hold at most this many copies of cached tokens, over all rows of a batch.
 CACHED_TOKENS = 1 << 15
 
 
@@ -111,9 +112,9 @@ def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:
     return rng.sample(distinct, min(count, len(distinct)))
 
 
-def _rows(cached: int) -> int:
-    """Rows of a teacher batch over ``cached`` shared tokens."""
-    return max(1, min(64, CACHED_TOKENS // cached))
+def _rows(copied: int) -> int:
+    """Rows of a teacher batch in which each row holds a copy of ``copied`` tokens."""
+    return max(1, min(64, CACHED_TOKENS // max(1, copied)))
 
 
 def _respond(
@@ -126,7 +127,7 @@ def _respond(
 ) -> list[Sample]:
     """Give each sample the teacher's greedy response, end token included."""
     answered = []
-    rows = _rows(len(text_kv))
+    rows = _rows(0 if supports_sharing(model) else len(text_kv))
     for start in range(0, len(samples), rows):
         chunk = samples[start : start + rows]
         responses = generate_responses(

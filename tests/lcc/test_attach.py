@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import StaticCache
+from transformers import AutoConfig, AutoModelForCausalLM, StaticCache
 
 import lcc
 from lcc.chat import ChatFormat
 from lcc.kv import KV
 from lcc.models.exam import score
 from lcc.models.fiction import document
-from tests.conftest import FAMILIES, ROPES, tiny_model
+from tests.conftest import FAMILIES, ROPES, TINY, tiny_model
 from tests.lcc.plain import plain_memory
 
 TEXT = "Mara lives in the quiet old town of Selby. Hugo works every day as a baker."
@@ -105,8 +105,28 @@ def test_paged_cache_holds_the_same(layout, llama, tokenizer, monkeypatch):
         torch.testing.assert_close(rows[:, :, :written], wanted, rtol=0, atol=0)
         assert not rows[:, :, written:].any()
     assert not pages[:, :, [1, 3, 6, 8]].any()
-    with pytest.raises(ValueError, match="block table"):
-        lcc.attach_paged(llama, memory, list(pages[:, 0]), list(pages[:, 1]), table[:2])
+
+
+def test_block_tables_that_do_not_fit_are_refused(llama, tokenizer, monkeypatch):
+    """Before anything is written."""
+    memory, own = plain_memory(llama, tokenizer, TEXT, monkeypatch)
+    pages = torch.zeros(2, 3, 10, 2, 8, 12)
+    needed = -(-own.get_seq_length() // 8)
+    good = list(range(needed))
+    for table, reason in (
+        (good[:-1], f"takes {needed} blocks"),
+        ([*good[:-1], 0], "different blocks"),
+        ([*good[:-1], 10], "of 0 to 9"),
+        ([*good[:-1], -1], "of 0 to 9"),
+    ):
+        with pytest.raises(lcc.InputError, match=reason):
+            lcc.attach_paged(llama, memory, list(pages[0]), list(pages[1]), torch.tensor(table))
+    with pytest.raises(lcc.InputError, match="no layer"):
+        lcc.attach_paged(llama, memory, [], [], torch.tensor(good))
+    with pytest.raises(ValueError, match="layers"):
+        lcc.attach_paged(llama, memory, list(pages[0, :2]), list(pages[1, :2]), torch.tensor(good))
+    assert not pages.any()
+    lcc.attach_paged(llama, memory, list(pages[0]), list(pages[1]), torch.tensor([*good, 0, -1]))
 
 
 def test_same_answers_wherever_it_stands(embedded, monkeypatch):
@@ -232,3 +252,11 @@ def test_a_memory_that_went_bad_is_refused(llama, tokenizer, monkeypatch):
         lcc.attach(llama, bad)
     with pytest.raises(lcc.InputError, match="NaN"):
         lcc.attach(llama, [memory, bad])
+
+
+@pytest.mark.parametrize("model_type", ["glm", "helium", "ernie4_5"])
+def test_models_that_rotate_neighbours_are_refused(model_type, tokenizer):
+    """Their keys would be turned with the wrong partners, in silence."""
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **TINY, head_dim=12))
+    with pytest.raises(lcc.InputError, match="in pairs"):
+        lcc.compile(model, tokenizer, TEXT, progress=False)

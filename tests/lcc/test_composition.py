@@ -7,7 +7,18 @@ import random
 import pytest
 
 import lcc
-from benchmarks.composition import PLACES, THERE, as_read, ask_one, disjoint_pairs, order_rows, table, text_rows
+from benchmarks.composition import (
+    BESIDE,
+    PLACES,
+    THERE,
+    as_read,
+    ask_beside,
+    ask_one,
+    disjoint_pairs,
+    order_rows,
+    table,
+    text_rows,
+)
 from lcc.demo import demo_document
 from lcc.models.exam import score
 from lcc.models.fiction import document
@@ -24,8 +35,8 @@ def test_both_orders_are_reported(family, tokenizer, monkeypatch):
     rows = order_rows(model, tokenizer, "memories", DOCUMENTS, memories)
     scored = {(row["document"], row["place"]): row for row in rows}
     assert scored.keys() == {
-        *((index, place) for index in (0, 1) for place in (*PLACES, *THERE)),
-        ("general queries", "alone"), ("general queries", "stacked"),
+        *((index, place) for index in (0, 1) for place in (*PLACES, *THERE, BESIDE)),
+        ("general queries", "alone"), ("general queries", "stacked"), ("general queries", BESIDE),
     }  # fmt: skip
     for index, place, stack in (
         (0, "first", memories), (1, "second", memories),
@@ -47,6 +58,7 @@ def test_the_readers_read(embedded, tokenizer, monkeypatch):
     rows = order_rows(model, tokenizer, "K and V read apart", DOCUMENTS, plain)
     assert [row["score"] for row in rows if row["place"] == "alone"][:2] == [1.0, 1.0]
     texts = [question.text for question in DOCUMENTS[1].questions()]
+    assert ask_beside(model, tokenizer, plain[1:], texts) == lcc.ask(model, tokenizer, plain[1], texts)
     blind = ask_one(model, tokenizer, list(plain), 0, texts)
     assert blind == lcc.ask(model, tokenizer, plain[0], texts)
     seeing = ask_one(model, tokenizer, list(plain), 1, texts)

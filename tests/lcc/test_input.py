@@ -25,6 +25,12 @@ def test_texts(llama, tokenizer, text):
     refuse(llama, tokenizer, text * 10, "window")
 
 
+def test_a_text_over_a_change_of_rope(tokenizer, text):
+    model = tiny_model("longrope")
+    turn = model.config.rope_parameters["original_max_position_embeddings"]
+    refuse(model, tokenizer, text, f"another one from {turn} on")
+
+
 def test_settings(llama, tokenizer, text):
     refuse(llama, tokenizer, text, "ratio is 0.5", ratio=0.5)
     refuse(llama, tokenizer, text, "steps is 0", steps=0)
