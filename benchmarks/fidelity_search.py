@@ -1,6 +1,6 @@
 """The best options of LCC and of every peer, each from its own grid, on documents that no table shows.
 
-    python -m benchmarks.fidelity_search --out benchmarks/results/fidelity-search.json --work DIR --ratio 16
+    python -m benchmarks.fidelity_search --out benchmarks/results/peer-options.json --work DIR --ratio 16
 
 Best is the highest mean of what is kept of the questions and of the general queries. A second call goes on from DIR,
 and keeps the rows of methods that it was not asked to search.

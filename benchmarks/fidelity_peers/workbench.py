@@ -21,7 +21,7 @@ Options = dict[str, Any]
 
 # Tried for every method that is trained, LCC included; the package's own default first.
 LEARNING_RATES: tuple[Options, ...] = tuple(
-    {"learning_rate": rate, "buffer_learning_rate": rate} for rate in (4e-3, 2.5e-4, 1e-3, 1.6e-2, 6.4e-2)
+    {"learning_rate": rate, "buffer_learning_rate": rate} for rate in (4e-3, 2.5e-4, 1e-3, 1.6e-2, 6.4e-2, 0.256)
 )
 
 
