@@ -117,7 +117,12 @@ def table(job: Job, methods: Iterable[str], ratios: Sequence[float], chosen: dic
             if results is None:
                 print(f"{name} diverged at ratio {ratio:g} with {options}")
                 continue
-            told = {"options": options, "searched": name in chosen, "source": PEERS[name].source}
+            told = {
+                "options": options,
+                "searched": name in chosen,
+                "source": PEERS[name].source,
+                "steps": job.settings.steps,
+            }
             rows.append(row(both + results, name, ratio) | told | where)
     return rows
 

@@ -17,7 +17,7 @@ NEEDED = {"method", "ratio", "qa_kept", "general_kept", "kv_bytes", "seconds", "
 NOTE = (
     "Kept: score / full-text score, with 95 % intervals over documents and questions. Other wordings: the score on "
     "questions that the method did not ask itself. Bytes: of the K and V that a question finds, the chat's prefix "
-    "included, and of any LoRA."
+    "included, and of any LoRA. Seconds: of the methods that are trained, those of the optimisation."
 )
 Row = dict[str, Any]
 

@@ -29,7 +29,7 @@ def search(job: Job, name: str, ratio: float) -> list[dict[str, Any]]:
 def _try(job: Job, both: list, name: str, ratio: float, options: Options) -> dict[str, Any]:
     label = ",".join(f"{option}={value:g}" for option, value in options.items()) or "default"
     results = run(Job(**{**vars(job), "folder": job.folder / label}), name, ratio, options)
-    told = {"options": options, "diverged": results is None}
+    told = {"options": options, "diverged": results is None, "steps": job.settings.steps}
     return (row(both + results, name, ratio) if results else {"method": name, "ratio": ratio}) | told
 
 
