@@ -24,7 +24,7 @@ class Adapter(LoraWriter):
 
     def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
         """The LoRA."""
-        return [{"params": self.lora, "lr": settings.learning_rate}]
+        return [{"params": self.lora, "lr": settings.learning_rate, "kind": settings.optimizer}]
 
     def encode(self) -> KV:
         """K and V of P with the LoRA on, keys unrotated."""

@@ -18,7 +18,7 @@ class SyntheticQALora(AdapterMethod):
     def train(self, adapter: Adapter) -> Trained:
         """The same data, loss, loop and early stopping as ``lcc.compile``."""
         with Reporter(False) as reporter:
-            written = write(adapter, self.settings, load_queries(), None, reporter)
+            written = write(adapter, self.settings, load_queries(), reporter)
         return Trained(written.curve[-1]["seconds"], written.surrogate.self_questions)
 
 

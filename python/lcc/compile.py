@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import Checkpoint, identity, remove_checkpoint
+from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
+from .distributed import ALONE, Ranks
 from .encode import Writer, WriterFactory, lora_compiler, read_text
+from .errors import InputError
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
 from .memory import Memory
 from .optimize import Optimization
-from .progress import Reporter
+from .progress import Reporter, reporting
 from .queries import load_queries
 from .settings import CompileSettings, make_settings
-from .step_memory import fit
+from .shards import is_sharded
+from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 
 
@@ -36,7 +39,8 @@ def compile(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 50,
     keep_checkpoint: bool = False,
-    progress: bool = True,
+    progress: bool | Reporter = True,
+    distributed: bool = False,
     writer: WriterFactory = lora_compiler,
     **settings: Any,
 ) -> Memory:
@@ -50,19 +54,21 @@ def compile(
         model: a causal language model of the Llama, Qwen or Mistral kind.
         tokenizer: the model's own, with a chat template.
         text: the document.
-        recipe: ``default``, or ``paper`` for the paper's two streams.
+        recipe: ``default``, ``fast`` (half the steps), or ``paper`` (the paper's streams, steps and learning rate).
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own.
         checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoint: leave the finished checkpoint for ``lcc.remove_checkpoint``, until the memory is safely saved.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr, or the reporter to show it with.
+        distributed: share each step's samples among the processes of torch.distributed's default group, which all make
+            this very call; each gets the memory, rank 0 alone writes the checkpoint.
         writer: what is trained to write the buffer's K and V; LCC's LoRA, or another with ``engine="reference"``.
         **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
 
     Raises:
         InputError: the text, the model, the tokenizer or a setting cannot be used.
         DivergedError: the loss became NaN; the last checkpoint stands.
-        MismatchError: the checkpoint folder belongs to another compilation.
+        MismatchError: the checkpoint folder belongs to another compilation, or the processes make different calls.
         MemoryFileError: a checkpoint cannot be read or written.
     """
     chosen = make_settings(recipe, **settings)
@@ -70,14 +76,20 @@ def compile(
     context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
     asked = load_queries(queries)
     print_of = fingerprint(model, tokenizer)
-    store = None
-    if checkpoint is not None:
-        known = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
-        store = Checkpoint(Path(checkpoint), known)
-    with Reporter(progress) as reporter, seeded(model, chosen.seed), writer(model, context, chosen) as writing:
-        written = write(writing, chosen, asked, store, reporter, checkpoint_every)
+    ranks = Ranks.of_group() if distributed else ALONE
+    if is_sharded(model) and not (distributed and chosen.engine == "packed"):
+        raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
+    same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
+    ranks.require_same(same)
+    store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
+    with (
+        reporting(ranks.main and progress) as reporter,
+        seeded(model, chosen.seed),
+        writer(model, context, chosen) as writing,
+    ):
+        written = write(writing, chosen, asked, reporter, store, checkpoint_every, ranks)
     memory = _memory(model, context, written, chosen, print_of)
-    if store and not keep_checkpoint:
+    if store and ranks.main and not keep_checkpoint:
         remove_checkpoint(store.folder)
     return memory
 
@@ -95,9 +107,10 @@ def write(
     writer: Writer,
     settings: CompileSettings,
     queries: list[str],
-    store: Checkpoint | None,
     reporter: Reporter,
+    store: Checkpoint | None = None,
     checkpoint_every: int = 50,
+    ranks: Ranks = ALONE,
 ) -> Written:
     """Make the surrogate data and train ``writer`` on it.
 
@@ -106,28 +119,43 @@ def write(
         MismatchError: the checkpoint folder belongs to another compilation.
         MemoryFileError: a checkpoint cannot be read or written.
     """
-    with _autocast(writer.model, settings):
-        surrogate = _surrogate(writer, settings, queries, store, reporter)
-        fitting = fit(writer, _most_rows(surrogate, settings), settings)
-        optimization = Optimization(writer, surrogate, fitting, store)
+    model = writer.model
+    with autocast(model, settings):
+        surrogate = _surrogate(writer, settings, queries, store, ranks, reporter)
+        # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
+        free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
+        fitting = fit(writer, _most_rows(surrogate, settings), settings, free)
+        optimization = Optimization(writer, surrogate, fitting, store, ranks)
         kv = optimization.run(reporter, checkpoint_every)
     return Written(kv, surrogate, optimization.curve)
 
 
 def _surrogate(
-    writer: Writer, settings: CompileSettings, queries: list[str], store: Checkpoint | None, reporter: Reporter
+    writer: Writer,
+    settings: CompileSettings,
+    queries: list[str],
+    store: Checkpoint | None,
+    ranks: Ranks,
+    reporter: Reporter,
 ) -> Surrogate:
-    """The surrogate data: from the checkpoint, or made now."""
+    """The surrogate data: from the checkpoint, or made now by rank 0."""
     stored = store.load_surrogate(writer.model.device) if store else None
     if stored is not None:
         return stored
-    with torch.no_grad():
-        text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
-        folder = store.folder if store else None
-        made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
-    if store:
-        store.save_surrogate(made)
-    return made
+
+    def make() -> Surrogate:
+        with torch.no_grad():
+            text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
+            folder = store.folder if store else None
+            made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
+        if store:
+            store.save_surrogate(made)
+        return made
+
+    if ranks.count == 1:
+        return make()
+    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
+    return unpack_surrogate(*packed, writer.model.device)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
@@ -166,7 +194,7 @@ def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
         yield
 
 
-def _autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
+def autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
     """bfloat16 where asked for, or where the device has it in hardware."""
     device = model.device.type
     wanted = settings.precision == "bfloat16" or (

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from .chunked import read_in_chunks
 from .context import Context
 from .errors import InputError
+from .initial import initial_buffer
 from .kv import KV, SharedCache, decoder
 from .packed import PackedDecoder
 from .settings import CompileSettings
@@ -36,7 +37,14 @@ class Writer(ABC):
 
     @abstractmethod
     def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
-        """What is trained: optimiser groups of ``params`` and their initial ``lr``."""
+        """What is trained, each group with an optimiser of its own.
+
+        ``params``, their initial ``lr``, and perhaps ``kind``, a value of the setting ``optimizer``.
+        """
+
+    def start(self, settings: CompileSettings) -> None:
+        """Settle where the parameters start, before the first step."""
+        return
 
     @abstractmethod
     def encode(self) -> KV:
@@ -100,8 +108,13 @@ class Compiler(LoraWriter):
         """Buffer embeddings and LoRA, each with its own learning rate."""
         return [
             {"params": [self.buffer], "lr": settings.buffer_learning_rate},
-            {"params": self.lora, "lr": settings.learning_rate},
+            {"params": self.lora, "lr": settings.learning_rate, "kind": settings.optimizer},
         ]
+
+    def start(self, settings: CompileSettings) -> None:
+        """Put the buffer embeddings where ``buffer_init`` says."""
+        with torch.no_grad():
+            self.buffer.copy_(initial_buffer(self, settings))
 
     @cached_property
     def copied_prefix(self) -> KV:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .checkpoint import Checkpoint
+from .distributed import ALONE, Ranks
 from .encode import Writer
 from .errors import DivergedError
 from .kv import KV
@@ -20,20 +22,32 @@ from .surrogate import Sample, Surrogate
 
 
 class Optimization:
-    """AdamW with linear decay on what the writer trains; keeps the state with the best held-out KL.
+    """Steps with linear decay on what the writer trains; keeps the state with the best held-out KL.
 
     Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
     """
 
-    def __init__(self, writer: Writer, surrogate: Surrogate, settings: CompileSettings, checkpoint: Checkpoint | None):
+    def __init__(
+        self,
+        writer: Writer,
+        surrogate: Surrogate,
+        settings: CompileSettings,
+        checkpoint: Checkpoint | None,
+        ranks: Ranks = ALONE,
+    ):
         self.writer, self.surrogate, self.settings = writer, surrogate, settings
-        self.checkpoint = checkpoint
+        self.checkpoint, self.ranks = checkpoint, ranks
+        writer.start(settings)
         groups = writer.parameter_groups(settings)
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.learning_rates = [group["lr"] for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.optimizers = [_optimizer(**group) for group in groups]
+        self._optimizer_of = {
+            parameter: optimizer
+            for group, optimizer in zip(groups, self.optimizers, strict=True)
+            for parameter in group["params"]
+        }
+        self.parameters = list(self._optimizer_of)
         self.pools = self._pools()
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._updating = 0, 0.0, False
         self.curve: list[dict[str, float]] = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_kl, self.stale = math.inf, 0
@@ -48,40 +62,51 @@ class Optimization:
         reporter.start("compiling", self.settings.steps, self.step)
         try:
             while self.step < self.settings.steps and not self._stale():
-                loss = self._advance()
+                loss = self.advance()
                 if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
                     self._measure(loss)
                 reporter.step(self.step, loss, self.best_kl)
                 if self.checkpoint and self.step % checkpoint_every == 0:
-                    self._save()
+                    self.save()
         except KeyboardInterrupt:
-            self._save()
+            if not self._updating:
+                self.save()
             raise
-        self._save()
+        self.save()
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
             return self.writer.encode()
 
-    def _advance(self) -> float:
+    def advance(self) -> float:
         """One optimiser step; returns its loss."""
         began = time.monotonic()
-        rate = 1 - self.step / self.settings.steps
-        for group, initial in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
-            group["lr"] = initial * rate
-        loss = step_loss(self.writer, self._draw(), self.settings)
-        value = loss.item()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (1 - self.step / self.settings.steps)
+        value, gradients = self._gradients()
         if not math.isfinite(value):
             raise DivergedError(self._divergence(value))
-        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
-        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        # An interrupt in here would leave some parameters a step ahead of the others.
+        self._updating = True
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
+        self._updating = False
         self.seconds += time.monotonic() - began
         return value
+
+    def _gradients(self) -> tuple[float, list[torch.Tensor]]:
+        """The step's loss and gradients, over all processes."""
+        drawn = self._draw()
+        loss = step_loss(self.writer, self.ranks.share(drawn), self.settings, drawn)
+        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        total, *summed = self.ranks.sum([loss.detach(), *gradients])
+        return total.item(), summed
 
     def _pools(self) -> dict[str, list[Sample]]:
         """The query samples of each stream that has any, and a weight."""
@@ -106,7 +131,7 @@ class Optimization:
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
         held_out = self.surrogate.held_out
-        kl = held_out_kl(self.writer, held_out, self.settings) if held_out else loss
+        kl = self.ranks.first(held_out_kl(self.writer, held_out, self.settings)) if held_out else loss
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out or not self.settings.patience:
@@ -120,17 +145,20 @@ class Optimization:
         kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
         return f"the loss became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate"
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
         if self.checkpoint is None:
             return
         tensors = {"best." + str(index): tensor for index, tensor in enumerate(self.best)}
         for index, parameter in enumerate(self.parameters):
             tensors[f"parameter.{index}"] = parameter
-            for name, value in self.optimizer.state[parameter].items():
+            for name, value in self._state_of(parameter).items():
                 tensors[f"optimizer.{index}.{name}"] = value
         # JSON has no infinity: None stands for "not measured yet".
         best_kl = None if math.isinf(self.best_kl) else self.best_kl
-        counters: dict[str, Any] = {"step": self.step, "best_kl": best_kl, "stale": self.stale}
+        # Settled by what memory was free: other chunks would round otherwise.
+        counters: dict[str, Any] = {"encode_chunk": self.settings.encode_chunk}
+        counters |= {"step": self.step, "best_kl": best_kl, "stale": self.stale}
         self.checkpoint.save_state(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
 
     def _resume(self) -> None:
@@ -139,7 +167,7 @@ class Optimization:
             return
         tensors, metadata = stored
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
-        self.curve = metadata["curve"]
+        self.curve, self.settings = metadata["curve"], replace(self.settings, encode_chunk=metadata["encode_chunk"])
         self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
@@ -147,7 +175,18 @@ class Optimization:
                 self.best[index].copy_(tensors[f"best.{index}"])
                 prefix = f"optimizer.{index}."
                 state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-                if state:
-                    self.optimizer.state[parameter] = {
-                        name: value if name == "step" else value.to(parameter.device) for name, value in state.items()
-                    }
+                self._state_of(parameter).update(
+                    {name: value if name == "step" else value.to(parameter.device) for name, value in state.items()}
+                )
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """What the parameter's optimizer remembers of it; empty before its first step."""
+        return self._optimizer_of[parameter].state[parameter]
+
+
+def _optimizer(params: list[torch.nn.Parameter], lr: float, kind: str = "adamw") -> torch.optim.Optimizer:
+    """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
+    group = [{"params": params, "initial_lr": lr}]
+    if kind == "muon":
+        return torch.optim.Muon(group, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(group, lr=lr, weight_decay=0.0)

@@ -83,15 +83,15 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     return max(encode, phase(0, states), key=lambda memory: memory.total)
 
 
-def fit(writer: Writer, answers: int, settings: CompileSettings) -> CompileSettings:
+def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
     """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
 
     The reference engine knows neither.
 
     Args:
         answers: rows of all samples of a step.
+        free: bytes, as ``available_bytes`` says; None settles for the fastest.
     """
-    free = available_bytes(writer.model.device)
     context = writer.context
     layout = lk.BottleneckLayout(len(writer.prefix), len(context.context_ids), context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
