@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
 from .distributed import ALONE, Ranks
-from .encode import Compiler, lora_model, read_text
+from .encode import Writer, WriterFactory, lora_compiler, read_text
 from .errors import InputError
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
@@ -41,6 +41,7 @@ def compile(
     keep_checkpoint: bool = False,
     progress: bool | Reporter = True,
     distributed: bool = False,
+    writer: WriterFactory = lora_compiler,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -61,6 +62,7 @@ def compile(
         progress: show a progress bar on stderr, or the reporter to show it with.
         distributed: share each step's samples among the processes of torch.distributed's default group, which all make
             this very call; each gets the memory, rank 0 alone writes the checkpoint.
+        writer: what is trained to write the buffer's K and V; LCC's LoRA, or another with ``engine="reference"``.
         **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
 
     Raises:
@@ -77,30 +79,59 @@ def compile(
     ranks = Ranks.of_group() if distributed else ALONE
     if is_sharded(model) and not (distributed and chosen.engine == "packed"):
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
-    same = identity(chosen, context.sha256, print_of, asked)
+    same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
     ranks.require_same(same)
     store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
     with (
         reporting(ranks.main and progress) as reporter,
         seeded(model, chosen.seed),
-        lora_model(model, chosen) as layers,
+        writer(model, context, chosen) as writing,
     ):
-        compiler = Compiler(model, context, layers)
-        with autocast(model, chosen):
-            surrogate = _surrogate(compiler, chosen, asked, store, ranks, reporter)
-            # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
-            free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
-            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen, free)
-            optimization = Optimization(compiler, surrogate, fitting, store, ranks)
-            kv = optimization.run(reporter, checkpoint_every)
-    memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
+        written = write(writing, chosen, asked, reporter, store, checkpoint_every, ranks)
+    memory = _memory(model, context, written, chosen, print_of)
     if store and ranks.main and not keep_checkpoint:
         remove_checkpoint(store.folder)
     return memory
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a writer wrote: B's K and V, keys unrotated, what it was taught, and the curve of ``Memory``."""
+
+    kv: KV
+    surrogate: Surrogate
+    curve: list[dict[str, float]]
+
+
+def write(
+    writer: Writer,
+    settings: CompileSettings,
+    queries: list[str],
+    reporter: Reporter,
+    store: Checkpoint | None = None,
+    checkpoint_every: int = 50,
+    ranks: Ranks = ALONE,
+) -> Written:
+    """Make the surrogate data and train ``writer`` on it.
+
+    Raises:
+        DivergedError: the loss became NaN; the last checkpoint stands.
+        MismatchError: the checkpoint folder belongs to another compilation.
+        MemoryFileError: a checkpoint cannot be read or written.
+    """
+    model = writer.model
+    with autocast(model, settings):
+        surrogate = _surrogate(writer, settings, queries, store, ranks, reporter)
+        # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
+        free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
+        fitting = fit(writer, _most_rows(surrogate, settings), settings, free)
+        optimization = Optimization(writer, surrogate, fitting, store, ranks)
+        kv = optimization.run(reporter, checkpoint_every)
+    return Written(kv, surrogate, optimization.curve)
+
+
 def _surrogate(
-    compiler: Compiler,
+    writer: Writer,
     settings: CompileSettings,
     queries: list[str],
     store: Checkpoint | None,
@@ -108,23 +139,23 @@ def _surrogate(
     reporter: Reporter,
 ) -> Surrogate:
     """The surrogate data: from the checkpoint, or made now by rank 0."""
-    stored = store.load_surrogate(compiler.model.device) if store else None
+    stored = store.load_surrogate(writer.model.device) if store else None
     if stored is not None:
         return stored
 
     def make() -> Surrogate:
         with torch.no_grad():
-            text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
+            text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
             folder = store.folder if store else None
-            made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count, folder)
+            made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
         if store:
             store.save_surrogate(made)
         return made
 
     if ranks.count == 1:
         return make()
-    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(compiler.model))
-    return unpack_surrogate(*packed, compiler.model.device)
+    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
+    return unpack_surrogate(*packed, writer.model.device)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
@@ -136,14 +167,12 @@ def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
 def _memory(
     model: PreTrainedModel,
     context: Context,
-    kv: KV,
+    written: Written,
     settings: CompileSettings,
     print_of: dict[str, str],
-    surrogate: Surrogate,
-    curve: list[dict[str, float]],
 ) -> Memory:
     return Memory(
-        kv=KV(kv.keys.to(model.dtype), kv.values.to(model.dtype)),
+        kv=KV(written.kv.keys.to(model.dtype), written.kv.values.to(model.dtype)),
         prefix_ids=context.prefix_ids if settings.keep_prefix else (),
         ratio=settings.ratio,
         source_tokens=len(context.context_ids),
@@ -151,8 +180,8 @@ def _memory(
         rope=dict(model.config.rope_parameters),
         fingerprint=print_of,
         settings=asdict(settings),
-        curve=curve,
-        questions=tuple(sorted(surrogate.self_questions)),
+        curve=written.curve,
+        questions=tuple(sorted(written.surrogate.self_questions)),
     )
 
 
