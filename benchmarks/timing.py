@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 import time
 from collections.abc import Callable
-from itertools import accumulate
-from pathlib import Path
 from statistics import median
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+
+from lcc.probe import peak_bytes
+
+__all__ = ["device_seconds", "in_turn", "peak_bytes", "synchronized"]
 
 
 def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
@@ -23,23 +22,6 @@ def synchronized(call: Callable[[], object], device: str) -> Callable[[], None]:
             torch.cuda.synchronize()
 
     return run
-
-
-def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """Bytes of tensors, internal ones too, that ``call`` holds at its worst beyond those held before."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - held
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    memory = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    return max(accumulate((size for _, size in memory), initial=0))
 
 
 def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -4,10 +4,12 @@ from .ask import ask, prompt
 from .attach import attach, attach_paged
 from .checkpoint import remove_checkpoint
 from .compile import compile
+from .documents import compile_documents
 from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
 from .export import export
 from .fingerprint import fingerprint
 from .memory import Memory
+from .plan import Plan, plan
 from .queries import load_queries
 from .settings import CompileSettings
 
@@ -19,13 +21,16 @@ __all__ = [
     "Memory",
     "MemoryFileError",
     "MismatchError",
+    "Plan",
     "ask",
     "attach",
     "attach_paged",
     "compile",
+    "compile_documents",
     "export",
     "fingerprint",
     "load_queries",
+    "plan",
     "prompt",
     "remove_checkpoint",
 ]

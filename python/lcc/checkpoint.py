@@ -12,50 +12,47 @@ from typing import Any
 
 import torch
 
+from .distributed import Ranks
 from .errors import MemoryFileError, MismatchError
-from .files import read_tensors, write_tensors
+from .files import read_tensors, remove_partial, write_tensors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
 
 STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-1"
+# Tensors on the CPU, and JSON-ready metadata.
+Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 class Checkpoint:
-    """A folder that belongs to one compilation: one text, model, tokenizer, query set and settings."""
+    """A folder that belongs to one compilation: one text, model, tokenizer, query set and settings.
 
-    def __init__(self, folder: Path, identity: dict[str, Any]):
-        self.folder, self.identity = folder, identity
+    Of several processes rank 0 alone touches the folder; the others are told what it read.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks):
+        self.folder, self.identity, self.ranks = folder, identity, ranks
+        ranks.from_main(self._make_folder)
+
+    def _make_folder(self) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MemoryFileError(f"cannot make the checkpoint folder {folder}: {error.strerror}") from error
+            raise MemoryFileError(f"cannot make the checkpoint folder {self.folder}: {error.strerror}") from error
 
     def save_surrogate(self, surrogate: Surrogate) -> None:
         """Write the samples with their teacher hidden states."""
-        samples = [surrogate.reconstruction, *surrogate.train, *surrogate.held_out]
-        rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
-        hidden = torch.cat([sample.teacher_hidden for sample in samples])
-        self._write("surrogate", SURROGATE, {"hidden": hidden}, {"rows": rows, "train": len(surrogate.train)})
+        self._write("surrogate", SURROGATE, *pack_surrogate(surrogate))
 
     def load_surrogate(self, device: torch.device) -> Surrogate | None:
         """The samples that an earlier run wrote, or None."""
         stored = self._read("surrogate", SURROGATE)
-        if stored is None:
-            return None
-        tensors, metadata = stored
-        sizes = [len(row["response_ids"]) for row in metadata["rows"]]
-        samples = [
-            Sample(row["stream"], row["query"], tuple(row["query_ids"]), tuple(row["response_ids"]), hidden)
-            for row, hidden in zip(metadata["rows"], tensors["hidden"].to(device).split(sizes), strict=True)
-        ]
-        train = metadata["train"]
-        return Surrogate(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]))
+        return None if stored is None else unpack_surrogate(*stored, device)
 
     def save_state(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Write the optimisation's state."""
         self._write("state", STATE, tensors, metadata)
 
-    def load_state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    def load_state(self) -> Stored | None:
         """The optimisation's last written state, or None."""
         return self._read("state", STATE)
 
@@ -63,9 +60,13 @@ class Checkpoint:
         return self.folder / f"{name}.safetensors"
 
     def _write(self, name: str, kind: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
-        write_tensors(self._path(name), kind, tensors, {"identity": self.identity} | metadata)
+        if self.ranks.main:
+            write_tensors(self._path(name), kind, tensors, {"identity": self.identity} | metadata)
 
-    def _read(self, name: str, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    def _read(self, name: str, kind: str) -> Stored | None:
+        return self.ranks.from_main(lambda: self._read_here(name, kind))
+
+    def _read_here(self, name: str, kind: str) -> Stored | None:
         if not self._path(name).exists():
             return None
         tensors, metadata = read_tensors(self._path(name), kind)
@@ -78,11 +79,32 @@ class Checkpoint:
         return tensors, metadata
 
 
+def pack_surrogate(surrogate: Surrogate) -> Stored:
+    """The samples with their teacher hidden states, (supervised tokens, H) in one tensor."""
+    samples = [surrogate.reconstruction, *surrogate.train, *surrogate.held_out]
+    rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
+    hidden = torch.cat([sample.teacher_hidden for sample in samples]).cpu()
+    return {"hidden": hidden}, {"rows": rows, "train": len(surrogate.train)}
+
+
+def unpack_surrogate(tensors: dict[str, torch.Tensor], metadata: dict[str, Any], device: torch.device) -> Surrogate:
+    """What ``pack_surrogate`` packed, with the hidden states on ``device``."""
+    sizes = [len(row["response_ids"]) for row in metadata["rows"]]
+    samples = [
+        Sample(row["stream"], row["query"], tuple(row["query_ids"]), tuple(row["response_ids"]), hidden)
+        for row, hidden in zip(metadata["rows"], tensors["hidden"].to(device).split(sizes), strict=True)
+    ]
+    train = metadata["train"]
+    return Surrogate(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]))
+
+
 def remove_checkpoint(folder: str | os.PathLike) -> None:
     """Delete a compilation's checkpoint; other files in the folder are left alone."""
     path = Path(folder)
     for name in ("surrogate", "state"):
-        (path / f"{name}.safetensors").unlink(missing_ok=True)
+        file = path / f"{name}.safetensors"
+        file.unlink(missing_ok=True)
+        remove_partial(file)
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
 

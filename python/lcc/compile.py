@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import Checkpoint, identity, remove_checkpoint
+from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
+from .distributed import Ranks
 from .encode import Compiler, lora_model, read_text
+from .errors import InputError
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
 from .memory import Memory
 from .optimize import Optimization
-from .progress import Reporter
+from .progress import Reporter, reporting
 from .queries import load_queries
 from .settings import CompileSettings, make_settings
-from .step_memory import fit
+from .shards import is_sharded
+from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 
 
@@ -36,7 +39,8 @@ def compile(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 50,
     keep_checkpoint: bool = False,
-    progress: bool = True,
+    progress: bool | Reporter = True,
+    distributed: bool = False,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -54,13 +58,15 @@ def compile(
         checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoint: leave the finished checkpoint for ``lcc.remove_checkpoint``, until the memory is safely saved.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr, or the reporter to show it with.
+        distributed: share each step's samples among the processes of torch.distributed's default group, which all make
+            this very call; each gets the memory, rank 0 alone writes the checkpoint.
         **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
 
     Raises:
         InputError: the text, the model, the tokenizer or a setting cannot be used.
         DivergedError: the loss became NaN; the last checkpoint stands.
-        MismatchError: the checkpoint folder belongs to another compilation.
+        MismatchError: the checkpoint folder belongs to another compilation, or the processes make different calls.
         MemoryFileError: a checkpoint cannot be read or written.
     """
     chosen = make_settings(recipe, **settings)
@@ -68,36 +74,57 @@ def compile(
     context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
     asked = load_queries(queries)
     print_of = fingerprint(model, tokenizer)
-    store = None
-    if checkpoint is not None:
-        store = Checkpoint(Path(checkpoint), identity(chosen, context.sha256, print_of, asked))
-    with Reporter(progress) as reporter, _seeded(model, chosen.seed), lora_model(model, chosen) as layers:
+    ranks = Ranks.of_group() if distributed else Ranks()
+    if is_sharded(model) and not (distributed and chosen.engine == "packed"):
+        raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
+    same = identity(chosen, context.sha256, print_of, asked)
+    ranks.require_same(same)
+    store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
+    with (
+        reporting(ranks.main and progress) as reporter,
+        seeded(model, chosen.seed),
+        lora_model(model, chosen) as layers,
+    ):
         compiler = Compiler(model, context, layers)
-        with _autocast(model, chosen):
-            surrogate = _surrogate(compiler, chosen, asked, store, reporter)
-            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen)
-            optimization = Optimization(compiler, surrogate, fitting, store)
+        with autocast(model, chosen):
+            surrogate = _surrogate(compiler, chosen, asked, store, ranks, reporter)
+            # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
+            free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
+            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen, free)
+            optimization = Optimization(compiler, surrogate, fitting, store, ranks)
             kv = optimization.run(reporter, checkpoint_every)
     memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
-    if store and not keep_checkpoint:
+    if store and ranks.main and not keep_checkpoint:
         remove_checkpoint(store.folder)
     return memory
 
 
 def _surrogate(
-    compiler: Compiler, settings: CompileSettings, queries: list[str], store: Checkpoint | None, reporter: Reporter
+    compiler: Compiler,
+    settings: CompileSettings,
+    queries: list[str],
+    store: Checkpoint | None,
+    ranks: Ranks,
+    reporter: Reporter,
 ) -> Surrogate:
-    """The surrogate data: from the checkpoint, or made now."""
+    """The surrogate data: from the checkpoint, or made now by rank 0."""
     stored = store.load_surrogate(compiler.model.device) if store else None
     if stored is not None:
         return stored
-    with torch.no_grad():
-        text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
-        folder = store.folder if store else None
-        made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count, folder)
-    if store:
-        store.save_surrogate(made)
-    return made
+
+    def make() -> Surrogate:
+        with torch.no_grad():
+            text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
+            folder = store.folder if store else None
+            made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count, folder)
+        if store:
+            store.save_surrogate(made)
+        return made
+
+    if ranks.count == 1:
+        return make()
+    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(compiler.model))
+    return unpack_surrogate(*packed, compiler.model.device)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
@@ -130,7 +157,7 @@ def _memory(
 
 
 @contextmanager
-def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
+def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
     """Seed torch inside the block and give the caller's random state back after it."""
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -138,7 +165,7 @@ def _seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
         yield
 
 
-def _autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
+def autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
     """bfloat16 where asked for, or where the device has it in hardware."""
     device = model.device.type
     wanted = settings.precision == "bfloat16" or (

@@ -51,7 +51,12 @@ def build_context(
             "tokens, or lower the ratio"
         )
     _check_window(model, len(prefix) + 2 * len(ids) + buffer + response_tokens, len(ids))
-    return Context(chat, tuple(prefix), tuple(ids), buffer, hashlib.sha256(text.encode()).hexdigest())
+    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of the text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .files import tensor_bytes
 
+# What DeepSpeed's ZeRO-3 hangs on the parameters that it shards.
+ZERO3 = "ds_tensor"
 # Tensors up to this many elements are hashed whole; of larger ones, SAMPLES evenly spaced elements and exact sums.
 WHOLE_ELEMENTS = 1 << 20
 SAMPLES = 1 << 16
@@ -40,15 +43,28 @@ def weights_digest(model: PreTrainedModel) -> str:
     Large tensors are sampled: evenly spaced elements, and the sum of all of their bits, on the tensor's own device.
     """
     digest = hashlib.sha256()
-    for name, tensor in _state(model):
+    for name, held in _state(model):
+        tensor = _whole(held)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in _sample(tensor.detach()):
+        for part in _sample(tensor):
             digest.update(tensor_bytes(part))
     return digest.hexdigest()
 
 
 def _state(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from sorted(model.state_dict().items())
+    yield from sorted(model.state_dict(keep_vars=True).items())
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself; one that is sharded over processes is gathered, by all of them together."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor().detach()
+    if hasattr(tensor, ZERO3) and not tensor.numel():
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
+    return tensor.detach()
 
 
 def _sample(tensor: torch.Tensor) -> list[torch.Tensor]:

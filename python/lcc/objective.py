@@ -15,19 +15,22 @@ from .student import student_hidden
 from .surrogate import STREAMS, Sample
 
 
-def step_loss(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+def step_loss(
+    compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
+) -> torch.Tensor:
     """Weighted mean over streams of the mean divergence over each stream's supervised tokens.
 
     One encode serves all samples, by the engine that the settings name (see ``student_hidden``).
 
     Args:
         samples: of any streams; each stream's weight is shared by its supervised tokens.
+        of: the step's samples when ``samples`` are one process's share: the shares' losses add up to the step's.
 
     Returns:
         A scalar, in nats a token for ``loss="kl"``; differentiable in LoRA and buffer embeddings.
     """
     hidden = student_hidden(compiler, samples, settings)
-    weights = row_weights(samples, settings).to(hidden.device)
+    weights = row_weights(samples, settings, of).to(hidden.device)
     return divergence(compiler.model, hidden, samples, weights, settings.loss)
 
 
@@ -45,10 +48,13 @@ def stream_weights(settings: CompileSettings) -> dict[str, float]:
     return dict(zip(STREAMS, weights, strict=True))
 
 
-def row_weights(samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """Weights of the samples' supervised tokens, (tokens,) float64 that sum to one."""
+def row_weights(
+    samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
+) -> torch.Tensor:
+    """Weights of the samples' supervised tokens, (tokens,) float64; they sum to one over ``of`` or ``samples``."""
+    whole = samples if of is None else of
     weights = stream_weights(settings)
-    tokens = {stream: sum(len(s.response_ids) for s in samples if s.stream == stream) for stream in STREAMS}
+    tokens = {stream: sum(len(s.response_ids) for s in whole if s.stream == stream) for stream in STREAMS}
     total = sum(weights[stream] for stream in STREAMS if tokens[stream])
     rows = [weights[s.stream] / total / tokens[s.stream] for s in samples for _ in s.response_ids]
     return torch.tensor(rows, dtype=torch.float64)

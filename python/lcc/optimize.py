@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .checkpoint import Checkpoint
+from .distributed import Ranks
 from .encode import Compiler
 from .errors import DivergedError
 from .kv import KV
@@ -26,10 +28,15 @@ class Optimization:
     """
 
     def __init__(
-        self, compiler: Compiler, surrogate: Surrogate, settings: CompileSettings, checkpoint: Checkpoint | None
+        self,
+        compiler: Compiler,
+        surrogate: Surrogate,
+        settings: CompileSettings,
+        checkpoint: Checkpoint | None,
+        ranks: Ranks,
     ):
         self.compiler, self.surrogate, self.settings = compiler, surrogate, settings
-        self.checkpoint = checkpoint
+        self.checkpoint, self.ranks = checkpoint, ranks
         self.parameters = [compiler.buffer, *compiler.lora]
         self.optimizer = torch.optim.AdamW(
             [
@@ -79,12 +86,9 @@ class Optimization:
             strict=True,
         ):
             group["lr"] = initial * rate
-        loss = step_loss(self.compiler, self._draw(), self.settings)
-        value = loss.item()
+        value, gradients = self._gradients()
         if not math.isfinite(value):
             raise DivergedError(self._divergence(value))
-        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
-        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -92,6 +96,15 @@ class Optimization:
         self.step += 1
         self.seconds += time.monotonic() - began
         return value
+
+    def _gradients(self) -> tuple[float, list[torch.Tensor]]:
+        """The step's loss and gradients, over all processes."""
+        drawn = self._draw()
+        loss = step_loss(self.compiler, self.ranks.share(drawn), self.settings, drawn)
+        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        total, *summed = self.ranks.sum([loss.detach(), *gradients])
+        return total.item(), summed
 
     def _pools(self) -> dict[str, list[Sample]]:
         """The query samples of each stream that has any, and a weight."""
@@ -116,7 +129,7 @@ class Optimization:
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
         held_out = self.surrogate.held_out
-        kl = held_out_kl(self.compiler, held_out, self.settings) if held_out else loss
+        kl = self.ranks.first(held_out_kl(self.compiler, held_out, self.settings)) if held_out else loss
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out or not self.settings.patience:
@@ -140,7 +153,9 @@ class Optimization:
                 tensors[f"optimizer.{index}.{name}"] = value
         # JSON has no infinity: None stands for "not measured yet".
         best_kl = None if math.isinf(self.best_kl) else self.best_kl
-        counters: dict[str, Any] = {"step": self.step, "best_kl": best_kl, "stale": self.stale}
+        # Settled by what memory was free: other chunks would round otherwise.
+        counters: dict[str, Any] = {"encode_chunk": self.settings.encode_chunk}
+        counters |= {"step": self.step, "best_kl": best_kl, "stale": self.stale}
         self.checkpoint.save_state(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
 
     def _resume(self) -> None:
@@ -149,7 +164,7 @@ class Optimization:
             return
         tensors, metadata = stored
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
-        self.curve = metadata["curve"]
+        self.curve, self.settings = metadata["curve"], replace(self.settings, encode_chunk=metadata["encode_chunk"])
         self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):

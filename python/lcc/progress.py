@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,6 +17,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+DOCUMENTS = "documents"
 
 
 class Reporter:
@@ -40,6 +45,13 @@ class Reporter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
 
+    def document(self, name: str, done: int, total: int) -> None:
+        """Go on to the next of several documents: its own bars replace those of the one before."""
+        for what in [what for what in self._tasks if what != DOCUMENTS]:
+            self._progress.remove_task(self._tasks.pop(what))
+        self.count(DOCUMENTS, done, total)
+        self._progress.update(self._tasks[DOCUMENTS], figures=escape(name))
+
     def start(self, what: str, total: int, done: int = 0) -> None:
         """Begin a piece of work, ``done`` of which is there already."""
         self._current = what
@@ -57,3 +69,13 @@ class Reporter:
         if math.isfinite(held_out_kl):
             figures += f" · held-out KL {held_out_kl:.4f}"
         self._progress.update(self._tasks[self._current], completed=done, figures=figures)
+
+
+@contextmanager
+def reporting(progress: bool | Reporter) -> Iterator[Reporter]:
+    """The caller's reporter, as it stands, or one for the block."""
+    if isinstance(progress, Reporter):
+        yield progress
+    else:
+        with Reporter(progress) as reporter:
+            yield reporter

@@ -83,13 +83,13 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     return max(encode, phase(0, states), key=lambda memory: memory.total)
 
 
-def fit(compiler: Compiler, answers: int, settings: CompileSettings) -> CompileSettings:
+def fit(compiler: Compiler, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
     """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
 
     Args:
         answers: rows of all samples of a step.
+        free: bytes, as ``available_bytes`` says; None settles for the fastest.
     """
-    free = available_bytes(compiler.model.device)
     context = compiler.context
     layout = lk.BottleneckLayout(len(compiler.prefix), len(context.context_ids), context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk

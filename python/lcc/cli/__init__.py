@@ -1,6 +1,5 @@
 """The ``lcc`` command."""
 
-from . import eval
 from .app import main
 
-__all__ = ["eval", "main"]
+__all__ = ["main"]

@@ -1,20 +1,31 @@
-"""Commands, their options and their exit codes."""
+"""The commands."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
+from .compile import compile_command
+from .eval import eval_command
+from .options import (
+    JsonOption,
+    MemoryArgument,
+    ModelOption,
+    QueriesOption,
+    RatioOption,
+    RecipeOption,
+    SeedOption,
+    SettingsOption,
+    StepsOption,
+    parse_settings,
+    print_json,
+    reports_errors,
+    require_writable,
+)
 
 app = typer.Typer(
     help="Compile a long document once, ask it many times.",
@@ -22,45 +33,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-# Exit codes that scripts can use; 2 is also the shell convention for wrong usage.
-EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5}
-INTERRUPTED = 130
-
-ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-RatioOption = Annotated[float, typer.Option(help="Text tokens a buffer token.")]
-StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps at most.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
-RecipeOption = Annotated[str, typer.Option(help="default, or paper: the paper's two streams alone.")]
-SettingsOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any field of CompileSettings, such as loss=mse; repeatable."),
-]
-QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
-MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
+app.command("compile")(compile_command)
+app.command("eval")(eval_command)
 
 
 def main() -> None:
     """Entry point."""
     app()
-
-
-def reports_errors(command: Callable) -> Callable:
-    """Turn this package's errors into one line on stderr and an exit code."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        console = Console(stderr=True, highlight=False)
-        try:
-            command(*args, **kwargs)
-        except LCCError as error:
-            console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)) from None
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-
-    return guarded
 
 
 @app.command()
@@ -84,59 +63,9 @@ def demo(
         show_document(demo_document(seed))
     report = run_demo(*load_model(model), seed=seed, ratio=ratio, steps=steps, recipe=recipe, **chosen)
     if as_json:
-        _print_json(report.to_dict())
+        print_json(report.to_dict())
     else:
         show_demo(report)
-
-
-@app.command("compile")
-@reports_errors
-def compile_command(
-    text: Annotated[Path, typer.Argument(help="A UTF-8 text file, or - for standard input.", allow_dash=True)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="The memory file to write.")],
-    ratio: RatioOption = 16.0,
-    steps: StepsOption = None,
-    seed: SeedOption = 0,
-    recipe: RecipeOption = "default",
-    queries: QueriesOption = None,
-    settings: SettingsOption = None,
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compile a text into a memory file. Run it again after a kill: it goes on where it stopped."""
-    from ..checkpoint import remove_checkpoint
-    from ..compile import compile
-    from .load import load_model, read_document
-    from .show import show_memory
-
-    document = read_document(text)
-    checkpoint = output.with_name(output.name + ".checkpoint")
-    _require_writable(output)
-    loaded = load_model(model)
-    try:
-        memory = compile(
-            *loaded,
-            document,
-            recipe=recipe,
-            queries=queries,
-            checkpoint=checkpoint,
-            keep_checkpoint=True,
-            ratio=ratio,
-            steps=steps,
-            seed=seed,
-            **parse_settings(settings or []),
-        )
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            f"stopped; run the same command again to go on from {escape(str(checkpoint))}", soft_wrap=True
-        )
-        raise
-    memory.save(output)
-    remove_checkpoint(checkpoint)
-    if as_json:
-        _print_json(memory.summary() | {"path": str(output)})
-    else:
-        show_memory(memory, output)
 
 
 @app.command()
@@ -156,7 +85,7 @@ def ask(
     stored = Memory.load(memory)
     answers = ask(*load_model(model), stored, questions, max_new_tokens=max_new_tokens)
     if as_json:
-        _print_json({"answers": [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]})
+        print_json({"answers": [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]})
     else:
         for question, answer in zip(questions, answers, strict=True):
             heading = f"[bold]{escape(question)}[/bold]\n" if len(questions) > 1 else ""
@@ -192,7 +121,7 @@ def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
 
     stored = Memory.load(memory)
     if as_json:
-        _print_json(stored.summary())
+        print_json(stored.summary())
     else:
         show_memory(stored, memory)
 
@@ -214,11 +143,11 @@ def quantize(
     from .show import show_memory
 
     stored = Memory.load(memory)
-    _require_writable(output)
+    require_writable(output)
     quantized = stored.quantize(dtype, *load_model(model), queries=queries, answers=answers)
     quantized.save(output)
     if as_json:
-        _print_json(quantized.summary() | {"path": str(output)})
+        print_json(quantized.summary() | {"path": str(output)})
     else:
         show_memory(quantized, output)
 
@@ -242,7 +171,7 @@ def export(
     stored.verify(loaded, tokenizer)
     path = export(loaded, stored, output, to)
     if as_json:
-        _print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
+        print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
     else:
         Console().print(f"wrote {escape(str(path))}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
 
@@ -256,36 +185,6 @@ def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOptio
 
     Memory.load(memory).verify(*load_model(model))
     if as_json:
-        _print_json({"path": str(memory), "verified": True})
+        print_json({"path": str(memory), "verified": True})
     else:
         Console().print(f"{escape(str(memory))} is whole and belongs to this model", soft_wrap=True)
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs as settings; values are JSON where they can be, else strings.
-
-    Raises:
-        InputError: a pair without ``=``.
-    """
-    parsed = {}
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise InputError(f"--set {pair} has no value: write --set NAME=VALUE")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
-    return parsed
-
-
-def _print_json(value: dict) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
-
-
-def _require_writable(output: Path) -> None:
-    """Fail before the work, not after it, when the result cannot be written."""
-    folder = output.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ..errors import InputError
 from ..settings import CompileSettings, make_settings
-from .app import (
+from .options import (
     JsonOption,
     ModelOption,
     RatioOption,
@@ -23,9 +23,8 @@ from .app import (
     SeedOption,
     SettingsOption,
     StepsOption,
-    _print_json,
-    app,
     parse_settings,
+    print_json,
     reports_errors,
 )
 
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 METHODS = ("full_text", "no_text", "memory")
 
 
-@app.command("eval")
 @reports_errors
 def eval_command(
     sources: Annotated[
@@ -94,7 +92,7 @@ def eval_command(
         examples = [replace(example, metric=metric) for example in examples]
     lines = summarize(evaluate(compared, examples, output, grader), seed=seed)
     if as_json:
-        _print_json({"results": str(output / "results.jsonl"), "lines": [asdict(line) for line in lines]})
+        print_json({"results": str(output / "results.jsonl"), "lines": [asdict(line) for line in lines]})
     else:
         show_lines(lines)
 

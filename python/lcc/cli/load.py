@@ -9,12 +9,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from .. import documents
 from ..errors import InputError
 from ..models import EMBEDDED
+from ..shards import Place
 
 
-def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, on a GPU if there is one.
+def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, where ``place`` puts it or on a GPU if there is one, and its tokenizer.
 
     Raises:
         InputError: ``name`` is no model folder and no hub name that can be reached.
@@ -26,8 +28,9 @@ def load_model(name: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load the model {source}: {str(error).splitlines()[0]}") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return model.to(device).eval(), tokenizer
+    if place is None:
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+    return place(model).eval(), tokenizer
 
 
 def read_document(path: Path) -> str:
@@ -38,9 +41,4 @@ def read_document(path: Path) -> str:
     """
     if str(path) == "-":
         return sys.stdin.read()
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return documents.read_document(path)

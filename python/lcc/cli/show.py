@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from rich.panel import Panel
 from rich.table import Table
 
 from ..demo import DemoReport
+from ..documents import Outcome
 from ..memory import Memory
 from ..models.fiction import Document
+from ..plan import Plan, gibibytes
 
 SHOWN_QUESTIONS = 12
 
@@ -107,3 +110,48 @@ def _quantization_costs(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 f"{cost['kl']:.2g} nats a token from {measured['source_dtype']}, {_percent(cost['changed'])} of "
                 f"{cost['answers']} answers changed",
             )
+
+
+def show_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """What became of each document, and how many of them came to each end."""
+    table = Table()
+    for heading in ("document", "", "seconds", "memory, or what went wrong"):
+        table.add_column(heading, overflow="fold", justify="right" if heading == "seconds" else "left")
+    for outcome in outcomes:
+        colour = "red" if outcome.status == "failed" else "green"
+        status = f"[{colour}]{outcome.status}[/{colour}]"
+        table.add_row(escape(outcome.source), status, f"{outcome.seconds:.1f}", escape(outcome.error or outcome.output))
+    Console().print(table)
+    counts = Counter(outcome.status for outcome in outcomes)
+    Console().print(", ".join(f"{count} {status}" for status, count in counts.items()))
+
+
+def show_plan(plan: Plan, source: str) -> None:
+    """What ``lcc compile --dry-run`` says."""
+    table = Table(title=escape(source), show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("tokens", f"{plan.text_tokens} text, {plan.buffer_tokens} buffer, {plan.prefix_tokens} prefix")
+    table.add_row("teacher", f"{plan.queries} answers of about {plan.response_tokens:g} tokens")
+    table.add_row("steps", f"{plan.steps} at most, of {plan.step_tokens} tokens")
+    table.add_row("FLOPs", f"{plan.step_flops:.3g} a step, {plan.total_flops:.3g} in all")
+    measured = plan.measured_step_bytes
+    met = "" if measured is None else f" if answers are as long as they may be ({gibibytes(measured)} as they are)"
+    parts = f"step {gibibytes(plan.step_bytes)}{met}, LoRA and optimizer {gibibytes(plan.state_bytes)}"
+    table.add_row("peak memory", f"{gibibytes(plan.needed_bytes)}: {parts}, teacher {gibibytes(plan.teacher_bytes)}")
+    free = "unknown" if plan.available_bytes is None else gibibytes(plan.available_bytes)
+    table.add_row("free memory", f"{free} beside the model's {gibibytes(plan.weight_bytes)}, on {plan.device}")
+    times = f"{plan.teacher_seconds:.1f} s + {plan.steps} x {plan.step_seconds:.3f} s"
+    table.add_row("expected time", f"{plan.total_seconds:.0f} s ({times}; {_probed(plan)})")
+    if plan.settled:
+        table.add_row("settled", ", ".join(f"{name} {value}" for name, value in plan.settled.items()))
+    table.add_row("verdict", "[green]it fits[/green]" if plan.fits else "[red]it does not fit[/red]")
+    for advice in plan.advice:
+        table.add_row("try", escape(advice))
+    Console().print(table)
+
+
+def _probed(plan: Plan) -> str:
+    if plan.probed_tokens == plan.text_tokens:
+        return "a few steps timed"
+    return f"timed on the first {plan.probed_tokens} tokens"

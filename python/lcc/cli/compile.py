@@ -1,0 +1,134 @@
+"""``lcc compile``: one text into a memory file, or many into a folder; ``--dry-run`` says what that would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from ..errors import InputError, MemoryFileError
+from .options import (
+    JsonOption,
+    ModelOption,
+    QueriesOption,
+    RatioOption,
+    RecipeOption,
+    SeedOption,
+    SettingsOption,
+    StepsOption,
+    parse_settings,
+    print_json,
+    reports_errors,
+    require_writable,
+)
+
+
+@reports_errors
+def compile_command(
+    texts: Annotated[
+        list[Path],
+        typer.Argument(help="UTF-8 files, or - for standard input.", metavar="TEXT...", allow_dash=True),
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="The memory file to write; for several texts, the folder.")
+    ] = None,
+    ratio: RatioOption = 16.0,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    recipe: RecipeOption = "default",
+    queries: QueriesOption = None,
+    settings: SettingsOption = None,
+    force: Annotated[bool, typer.Option(help="In a folder, compile again what is there but differs.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Compile several texts on a Ray cluster: its address, or local.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; write nothing.")] = False,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
+    options = {"recipe": recipe, "queries": queries, "ratio": ratio, "steps": steps, "seed": seed}
+    options |= parse_settings(settings or [])
+    if dry_run:
+        _plan(texts, model, options, as_json)
+    elif output is None:
+        raise InputError("name the memory file to write with -o, or its folder for several texts")
+    elif len(texts) > 1 or output.is_dir():
+        _compile_folder(texts, output, model, options | {"force": force}, ray, as_json)
+    elif force or ray:
+        raise InputError("--force and --ray are for a folder of memories: give a folder with -o")
+    else:
+        _compile_one(texts[0], output, model, options, as_json)
+
+
+def _compile_one(text: Path, output: Path, model: str | None, options: dict[str, Any], as_json: bool) -> None:
+    from ..distributed import launched
+    from ..documents import checkpoint_folder, claimed, compile_file
+    from .load import load_model, read_document
+    from .show import show_memory
+
+    document = read_document(text)
+    require_writable(output)
+    with launched() as (ranks, place), claimed(output, ranks) as mine:
+        if not mine:
+            raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
+        loaded = load_model(model, place)
+        try:
+            memory = compile_file(*loaded, document, output, distributed=ranks.count > 1, **options)
+        except KeyboardInterrupt:
+            _say(f"stopped; run the same command again to go on from {escape(str(checkpoint_folder(output)))}")
+            raise
+        if as_json and ranks.main:
+            print_json(memory.summary() | {"path": str(output)})
+        elif ranks.main:
+            show_memory(memory, output)
+
+
+def _compile_folder(
+    texts: list[Path], folder: Path, model: str | None, options: dict[str, Any], ray: str | None, as_json: bool
+) -> None:
+    from ..distributed import launched
+    from ..documents import compile_documents
+    from .load import load_model
+    from .on_ray import compile_on_ray
+    from .show import show_outcomes
+
+    if Path("-") in texts:
+        raise InputError("standard input is one text: write it to a file to compile it with others")
+    try:
+        if ray is not None:
+            main, outcomes = True, compile_on_ray(model, texts, folder, address=ray, **options)
+        else:
+            with launched() as (ranks, place):
+                loaded, main = load_model(model, place), ranks.main
+                outcomes = compile_documents(*loaded, texts, folder, distributed=ranks.count > 1, **options)
+    except KeyboardInterrupt:
+        _say("stopped; run the same command again to go on")
+        raise
+    if main and as_json:
+        print_json({"documents": [vars(outcome) for outcome in outcomes]})
+    elif main:
+        show_outcomes(outcomes)
+    if any(outcome.status == "failed" for outcome in outcomes):
+        raise typer.Exit(1)
+
+
+def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json: bool) -> None:
+    from ..plan import plan
+    from .load import load_model, read_document
+    from .show import show_plan
+
+    loaded = load_model(model)
+    plans = {str(text): plan(*loaded, read_document(text), **options) for text in texts}
+    if as_json:
+        print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})
+    else:
+        for source, found in plans.items():
+            show_plan(found, source)
+
+
+def _say(message: str) -> None:
+    Console(stderr=True).print(message, soft_wrap=True)
