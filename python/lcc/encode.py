@@ -126,7 +126,6 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
         raise InputError("the model carries an adapter: merge or unload it first, a memory belongs to a plain model")
     attributes = set(vars(model))
     required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -134,20 +133,31 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
         bias="none",
     )
     wrapped = None
-    try:
+    with evaluating(model):
         try:
-            wrapped = _wrap(model, config)
-        except ValueError as error:
-            raise InputError(f"targets {settings.targets} cannot carry a LoRA: {error}") from error
+            try:
+                wrapped = _wrap(model, config)
+            except ValueError as error:
+                raise InputError(f"targets {settings.targets} cannot carry a LoRA: {error}") from error
+            model.eval()
+            yield [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        finally:
+            if wrapped is not None:
+                wrapped.unload()
+            for name in set(vars(model)) - attributes:
+                delattr(model, name)
+            for parameter, flag in required:
+                parameter.requires_grad_(flag)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Dropout and the like are off inside the block; every module's mode comes back after it."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
         model.eval()
-        yield [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        yield
     finally:
-        if wrapped is not None:
-            wrapped.unload()
-        for name in set(vars(model)) - attributes:
-            delattr(model, name)
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
         for module, flag in training:
             module.training = flag
 
