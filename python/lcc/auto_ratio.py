@@ -79,7 +79,7 @@ def search_ratio(
     assert best is not None
     found = replace(best, ratio_search={"target": target, "met": most >= target, "tried": tried})
     if most < target:
-        raise TargetError(missed(found), found)
+        raise TargetError(missed_target(found), found)
     return found
 
 
@@ -97,7 +97,7 @@ def kept_share(memory: Memory) -> float:
     return measured["kept"]
 
 
-def missed(memory: Memory) -> str:
+def missed_target(memory: Memory) -> str:
     """What to tell whoever asked for more than ``memory``, the best of a search, keeps."""
     search = memory.ratio_search or {}
     shares = ", ".join(f"{each['kept']:.3f} at {each['ratio']:g}" for each in search["tried"])

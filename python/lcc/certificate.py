@@ -56,8 +56,8 @@ def read_questions(
     out, and a question without an answer is scored against the answer from the full text.
 
     Raises:
-        InputError: the source cannot be read, a row cannot be used, none is about ``text``, or one does not fit into the
-            model's window behind it.
+        InputError: the source cannot be read, a row cannot be used, none is about ``text``, or one does not fit into
+            the model's window behind it.
     """
     if isinstance(source, (str, Path)):
         rows: list[Any] = load_rows(str(source), "test")

@@ -90,8 +90,8 @@ def compile(
     if not certify and questions is not None:
         raise InputError("questions are for the certificate: leave certify on, or leave them out")
     if settings.get("ratio") == AUTO:
-        options = {"queries": queries, "questions": questions, "certify": certify, "distributed": distributed}
-        options |= {"recipe": recipe, "checkpoint_every": checkpoint_every}
+        options: dict[str, Any] = {"recipe": recipe, "queries": queries, "questions": questions, "certify": certify}
+        options |= {"checkpoint_every": checkpoint_every, "distributed": distributed}
         return _search(model, tokenizer, text, target, checkpoint, keep_checkpoint, progress, options, settings)
     if target is not None:
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')

@@ -1,4 +1,4 @@
-"""``Reader``: the frozen model behind what its queries see (a text, a memory, or nothing), and how two of them differ."""
+"""``Reader``: the frozen model behind a text, a memory or nothing; and how two of them differ."""
 
 from __future__ import annotations
 
