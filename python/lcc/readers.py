@@ -67,7 +67,7 @@ class Reader:
 def kl_between(reference: Reader, reader: Reader, queries: Sequence[str], responses: Sequence[Response]) -> float:
     """Mean KL(reference || reader) over the responses' tokens, in nats a token."""
     first, second = (each.states(queries, responses) for each in (reference, reader))
-    weights = torch.full((len(second),), 1 / len(second), device=second.device)
+    weights = torch.full((len(second),), 1 / len(second), dtype=second.dtype, device=second.device)
     return state_divergence(reader.model, second, first, weights, "kl").item()
 
 
