@@ -33,18 +33,19 @@ def ask(
         batch: questions answered at once.
         **options: those of ``generate`` (greedy decoding by default).
 
+    Returns:
+        An answer a question, in their order; ``num_return_sequences`` in a row for each where that is given.
+
     Raises:
-        InputError: an empty question, or a single string where a list is meant.
+        InputError: an empty question, a single string where a list is meant, or a batch below 1.
         MismatchError: the memory belongs to another model or tokenizer.
     """
-    if isinstance(questions, str):
-        raise InputError("questions is one string; give a list of them")
-    if any(not question.strip() for question in questions):
-        raise InputError("a question is empty")
+    if batch < 1:
+        raise InputError(f"batch is {batch}; it must be at least 1")
     for each in stack_of(memory):
         each.verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer)
-    queries = [chat.query_ids(question) for question in questions]
+    queries = _query_ids(chat, questions)
     visible = attach(model, memory).read()
     return answer_queries(model, chat, visible, queries, batch, max_new_tokens=max_new_tokens, **options)
 
@@ -61,7 +62,20 @@ def prompt(
     Returns:
         ``input_ids`` and ``attention_mask``, and for a ``start`` other than 0 ``position_ids``, each (questions, cached
         tokens + longest question), padded between memory and question.
+
+    Raises:
+        InputError: no question, an empty one, or a single string where a list is meant.
     """
     chat = ChatFormat.of(tokenizer)
-    queries = [chat.query_ids(question) for question in questions]
+    queries = _query_ids(chat, questions)
+    if not queries:
+        raise InputError("there is no question: give at least one")
     return batched_prompt(cached_tokens(memory), queries, chat.end, model.device, start)
+
+
+def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:
+    if isinstance(questions, str):
+        raise InputError("questions is one string; give a list of them")
+    if any(not question.strip() for question in questions):
+        raise InputError("a question is empty")
+    return [chat.query_ids(question) for question in questions]

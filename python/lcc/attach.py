@@ -40,7 +40,8 @@ def attach(
     Raises:
         InputError: the model carries an adapter, or attention that is not supported; positions beyond its window; a
             cache that is not allocated, not empty or too small; a memory that holds NaN.
-        MismatchError: a memory's layers, heads, widths or rope are not the model's, or the memories do not go together.
+        MismatchError: a memory's layers, heads, widths, rope or prefix are not the model's, or the memories do not go
+            together.
     """
     memories = _checked(model, memory, start)
     tokens = cached_tokens(memories)
@@ -202,6 +203,9 @@ def _check_shapes(model: PreTrainedModel, memory: Memory) -> None:
     ):
         if have != want:
             raise MismatchError(f"the memory's {name} is {have} but the model's is {want}: not compiled for this model")
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(memory.prefix_ids, default=0)
+    if largest >= rows:
+        raise MismatchError(f"the memory's prefix has token {largest} but the model embeds {rows} tokens")
 
 
 def _check_positions(model: PreTrainedModel, start: int, end: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
 from .files import read_tensors, remove_partial, write_tensors
 from .settings import CompileSettings
@@ -31,7 +31,7 @@ class Checkpoint:
     Of several processes rank 0 alone touches the folder; the others are told what it read.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks):
+    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks = ALONE):
         self.folder, self.identity, self.ranks = folder, identity, ranks
         ranks.from_main(self._make_folder)
 

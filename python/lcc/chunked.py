@@ -7,8 +7,8 @@ one layer at a time (checkpointing inside checkpointing, arXiv 1604.06174). It c
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,12 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from .attention import attending
 from .kv import KV, decoder
 from .packed import running
+
+# The implementation that takes a boolean mask as one; eager would add it to the scores.
+ATTENTION = "sdpa"
 
 _once_more = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
@@ -51,18 +55,26 @@ def _read(
     mask = torch.ones(length, start + length, dtype=torch.bool, device=chunk.device).tril(start)
     new: list[tuple[torch.Tensor, torch.Tensor]] = []
     layers = decoder(model)
-    runs = [partial(_layer, layer.forward, n, states, adapter, new) for n, layer in enumerate(layers.layers)]
-    with running(layers.layers, runs):
+    inside = partial(_inside, model, adapter)
+    runs = [partial(_layer, layer.forward, n, states, inside, new) for n, layer in enumerate(layers.layers)]
+    with attending(layers, ATTENTION), running(layers.layers, runs):
         layers(inputs_embeds=chunk, position_ids=positions[None], attention_mask=mask[None, None], use_cache=False)
     keys, values = zip(*new, strict=True)
     return torch.cat(keys), torch.cat(values)
+
+
+@contextmanager
+def _inside(model: PreTrainedModel, adapter: Callable[[], AbstractContextManager]) -> Iterator[None]:
+    """What a layer runs in, in the forward and when the backward computes it again."""
+    with attending(model, ATTENTION), adapter():
+        yield
 
 
 def _layer(
     forward: Callable[..., torch.Tensor],
     number: int,
     states: tuple[torch.Tensor, ...],
-    adapter: Callable[[], AbstractContextManager],
+    inside: Callable[[], AbstractContextManager],
     new: list[tuple[torch.Tensor, torch.Tensor]],
     hidden: torch.Tensor,
     **options: Any,
@@ -71,7 +83,7 @@ def _layer(
 
     def run(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         past = _Past(states, number)
-        with adapter():
+        with inside():
             out = forward(hidden, **options | {"past_key_values": past})
         return out, past.keys, past.values
 

@@ -16,7 +16,7 @@ from .auto_ratio import AUTO, TARGET, check_search, search_ratio
 from .chat import ChatFormat
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .encode import Compiler, lora_model, read_text
 from .errors import InputError
 from .fingerprint import fingerprint
@@ -61,7 +61,7 @@ def compile(
         model: a causal language model of the Llama, Qwen or Mistral kind.
         tokenizer: the model's own, with a chat template.
         text: the document.
-        recipe: ``default``, or ``paper`` for the paper's two streams.
+        recipe: ``default``, ``fast`` (half the steps), or ``paper`` (the paper's streams, steps and learning rate).
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own.
         checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
@@ -101,7 +101,7 @@ def compile(
     asked = load_queries(queries)
     given = None if questions is None else certificate.read_questions(questions, text, model, tokenizer)
     print_of = fingerprint(model, tokenizer)
-    ranks = Ranks.of_group() if distributed else Ranks()
+    ranks = Ranks.of_group() if distributed else ALONE
     if is_sharded(model) and not (distributed and chosen.engine == "packed"):
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
     same = identity(chosen, context.sha256, print_of, asked)
@@ -154,7 +154,7 @@ def _search(
     if not isinstance(options["questions"], (str, Path, type(None))):
         options |= {"questions": list(options["questions"])}
     folder = Path(checkpoint) if checkpoint is not None else None
-    ranks = Ranks.of_group() if options["distributed"] else Ranks()
+    ranks = Ranks.of_group() if options["distributed"] else ALONE
     with reporting(ranks.main and progress) as reporter:
 
         def attempt(*, ratio: float, checkpoint: Path | None) -> Memory:

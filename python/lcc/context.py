@@ -37,8 +37,10 @@ def build_context(
         InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
             tokenizer that is not the model's, or no chat template.
     """
-    if ratio < 1:
-        raise InputError(f"ratio is {ratio}; it must be at least 1 (16 means one buffer token for 16 tokens of text)")
+    if not 1 <= ratio < math.inf:
+        raise InputError(
+            f"ratio is {ratio}; it must be a number of at least 1 (16 means one buffer token for 16 tokens of text)"
+        )
     if not text.strip():
         raise InputError("the text is empty")
     check_tokenizer(model, tokenizer)

@@ -124,6 +124,9 @@ class Ranks:
         return [part.view_as(tensor).to(tensor) for part, tensor in zip(flat.split(sizes), tensors, strict=True)]
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def launched() -> Iterator[tuple[Ranks, Place]]:
     """The processes that ``accelerate launch`` or torchrun started, and what puts a model where it belongs.
@@ -138,6 +141,8 @@ def launched() -> Iterator[tuple[Ranks, Place]]:
     device = state.device if ranks.count > 1 else torch.device("cuda" if cuda else "cpu")
     try:
         yield ranks, placement(device)
+        # Who leaves first would break the last message to the others.
+        state.wait_for_everyone()
     finally:
         if ranks.count > 1:
             state.destroy_process_group()

@@ -22,7 +22,7 @@ from .auto_ratio import AUTO, TARGET, missed_target
 from .checkpoint import remove_checkpoint
 from .compile import compile
 from .context import text_digest
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .errors import InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from .files import remove_partial
 from .fingerprint import fingerprint
@@ -91,7 +91,7 @@ def compile_documents(
         MemoryFileError: the folder cannot be made.
     """
     jobs = make_jobs(sources, folder)
-    ranks = Ranks.of_group() if distributed else Ranks()
+    ranks = Ranks.of_group() if distributed else ALONE
     outcomes = []
     with reporting(ranks.main and progress) as reporter:
         for done, job in enumerate(jobs):
@@ -147,7 +147,7 @@ def compile_job(
         InputError: a setting that cannot be used, for any document.
     """
     wanted = _Wanted.of(recipe, target, settings)
-    ranks = Ranks.of_group() if distributed else Ranks()
+    ranks = Ranks.of_group() if distributed else ALONE
     began = time.monotonic()
     status, error = "compiled", None
     try:
@@ -211,7 +211,7 @@ def compile_file(
         remove_checkpoint(checkpoint)
         remove_partial(output)
 
-    (Ranks.of_group() if distributed else Ranks()).from_main(keep)
+    (Ranks.of_group() if distributed else ALONE).from_main(keep)
     if missed:
         raise TargetError(f"{missed}, which is in {output}", memory)
     return memory

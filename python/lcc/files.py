@@ -84,6 +84,8 @@ def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, t
         found, digest, metadata = header["format"], header["digest"], header["metadata"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise MemoryFileError(f"{path}: its metadata cannot be read: {error}") from error
+    if not isinstance(metadata, dict):
+        raise MemoryFileError(f"{path}: its metadata is no JSON object")
     if found != format_name:
         raise MemoryFileError(f"{path} has format {found!r}; expected {format_name!r}")
     if digest != _digest(tensors, metadata):

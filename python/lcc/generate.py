@@ -55,7 +55,10 @@ def generate_after(
     longest = max(len(query) for query in queries) + options["max_new_tokens"]
     check_one_rope(model, 0, cache.get_seq_length() + longest)
     inputs = prompt(cache.get_seq_length(), queries, end, model.device)
-    greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1}
+    # A checkpoint's own penalty would count the placeholders for the cached tokens, and not these tokens.
+    greedy: dict[str, Any] = {
+        "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0,
+    }  # fmt: skip
     options = greedy | {"pad_token_id": end, "eos_token_id": sorted(ends)} | options
     if not options["do_sample"]:
         # The checkpoint's own sampling defaults would only raise warnings in greedy decoding.

@@ -18,6 +18,16 @@ from .kv import KV
 FORMAT = "lcc-memory-1"
 FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 QUANTIZED = (torch.int8, torch.float8_e4m3fn)
+METADATA_TYPES: dict[str, tuple[type, ...]] = {
+    "ratio": (int, float),
+    "source_tokens": (int,),
+    "source_sha256": (str,),
+    "rope": (dict,),
+    "fingerprint": (dict,),
+    "settings": (dict,),
+    "curve": (list,),
+    "quantization": (dict, type(None)),
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Memory:
 
     Raises:
         InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
-            finite, or not positive.
+            finite, or not positive; metadata of another type than above.
     """
 
     kv: KV
@@ -84,6 +94,17 @@ class Memory:
         layers, heads, tokens, width = keys.shape
         self._check_scale("key_scale", self.key_scale, (layers, heads, width))
         self._check_scale("value_scale", self.value_scale, (layers, heads, tokens))
+        self._check_metadata()
+
+    def _check_metadata(self) -> None:
+        for name, types in METADATA_TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, types):
+                raise InputError(f"{name} is a {type(value).__name__}; it must be {types[0].__name__}")
+        if not all(type(token) is int and token >= 0 for token in self.prefix_ids):
+            raise InputError(f"prefix_ids must be token ids; got {self.prefix_ids}")
+        if not all(isinstance(question, str) for question in self.questions):
+            raise InputError("questions must be texts")
 
     def _check_scale(self, name: str, scale: torch.Tensor | None, shape: tuple[int, ...]) -> None:
         if not self.quantized:
@@ -164,7 +185,7 @@ class Memory:
             MismatchError: naming the fields that differ.
         """
         found = fingerprint(model, tokenizer)
-        differing = [name for name, digest in self.fingerprint.items() if found.get(name) != digest]
+        differing = [name for name in sorted(found | self.fingerprint) if found.get(name) != self.fingerprint.get(name)]
         if differing:
             raise MismatchError(
                 f"the memory was compiled for another {' and '.join(name.replace('_', ' ') for name in differing)} "

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint
-from .distributed import Ranks
+from .distributed import ALONE, Ranks
 from .encode import Compiler
 from .errors import DivergedError
+from .initial import initial_buffer
 from .kv import KV
 from .objective import held_out_kl, step_loss, stream_weights
 from .progress import Reporter
@@ -22,7 +23,7 @@ from .surrogate import Sample, Surrogate
 
 
 class Optimization:
-    """AdamW with linear decay on LoRA and buffer embeddings; keeps the state with the best held-out KL.
+    """Steps with linear decay on LoRA and buffer embeddings; keeps the state with the best held-out KL.
 
     Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
     """
@@ -33,20 +34,19 @@ class Optimization:
         surrogate: Surrogate,
         settings: CompileSettings,
         checkpoint: Checkpoint | None,
-        ranks: Ranks,
+        ranks: Ranks = ALONE,
     ):
         self.compiler, self.surrogate, self.settings = compiler, surrogate, settings
         self.checkpoint, self.ranks = checkpoint, ranks
         self.parameters = [compiler.buffer, *compiler.lora]
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [compiler.buffer], "lr": settings.buffer_learning_rate},
-                {"params": compiler.lora, "lr": settings.learning_rate},
-            ],
-            weight_decay=0.0,
-        )
+        with torch.no_grad():
+            compiler.buffer.copy_(initial_buffer(compiler, settings))
+        self.optimizers = [
+            _optimizer("adamw", [compiler.buffer], settings.buffer_learning_rate),
+            _optimizer(settings.optimizer, compiler.lora, settings.learning_rate),
+        ]
         self.pools = self._pools()
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self._updating = 0, 0.0, False
         self.curve: list[dict[str, float]] = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_kl, self.stale = math.inf, 0
@@ -61,39 +61,40 @@ class Optimization:
         reporter.start("compiling", self.settings.steps, self.step)
         try:
             while self.step < self.settings.steps and not self._stale():
-                loss = self._advance()
+                loss = self.advance()
                 if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
                     self._measure(loss)
                 reporter.step(self.step, loss, self.best_kl)
                 if self.checkpoint and self.step % checkpoint_every == 0:
-                    self._save()
+                    self.save()
         except KeyboardInterrupt:
-            self._save()
+            if not self._updating:
+                self.save()
             raise
-        self._save()
+        self.save()
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
             return self.compiler.encode()
 
-    def _advance(self) -> float:
+    def advance(self) -> float:
         """One optimiser step; returns its loss."""
         began = time.monotonic()
-        rate = 1 - self.step / self.settings.steps
-        for group, initial in zip(
-            self.optimizer.param_groups,
-            (self.settings.buffer_learning_rate, self.settings.learning_rate),
-            strict=True,
-        ):
-            group["lr"] = initial * rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (1 - self.step / self.settings.steps)
         value, gradients = self._gradients()
         if not math.isfinite(value):
             raise DivergedError(self._divergence(value))
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        # An interrupt in here would leave some parameters a step ahead of the others.
+        self._updating = True
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
+        self._updating = False
         self.seconds += time.monotonic() - began
         return value
 
@@ -143,13 +144,14 @@ class Optimization:
         kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
         return f"the loss became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate"
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
         if self.checkpoint is None:
             return
         tensors = {"best." + str(index): tensor for index, tensor in enumerate(self.best)}
         for index, parameter in enumerate(self.parameters):
             tensors[f"parameter.{index}"] = parameter
-            for name, value in self.optimizer.state[parameter].items():
+            for name, value in self._state_of(parameter).items():
                 tensors[f"optimizer.{index}.{name}"] = value
         # JSON has no infinity: None stands for "not measured yet".
         best_kl = None if math.isinf(self.best_kl) else self.best_kl
@@ -172,7 +174,19 @@ class Optimization:
                 self.best[index].copy_(tensors[f"best.{index}"])
                 prefix = f"optimizer.{index}."
                 state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-                if state:
-                    self.optimizer.state[parameter] = {
-                        name: value if name == "step" else value.to(parameter.device) for name, value in state.items()
-                    }
+                self._state_of(parameter).update(
+                    {name: value if name == "step" else value.to(parameter.device) for name, value in state.items()}
+                )
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """What the parameter's optimizer remembers of it; empty before its first step."""
+        buffer, lora = self.optimizers
+        return (buffer if parameter is self.compiler.buffer else lora).state[parameter]
+
+
+def _optimizer(kind: str, parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
+    group = [{"params": parameters, "initial_lr": learning_rate}]
+    if kind == "muon":
+        return torch.optim.Muon(group, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(group, lr=learning_rate, weight_decay=0.0)

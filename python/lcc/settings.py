@@ -7,6 +7,9 @@ from typing import Any
 
 from .errors import InputError
 
+OPTIMIZERS = ("muon", "adamw")
+BUFFER_INITS = ("vocabulary", "sampled", "even")
+
 
 @dataclass(frozen=True)
 class CompileSettings:
@@ -16,8 +19,10 @@ class CompileSettings:
         ratio: context tokens a buffer token.
         steps: optimiser steps at most.
         batch: query samples a step; the reconstruction sample is added to them, with its stream's weight.
+        optimizer: of the LoRA, ``muon`` or ``adamw``; the buffer embeddings always have AdamW.
         learning_rate: of the LoRA, decaying linearly to zero.
         buffer_learning_rate: of the buffer embeddings.
+        buffer_init: where the buffer embeddings start, see ``lcc.initial``.
         rank, alpha: of the LoRA.
         targets: names of the linear layers that it adapts, or None for every attention projection.
         reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses.
@@ -47,8 +52,10 @@ class CompileSettings:
     ratio: float = 16.0
     steps: int = 600
     batch: int = 64
+    optimizer: str = "adamw"
     learning_rate: float = 4e-3
     buffer_learning_rate: float = 4e-3
+    buffer_init: str = "vocabulary"
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] | None = None
@@ -95,6 +102,8 @@ class CompileSettings:
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
         _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
         _require(self.loss in ("kl", "mse"), "loss", self.loss, "kl or mse")
+        _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, " or ".join(OPTIMIZERS))
+        _require(self.buffer_init in BUFFER_INITS, "buffer_init", self.buffer_init, " or ".join(BUFFER_INITS))
         _require(self.engine in ("packed", "reference"), "engine", self.engine, "packed or reference")
         checkpointing, chunk = self.gradient_checkpointing, self.encode_chunk
         _require(checkpointing in (True, False, "auto"), "gradient_checkpointing", checkpointing, "auto, True or False")
@@ -106,8 +115,29 @@ class CompileSettings:
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    # Sections 3.4 and 4.1: two streams, no questions about the text.
-    "paper": {"self_study_questions": 0, "self_study_weight": 0.0, "general_queries": 2000, "patience": 0},
+    # Half the steps; benchmarks/LOG.md, "Speed to quality", says why it is not the default.
+    "fast": {
+        "steps": 300,
+        "optimizer": "muon",
+        "learning_rate": 1e-2,
+        "buffer_learning_rate": 1e-2,
+        "buffer_init": "even",
+    },
+    # Sections 3.4, 4.1, appendix A. 45 epochs of 2,000 queries and 2,000 reconstructions in batches of 64 (appendix A)
+    # are 2,812 steps, and half of a batch is reconstruction. Section 4.1 has batches of 8: batch=4, steps=22500.
+    "paper": {
+        "steps": 2812,
+        "batch": 32,
+        "optimizer": "adamw",
+        "learning_rate": 2e-5,
+        "buffer_learning_rate": 2e-5,
+        "buffer_init": "vocabulary",
+        "general_queries": 2000,
+        "self_study_questions": 0,
+        "self_study_weight": 0.0,
+        "held_out": 0.0,
+        "patience": 0,
+    },
 }
 
 

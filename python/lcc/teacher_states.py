@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import MemoryFileError
@@ -45,5 +45,7 @@ class TeacherStates:
                     return file.get_tensor("hidden")
             finally:
                 os.unlink(path)
-        except OSError as error:
-            raise MemoryFileError(f"teacher states do not fit into memory, nor on disk: {error}") from error
+        except (OSError, SafetensorError) as error:
+            raise MemoryFileError(
+                f"teacher states do not fit into memory, nor on disk: {error}; free space or raise teacher_gigabytes"
+            ) from error

@@ -193,3 +193,20 @@ def test_sigkill_then_resume_gives_the_same_memory(job, text, tmp_path):
     assert not (tmp_path / "memory").exists()
     subprocess.run(command, env=environment, check=True)
     assert same(lcc.Memory.load(tmp_path / "memory"), job(steps=12))
+
+
+def test_interrupt_inside_an_update_loses_that_step_alone(job, tmp_path, monkeypatch):
+    real, calls = torch.optim.AdamW.step, iter(range(1, 100))
+
+    def step(self, *arguments):
+        found = real(self, *arguments)
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return found
+
+    whole = job()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        with pytest.raises(KeyboardInterrupt):
+            job(checkpoint=tmp_path / "run", checkpoint_every=2)
+    assert same(whole, job(checkpoint=tmp_path / "run"))

@@ -41,6 +41,7 @@ def _join(rank: int, count: int, meeting: str, work: Callable[[int], None]) -> N
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     work(rank)
+    dist.barrier()
     dist.destroy_process_group()
 
 

@@ -63,6 +63,9 @@ def test_foreign_files_are_refused(path, tmp_path):
         read_tensors(other, "test-1")
     with pytest.raises(MemoryFileError, match="format"):
         read_tensors(path, "test-2")
+    write_tensors(other, "test-1", TENSORS, ["no", "object"])
+    with pytest.raises(MemoryFileError, match="no JSON object"):
+        read_tensors(other, "test-1")
     with pytest.raises(MemoryFileError, match="no file"):
         read_tensors(tmp_path / "absent", "test-1")
 

@@ -115,3 +115,18 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
             torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
             for mine, naive in zip(torch.autograd.grad(loss, parameters, materialize_grads=True), wanted, strict=True):
                 assert (mine - naive).norm() <= 1e-9 * naive.norm()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "lcc_shared_prefix"])
+def test_chunks_are_read_alike_however_the_model_attends(attention, tokenizer, text):
+    model = tiny_model("llama", torch.float64)
+    context, settings = build_context(model, tokenizer, text, 8, 5), make_settings()
+    with lora_model(model, settings) as layers:
+        compiler = Compiler(model, context, layers)
+        expected = compiler.encode()
+        model.set_attn_implementation(attention)
+        read = compiler.encode_in_chunks(24)
+        torch.autograd.grad(read.keys.sum(), compiler.buffer)
+    # eager's softmax is in float32.
+    torch.testing.assert_close(read.values, expected.values, rtol=1e-5, atol=1e-5)
+    assert model.config._attn_implementation == attention

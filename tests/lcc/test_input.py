@@ -33,6 +33,7 @@ def test_a_text_over_a_change_of_rope(tokenizer, text):
 
 def test_settings(llama, tokenizer, text):
     refuse(llama, tokenizer, text, "ratio is 0.5", ratio=0.5)
+    refuse(llama, tokenizer, text, "ratio is inf", ratio=float("inf"))
     refuse(llama, tokenizer, text, "steps is 0", steps=0)
     refuse(llama, tokenizer, text, "unknown setting 'stepz'", stepz=3)
     refuse(llama, tokenizer, text, "unknown recipe", recipe="soup")

@@ -13,12 +13,17 @@ import lcc
 from lcc.chat import ChatFormat
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_model, read_text
+from lcc.files import write_tensors
 from lcc.kv import KV
+from lcc.memory import FORMAT
 from lcc.models.tokenizer import build_tokenizer
 from lcc.settings import make_settings
 from lcc.surrogate import Sample, response_hidden
 from tests.conftest import FAMILIES, tiny_model
 
+METADATA = {
+    "prefix_ids", "ratio", "source_tokens", "source_sha256", "rope", "fingerprint", "settings", "curve", "questions",
+}  # fmt: skip
 QUESTIONS = ["Where does Mara live?", "Say: dog cat.", "What is the job of Hugo, the baker?"]
 
 
@@ -57,6 +62,30 @@ def test_verify_names_what_differs(memory, llama, tokenizer):
         memory.verify(llama, other)
 
 
+@pytest.mark.parametrize("part", ["nothing", "model_config"])
+def test_a_fingerprint_without_every_field_fits_no_model(part, memory, llama, tokenizer):
+    known = {name: digest for name, digest in memory.fingerprint.items() if name == part}
+    with pytest.raises(lcc.MismatchError, match="model_weights"):
+        replace(memory, fingerprint=known).verify(llama, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prefix_ids": "abc"}, {"prefix_ids": [-1]}, {"prefix_ids": [1.5]}, {"rope": None}, {"fingerprint": ["a"]},
+        {"questions": [1]}, {"curve": None}, {"ratio": "8"}, {"source_tokens": "8"}, {"settings": []},
+    ],
+)  # fmt: skip
+def test_metadata_of_another_type_is_refused(wrong, memory, tmp_path):
+    """A file whose metadata was edited and its digest made right again."""
+    metadata = {name: value for name, value in vars(memory).items() if name in METADATA}
+    write_tensors(tmp_path / "m", FORMAT, memory.tensors(), metadata)
+    assert lcc.Memory.load(tmp_path / "m").prefix_ids == memory.prefix_ids
+    write_tensors(tmp_path / "m", FORMAT, memory.tensors(), metadata | wrong)
+    with pytest.raises(lcc.MemoryFileError, match=next(iter(wrong))):
+        lcc.Memory.load(tmp_path / "m")
+
+
 def test_fingerprint_survives_use_and_storage(llama, tokenizer, tmp_path):
     before = lcc.fingerprint(llama, tokenizer)
     tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
@@ -76,6 +105,8 @@ def test_attach_refuses_other_models(memory, llama, text):
         lcc.attach(tiny_model("llama3"), memory)
     with pytest.raises(lcc.MismatchError, match="head_dim"):
         lcc.attach(tiny_model("qwen3"), memory)
+    with pytest.raises(lcc.MismatchError, match="prefix has token 10000"):
+        lcc.attach(llama, replace(memory, prefix_ids=(1, 10000)))
     adapted = get_peft_model(copy.deepcopy(llama), LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(lcc.InputError, match="adapter"):
         lcc.attach(adapted.base_model.model, memory)
@@ -88,6 +119,12 @@ def test_ask_refuses_bad_questions_and_other_models(memory, llama, tokenizer):
         lcc.ask(llama, tokenizer, memory, "Where?")
     with pytest.raises(lcc.InputError, match="empty"):
         lcc.ask(llama, tokenizer, memory, ["Where?", " "])
+    for batch in (0, -1):
+        with pytest.raises(lcc.InputError, match="batch"):
+            lcc.ask(llama, tokenizer, memory, QUESTIONS, batch=batch)
+    for questions, message in (("Where?", "one string"), ([""], "empty"), ([], "no question")):
+        with pytest.raises(lcc.InputError, match=message):
+            lcc.prompt(llama, tokenizer, memory, questions)
     llama.model.norm.weight.data[0] += 1
     with pytest.raises(lcc.MismatchError, match="weights"):
         lcc.ask(llama, tokenizer, memory, QUESTIONS)
@@ -99,6 +136,14 @@ def test_batches_answer_like_single_questions(memory, llama, tokenizer):
     assert together == alone
     assert lcc.ask(llama, tokenizer, memory, []) == []
     assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6, batch=2) == alone
+
+
+def test_a_checkpoints_repetition_penalty_leaves_answers_alone(memory, llama, tokenizer):
+    """It would count the placeholders for cached tokens, so that answers depended on their id and number."""
+    greedy = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6)
+    asked_for = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6, repetition_penalty=3.0)
+    llama.generation_config.repetition_penalty = 3.0
+    assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6) == greedy != asked_for
 
 
 def test_plain_generate_reads_the_cache(memory, llama, tokenizer):

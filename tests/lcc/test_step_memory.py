@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import lcc
 import lcc_kernels as lk
@@ -70,8 +71,7 @@ def test_what_does_not_fit_is_recomputed_then_chunked(job, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 64)
 
     def fitted(free, **settings):
-        monkeypatch.setattr(module, "available_bytes", lambda _: free)
-        found = module.fit(job.compiler, answers, make_settings(**settings))
+        found = module.fit(job.compiler, answers, make_settings(**settings), free)
         return found.gradient_checkpointing, found.encode_chunk
 
     assert fitted(2 * sizes[0]) == (False, 0)
@@ -95,6 +95,16 @@ def test_teacher_states_past_the_budget_are_mapped_files(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(lcc.MemoryFileError, match="nor on disk"):
         TeacherStates(0, tmp_path / "missing").keep(rows)
+
+
+def test_teacher_states_on_a_full_disk(tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("lcc.teacher_states.save_file", full)
+    with pytest.raises(lcc.MemoryFileError, match="No space left on device; free space or"):
+        TeacherStates(0, tmp_path).keep(torch.randn(6, 8))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_compilation_does_not_depend_on_where_teacher_states_are(llama, tokenizer, text, fast, tmp_path):

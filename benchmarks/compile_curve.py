@@ -1,0 +1,217 @@
+"""Speed to quality: held-out KL and answers against steps and seconds, the paper's recipe beside the default.
+
+    python -m benchmarks.compile_curve --runs fast default paper --documents 0 1 2 3 4
+
+All runs of a document are graded on the same exam: general queries that are not in the package, the text repeated, and
+questions about it. ``held_out_kl`` is the mean of the KLs of the first two, the streams that all recipes train. A
+killed call goes on from its last grade, and what is done is skipped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.environment import describe
+from lcc.checkpoint import Checkpoint, identity, remove_checkpoint
+from lcc.context import Context, build_context
+from lcc.demo import SEED_OFFSET
+from lcc.encode import Compiler, lora_model, read_text
+from lcc.fingerprint import fingerprint
+from lcc.generate import answer_queries
+from lcc.kv import KV
+from lcc.models import EMBEDDED
+from lcc.models.exam import general_exam, score
+from lcc.models.fiction import Document, Question, document
+from lcc.objective import held_out_kl
+from lcc.optimize import Optimization
+from lcc.queries import load_queries
+from lcc.settings import CompileSettings, make_settings
+from lcc.surrogate import Sample, Surrogate, build_surrogate
+
+PEOPLE, ATTRIBUTES, GENERAL_QUERIES = 4, 4, 60
+POINTS = 28
+TENTH = {"steps": 281}
+# paper-lr: the paper's recipe with a learning rate that fits this model, far harder to beat.
+RUNS = {
+    "fast": ("fast", TENTH),
+    "default": ("default", TENTH),
+    "paper-lr": ("paper", {"learning_rate": 4e-3, "buffer_learning_rate": 4e-3}),
+    "paper": ("paper", {}),
+}
+COLOURS = {"fast": "C0", "default": "C1", "paper-lr": "C3", "paper": "C7"}
+PANELS = (("held_out_kl", "held-out KL, nats a token"), ("questions", "questions answered"))
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What every run of a document is measured on; teacher responses are the full text's reader's."""
+
+    general: tuple[Sample, ...]
+    reconstruction: Sample
+    about: tuple[Sample, ...]
+    questions: tuple[Question, ...]
+
+    @classmethod
+    def of(cls, model, context: Context, text_kv: KV, doc: Document, seed: int) -> Exam:
+        general = general_exam(random.Random(SEED_OFFSET + seed), GENERAL_QUERIES, load_queries())
+        beside = _answered(model, context, text_kv, general)
+        about = _answered(model, context, text_kv, doc.questions())
+        return cls(beside.train, beside.reconstruction, about.train, tuple(doc.questions()))
+
+    @torch.no_grad()
+    def grade(self, compiler: Compiler, settings: CompileSettings) -> dict[str, float]:
+        """KL of each part in nats a token, and the share of questions answered exactly, by the buffer as it is now."""
+        kl = {
+            "general_kl": held_out_kl(compiler, self.general, settings),
+            "reconstruction_kl": held_out_kl(compiler, [self.reconstruction], settings),
+            "about_kl": held_out_kl(compiler, self.about, settings),
+        }
+        chat = compiler.context.chat
+        queries = [chat.query_ids(question.text) for question in self.questions]
+        visible = compiler.visible(compiler.encode(), settings.keep_prefix)
+        answers = answer_queries(compiler.model, chat, visible, queries, len(queries), max_new_tokens=16)
+        held_out = (kl["general_kl"] + kl["reconstruction_kl"]) / 2
+        return {"held_out_kl": held_out, **kl, "questions": score(answers, self.questions)}
+
+
+def _answered(model, context: Context, text_kv: KV, questions: Sequence[Question]) -> Surrogate:
+    settings = make_settings("paper", general_queries=len(questions))
+    return build_surrogate(model, context, text_kv, settings, [q.text for q in questions], lambda *_: None)
+
+
+def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) -> dict:
+    """One row: a run of one document, graded along the way."""
+    recipe, overrides = RUNS[run]
+    settings = make_settings(recipe, seed=seed, patience=0, **overrides)
+    doc = document(random.Random(SEED_OFFSET + number), PEOPLE, ATTRIBUTES)
+    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
+    queries = load_queries()
+    store = Checkpoint(folder, identity(settings, context.sha256, fingerprint(model, tokenizer), queries))
+    torch.manual_seed(seed)
+    with lora_model(model, settings) as layers:
+        compiler = Compiler(model, context, layers)
+        began = time.monotonic()
+        with torch.no_grad():
+            text_kv = read_text(model, context.context_ids, compiler.prefix)
+            surrogate = store.load_surrogate(model.device)
+            if surrogate is None:
+                surrogate = build_surrogate(model, context, text_kv, settings, queries, lambda *_: None)
+                store.save_surrogate(surrogate)
+            prepared = time.monotonic() - began
+            exam = Exam.of(model, context, text_kv, doc, number)
+        optimization = Optimization(compiler, surrogate, settings, store)
+        climb(optimization, exam)
+    remove_checkpoint(folder)
+    return {
+        "run": run,
+        "document": number,
+        "seed": seed,
+        "text_tokens": len(context.context_ids),
+        "buffer_tokens": context.buffer,
+        "settings": {field.name: getattr(settings, field.name) for field in fields(settings)},
+        "prepare_seconds": round(prepared, 2),
+        "points": optimization.curve,
+        **describe(),
+    }
+
+
+def climb(optimization: Optimization, exam: Exam) -> None:
+    """Optimise to the end; some ``POINTS`` grades on the way go into the curve and its checkpoint."""
+    settings = optimization.settings
+    every = max(1, settings.steps // POINTS)
+    while optimization.step < settings.steps:
+        loss = optimization.advance()
+        if optimization.step % every == 0 or optimization.step == settings.steps:
+            point = {"step": optimization.step, "seconds": optimization.seconds, "loss": loss}
+            grade = exam.grade(optimization.compiler, settings)
+            optimization.curve.append({name: round(value, 6) for name, value in (point | grade).items()})
+            optimization.save()
+
+
+def load(path: Path) -> list[dict]:
+    """The rows of earlier calls."""
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def first_step(points: list[dict], target: float) -> int | None:
+    """The first graded step whose held-out KL is at most ``target``."""
+    return next((point["step"] for point in points if point["held_out_kl"] <= target), None)
+
+
+def summary(rows: list[dict]) -> str:
+    """A table of final grades, and of the first step that reaches the final KL of the document's paper runs."""
+    finals = {(row["run"], row["document"]): row["points"][-1]["held_out_kl"] for row in rows}
+    targets = [run for run in RUNS if RUNS[run][0] == "paper" and any(run == row["run"] for row in rows)]
+    names = ("run", "document", "seed", "steps", "held-out KL", "general", "repeat", "about", "questions", "seconds")
+    lines = ["| " + " | ".join([*names, *(f"reaches {run}" for run in targets)]) + " |"]
+    lines.append("|---" * (len(names) + len(targets)) + "|")
+    for row in sorted(rows, key=lambda row: (list(RUNS).index(row["run"]), row["document"], row["seed"])):
+        last = row["points"][-1]
+        cells = [row["run"], str(row["document"]), str(row["seed"]), str(last["step"])]
+        cells += [f"{last[name]:.4f}" for name in ("held_out_kl", "general_kl", "reconstruction_kl", "about_kl")]
+        cells += [f"{last['questions']:.1%}", f"{last['seconds']:.0f}"]
+        for run in targets:
+            target = finals.get((run, row["document"]))
+            cells.append("" if target is None else str(first_step(row["points"], target) or "never"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Held-out KL and questions answered, against steps and against seconds; a line a document and seed."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
+    for line, (name, label) in zip(axes, PANELS, strict=True):
+        line[0].set_ylabel(label)
+        for axis, unit in zip(line, ("step", "seconds"), strict=True):
+            for row in rows:
+                x, y = ([point[key] for point in row["points"]] for key in (unit, name))
+                axis.plot(x, y, color=COLOURS[row["run"]], lw=1, label=row["run"])
+            axis.set_xscale("log")
+            axis.grid(alpha=0.3)
+    for axis in axes[0]:
+        axis.set_yscale("log")
+    axes[1][0].set_xlabel("steps")
+    axes[1][1].set_xlabel("seconds of optimisation, on a shared core")
+    shown = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside upper center", ncols=len(shown))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=["fast", "default", "paper"])
+    parser.add_argument("--documents", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile-curve.json"))
+    parser.add_argument("--plot", type=Path, default=Path("docs/compile-curve.png"))
+    parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lcc-compile-curve")
+    arguments = parser.parse_args()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    done = {(row["run"], row["document"], row["seed"]) for row in load(arguments.out)}
+    for number in arguments.documents:
+        for run in arguments.runs:
+            for seed in arguments.seeds:
+                if (run, number, seed) not in done:
+                    folder = arguments.checkpoints / f"{run}-{number}-{seed}"
+                    row = measure(model, tokenizer, run, number, seed, folder)
+                    arguments.out.write_text(json.dumps({"rows": [*load(arguments.out), row]}) + "\n")
+    rows = load(arguments.out)
+    plot(rows, arguments.plot)
+    print(summary(rows), end="")
+
+
+if __name__ == "__main__":
+    main()
