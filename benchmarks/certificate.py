@@ -24,16 +24,17 @@ from lcc.models.exam import answer, score
 COLUMNS = ("seed", "ratio", "exam_kept", "kept", "count", "repeated", "general_changed", "cost")
 
 
-def measure(model, tokenizer, ratio: float, seed: int) -> dict:
+def measure(model, tokenizer, recipe: str, ratio: float, seed: int) -> dict:
     document = demo_document(seed)
     began = time.monotonic()
-    memory = lcc.compile(model, tokenizer, document.text, ratio=ratio, seed=seed)
+    memory = lcc.compile(model, tokenizer, document.text, recipe=recipe, ratio=ratio, seed=seed)
     seconds = time.monotonic() - began
     certificate, questions = memory.certificate, document.questions()
     texts = [question.text for question in questions]
     full_text = score(answer(model, tokenizer, document.text, texts), questions)
     from_memory = score(lcc.ask(model, tokenizer, memory, texts, max_new_tokens=16), questions)
     return {
+        "recipe": recipe,
         "ratio": ratio,
         "seed": seed,
         "steps": memory.curve[-1]["step"],
@@ -52,17 +53,18 @@ def measure(model, tokenizer, ratio: float, seed: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="default")
     parser.add_argument("--ratios", type=float, nargs="+", default=[32, 16, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
-    done = {(row["ratio"], row["seed"]) for row in rows}
+    done = {(row["recipe"], row["ratio"], row["seed"]) for row in rows}
     for seed in arguments.seeds:
         for ratio in arguments.ratios:
-            if (ratio, seed) not in done:
-                rows.append(measure(model, tokenizer, ratio, seed))
+            if (arguments.recipe, ratio, seed) not in done:
+                rows.append(measure(model, tokenizer, arguments.recipe, ratio, seed))
                 arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for row in rows:

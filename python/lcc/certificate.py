@@ -31,6 +31,8 @@ from .settings import CompileSettings
 from .surrogate import REPEAT_REQUEST, Surrogate
 
 GENERAL_QUERIES = 64
+# The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
+SETTLED = 0.9
 Questions = str | Path | Iterable[str | Mapping[str, Any]]
 Readers = dict[str, Reader]
 
@@ -81,18 +83,28 @@ def read_questions(
 
 def _question(row: Mapping[str, Any], text: str, where: str) -> Question:
     referenced = row.get("answer") is not None
-    assumed = {} if referenced else {"answer": "", "metric": "exact_match"}
+    assumed = {} if referenced else {"answer": ""}
     example = Example.from_row({**row, "context": text, **assumed}, where)
     if example.metric == JUDGE:
         raise InputError(f"{where}: compile asks no judge; give another metric, or measure it with lcc eval")
     return Question(example, referenced)
 
 
-def held_out_questions(surrogate: Surrogate, settings: CompileSettings) -> list[Question]:
-    """The questions that the model asked itself and compile did not train on."""
-    asked = [sample.query for sample in surrogate.held_out if sample.stream == "self_study"]
-    tokens = settings.max_response_tokens
-    return [Question(Example("", q, ("",), max_new_tokens=tokens, metric="exact_match"), False) for q in asked]
+def held_out_questions(surrogate: Surrogate, full_text: Reader, settings: CompileSettings) -> list[Question]:
+    """The questions that the model asked itself, compile did not train on and the full text settles.
+
+    Many that a model asks have no answer in the text: what it answers all the same hangs on noise, from the full text
+    too, and says nothing of a memory.
+    """
+    asked = [sample for sample in surrogate.held_out if sample.stream == "self_study"]
+    if not asked:
+        return []
+    sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])
+    return [
+        Question(Example("", sample.query, ("",), max_new_tokens=settings.max_response_tokens), False)
+        for sample, probability in zip(asked, sure, strict=True)
+        if probability >= SETTLED
+    ]
 
 
 def measure(
@@ -113,7 +125,7 @@ def measure(
         surrogate: what the memory was trained on, and what was held out of it.
         queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
             where they are too few.
-        questions: about the text; by default those that the model asked itself and compile did not train on.
+        questions: about the text; by default those of ``held_out_questions``.
         progress: called with (what, done, total).
 
     Returns:
@@ -121,7 +133,6 @@ def measure(
     """
     began = time.monotonic()
     chat = ChatFormat.of(tokenizer)
-    asked = held_out_questions(surrogate, settings) if questions is None else questions
     with evaluating(model):
         readers = {
             "full_text": Reader(model, chat, read_chat(model, chat, text)),
@@ -129,6 +140,7 @@ def measure(
             "no_text": Reader(model, chat, read_chat(model, chat, ""), after_text=False),
         }
         general = fresh_queries(surrogate, queries, settings.seed)
+        asked = questions if questions is not None else held_out_questions(surrogate, readers["full_text"], settings)
         measures = {
             "reconstruction": lambda: _reconstruction(readers, chat, text),
             "held_out": lambda: _held_out(readers, surrogate),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +55,24 @@ class Reader:
         starts = range(0, len(samples), rows)
         return torch.cat([response_hidden(self.model, self.visible, samples[at : at + rows]) for at in starts])
 
-    @torch.no_grad()
     def accuracy(self, query: str, response: Response) -> float:
         """Share of the response's tokens that are the most probable ones, teacher-forced."""
+        found = torch.cat([logits.argmax(-1).cpu() for logits in self._logits([query], [response])])
+        return (found == torch.tensor(response)).double().mean().item()
+
+    def confidence(self, queries: Sequence[str], responses: Sequence[Response]) -> list[float]:
+        """Geometric mean of the probabilities of each response's tokens."""
+        ids = torch.tensor([token for response in responses for token in response])
+        parts = zip(self._logits(queries, responses), ids.split(LOGIT_ROWS), strict=True)
+        logs = torch.cat([x.double().log_softmax(-1).cpu().gather(1, token[:, None])[:, 0] for x, token in parts])
+        return [part.mean().exp().item() for part in logs.split([len(response) for response in responses])]
+
+    @torch.no_grad()
+    def _logits(self, queries: Sequence[str], responses: Sequence[Response]) -> Iterator[torch.Tensor]:
+        """Logits where the responses are predicted, at most (LOGIT_ROWS, vocabulary) at a time."""
         head = self.model.get_output_embeddings()
-        found = [head(rows).argmax(-1).cpu() for rows in self.states([query], [response]).split(LOGIT_ROWS)]
-        return (torch.cat(found) == torch.tensor(response)).double().mean().item()
+        for states in self.states(queries, responses).split(LOGIT_ROWS):
+            yield head(states)
 
 
 @torch.no_grad()

@@ -189,10 +189,23 @@ def test_general_queries_are_fresh(llama):
     assert fresh_queries(surrogate(own), own, 0) != fresh_queries(surrogate(own), own, 1)
 
 
-def test_self_asked_questions_are_those_held_out():
-    samples = [Sample(stream, f"q{n}", (1,), (2,)) for n, stream in enumerate(["general", "self_study", "self_study"])]
-    asked = held_out_questions(Surrogate(samples[0], (samples[1],), (samples[0], samples[2])), make_settings())
-    assert [question.example.question for question in asked] == ["q2"]
+def test_self_asked_questions_are_held_out_ones_that_the_text_settles(readers, text, monkeypatch):
+    full, _ = readers
+    queries = ["Where does Mara live?", "Say: dog cat.", "Who?", "What is the job of Hugo?"]
+    responses = full.respond(queries, 4)
+    expected = [
+        plain_log_probabilities(full, text, query, response).gather(1, torch.tensor(response)[:, None]).mean().exp()
+        for query, response in zip(queries, responses, strict=True)
+    ]
+    found = full.confidence(queries, responses)
+    assert found == pytest.approx([value.item() for value in expected], rel=1e-9)
+    streams = ["general", "self_study", "self_study", "self_study"]
+    samples = [Sample(*each) for each in zip(streams, queries, [(1,)] * 4, responses, strict=True)]
+    surrogate = Surrogate(samples[0], tuple(samples[:2]), (samples[0], *samples[2:]))
+    monkeypatch.setattr(certificate, "SETTLED", (found[2] + found[3]) / 2)
+    asked = held_out_questions(surrogate, full, make_settings())
+    surer = 2 if found[2] > found[3] else 3
+    assert [question.example.question for question in asked] == [queries[surer]]
     assert not asked[0].referenced
 
 
