@@ -117,8 +117,9 @@ def tokenizer():
 
 @pytest.fixture(autouse=True)
 def _short_certificates(monkeypatch):
-    """Certificates of a few queries: most tests compile for something else."""
+    """Certificates of a few queries, and of tiny random models, which are sure of no answer."""
     monkeypatch.setattr(certificate, "GENERAL_QUERIES", 4)
+    monkeypatch.setattr(certificate, "SETTLED", 0.0)
 
 
 @pytest.fixture

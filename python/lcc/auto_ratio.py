@@ -19,8 +19,8 @@ TARGET = 0.98
 
 
 NOTHING_TO_MEASURE = (
-    'ratio="auto" has nothing to measure: give questions, or let the model ask itself (self_study_questions and '
-    "self_study_weight above 0) and hold some of that out (held_out)"
+    'ratio="auto" has nothing to measure: give questions, or let the model ask itself more (self_study_questions, '
+    "self_study_weight) and hold more of that out (held_out); only what the full text settles counts"
 )
 
 
