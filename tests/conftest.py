@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lcc import certificate
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
 from lcc.models.tokenizer import build_tokenizer
@@ -112,6 +113,13 @@ class Float64Rotary(torch.nn.Module):
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()
+
+
+@pytest.fixture(autouse=True)
+def _short_certificates(monkeypatch):
+    """Certificates of a few queries, and of tiny random models, which are sure of no answer."""
+    monkeypatch.setattr(certificate, "GENERAL_QUERIES", 4)
+    monkeypatch.setattr(certificate, "SETTLED", 0.0)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from .attach import attach, attach_paged
 from .checkpoint import remove_checkpoint
 from .compile import compile
 from .documents import compile_documents
-from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
+from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from .export import export
 from .fingerprint import fingerprint
 from .memory import Memory
@@ -22,6 +22,7 @@ __all__ = [
     "MemoryFileError",
     "MismatchError",
     "Plan",
+    "TargetError",
     "ask",
     "attach",
     "attach_paged",

@@ -18,6 +18,8 @@ from .files import read_tensors, remove_partial, write_tensors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
 
+# With ratio="auto", the checkpoint of each ratio is in a folder of its own.
+RATIO_FOLDER = "ratio-"
 STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-1"
 # Tensors on the CPU, and JSON-ready metadata.
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
@@ -99,8 +101,10 @@ def unpack_surrogate(tensors: dict[str, torch.Tensor], metadata: dict[str, Any],
 
 
 def remove_checkpoint(folder: str | os.PathLike) -> None:
-    """Delete a compilation's checkpoint; other files in the folder are left alone."""
+    """Delete a compilation's checkpoint, those of all ratios tried included; other files are left alone."""
     path = Path(folder)
+    for tried in path.glob(f"{RATIO_FOLDER}*"):
+        remove_checkpoint(tried)
     for name in ("surrogate", "state"):
         file = path / f"{name}.safetensors"
         file.unlink(missing_ok=True)

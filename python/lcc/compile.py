@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .auto_ratio import AUTO, TARGET, check_search, search_ratio
+from .chat import ChatFormat
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
 from .distributed import ALONE, Ranks
@@ -28,6 +30,9 @@ from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 
+if TYPE_CHECKING:
+    from .certificate import Questions
+
 
 def compile(
     model: PreTrainedModel,
@@ -42,6 +47,9 @@ def compile(
     progress: bool | Reporter = True,
     distributed: bool = False,
     writer: WriterFactory = lora_compiler,
+    certify: bool = True,
+    questions: Questions | None = None,
+    target: float | None = None,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -63,18 +71,37 @@ def compile(
         distributed: share each step's samples among the processes of torch.distributed's default group, which all make
             this very call; each gets the memory, rank 0 alone writes the checkpoint.
         writer: what is trained to write the buffer's K and V; LCC's LoRA, or another with ``engine="reference"``.
-        **settings: fields of ``CompileSettings``: ratio, steps, seed and so on.
+        certify: measure the memory beside the full text and nothing, and write that into it: ``memory.certificate``.
+        questions: to measure it on, see ``lcc.certificate.read_questions``; by default those that the model asked
+            itself and that were held out.
+        target: with ``ratio="auto"``, the share of the full text's score on those questions that the memory must keep,
+            0.98 by default.
+        **settings: fields of ``CompileSettings``: ratio, steps, seed and so on. ``ratio="auto"`` tries 32, 16, 8, 4 and
+            2 until the target is met.
 
     Raises:
-        InputError: the text, the model, the tokenizer or a setting cannot be used.
+        InputError: the text, the model, the tokenizer, a setting or a question cannot be used.
+        TargetError: no ratio meets the target; the error holds the memory that keeps most.
         DivergedError: the loss became NaN; the last checkpoint stands.
         MismatchError: the checkpoint folder belongs to another compilation, or the processes make different calls.
         MemoryFileError: a checkpoint cannot be read or written.
     """
+    # It builds on lcc.evaluation, which builds on this file.
+    from . import certificate
+
+    if not certify and questions is not None:
+        raise InputError("questions are for the certificate: leave certify on, or leave them out")
+    if settings.get("ratio") == AUTO:
+        options: dict[str, Any] = {"recipe": recipe, "queries": queries, "questions": questions, "certify": certify}
+        options |= {"checkpoint_every": checkpoint_every, "distributed": distributed, "writer": writer}
+        return _search(model, tokenizer, text, target, checkpoint, keep_checkpoint, progress, options, settings)
+    if target is not None:
+        raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
     chosen = make_settings(recipe, **settings)
     check_architecture(model)
     context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
     asked = load_queries(queries)
+    given = None if questions is None else certificate.read_questions(questions, text, model, tokenizer)
     print_of = fingerprint(model, tokenizer)
     ranks = Ranks.of_group() if distributed else ALONE
     if is_sharded(model) and not (distributed and chosen.engine == "packed"):
@@ -89,8 +116,49 @@ def compile(
     ):
         written = write(writing, chosen, asked, reporter, store, checkpoint_every, ranks)
     memory = _memory(model, context, written, chosen, print_of)
+    if certify:
+        with reporting(ranks.main and progress) as reporter:
+
+            def measure() -> dict[str, Any]:
+                taught, report = written.surrogate, reporter.count
+                return certificate.measure(model, tokenizer, text, memory, taught, chosen, asked, given, report)
+
+            memory = replace(memory, certificate=ranks.from_main(measure, together=is_sharded(model)))
     if store and ranks.main and not keep_checkpoint:
         remove_checkpoint(store.folder)
+    return memory
+
+
+def _search(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    target: float | None,
+    checkpoint: str | os.PathLike | None,
+    keep_checkpoint: bool,
+    progress: bool | Reporter,
+    options: dict[str, Any],
+    settings: dict[str, Any],
+) -> Memory:
+    """``compile`` with ``options`` at one ratio after the other."""
+    target = TARGET if target is None else target
+    chosen = make_settings(options["recipe"], **settings | {"ratio": None})
+    check_search(chosen, target, options["questions"] is not None, options["certify"])
+    # An iterable may be read only once, and each ratio reads it.
+    options |= {"queries": load_queries(options["queries"])}
+    if not isinstance(options["questions"], (str, Path, type(None))):
+        options |= {"questions": list(options["questions"])}
+    folder = Path(checkpoint) if checkpoint is not None else None
+    ranks = Ranks.of_group() if options["distributed"] else ALONE
+    with reporting(ranks.main and progress) as reporter:
+
+        def attempt(*, ratio: float, checkpoint: Path | None) -> Memory:
+            own = {"ratio": ratio, "checkpoint": checkpoint, "keep_checkpoint": True, "progress": reporter}
+            return compile(model, tokenizer, text, **settings | options | own)
+
+        memory = search_ratio(attempt, len(ChatFormat.of(tokenizer).ids(text)), target, folder, reporter)
+    if folder and ranks.main and not keep_checkpoint:
+        remove_checkpoint(folder)
     return memory
 
 

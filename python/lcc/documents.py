@@ -12,22 +12,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .auto_ratio import AUTO, TARGET, missed_target
 from .checkpoint import remove_checkpoint
 from .compile import compile
 from .context import text_digest
 from .distributed import ALONE, Ranks
-from .errors import InputError, LCCError, MemoryFileError, MismatchError
+from .errors import InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from .files import remove_partial
 from .fingerprint import fingerprint
 from .memory import Memory
 from .progress import Reporter, reporting
-from .settings import CompileSettings, make_settings
+from .settings import make_settings
+
+if TYPE_CHECKING:
+    from .certificate import Questions
 
 SUFFIX = ".lcc.safetensors"
 
@@ -70,13 +74,14 @@ def compile_documents(
 ) -> list[Outcome]:
     """Compile UTF-8 text files into ``folder``, one memory each; an error in one does not stop the rest.
 
-    A memory that is there is skipped if its text, settings and model are those asked for. The query set is not recorded
-    in a memory: delete the memories after changing it.
+    A memory that is there is skipped if its text, settings, target and model are those asked for. Queries and questions
+    are not recorded in a memory: delete the memories after changing them.
 
     Args:
         force: compile again what is there but differs.
         distributed: see ``lcc.compile``; the processes work on each document together.
-        **options: those of ``lcc.compile``.
+        **options: those of ``lcc.compile``; of the questions each document gets those whose context it is, and those
+            without a context.
 
     Returns:
         One outcome a document, in their order.
@@ -131,6 +136,9 @@ def compile_job(
     queries: str | Path | Sequence[str] | None = None,
     progress: bool | Reporter = True,
     distributed: bool = False,
+    certify: bool = True,
+    questions: Questions | None = None,
+    target: float | None = None,
     **settings: Any,
 ) -> Outcome:
     """Compile one document, unless it is done or another process is at it; errors become the outcome.
@@ -138,7 +146,7 @@ def compile_job(
     Raises:
         InputError: a setting that cannot be used, for any document.
     """
-    chosen = make_settings(recipe, **settings)
+    wanted = _Wanted.of(recipe, target, settings)
     ranks = Ranks.of_group() if distributed else ALONE
     began = time.monotonic()
     status, error = "compiled", None
@@ -149,7 +157,7 @@ def compile_job(
             text = ranks.from_main(lambda: read_document(job.source))
             if not mine:
                 status = "elsewhere"
-            elif ranks.from_main(lambda: _is_done(job.output, text, chosen, print_of, force)):
+            elif ranks.from_main(lambda: _is_done(job.output, text, wanted, print_of, force)):
                 status = "skipped"
             else:
                 compile_file(
@@ -161,6 +169,9 @@ def compile_job(
                     queries=queries,
                     progress=progress,
                     distributed=distributed,
+                    certify=certify,
+                    questions=questions,
+                    target=target,
                     **settings,
                 )
     except LCCError as failure:
@@ -181,11 +192,19 @@ def compile_file(
     distributed: bool = False,
     **options: Any,
 ) -> Memory:
-    """Compile ``text`` into the file ``output``, going on from the checkpoint beside it; see ``lcc.compile``."""
+    """Compile ``text`` into the file ``output``, going on from the checkpoint beside it; see ``lcc.compile``.
+
+    Raises:
+        TargetError: as ``lcc.compile`` does; the memory that keeps most is in ``output`` all the same.
+    """
     checkpoint = checkpoint_folder(output)
-    memory = compile(
-        model, tokenizer, text, checkpoint=checkpoint, keep_checkpoint=True, distributed=distributed, **options
-    )
+    missed: TargetError | None = None
+    try:
+        memory = compile(
+            model, tokenizer, text, checkpoint=checkpoint, keep_checkpoint=True, distributed=distributed, **options
+        )
+    except TargetError as error:
+        missed, memory = error, error.memory
 
     def keep() -> None:
         memory.save(output)
@@ -193,6 +212,8 @@ def compile_file(
         remove_partial(output)
 
     (Ranks.of_group() if distributed else ALONE).from_main(keep)
+    if missed:
+        raise TargetError(f"{missed}, which is in {output}", memory)
     return memory
 
 
@@ -242,11 +263,34 @@ def read_document(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _is_done(output: Path, text: str, settings: CompileSettings, print_of: dict[str, str], force: bool) -> bool:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a memory must have been compiled with: its settings, and for ``ratio="auto"`` the target."""
+
+    settings: dict[str, Any]
+    target: float | None
+
+    @classmethod
+    def of(cls, recipe: str, target: float | None, settings: dict[str, Any]) -> _Wanted:
+        """As ``lcc.compile`` reads its arguments.
+
+        Raises:
+            InputError: a setting that cannot be used.
+        """
+        searched = settings.get("ratio") == AUTO
+        chosen = asdict(make_settings(recipe, **settings | ({"ratio": None} if searched else {})))
+        if not searched:
+            return cls(chosen, None)
+        del chosen["ratio"]
+        return cls(chosen, TARGET if target is None else target)
+
+
+def _is_done(output: Path, text: str, wanted: _Wanted, print_of: dict[str, str], force: bool) -> bool:
     """Whether ``output`` holds what compiling would give.
 
     Raises:
         MismatchError: it holds something else, and ``force`` is not set.
+        TargetError: compiling would give what it holds, a memory that misses the target.
     """
     if not output.exists():
         return False
@@ -256,12 +300,16 @@ def _is_done(output: Path, text: str, settings: CompileSettings, print_of: dict[
         if force:
             return False
         raise
-    found = {"text": memory.source_sha256} | memory.settings | memory.fingerprint
-    wanted = {"text": text_digest(text)} | json.loads(json.dumps(asdict(settings))) | print_of
-    differing = [name for name, value in wanted.items() if found.get(name) != value]
+    search = memory.ratio_search or {"target": None, "met": True}
+    found = {"text": memory.source_sha256, "target": search["target"]} | memory.settings | memory.fingerprint
+    expected = {"text": text_digest(text), "target": wanted.target}
+    expected |= json.loads(json.dumps(wanted.settings)) | print_of
+    differing = [name for name, value in expected.items() if found.get(name) != value]
     if differing and not force:
         raise MismatchError(
             f"{output} is there already and differs in {', '.join(differing)}: compile it again with --force "
             "(force=True), or choose another folder"
         )
+    if not differing and not search["met"]:
+        raise TargetError(f"{missed_target(memory)}, which is in {output}", memory)
     return not differing

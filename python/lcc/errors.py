@@ -1,5 +1,12 @@
 """The errors that callers can act on. Each message names the cause and the remedy."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .memory import Memory
+
 
 class LCCError(Exception):
     """Base class of this package's errors."""
@@ -19,3 +26,11 @@ class MismatchError(LCCError):
 
 class DivergedError(LCCError):
     """The loss became NaN or infinite; the last good checkpoint stands."""
+
+
+class TargetError(LCCError):
+    """No ratio that was tried keeps what was asked for; ``memory`` is the one that keeps most."""
+
+    def __init__(self, message: str, memory: Memory):
+        super().__init__(message)
+        self.memory = memory

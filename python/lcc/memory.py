@@ -48,6 +48,8 @@ class Memory:
         key_scale: what int8 or fp8 keys are multiplied by, (layers, kv_heads, head_dim) float32; None for float keys.
         value_scale: the same for values, one a token, (layers, kv_heads, K) float32.
         quantization: what quantising cost, measured: see ``quantize``.
+        certificate: what the memory keeps and changes, measured when it was compiled: see docs/memory-format.md.
+        ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
 
     Raises:
         InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
@@ -67,6 +69,8 @@ class Memory:
     key_scale: torch.Tensor | None = None
     value_scale: torch.Tensor | None = None
     quantization: dict[str, Any] | None = None
+    certificate: dict[str, Any] | None = None
+    ratio_search: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.check()

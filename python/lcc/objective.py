@@ -64,10 +64,16 @@ def divergence(
     model: PreTrainedModel, hidden: torch.Tensor, samples: Sequence[Sample], weights: torch.Tensor, loss: str
 ) -> torch.Tensor:
     """Weighted sum of the divergence from the samples' teacher to ``hidden``, (supervised tokens, H)."""
+    return state_divergence(model, hidden, torch.cat([sample.teacher_hidden for sample in samples]), weights, loss)
+
+
+def state_divergence(
+    model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, loss: str
+) -> torch.Tensor:
+    """Weighted sum of the divergence from ``teacher`` to ``hidden``, both last hidden states, (rows, H)."""
     head = model.get_output_embeddings()
     hidden = hidden.to(head.weight.dtype)
-    teacher = torch.cat([sample.teacher_hidden for sample in samples]).to(hidden)
     bias = getattr(head, "bias", None)
     return lk.linear_kl(
-        hidden, teacher, head.weight, bias, row_weight=weights.to(hidden.dtype), reduction="sum", loss=loss
+        hidden, teacher.to(hidden), head.weight, bias, row_weight=weights.to(hidden.dtype), reduction="sum", loss=loss
     )

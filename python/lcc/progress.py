@@ -18,7 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-DOCUMENTS = "documents"
+# What is gone through piece by piece, the outermost first.
+SERIES = DOCUMENTS, RATIOS = "documents", "ratios"
 
 
 class Reporter:
@@ -46,11 +47,20 @@ class Reporter:
         self._progress.stop()
 
     def document(self, name: str, done: int, total: int) -> None:
-        """Go on to the next of several documents: its own bars replace those of the one before."""
-        for what in [what for what in self._tasks if what != DOCUMENTS]:
+        """Go on to the next of several documents."""
+        self._next(DOCUMENTS, name, done, total)
+
+    def ratio(self, name: str, done: int, total: int) -> None:
+        """Go on to the next of several ratios of a document."""
+        self._next(RATIOS, name, done, total)
+
+    def _next(self, series: str, name: str, done: int, total: int) -> None:
+        """Go on to the next of ``series``: its own bars replace those of the one before."""
+        outer = SERIES[: SERIES.index(series) + 1]
+        for what in [what for what in self._tasks if what not in outer]:
             self._progress.remove_task(self._tasks.pop(what))
-        self.count(DOCUMENTS, done, total)
-        self._progress.update(self._tasks[DOCUMENTS], figures=escape(name))
+        self.count(series, done, total)
+        self._progress.update(self._tasks[series], figures=escape(name))
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         """Begin a piece of work, ``done`` of which is there already."""

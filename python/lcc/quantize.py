@@ -14,16 +14,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .attach import attach
 from .chat import ChatFormat
 from .errors import InputError
-from .generate import generate_responses
 from .kv import KV
 from .memory import Memory
-from .objective import divergence
 from .queries import load_queries
-from .surrogate import Sample, response_hidden
+from .readers import Reader, changed_share, kl_between
 
 # The dtype of each format, and its largest number.
 FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
-ROWS = 32
 
 
 def quantize(
@@ -45,7 +42,7 @@ def quantize(
     greedily, and over those answers' tokens KL(float || quantised) is taken; then the quantised memory answers on its
     own. The result goes into ``quantization``: ``source_dtype``, and for each of ``self_study`` and ``general`` the
     ``answers``, their ``tokens``, ``kl`` in nats a token and ``changed``, the share of answers that are not the float
-    memory's word for word.
+    memory's word for word. A certificate stays as it was measured, on the float memory.
 
     Args:
         queries: context-agnostic ones, see ``lcc.load_queries``; by default the package's own, some of which the
@@ -67,13 +64,13 @@ def quantize(
     kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
     quantized = replace(memory, kv=kv, key_scale=key_scale, value_scale=value_scale)
     asked = {"self_study": list(memory.questions), "general": load_queries(queries)}
-    readers = attach(model, memory).read(), attach(model, quantized).read()
     chat = ChatFormat.of(tokenizer)
+    reference, reader = (Reader(model, chat, attach(model, each).read()) for each in (memory, quantized))
     report: dict[str, Any] = {"source_dtype": memory.dtype}
     for stream, texts in asked.items():
         drawn = random.Random(0).sample(texts, min(answers, len(texts)))
         if drawn:
-            report[stream] = _compare(model, chat, readers, stream, drawn, max_new_tokens)
+            report[stream] = _compare(reference, reader, drawn, max_new_tokens)
     return replace(quantized, quantization=report)
 
 
@@ -96,34 +93,12 @@ def _round(x: torch.Tensor, dtype: torch.dtype, largest: float) -> torch.Tensor:
     return (x.round() if dtype == torch.int8 else x).clamp(-largest, largest).to(dtype)
 
 
-def _compare(
-    model: PreTrainedModel,
-    chat: ChatFormat,
-    readers: tuple[KV, KV],
-    stream: str,
-    texts: Sequence[str],
-    max_new_tokens: int,
-) -> dict[str, float]:
+def _compare(reference: Reader, reader: Reader, queries: Sequence[str], max_new_tokens: int) -> dict[str, float]:
     """What the second reader answers otherwise than the first."""
-    total, changed, tokens = 0.0, 0, 0
-    for begin in range(0, len(texts), ROWS):
-        chunk = texts[begin : begin + ROWS]
-        queries = [chat.query_ids(text) for text in chunk]
-        first, second = (generate_responses(model, kv, queries, max_new_tokens, chat.end) for kv in readers)
-        changed += sum(a != b for a, b in zip(first, second, strict=True))
-        samples = [
-            Sample(stream, text, tuple(query), (*response, chat.end))
-            for text, query, response in zip(chunk, queries, first, strict=True)
-        ]
-        total += _total_kl(model, readers, samples)
-        tokens += sum(len(sample.response_ids) for sample in samples)
-    return {"answers": len(texts), "tokens": tokens, "kl": total / tokens, "changed": changed / len(texts)}
-
-
-@torch.no_grad()
-def _total_kl(model: PreTrainedModel, readers: tuple[KV, KV], samples: list[Sample]) -> float:
-    """Sum over the samples' response tokens of KL(first || second), in nats."""
-    teacher, student = (response_hidden(model, kv, samples) for kv in readers)
-    sizes = [len(sample.response_ids) for sample in samples]
-    taught = [replace(s, teacher_hidden=hidden) for s, hidden in zip(samples, teacher.split(sizes), strict=True)]
-    return divergence(model, student, taught, torch.ones(len(student), device=student.device), "kl").item()
+    first, second = (each.respond(queries, max_new_tokens) for each in (reference, reader))
+    return {
+        "answers": len(queries),
+        "tokens": sum(map(len, first)),
+        "kl": kl_between(reference, reader, queries, first),
+        "changed": changed_share(first, second),
+    }

@@ -122,8 +122,8 @@ def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:
     return rng.sample(distinct, min(count, len(distinct)))
 
 
-def _rows(copied: int) -> int:
-    """Rows of a teacher batch in which each row holds a copy of ``copied`` tokens."""
+def batch_rows(copied: int) -> int:
+    """Rows of a batch in which each row holds a copy of ``copied`` tokens."""
     return max(1, min(64, CACHED_TOKENS // max(1, copied)))
 
 
@@ -137,7 +137,7 @@ def _respond(
 ) -> list[Sample]:
     """Give each sample the teacher's greedy response, end token included."""
     answered = []
-    rows = _rows(0 if supports_sharing(model) else len(text_kv))
+    rows = batch_rows(0 if supports_sharing(model) else len(text_kv))
     for start in range(0, len(samples), rows):
         chunk = samples[start : start + rows]
         responses = generate_responses(
@@ -156,7 +156,7 @@ def _respond(
 def _teach(model: PreTrainedModel, text_kv: KV, samples: list[Sample], states: TeacherStates) -> list[Sample]:
     """Give each sample the teacher's hidden states where its response is predicted."""
     taught: list[Sample] = []
-    rows = _rows(len(text_kv))
+    rows = batch_rows(len(text_kv))
     for start in range(0, len(samples), rows):
         chunk = samples[start : start + rows]
         with torch.no_grad():

@@ -56,8 +56,12 @@ def test_compile_inspect_verify_ask(run, memory, tmp_path):
     assert lcc.Memory.load(memory).settings["loss"] == "mse"
     assert not list(tmp_path.glob("*.checkpoint"))
     shown = run("inspect", memory, model=False).stdout
-    for word in ("buffer tokens", "held-out KL", "model weights", "settings"):
+    for word in ("buffer tokens", "held-out KL", "model weights", "settings", "certificate", "general queries"):
         assert word in shown
+    smaller = tmp_path / "smaller"
+    run("quantize", memory, "-o", smaller, "--answers", 1)
+    shown = run("inspect", smaller, model=False).stdout
+    assert "certificate of the float32 memory, before it became int8" in " ".join(shown.split())
     summary = json.loads(run("inspect", memory, "--json", model=False).stdout)
     assert summary["buffer_tokens"] == lcc.Memory.load(memory).buffer_tokens
     assert json.loads(run("verify", memory, "--json").stdout)["verified"] is True

@@ -9,12 +9,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import InputError, MemoryFileError
+from ..auto_ratio import AUTO
+from ..errors import InputError, MemoryFileError, TargetError
 from .options import (
     JsonOption,
     ModelOption,
     QueriesOption,
-    RatioOption,
     RecipeOption,
     SeedOption,
     SettingsOption,
@@ -26,6 +26,16 @@ from .options import (
 )
 
 
+def _parse_ratio(given: str) -> float | str:
+    """A number, or ``auto``."""
+    if str(given) == AUTO:
+        return AUTO
+    try:
+        return float(given)
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is neither a number nor {AUTO}") from None
+
+
 @reports_errors
 def compile_command(
     texts: Annotated[
@@ -35,11 +45,27 @@ def compile_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="The memory file to write; for several texts, the folder.")
     ] = None,
-    ratio: RatioOption = 16.0,
+    ratio: Annotated[
+        Any,
+        typer.Option(
+            parser=_parse_ratio, metavar="NUMBER|auto", help="Text tokens a buffer token; auto tries 32, 16, 8, 4, 2."
+        ),
+    ] = 16.0,
+    target: Annotated[
+        float | None,
+        typer.Option(help="With --ratio auto: share of the full text's score to keep, 0.98 by default."),
+    ] = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     recipe: RecipeOption = "default",
     queries: QueriesOption = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(help="Questions to measure the memory on: JSONL with question, and where known answer."),
+    ] = None,
+    certify: Annotated[
+        bool, typer.Option("--certify/--no-certify", help="Measure the memory beside the full text and nothing.")
+    ] = True,
     settings: SettingsOption = None,
     force: Annotated[bool, typer.Option(help="In a folder, compile again what is there but differs.")] = False,
     ray: Annotated[
@@ -52,9 +78,14 @@ def compile_command(
     """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
     options = {"recipe": recipe, "queries": queries, "ratio": ratio, "steps": steps, "seed": seed}
     options |= parse_settings(settings or [])
+    measured = {"certify": certify, "questions": questions, "target": target}
+    if dry_run and ratio == AUTO:
+        raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run:
         _plan(texts, model, options, as_json)
-    elif output is None:
+        return
+    options |= measured
+    if output is None:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     elif len(texts) > 1 or output.is_dir():
         _compile_folder(texts, output, model, options | {"force": force}, ray, as_json)
@@ -76,15 +107,20 @@ def _compile_one(text: Path, output: Path, model: str | None, options: dict[str,
         if not mine:
             raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
         loaded = load_model(model, place)
+        failure: TargetError | None = None
         try:
             memory = compile_file(*loaded, document, output, distributed=ranks.count > 1, **options)
         except KeyboardInterrupt:
             _say(f"stopped; run the same command again to go on from {escape(str(checkpoint_folder(output)))}")
             raise
+        except TargetError as missed:
+            memory, failure = missed.memory, missed
         if as_json and ranks.main:
             print_json(memory.summary() | {"path": str(output)})
         elif ranks.main:
             show_memory(memory, output)
+        if failure:
+            raise failure
 
 
 def _compile_folder(

@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError
+from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
 
 # Exit codes that scripts can use; 2 is also the shell convention for wrong usage.
-EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5}
+EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
 INTERRUPTED = 130
 
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]

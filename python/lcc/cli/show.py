@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..models.fiction import Document
 from ..plan import Plan, gibibytes
 
 SHOWN_QUESTIONS = 12
+READERS = ("full_text", "memory", "no_text")
 
 
 def show_document(document: Document) -> None:
@@ -97,7 +98,43 @@ def show_memory(memory: Memory, path: Path) -> None:
         table.add_row(name.replace("_", " "), digest[:16])
     settings = ", ".join(f"{name} {value}" for name, value in memory.settings.items() if value is not None)
     table.add_row("settings", settings)
-    Console().print(table)
+    for tried in (memory.ratio_search or {"tried": []})["tried"]:
+        kept = f"keeps {_percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"
+        table.add_row(f"tried ratio {tried['ratio']:g}", kept)
+    console = Console()
+    console.print(table)
+    if memory.certificate:
+        console.print(_certificate(memory.certificate, memory.dtype))
+
+
+def _certificate(measured: dict[str, Any], dtype: str) -> Table:
+    """What the memory keeps and changes, a reader a column."""
+    of = f" of the {measured['dtype']} memory, before it became {dtype}" if measured["dtype"] != dtype else ""
+    table = Table(title=f"certificate{of}")
+    for heading in ("", "full text", "memory", "nothing"):
+        table.add_column(heading, justify="right" if heading else "left")
+
+    def add(what: str, figures: dict[str, Any], shown: Callable[[Any], str] = _percent) -> None:
+        table.add_row(what, *(shown(figures[name]) if name in figures else "" for name in READERS))
+
+    def nats(value: float) -> str:
+        return f"{value:.4f}"
+
+    questions, held_out, general = measured["questions"], measured["held_out"], measured["general"]
+    if questions:
+        asked = {"given": "given", "self_asked": "self-asked, held out"}[questions["source"]]
+        add(f"score on {questions['count']} questions ({asked})", questions["score"])
+        add("  of the full text's", {"memory": questions["kept"]})
+    repeated = measured["reconstruction"]
+    add(f"{repeated['tokens']} tokens of text repeated right", repeated["accuracy"])
+    if held_out:
+        add(f"KL from the full text, {held_out['answers']} held-out answers", held_out["kl"], nats)
+    for reference, words in (("from_full_text", "the full text"), ("from_no_text", "nothing")):
+        drift = general[reference]
+        kls, shares = ({name: each[figure] for name, each in drift.items()} for figure in ("kl", "changed"))
+        add(f"KL from {words}, {general['answers']} general queries", kls, nats)
+        add("  answers changed", shares)
+    return table
 
 
 def _quantization_costs(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -89,7 +89,7 @@ class FullText(Reading):
             InputError: the context is beyond the model's window.
         """
         chat = ChatFormat.of(self.tokenizer)
-        _check_window(self.model, chat, len(chat.prefix_ids) + len(chat.ids(context)), examples)
+        check_window(self.model, chat, len(chat.prefix_ids) + len(chat.ids(context)), examples)
         began = time.monotonic()
         visible = read_chat(self.model, chat, context)
         seconds = time.monotonic() - began
@@ -176,6 +176,7 @@ class CompiledMemory(Reading):
                 keep_checkpoint=True,
                 progress=self.progress,
                 writer=self.writer,
+                certify=False,
                 **asdict(self.settings),
             )
             memory.save(path)
@@ -199,7 +200,7 @@ def answer_after(
     Raises:
         InputError: text, question and answer together are beyond the model's window.
     """
-    _check_window(model, chat, len(visible), examples)
+    check_window(model, chat, len(visible), examples)
     queries = [query_ids(chat, example, after_text) for example in examples]
     texts: dict[int, str] = {}
     order = sorted(range(len(examples)), key=lambda index: examples[index].max_new_tokens)
@@ -222,8 +223,12 @@ def _turn(chat: ChatFormat, question: str, before: list[int], after_text: bool) 
     return chat.turn_ids(question) if before else chat.query_ids(question, after_text)
 
 
-def _check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:
-    """Refuse what does not fit behind ``past`` tokens."""
+def check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:
+    """Refuse what does not fit behind ``past`` tokens.
+
+    Raises:
+        InputError: question and answer are beyond the model's window.
+    """
     window = getattr(model.config, "max_position_embeddings", None)
     needed = past + max(len(query_ids(chat, example)) + example.max_new_tokens for example in examples)
     if window is not None and needed > window:
