@@ -134,7 +134,7 @@ def climb(optimization: Optimization, exam: Exam) -> None:
         loss = optimization.advance()
         if optimization.step % every == 0 or optimization.step == settings.steps:
             point = {"step": optimization.step, "seconds": optimization.seconds, "loss": loss}
-            grade = exam.grade(optimization.compiler, settings)
+            grade = exam.grade(optimization.writer, settings)
             optimization.curve.append({name: round(value, 6) for name, value in (point | grade).items()})
             optimization.save()
 

@@ -1,6 +1,7 @@
-"""Turn pytest-benchmark JSON into a Markdown table and a plot.
+"""Turn pytest-benchmark JSON, or one file of benchmarks.fidelity, into a Markdown table and a plot.
 
     python -m benchmarks.report bottleneck.json [linear_kl.json ...] [-o DIR]
+    python -m benchmarks.report benchmarks/results/fidelity-16.json -o docs/fidelity
 
 writes DIR/report.md and DIR/report.png. A file is a run; figures of different runs are never compared.
 """
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+
+from benchmarks import fidelity_report
 
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
@@ -139,14 +142,22 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", metavar="FILE.json", type=Path, nargs="+")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path())
     options = parser.parse_args(arguments)
-    try:
-        rows = [row for file in options.files for row in read(file)]
-    except ValueError as error:
-        parser.error(str(error))
+    fidelity = [file for file in options.files if fidelity_report.is_fidelity(file)]
+    if fidelity and len(options.files) > 1:
+        parser.error(f"{fidelity[0]} holds a fidelity run, which is reported alone: name it by itself")
     options.output.mkdir(parents=True, exist_ok=True)
-    table = markdown(rows)
+    if fidelity:
+        found = fidelity_report.read(fidelity[0])
+        table = fidelity_report.markdown(fidelity[0].stem, found)
+        fidelity_report.plot(found, options.output / "report.png")
+    else:
+        try:
+            rows = [row for file in options.files for row in read(file)]
+        except ValueError as error:
+            parser.error(str(error))
+        table = markdown(rows)
+        plot(rows, options.output / "report.png")
     (options.output / "report.md").write_text(table, "utf-8")
-    plot(rows, options.output / "report.png")
     print(table)
 
 

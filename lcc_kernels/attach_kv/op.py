@@ -53,7 +53,8 @@ def attach_kv(
             that out, for CUDA graphs: triton and cuda then skip slots that are out of range, torch may write anywhere.
 
     Raises:
-        ValueError: shapes, dtypes, devices or values do not fit, caches overlap, or a gradient is wanted.
+        ValueError: shapes, dtypes, devices or values do not fit, two caches begin at one address, a cache overlaps
+            itself, or a gradient is wanted. Caches that overlap in part, or overlap the memory, are not noticed.
         BackendUnavailableError: ``backend`` cannot run here or on these tensors.
     """
     attachment = Attachment(

@@ -38,8 +38,9 @@ def attach(
         cache: an empty, allocated ``StaticCache`` to write to, in every row of its batch.
 
     Raises:
-        InputError: the model carries an adapter, or attention that is not supported; positions beyond its window; a
-            cache that is not allocated, not empty or too small; a memory that holds NaN.
+        InputError: the model carries an adapter, is training with checkpointing, or has attention that is not
+            supported; positions beyond its window; a cache that is not allocated, not empty or too small; a memory that
+            holds NaN.
         MismatchError: a memory's layers, heads, widths, rope or prefix are not the model's, or the memories do not go
             together.
     """
@@ -182,6 +183,8 @@ def _checked(model: PreTrainedModel, memory: Memory | Sequence[Memory], start: i
     check_architecture(model)
     if any(isinstance(module, BaseTunerLayer) and not module.disable_adapters for module in model.modules()):
         raise InputError("the model carries an active adapter: unload it, a memory is read by the plain model")
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise InputError("the model is training with checkpointing, which drops the cache: call model.eval()")
     memories = stack_of(memory)
     for each in memories:
         each.check()

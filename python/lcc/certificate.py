@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attach import attach
 from .chat import ChatFormat
-from .encode import evaluating
+from .encode import frozen
 from .errors import InputError
 from .evaluation.examples import JUDGE, Example
 from .evaluation.methods import answer_after, check_window
@@ -135,7 +135,7 @@ def measure(
     """
     began = time.monotonic()
     chat = ChatFormat.of(tokenizer)
-    with evaluating(model):
+    with frozen(model):
         readers = {
             "full_text": Reader(model, chat, read_chat(model, chat, text)),
             "memory": Reader(model, chat, attach(model, memory).read()),

@@ -36,7 +36,8 @@ class ChatFormat:
         """Read the format off the tokenizer's chat template.
 
         Raises:
-            InputError: the tokenizer has no chat template, or one that rewrites what users write.
+            InputError: the tokenizer has no chat template, or one that rewrites what users write or puts nothing
+                before it.
         """
         if not getattr(tokenizer, "chat_template", None):
             raise InputError(
@@ -49,6 +50,8 @@ class ChatFormat:
             next_turn, _ = rest.split(_NEXT)
         except ValueError:
             raise InputError("the chat template does not write messages as they are; use one that does") from None
+        if not tokenizer(prefix, add_special_tokens=False).input_ids:
+            raise InputError("the chat template puts no token before the user's words: begin it with a BOS or a header")
         end = tokenizer(next_turn, add_special_tokens=False).input_ids
         return cls(tokenizer, prefix, ask, end[0] if end else tokenizer.eos_token_id, next_turn)
 

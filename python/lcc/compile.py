@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from .chat import ChatFormat
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
 from .distributed import ALONE, Ranks
-from .encode import Compiler, lora_model, read_text
+from .encode import Writer, WriterFactory, lora_compiler, read_text
 from .errors import InputError
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
@@ -46,6 +46,7 @@ def compile(
     keep_checkpoint: bool = False,
     progress: bool | Reporter = True,
     distributed: bool = False,
+    writer: WriterFactory = lora_compiler,
     certify: bool = True,
     questions: Questions | None = None,
     target: float | None = None,
@@ -69,6 +70,7 @@ def compile(
         progress: show a progress bar on stderr, or the reporter to show it with.
         distributed: share each step's samples among the processes of torch.distributed's default group, which all make
             this very call; each gets the memory, rank 0 alone writes the checkpoint.
+        writer: what is trained to write the buffer's K and V; LCC's LoRA, or another with ``engine="reference"``.
         certify: measure the memory beside the full text and nothing, and write that into it: ``memory.certificate``.
         questions: to measure it on, see ``lcc.certificate.read_questions``; by default those that the model asked
             itself and that were held out.
@@ -91,7 +93,7 @@ def compile(
         raise InputError("questions are for the certificate: leave certify on, or leave them out")
     if settings.get("ratio") == AUTO:
         options: dict[str, Any] = {"recipe": recipe, "queries": queries, "questions": questions, "certify": certify}
-        options |= {"checkpoint_every": checkpoint_every, "distributed": distributed}
+        options |= {"checkpoint_every": checkpoint_every, "distributed": distributed, "writer": writer}
         return _search(model, tokenizer, text, target, checkpoint, keep_checkpoint, progress, options, settings)
     if target is not None:
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
@@ -104,29 +106,24 @@ def compile(
     ranks = Ranks.of_group() if distributed else ALONE
     if is_sharded(model) and not (distributed and chosen.engine == "packed"):
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
-    same = identity(chosen, context.sha256, print_of, asked)
+    same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
     ranks.require_same(same)
     store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
     with (
         reporting(ranks.main and progress) as reporter,
         seeded(model, chosen.seed),
-        lora_model(model, chosen) as layers,
+        writer(model, context, chosen) as writing,
     ):
-        compiler = Compiler(model, context, layers)
-        with autocast(model, chosen):
-            surrogate = _surrogate(compiler, chosen, asked, store, ranks, reporter)
-            # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
-            free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
-            fitting = fit(compiler, _most_rows(surrogate, chosen), chosen, free)
-            optimization = Optimization(compiler, surrogate, fitting, store, ranks)
-            kv = optimization.run(reporter, checkpoint_every)
-    memory = _memory(model, context, kv, chosen, print_of, surrogate, optimization.curve)
+        written = write(writing, chosen, asked, reporter, store, checkpoint_every, ranks)
+    memory = _memory(model, context, written, chosen, print_of)
     if certify:
         with reporting(ranks.main and progress) as reporter:
 
             def measure() -> dict[str, Any]:
                 report = reporter.count
-                return certificate.measure(model, tokenizer, text, memory, surrogate, chosen, asked, given, report)
+                return certificate.measure(
+                    model, tokenizer, text, memory, written.surrogate, chosen, asked, given, report
+                )
 
             memory = replace(memory, certificate=ranks.from_main(measure, together=is_sharded(model)))
     if store and ranks.main and not keep_checkpoint:
@@ -167,8 +164,44 @@ def _search(
     return memory
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a writer wrote: B's K and V, keys unrotated, what it was taught, and the curve of ``Memory``."""
+
+    kv: KV
+    surrogate: Surrogate
+    curve: list[dict[str, float]]
+
+
+def write(
+    writer: Writer,
+    settings: CompileSettings,
+    queries: list[str],
+    reporter: Reporter,
+    store: Checkpoint | None = None,
+    checkpoint_every: int = 50,
+    ranks: Ranks = ALONE,
+) -> Written:
+    """Make the surrogate data and train ``writer`` on it.
+
+    Raises:
+        DivergedError: the loss became NaN; the last checkpoint stands.
+        MismatchError: the checkpoint folder belongs to another compilation.
+        MemoryFileError: a checkpoint cannot be read or written.
+    """
+    model = writer.model
+    with autocast(model, settings):
+        surrogate = _surrogate(writer, settings, queries, store, ranks, reporter)
+        # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
+        free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
+        fitting = fit(writer, _most_rows(surrogate, settings), settings, free)
+        optimization = Optimization(writer, surrogate, fitting, store, ranks)
+        kv = optimization.run(reporter, checkpoint_every)
+    return Written(kv, surrogate, optimization.curve)
+
+
 def _surrogate(
-    compiler: Compiler,
+    writer: Writer,
     settings: CompileSettings,
     queries: list[str],
     store: Checkpoint | None,
@@ -176,23 +209,23 @@ def _surrogate(
     reporter: Reporter,
 ) -> Surrogate:
     """The surrogate data: from the checkpoint, or made now by rank 0."""
-    stored = store.load_surrogate(compiler.model.device) if store else None
+    stored = store.load_surrogate(writer.model.device) if store else None
     if stored is not None:
         return stored
 
     def make() -> Surrogate:
         with torch.no_grad():
-            text_kv = read_text(compiler.model, compiler.context.context_ids, compiler.prefix)
+            text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
             folder = store.folder if store else None
-            made = build_surrogate(compiler.model, compiler.context, text_kv, settings, queries, reporter.count, folder)
+            made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
         if store:
             store.save_surrogate(made)
         return made
 
     if ranks.count == 1:
         return make()
-    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(compiler.model))
-    return unpack_surrogate(*packed, compiler.model.device)
+    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
+    return unpack_surrogate(*packed, writer.model.device)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
@@ -204,14 +237,12 @@ def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
 def _memory(
     model: PreTrainedModel,
     context: Context,
-    kv: KV,
+    written: Written,
     settings: CompileSettings,
     print_of: dict[str, str],
-    surrogate: Surrogate,
-    curve: list[dict[str, float]],
 ) -> Memory:
     return Memory(
-        kv=KV(kv.keys.to(model.dtype), kv.values.to(model.dtype)),
+        kv=KV(written.kv.keys.to(model.dtype), written.kv.values.to(model.dtype)),
         prefix_ids=context.prefix_ids if settings.keep_prefix else (),
         ratio=settings.ratio,
         source_tokens=len(context.context_ids),
@@ -219,8 +250,8 @@ def _memory(
         rope=dict(model.config.rope_parameters),
         fingerprint=print_of,
         settings=asdict(settings),
-        curve=curve,
-        questions=tuple(sorted(surrogate.self_questions)),
+        curve=written.curve,
+        questions=tuple(sorted(written.surrogate.self_questions)),
     )
 
 
@@ -236,7 +267,11 @@ def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
 def autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
     """bfloat16 where asked for, or where the device has it in hardware."""
     device = model.device.type
+    # torch cannot cast float16 weights to bfloat16 wherever autocast wants to.
+    half = model.dtype == torch.float16
+    if half and settings.precision == "bfloat16":
+        raise InputError("precision is bfloat16 but the model is float16: leave precision out, or load it in bfloat16")
     wanted = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and device == "cuda" and torch.cuda.is_bf16_supported()
+        settings.precision == "auto" and not half and device == "cuda" and torch.cuda.is_bf16_supported()
     )
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()

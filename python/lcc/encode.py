@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,29 +17,62 @@ from transformers import PreTrainedModel
 from .chunked import read_in_chunks
 from .context import Context
 from .errors import InputError
+from .initial import initial_buffer
 from .kv import KV, SharedCache, decoder
 from .packed import PackedDecoder
 from .settings import CompileSettings
 
 
-class Compiler:
-    """The disposable part: a LoRA inside the model, and the buffer embeddings (LCC section 3.3).
+class Writer(ABC):
+    """What is trained to write K and V that the frozen model reads instead of a text.
 
-    The LoRA is off unless ``active()``; ``lora_model`` makes and removes it.
+    Attributes:
+        prefix: K and V of P, rotated, as the frozen model reads it.
     """
 
-    def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
-        self.model, self.context, self._layers = model, context, layers
-        embeddings = model.get_input_embeddings().weight
-        mean = embeddings.detach().float().mean(0).to(_trainable_dtype(embeddings.dtype))
-        self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
-        self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
-        self.packed = PackedDecoder(model)
-        self._enable(False)
+    def __init__(self, model: PreTrainedModel, context: Context):
+        self.model, self.context = model, context
         with torch.no_grad():
             self.prefix = read_text(model, context.prefix_ids)
-            ids = torch.tensor([context.context_ids], device=embeddings.device)
-            self._context_embeddings = model.get_input_embeddings()(ids)
+
+    @abstractmethod
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """What is trained, each group with an optimiser of its own.
+
+        ``params``, their initial ``lr``, and perhaps ``kind``, a value of the setting ``optimizer``.
+        """
+
+    def start(self, settings: CompileSettings) -> None:
+        """Settle where the parameters start, before the first step."""
+        return
+
+    @abstractmethod
+    def encode(self) -> KV:
+        """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in the parameters."""
+
+    def active(self, on: bool = True) -> AbstractContextManager[None]:
+        """Switch on, inside the block, whatever the writer adds to the model."""
+        return nullcontext()
+
+    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
+        """What segments see, at the positions of inference: [P' | B], or B alone."""
+        if not keep_prefix:
+            return buffer.rotated(self.model, 0)
+        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
+
+
+# A writer for the block, and the model as it came after it.
+WriterFactory = Callable[[PreTrainedModel, Context, CompileSettings], AbstractContextManager[Writer]]
+
+
+class LoraWriter(Writer):
+    """A writer with a LoRA inside the model: off unless ``active()``; ``lora_model`` makes and removes it."""
+
+    def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
+        self._layers = layers
+        self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
+        self._enable(False)
+        super().__init__(model, context)
 
     @contextmanager
     def active(self, on: bool = True) -> Iterator[None]:
@@ -54,6 +89,32 @@ class Compiler:
             for parameter in _adapter_parameters(layer):
                 # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
                 parameter.requires_grad_(True)
+
+
+class Compiler(LoraWriter):
+    """The disposable part: a LoRA inside the model, and the buffer embeddings (LCC section 3.3)."""
+
+    def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
+        super().__init__(model, context, layers)
+        embeddings = model.get_input_embeddings().weight
+        mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
+        self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
+        self.packed = PackedDecoder(model)
+        with torch.no_grad():
+            ids = torch.tensor([context.context_ids], device=embeddings.device)
+            self._context_embeddings = model.get_input_embeddings()(ids)
+
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """Buffer embeddings and LoRA, each with its own learning rate."""
+        return [
+            {"params": [self.buffer], "lr": settings.buffer_learning_rate},
+            {"params": self.lora, "lr": settings.learning_rate, "kind": settings.optimizer},
+        ]
+
+    def start(self, settings: CompileSettings) -> None:
+        """Put the buffer embeddings where ``buffer_init`` says."""
+        with torch.no_grad():
+            self.buffer.copy_(initial_buffer(self, settings))
 
     @cached_property
     def copied_prefix(self) -> KV:
@@ -81,11 +142,12 @@ class Compiler:
         chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
         return read_in_chunks(self.model, chunks, self.prefix, self.active)
 
-    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
-        """What segments see, at the positions of inference: [P' | B], or B alone."""
-        if not keep_prefix:
-            return buffer.rotated(self.model, 0)
-        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
+
+@contextmanager
+def lora_compiler(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Compiler]:
+    """LCC's writer."""
+    with lora_model(model, settings) as layers:
+        yield Compiler(model, context, layers)
 
 
 def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, start: int = 0) -> KV:
@@ -116,6 +178,21 @@ def attention_projections(model: PreTrainedModel) -> list[str]:
 
 
 @contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradient for the model's own parameters, and eval mode, inside the block; as it came after it."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    training = [(module, module.training) for module in model.modules()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        for module, flag in training:
+            module.training = flag
+
+
+@contextmanager
 def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[list[BaseTunerLayer]]:
     """Put a LoRA into ``model`` for the block; the model leaves it as it came, also when the block raises.
 
@@ -125,15 +202,14 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise InputError("the model carries an adapter: merge or unload it first, a memory belongs to a plain model")
     attributes = set(vars(model))
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         target_modules=list(settings.targets or attention_projections(model)),
         bias="none",
     )
-    wrapped = None
-    with evaluating(model):
+    with frozen(model):
+        wrapped = None
         try:
             try:
                 wrapped = _wrap(model, config)
@@ -146,20 +222,6 @@ def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[li
                 wrapped.unload()
             for name in set(vars(model)) - attributes:
                 delattr(model, name)
-            for parameter, flag in required:
-                parameter.requires_grad_(flag)
-
-
-@contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Dropout and the like are off inside the block; every module's mode comes back after it."""
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
 
 
 def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
@@ -173,5 +235,6 @@ def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
     return [p for name in layer.adapter_layer_names for p in getattr(layer, name).parameters()]
 
 
-def _trainable_dtype(dtype: torch.dtype) -> torch.dtype:
+def trainable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float32 at least."""
     return dtype if dtype == torch.float64 else torch.float32

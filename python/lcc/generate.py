@@ -10,8 +10,14 @@ import torch
 from transformers import PreTrainedModel
 
 from .chat import ChatFormat
+from .errors import InputError
 from .kv import KV, SharedCache, check_one_rope
 from .shared_prefix import sharing
+
+# A checkpoint may say otherwise; without a cache, generate would read the placeholders.
+FIXED: dict[str, Any] = {"use_cache": True, "return_dict_in_generate": False}
+# With a filled cache, transformers' assisted decoding reads the placeholders too.
+ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
 
 
 def prompt(
@@ -49,8 +55,10 @@ def generate_after(
         **options: those of ``generate``, ``max_new_tokens`` among them.
 
     Raises:
-        InputError: the answers might reach a position where the model's rope is another one.
+        InputError: the answers might reach a position where the model's rope is another one; options that would read
+            the placeholders.
     """
+    _check_options(options)
     ends = {end, *_end_tokens(model)}
     longest = max(len(query) for query in queries) + options["max_new_tokens"]
     check_one_rope(model, 0, cache.get_seq_length() + longest)
@@ -66,7 +74,7 @@ def generate_after(
     rows = len(queries) * max(options["num_beams"], options["num_return_sequences"])
     # A single sequence has nothing to share, and one tensor is read faster than two.
     with torch.no_grad(), sharing(model) if rows > 1 else nullcontext():
-        output = model.generate(**inputs, past_key_values=cache.follow(model), **options)
+        output = model.generate(**inputs, past_key_values=cache.follow(model), **options | FIXED)
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
 
@@ -98,6 +106,16 @@ def answer_queries(
         rows = generate_after(model, visible.cache(), queries[start : start + batch], chat.end, **options)
         answers += [chat.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
     return answers
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    refused = [name for name in ASSISTED if options.get(name) is not None]
+    refused += [name for name, value in FIXED.items() if options.get(name, value) != value]
+    if refused:
+        raise InputError(
+            f"{refused[0]}={options[refused[0]]!r} cannot be given: of what stands before a question only K and V are "
+            "there, and answers are texts; leave it out"
+        )
 
 
 def _end_tokens(model: PreTrainedModel) -> list[int]:

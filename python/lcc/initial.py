@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import torch
 
-from .encode import Compiler
 from .settings import CompileSettings
+
+if TYPE_CHECKING:
+    from .encode import Compiler
 
 
 def initial_buffer(compiler: Compiler, settings: CompileSettings) -> torch.Tensor:

@@ -37,6 +37,11 @@ class KV:
     def __len__(self) -> int:
         return self.keys.shape[2]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return self.keys.nbytes + self.values.nbytes
+
     def head(self, tokens: int) -> KV:
         """The first ``tokens`` tokens."""
         return KV(self.keys[:, :, :tokens], self.values[:, :, :tokens])

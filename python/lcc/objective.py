@@ -9,14 +9,14 @@ from transformers import PreTrainedModel
 
 import lcc_kernels as lk
 
-from .encode import Compiler
+from .encode import Writer
 from .settings import CompileSettings
 from .student import student_hidden
 from .surrogate import STREAMS, Sample
 
 
 def step_loss(
-    compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
+    writer: Writer, samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
 ) -> torch.Tensor:
     """Weighted mean over streams of the mean divergence over each stream's supervised tokens.
 
@@ -27,19 +27,19 @@ def step_loss(
         of: the step's samples when ``samples`` are one process's share: the shares' losses add up to the step's.
 
     Returns:
-        A scalar, in nats a token for ``loss="kl"``; differentiable in LoRA and buffer embeddings.
+        A scalar, in nats a token for ``loss="kl"``; differentiable in what the writer trains.
     """
-    hidden = student_hidden(compiler, samples, settings)
+    hidden = student_hidden(writer, samples, settings)
     weights = row_weights(samples, settings, of).to(hidden.device)
-    return divergence(compiler.model, hidden, samples, weights, settings.loss)
+    return divergence(writer.model, hidden, samples, weights, settings.loss)
 
 
-def held_out_kl(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> float:
+def held_out_kl(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> float:
     """Mean KL(teacher || student) over the samples' supervised tokens, in nats a token."""
     with torch.no_grad():
-        hidden = student_hidden(compiler, samples, settings)
+        hidden = student_hidden(writer, samples, settings)
         weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
-        return divergence(compiler.model, hidden, samples, weights, "kl").item()
+        return divergence(writer.model, hidden, samples, weights, "kl").item()
 
 
 def stream_weights(settings: CompileSettings) -> dict[str, float]:

@@ -12,9 +12,8 @@ import torch
 
 from .checkpoint import Checkpoint
 from .distributed import ALONE, Ranks
-from .encode import Compiler
+from .encode import Writer
 from .errors import DivergedError
-from .initial import initial_buffer
 from .kv import KV
 from .objective import held_out_kl, step_loss, stream_weights
 from .progress import Reporter
@@ -23,28 +22,30 @@ from .surrogate import Sample, Surrogate
 
 
 class Optimization:
-    """Steps with linear decay on LoRA and buffer embeddings; keeps the state with the best held-out KL.
+    """Steps with linear decay on what the writer trains; keeps the state with the best held-out KL.
 
     Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
     """
 
     def __init__(
         self,
-        compiler: Compiler,
+        writer: Writer,
         surrogate: Surrogate,
         settings: CompileSettings,
         checkpoint: Checkpoint | None,
         ranks: Ranks = ALONE,
     ):
-        self.compiler, self.surrogate, self.settings = compiler, surrogate, settings
+        self.writer, self.surrogate, self.settings = writer, surrogate, settings
         self.checkpoint, self.ranks = checkpoint, ranks
-        self.parameters = [compiler.buffer, *compiler.lora]
-        with torch.no_grad():
-            compiler.buffer.copy_(initial_buffer(compiler, settings))
-        self.optimizers = [
-            _optimizer("adamw", [compiler.buffer], settings.buffer_learning_rate),
-            _optimizer(settings.optimizer, compiler.lora, settings.learning_rate),
-        ]
+        writer.start(settings)
+        groups = writer.parameter_groups(settings)
+        self.optimizers = [_optimizer(**group) for group in groups]
+        self._optimizer_of = {
+            parameter: optimizer
+            for group, optimizer in zip(groups, self.optimizers, strict=True)
+            for parameter in group["params"]
+        }
+        self.parameters = list(self._optimizer_of)
         self.pools = self._pools()
         self.step, self.seconds, self._updating = 0, 0.0, False
         self.curve: list[dict[str, float]] = []
@@ -75,7 +76,7 @@ class Optimization:
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-            return self.compiler.encode()
+            return self.writer.encode()
 
     def advance(self) -> float:
         """One optimiser step; returns its loss."""
@@ -101,7 +102,7 @@ class Optimization:
     def _gradients(self) -> tuple[float, list[torch.Tensor]]:
         """The step's loss and gradients, over all processes."""
         drawn = self._draw()
-        loss = step_loss(self.compiler, self.ranks.share(drawn), self.settings, drawn)
+        loss = step_loss(self.writer, self.ranks.share(drawn), self.settings, drawn)
         # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         total, *summed = self.ranks.sum([loss.detach(), *gradients])
@@ -130,7 +131,7 @@ class Optimization:
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
         held_out = self.surrogate.held_out
-        kl = self.ranks.first(held_out_kl(self.compiler, held_out, self.settings)) if held_out else loss
+        kl = self.ranks.first(held_out_kl(self.writer, held_out, self.settings)) if held_out else loss
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out or not self.settings.patience:
@@ -180,13 +181,12 @@ class Optimization:
 
     def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
         """What the parameter's optimizer remembers of it; empty before its first step."""
-        buffer, lora = self.optimizers
-        return (buffer if parameter is self.compiler.buffer else lora).state[parameter]
+        return self._optimizer_of[parameter].state[parameter]
 
 
-def _optimizer(kind: str, parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def _optimizer(params: list[torch.nn.Parameter], lr: float, kind: str = "adamw") -> torch.optim.Optimizer:
     """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
-    group = [{"params": parameters, "initial_lr": learning_rate}]
+    group = [{"params": params, "initial_lr": lr}]
     if kind == "muon":
-        return torch.optim.Muon(group, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return torch.optim.AdamW(group, lr=learning_rate, weight_decay=0.0)
+        return torch.optim.Muon(group, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    return torch.optim.AdamW(group, lr=lr, weight_decay=0.0)

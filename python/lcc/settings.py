@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -89,10 +90,10 @@ class CompileSettings:
         """
         for name in ("steps", "batch", "rank", "max_response_tokens", "evaluate_every"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value >= 1, name, value, "a whole number of at least 1")
+            _require(type(value) is int and value >= 1, name, value, "a whole number of at least 1")
         _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
         for name in ("learning_rate", "self_study_temperature", "alpha"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "positive")
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "positive and finite")
         for name in (
             "buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience",
             "teacher_gigabytes",
@@ -106,8 +107,9 @@ class CompileSettings:
         _require(self.buffer_init in BUFFER_INITS, "buffer_init", self.buffer_init, " or ".join(BUFFER_INITS))
         _require(self.engine in ("packed", "reference"), "engine", self.engine, "packed or reference")
         checkpointing, chunk = self.gradient_checkpointing, self.encode_chunk
-        _require(checkpointing in (True, False, "auto"), "gradient_checkpointing", checkpointing, "auto, True or False")
-        valid = chunk == "auto" or (isinstance(chunk, int) and chunk >= 0)
+        valid = checkpointing == "auto" or isinstance(checkpointing, bool)
+        _require(valid, "gradient_checkpointing", checkpointing, "auto, True or False")
+        valid = chunk == "auto" or (type(chunk) is int and chunk >= 0)
         _require(valid, "encode_chunk", chunk, "auto, or a whole number of at least 0")
         precisions = ("auto", "float32", "bfloat16")
         _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")
@@ -155,6 +157,7 @@ def make_settings(recipe: str = "default", **overrides: Any) -> CompileSettings:
         raise InputError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
     given = {name: value for name, value in overrides.items() if value is not None}
     if "targets" in given:
+        _require(not isinstance(given["targets"], str), "targets", given["targets"], "a list of names")
         given["targets"] = tuple(given["targets"])
     try:
         return replace(CompileSettings(**RECIPES[recipe]), **given)

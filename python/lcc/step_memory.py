@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 import lcc_kernels as lk
 
-from .encode import Compiler, lora_model
+from .encode import Writer, lora_model
 from .packed import PackedDecoder, PackedRow
 from .settings import CompileSettings
 
@@ -83,15 +83,17 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     return max(encode, phase(0, states), key=lambda memory: memory.total)
 
 
-def fit(compiler: Compiler, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
+def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
     """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
+
+    The reference engine knows neither.
 
     Args:
         answers: rows of all samples of a step.
         free: bytes, as ``available_bytes`` says; None settles for the fastest.
     """
-    context = compiler.context
-    layout = lk.BottleneckLayout(len(compiler.prefix), len(context.context_ids), context.buffer, (answers,))
+    context = writer.context
+    layout = lk.BottleneckLayout(len(writer.prefix), len(context.context_ids), context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
     tries = [
         replace(
@@ -101,9 +103,9 @@ def fit(compiler: Compiler, answers: int, settings: CompileSettings, free: int |
         )
         for on, size in ((False, 0), (True, 0), (True, CHUNK))
     ]
-    if free is None or "auto" not in (checkpointing, chunk):
+    if free is None or settings.engine == "reference" or "auto" not in (checkpointing, chunk):
         return tries[0]
-    fitting = (found for found in tries if step_memory(compiler.model, layout, found).total <= HEADROOM * free)
+    fitting = (found for found in tries if step_memory(writer.model, layout, found).total <= HEADROOM * free)
     return next(fitting, tries[-1])
 
 

@@ -8,35 +8,39 @@ cache. They are the same function (identities 1, 6 and 7).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 import lcc_kernels as lk
 
+from .encode import Compiler, Writer
+from .errors import InputError
 from .kv import KV
 from .packed import PackedRow
 from .settings import CompileSettings
 from .surrogate import Sample, response_hidden
 
-if TYPE_CHECKING:
-    from .encode import Compiler
 
-
-def student_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+def student_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
     """Last hidden states where the samples' responses are predicted, (supervised tokens, H), sample by sample.
 
-    Differentiable in LoRA and buffer embeddings.
+    Differentiable in what the writer trains.
+
+    Raises:
+        InputError: ``engine="packed"`` with a writer other than LCC's.
     """
-    run = {"packed": packed_hidden, "reference": reference_hidden}[settings.engine]
-    return run(compiler, samples, settings)
+    if settings.engine == "reference":
+        return reference_hidden(writer, samples, settings)
+    if not isinstance(writer, Compiler):
+        raise InputError(f"engine is packed, which {type(writer).__name__} cannot run: take engine='reference'")
+    return packed_hidden(writer, samples, settings)
 
 
-def reference_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+def reference_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
     """Two passes: the encode, then batches of padded samples over [P' | B]."""
-    visible = compiler.visible(compiler.encode(), settings.keep_prefix)
-    with compiler.active(settings.coupled):
-        return torch.cat([response_hidden(compiler.model, visible, group) for group in _alike(samples)])
+    visible = writer.visible(writer.encode(), settings.keep_prefix)
+    with writer.active(settings.coupled):
+        return torch.cat([response_hidden(writer.model, visible, group) for group in _alike(samples)])
 
 
 def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .context import Context
+from .errors import InputError
 from .generate import generate_responses
 from .kv import KV, decoder
 from .self_study import Progress, ask_questions
@@ -82,6 +83,10 @@ def build_surrogate(
         text_kv: K and V of [P | C], rotated.
         progress: called with (what, done, total).
         folder: where teacher states go that are too many to hold.
+
+    Raises:
+        InputError: there is no sample to train on.
+        MemoryFileError: teacher states fit neither into memory nor on disk.
     """
     rng = random.Random(settings.seed)
     asked = {"general": _draw(queries, settings.general_queries, rng) if settings.general_weight else []}
@@ -104,7 +109,12 @@ def build_surrogate(
     reconstruction = samples.pop()
     rng.shuffle(samples)
     held_out = _hold_out(samples, settings.held_out)
-    return Surrogate(reconstruction, tuple(s for s in samples if s not in held_out), tuple(held_out))
+    train = tuple(sample for sample in samples if sample not in held_out)
+    if not train and not settings.reconstruction_weight:
+        raise InputError(
+            "there is no sample to train on: raise general_queries, self_study_questions or reconstruction_weight"
+        )
+    return Surrogate(reconstruction, train, tuple(held_out))
 
 
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:

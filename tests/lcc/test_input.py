@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
@@ -34,11 +35,20 @@ def test_a_text_over_a_change_of_rope(tokenizer, text):
 def test_settings(llama, tokenizer, text):
     refuse(llama, tokenizer, text, "ratio is 0.5", ratio=0.5)
     refuse(llama, tokenizer, text, "ratio is inf", ratio=float("inf"))
+    refuse(tiny_model("llama", torch.float16), tokenizer, text, "the model is float16", precision="bfloat16")
     refuse(llama, tokenizer, text, "steps is 0", steps=0)
+    refuse(llama, tokenizer, text, "steps is True", steps=True)
+    refuse(llama, tokenizer, text, "learning_rate is inf", learning_rate=float("inf"))
+    refuse(llama, tokenizer, text, "gradient_checkpointing is 1", gradient_checkpointing=1)
+    refuse(llama, tokenizer, text, "targets is q_proj", targets="q_proj")
     refuse(llama, tokenizer, text, "unknown setting 'stepz'", stepz=3)
     refuse(llama, tokenizer, text, "unknown recipe", recipe="soup")
     refuse(llama, tokenizer, text, "loss is l1", loss="l1")
     refuse(llama, tokenizer, text, "stream weights", reconstruction_weight=0, general_weight=0, self_study_weight=0)
+    refuse(
+        llama, tokenizer, text, "no sample to train on",
+        reconstruction_weight=0, general_queries=0, self_study_questions=0,
+    )  # fmt: skip
     refuse(llama, tokenizer, text, "cannot carry a LoRA", targets=("nothing",))
 
 
@@ -63,6 +73,8 @@ def test_chat_templates(llama, text):
     refuse(llama, tokenizer, text, "no chat template")
     tokenizer.chat_template = "{% for m in messages %}{{ m.content | upper | replace('S', 'z') }}{% endfor %}"
     refuse(llama, tokenizer, text, "write messages as they are")
+    tokenizer.chat_template = "{% for m in messages if m.role != 'system' %}{{ m.content }}<|end|>{% endfor %}"
+    refuse(llama, tokenizer, text, "no token before the user's words")
 
 
 def test_a_template_without_system_turn_is_used_without_one(tokenizer):

@@ -114,6 +114,14 @@ def test_attach_refuses_other_models(memory, llama, text):
         lcc.compile(adapted.base_model.model, build_tokenizer(), text, progress=False)
 
 
+def test_attach_refuses_a_model_that_drops_caches(memory, llama):
+    llama.gradient_checkpointing_enable()
+    llama.train()
+    with pytest.raises(lcc.InputError, match=r"call model\.eval"):
+        lcc.attach(llama, replace(memory, prefix_ids=()))
+    lcc.attach(llama.eval(), memory)
+
+
 def test_ask_refuses_bad_questions_and_other_models(memory, llama, tokenizer):
     with pytest.raises(lcc.InputError, match="one string"):
         lcc.ask(llama, tokenizer, memory, "Where?")
@@ -144,6 +152,17 @@ def test_a_checkpoints_repetition_penalty_leaves_answers_alone(memory, llama, to
     asked_for = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6, repetition_penalty=3.0)
     llama.generation_config.repetition_penalty = 3.0
     assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6) == greedy != asked_for
+
+
+def test_no_option_makes_generate_read_the_placeholders(memory, llama, tokenizer):
+    greedy = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=6)
+    for wrong in ({"use_cache": False}, {"prompt_lookup_num_tokens": 3}, {"return_dict_in_generate": True}):
+        with pytest.raises(lcc.InputError, match=next(iter(wrong))):
+            lcc.ask(llama, tokenizer, memory, QUESTIONS, **wrong)
+    # Left behind by a training with checkpointing.
+    llama.config.use_cache = llama.generation_config.use_cache = False
+    unverified = replace(memory, fingerprint=lcc.fingerprint(llama, tokenizer))
+    assert lcc.ask(llama, tokenizer, unverified, QUESTIONS, max_new_tokens=6) == greedy
 
 
 def test_plain_generate_reads_the_cache(memory, llama, tokenizer):

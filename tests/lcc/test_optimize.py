@@ -36,24 +36,24 @@ def start(llama, tokenizer, text):
 
 
 def embeddings(optimization) -> torch.Tensor:
-    return optimization.compiler.model.get_input_embeddings().weight
+    return optimization.writer.model.get_input_embeddings().weight
 
 
 def test_vocabulary_starts_at_the_mean_embedding(start):
     optimization = start(buffer_init="vocabulary")
-    buffer = optimization.compiler.buffer
+    buffer = optimization.writer.buffer
     torch.testing.assert_close(buffer, embeddings(optimization).mean(0).expand(len(buffer), -1))
 
 
 def test_even_takes_the_middle_of_equal_pieces(start):
     optimization = start(buffer_init="even")
-    ids, count = optimization.compiler.context.context_ids, optimization.compiler.context.buffer
+    ids, count = optimization.writer.context.context_ids, optimization.writer.context.buffer
     middles = [ids[int((index + 0.5) * len(ids) / count)] for index in range(count)]
-    assert torch.equal(optimization.compiler.buffer, embeddings(optimization)[middles])
+    assert torch.equal(optimization.writer.buffer, embeddings(optimization)[middles])
 
 
 def test_sampled_depends_on_the_seed_alone(start):
-    compiler = start().compiler
+    compiler = start().writer
 
     def sampled(seed):
         return initial_buffer(compiler, make_settings(buffer_init="sampled", seed=seed))

@@ -5,10 +5,12 @@ Not under TRITON_INTERPRET.
 
 from __future__ import annotations
 
+import argparse
+import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import triton
@@ -40,3 +42,16 @@ def resources(built: CompiledKernel) -> dict[str, int]:
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
     return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared}
+
+
+def main(usage: str | None, path: Path, configs: Sequence[str], resources_of: Callable[[str], dict]) -> None:
+    """The command of an op's table: print it as JSON, a configuration a line, and with ``--write`` make it ``path``."""
+    parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"make this table {path.name}")
+    parser.add_argument("--select", nargs="*", default=configs, metavar="CONFIG", help=f"such as {configs[0]}")
+    arguments = parser.parse_args()
+    rows = [f'"{config}": {json.dumps(resources_of(config))}' for config in arguments.select]
+    table = "{\n " + ",\n ".join([f'"triton": "{triton.__version__}"', *rows]) + "\n}"
+    print(table)
+    if arguments.write:
+        path.write_text(table + "\n")

@@ -61,7 +61,9 @@ class Example:
             raise InputError("the list of answers is empty")
         if not self.question.strip():
             raise InputError("the question is empty")
-        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
+        if not isinstance(self.general, bool):
+            raise InputError(f"general is {self.general!r}; it must be true or false")
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {self.max_new_tokens!r}; it must be a whole number above 0")
         if self.metric not in (*METRICS, JUDGE):
             raise InputError(f"unknown metric {self.metric!r}; there are {', '.join((*METRICS, JUDGE))}")

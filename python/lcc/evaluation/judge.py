@@ -70,7 +70,10 @@ class Judge:
         Raises:
             InputError: no http address, or one that would send the key in the clear.
         """
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+        except ValueError as error:
+            raise InputError(f"the judge's address {self.url!r} is no URL: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"the judge's address {self.url!r} is no http(s) URL, such as https://api.openai.com/v1")
         if self.key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):

@@ -18,6 +18,7 @@ from ..attach import attach
 from ..chat import ChatFormat
 from ..checkpoint import remove_checkpoint
 from ..compile import compile
+from ..encode import WriterFactory, lora_compiler
 from ..errors import InputError, MemoryFileError
 from ..fingerprint import fingerprint
 from ..generate import answer_queries
@@ -64,7 +65,7 @@ class Method(Protocol):
         ...
 
 
-class _Reading:
+class Reading:
     """A method whose questions see K and V alone."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 32):
@@ -76,7 +77,7 @@ class _Reading:
         return dict(fingerprint(self.model, self.tokenizer))
 
 
-class FullText(_Reading):
+class FullText(Reading):
     """The upper bound: the context is read before every question."""
 
     name = "full_text"
@@ -93,10 +94,10 @@ class FullText(_Reading):
         visible = read_chat(self.model, chat, context)
         seconds = time.monotonic() - began
         texts = answer_after(self.model, chat, visible, examples, self.batch, bool(context))
-        return Answers(texts, _bytes(visible), seconds)
+        return Answers(texts, visible.nbytes, seconds)
 
 
-class NoText(_Reading):
+class NoText(Reading):
     """The lower bound: the chat's prefix and the question."""
 
     name = "no_text"
@@ -105,22 +106,22 @@ class NoText(_Reading):
         """Answer without the context."""
         chat = ChatFormat.of(self.tokenizer)
         visible = read_chat(self.model, chat, "")
-        return Answers(answer_after(self.model, chat, visible, examples, self.batch, False), _bytes(visible), 0.0)
+        return Answers(answer_after(self.model, chat, visible, examples, self.batch, False), visible.nbytes, 0.0)
 
 
-class CompiledMemory(_Reading):
+class CompiledMemory(Reading):
     """A memory of each context, compiled once and kept in ``folder``; a compilation that was killed goes on.
 
     Args:
         queries: context-agnostic queries, see ``lcc.load_queries``.
         progress: show compile's progress bars on stderr.
+        name: how its results are labelled.
+        writer: what writes the memories, see ``lcc.compile``.
 
     Raises:
         InputError: the queries cannot be used.
         MemoryFileError: the folder cannot be made.
     """
-
-    name = "memory"
 
     def __init__(
         self,
@@ -131,9 +132,12 @@ class CompiledMemory(_Reading):
         batch: int = 32,
         queries: str | Sequence[str] | None = None,
         progress: bool = False,
+        name: str = "memory",
+        writer: WriterFactory = lora_compiler,
     ):
         super().__init__(model, tokenizer, batch)
         self.folder, self.settings, self.progress = folder, settings, progress
+        self.name, self.writer = name, writer
         self.queries = load_queries(queries)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,7 +147,7 @@ class CompiledMemory(_Reading):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The model's and tokenizer's digests, the settings and the queries."""
-        asked = {"settings": asdict(self.settings), "queries": _digest(self.queries)}
+        asked = {"settings": asdict(self.settings), "queries": _digest(self.queries), "writer": self.writer.__name__}
         return fingerprint(self.model, self.tokenizer) | asked
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
@@ -156,7 +160,7 @@ class CompiledMemory(_Reading):
         visible = attach(self.model, memory).read()
         texts = answer_after(self.model, ChatFormat.of(self.tokenizer), visible, examples, self.batch)
         seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
-        return Answers(texts, _bytes(visible), seconds, frozenset(memory.questions))
+        return Answers(texts, visible.nbytes, seconds, frozenset(memory.questions))
 
     def memory(self, context: str) -> Memory:
         """The memory of ``context``: from the folder, or compiled now."""
@@ -172,6 +176,7 @@ class CompiledMemory(_Reading):
                 keep_checkpoint=True,
                 progress=self.progress,
                 certify=False,
+                writer=self.writer,
                 **asdict(self.settings),
             )
             memory.save(path)
@@ -231,10 +236,6 @@ def check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: 
             f"text, question and answer need a window of {needed} tokens and the model's is {window}: "
             "leave longer texts out or take a model with a longer window"
         )
-
-
-def _bytes(kv: KV) -> int:
-    return kv.keys.nbytes + kv.values.nbytes
 
 
 def _digest(value: Any) -> str:

@@ -19,6 +19,10 @@ from .methods import Method
 from .metrics import METRICS
 from .store import RowStore
 
+# Columns of what is kept of an answer, and of a verdict.
+ANSWER = ("key", "prediction", "trained_on", "kv_bytes", "seconds")
+VERDICT = ("key", "prediction", "score", "reason")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -64,7 +68,8 @@ def evaluate(
     """Answer every example with every method, score the answers, and write them to ``folder/results.jsonl``.
 
     Answers are on disk as soon as a context is done, verdicts one by one: a killed run goes on where it stopped, and
-    one with more methods or examples does only what is new. An example that occurs twice counts once.
+    one with more methods or examples does only what is new. An example that occurs twice counts once; where two differ
+    in task, metric or references alone, the method is asked once for both.
 
     Args:
         judge: scores every answer, beside the other metrics.
@@ -76,20 +81,19 @@ def evaluate(
         MismatchError: the folder holds answers of another model or other settings under a method's name.
         MemoryFileError: the folder cannot be read or written.
     """
-    distinct = {example.key: example for example in examples}
-    _check(methods, distinct.values(), judge)
+    distinct = list(dict.fromkeys(examples))
+    _check(methods, distinct, judge)
     try:
         (folder / "answers").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MemoryFileError(f"cannot make the folder {folder}: {error.strerror}") from error
     with Reporter(progress) as reporter:
-        results = [
-            _result(distinct[key], method.name, row)
-            for method in methods
-            for key, row in _answers(method, distinct, folder, reporter).items()
-        ]
+        results = []
+        for method in methods:
+            rows = _answers(method, {example.key: example for example in distinct}, folder, reporter)
+            results += [_result(example, method.name, rows[example.key]) for example in distinct]
         if judge:
-            results = _judged(results, distinct, judge, folder, reporter)
+            results = _judged(results, distinct * len(methods), judge, folder, reporter)
     lines = (json.dumps(asdict(result)) + "\n" for result in results)
     write_bytes(folder / "results.jsonl", "".join(lines).encode())
     return results
@@ -110,7 +114,7 @@ def _answers(
     method: Method, examples: dict[str, Example], folder: Path, reporter: Reporter
 ) -> dict[str, dict[str, Any]]:
     """The method's stored answers to ``examples`` by key, after asking what was not there."""
-    store = RowStore(folder / "answers" / f"{method.name}.jsonl", method.identity)
+    store = RowStore(folder / "answers" / f"{method.name}.jsonl", method.identity, ANSWER)
     rows = {row["key"]: row for row in store.rows}
     waiting: dict[str, list[Example]] = defaultdict(list)
     for key, example in examples.items():
@@ -151,17 +155,17 @@ def _result(example: Example, method: str, row: dict[str, Any]) -> Result:
 
 
 def _judged(
-    results: list[Result], examples: dict[str, Example], judge: Judge, folder: Path, reporter: Reporter
+    results: list[Result], examples: list[Example], judge: Judge, folder: Path, reporter: Reporter
 ) -> list[Result]:
-    """``results`` with the judge's scores; equal answers to an example are judged once."""
-    store = RowStore(folder / "verdicts.jsonl", judge.identity)
+    """``results``, each of its example, with the judge's scores; equal answers to an example are judged once."""
+    store = RowStore(folder / "verdicts.jsonl", judge.identity, VERDICT)
     scores = {row["key"]: row["score"] for row in store.rows}
     keys = [_digest([result.key, result.answers, result.prediction]) for result in results]
-    wanted = dict(zip(keys, results, strict=True))
-    waiting = {key: result for key, result in wanted.items() if key not in scores}
-    asked = [(examples[result.key], result.prediction) for result in waiting.values()]
-    for key, verdict in zip(waiting, judge.verdicts(asked), strict=True):
-        store.append([{"key": key, "prediction": waiting[key].prediction, **asdict(verdict)}])
+    answered = [(example, result.prediction) for example, result in zip(examples, results, strict=True)]
+    wanted = dict(zip(keys, answered, strict=True))
+    waiting = {key: pair for key, pair in wanted.items() if key not in scores}
+    for key, verdict in zip(waiting, judge.verdicts(list(waiting.values())), strict=True):
+        store.append([{"key": key, "prediction": waiting[key][1], **asdict(verdict)}])
         scores[key] = verdict.score
         reporter.count(JUDGE, sum(key in scores for key in wanted), len(wanted))
     return [

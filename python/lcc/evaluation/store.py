@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ class RowStore:
 
     Args:
         identity: JSON-ready; the file is refused when it was written under another.
+        columns: what every row has, and nothing else.
 
     Raises:
         MismatchError: the file holds rows of another identity.
         MemoryFileError: the file cannot be read or written, or a line of it is damaged.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any]):
+    def __init__(self, path: Path, identity: dict[str, Any], columns: Collection[str]):
         self.path = path
         identity = json.loads(json.dumps(identity))
         self.rows: list[dict[str, Any]] = []
@@ -36,7 +37,10 @@ class RowStore:
             return
         try:
             header, *self.rows = (json.loads(line) for line in whole.decode().splitlines())
-            found = header["identity"]
+            found = dict(header["identity"])
+            for number, row in enumerate(self.rows, 2):
+                if set(dict(row)) != set(columns):
+                    raise ValueError(f"line {number} has not the columns {', '.join(columns)}")
         except (ValueError, KeyError, TypeError) as error:
             raise MemoryFileError(f"{path} is damaged ({error}): delete it or name another folder") from error
         differing = [name for name in sorted({*identity, *found}) if identity.get(name) != found.get(name)]

@@ -50,6 +50,8 @@ def test_keys_are_of_what_is_asked():
         ({"question": " "}, "question is empty"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": "8"}, "max_new_tokens is '8'"),
+        ({"max_new_tokens": True}, "max_new_tokens is True"),
+        ({"general": "no"}, "general is 'no'"),
         ({"metric": "bleu"}, "unknown metric 'bleu'"),
         ({"history": ["Where?"]}, "history must be"),
         ({"history": [["Where?", 7]]}, "history must be text"),

@@ -107,7 +107,9 @@ def test_nobody_listens():
         Judge("http://127.0.0.1:9", "m", attempts=1).verdict(EXAMPLE, "x")
 
 
-@pytest.mark.parametrize("url", ["api.openai.com/v1", "file:///etc/passwd", "http://", "http://judge.example/v1"])
+@pytest.mark.parametrize(
+    "url", ["api.openai.com/v1", "file:///etc/passwd", "http://", "http://judge.example/v1", "http://[judge"]
+)
 def test_bad_addresses_are_refused(url):
     with pytest.raises(InputError, match="the judge's address"):
         Judge(url, "m", key="secret")

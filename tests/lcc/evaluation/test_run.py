@@ -64,6 +64,17 @@ def test_each_text_is_handed_over_once(examples, tmp_path):
     assert [len(asked) for asked in method.asked] == [5, 4, 4]
 
 
+def test_one_answer_counts_for_every_task_and_reference(tmp_path):
+    example = Example("c", "q?", ("a",))
+    method, judge = Stub("memory", right), FakeJudge()
+    results = run([method], [example, replace(example, answers=("b",), task="other")], tmp_path, judge=judge)
+    assert method.asked == [["q?"]]
+    assert [(r.task, r.answers, r.score, r.scores["judge"]) for r in results] == [
+        ("questions", ("a",), 0, 0.2),
+        ("other", ("b",), 1, 1),
+    ]
+
+
 def test_a_killed_run_goes_on(examples, tmp_path):
     class Killed(Stub):
         def answer(self, context, examples):
@@ -96,7 +107,9 @@ def test_answers_of_another_model_are_refused(examples, tmp_path):
 def test_damaged_answers_are_refused(examples, tmp_path):
     run([Stub("memory", right)], examples, tmp_path)
     stored = tmp_path / "answers" / "memory.jsonl"
-    for content in ("[]\n", "{}\n", "no json\n"):
+    whole = stored.read_text()
+    rows = ("5", "null", "{}", '{"key": "k", "prediction": "p"}')
+    for content in ("[]\n", "{}\n", "no json\n", '{"identity": null}\n', *(f"{whole}{row}\n" for row in rows)):
         stored.write_text(content)
         with pytest.raises(MemoryFileError, match="is damaged"):
             run([Stub("memory", right)], examples, tmp_path)

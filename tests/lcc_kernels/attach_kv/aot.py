@@ -7,15 +7,11 @@ prints the table as JSON; ``--write`` makes it resources.json. Not under TRITON_
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from pathlib import Path
 
-import triton
-
 from lcc_kernels.attach_kv import triton_kernel
-from tests.lcc_kernels.ahead_of_time import build
+from tests.lcc_kernels.ahead_of_time import build, main
 from tests.lcc_kernels.ahead_of_time import resources as resources_of
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -57,17 +53,5 @@ def resources(config: str) -> dict[str, int]:
     return {**resources_of(built), "wide": sizes.count(128), "accesses": len(sizes)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="make this table resources.json")
-    parser.add_argument("--select", nargs="*", default=CONFIGS, help="arch:head_dim:cache:memory:rotation")
-    arguments = parser.parse_args()
-    rows = [f'"{config}": {json.dumps(resources(config))}' for config in arguments.select]
-    lines = "{\n " + ",\n ".join([f'"triton": "{triton.__version__}"', *rows]) + "\n}"
-    print(lines)
-    if arguments.write:
-        TABLE.write_text(lines + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, TABLE, CONFIGS, resources)

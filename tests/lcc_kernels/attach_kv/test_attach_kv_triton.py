@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +9,7 @@ import torch
 
 import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
+from tests.lcc_kernels.other_process import run_interpreted
 
 from .attach_cases import BACKENDS, DEVICE, check, tables
 
@@ -23,16 +21,7 @@ runs = pytest.mark.skipif("triton" not in BACKENDS, reason="needs a GPU or the i
 @pytest.mark.skipif("triton" in BACKENDS, reason="the tests of this folder run the kernel as they are")
 def test_these_tests_in_the_interpreter():
     """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", "triton"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    run_interpreted(Path(__file__).parent)
 
 
 @runs

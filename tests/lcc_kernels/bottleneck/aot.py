@@ -7,17 +7,14 @@ prints the table as JSON; ``--write`` makes it resources.json. Not under TRITON_
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 from pathlib import Path
 
 import torch
-import triton
 
 from lcc_kernels.bottleneck import triton_kernel
 from lcc_kernels.bottleneck.tiles import tiles
-from tests.lcc_kernels.ahead_of_time import build
+from tests.lcc_kernels.ahead_of_time import build, main
 from tests.lcc_kernels.ahead_of_time import resources as resources_of
 
 TABLE = Path(__file__).with_name("resources.json")
@@ -63,17 +60,5 @@ def _type(name: str, dtype: str) -> str:
     return "i32"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help="make this table resources.json")
-    parser.add_argument("--select", nargs="*", default=CONFIGS, help="arch:head_dim:dtype, by default all")
-    arguments = parser.parse_args()
-    table = {config: resources(config) for config in arguments.select}
-    lines = json.dumps({"triton": triton.__version__, **table}, indent=1)
-    print(lines)
-    if arguments.write:
-        TABLE.write_text(lines + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, TABLE, CONFIGS, resources)

@@ -2,30 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.lcc_kernels.other_process import run_compiled
+
 pytest.importorskip("triton")
 
-HERE = Path(__file__).parent
-TABLE = json.loads((HERE / "resources.json").read_text())
-TRITON = TABLE.pop("triton")
+RECORDED = json.loads(Path(__file__).with_name("resources.json").read_text())
+TABLE = {config: needs for config, needs in RECORDED.items() if config != "triton"}
 SHARED_MEMORY = {"80": 99 * 1024, "90": 227 * 1024}
 QUICK = ["80:64:bfloat16", "90:128:bfloat16"]
-
-
-def compiled(configs, cache):
-    """Fresh figures, from a process in which Triton compiles whatever this one does, with an empty cache."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    root = HERE.parents[2]
-    environment |= {"PYTHONPATH": str(root), "TRITON_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "tests.lcc_kernels.bottleneck.aot", "--select", *configs]
-    run = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return json.loads(run.stdout)
 
 
 @pytest.mark.parametrize("config", TABLE)
@@ -40,12 +28,8 @@ def test_recorded_resources(config):
 
 
 def check(configs, cache):
-    found = compiled(configs, cache)
-    version = found.pop("triton")
-    for config, kernels in found.items():
+    for config, kernels in run_compiled("tests.lcc_kernels.bottleneck.aot", RECORDED, configs, cache).items():
         assert all(kernel["spilled"] == 0 for kernel in kernels.values()), config
-        if version == TRITON:
-            assert kernels == TABLE[config], f"{config} changed: run python -m tests.lcc_kernels.bottleneck.aot --write"
 
 
 @pytest.mark.slow

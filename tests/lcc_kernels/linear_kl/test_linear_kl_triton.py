@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,6 +9,7 @@ import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.linear_kl import driver
 from lcc_kernels.linear_kl.options import KLOptions
+from tests.lcc_kernels.other_process import run_interpreted
 
 from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
 
@@ -25,16 +21,7 @@ compiled = pytest.mark.skipif(interpreting(), reason="Triton's interpreter compi
 @compiled
 @pytest.mark.slow
 def test_the_interpreted_tests_of_this_file():
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    run_interpreted(__file__)
 
 
 @interpreted

@@ -2,17 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.lcc_kernels.other_process import run_compiled
+
 pytest.importorskip("triton")
 
-HERE = Path(__file__).parent
-TABLE = json.loads((HERE / "resources.json").read_text())
-TRITON = TABLE.pop("triton")
+RECORDED = json.loads(Path(__file__).with_name("resources.json").read_text())
+TABLE = {config: needs for config, needs in RECORDED.items() if config != "triton"}
 SHARED_MEMORY = {"80": 99 * 1024, "90": 227 * 1024}
 QUICK = ["80:96:float32:16", "90:128:bfloat16:64", "90:128:bfloat16:64:whole"]
 
@@ -39,17 +38,5 @@ def test_recorded_resources(config):
     ids=["quick", "all"],
 )
 def test_a_fresh_compilation_agrees(configs, tmp_path):
-    """Compiled in a process in which Triton compiles whatever this one does, with an empty cache."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": str(HERE.parents[2]), "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "tests.lcc_kernels.shared_prefix.aot", "--select", *configs]
-    run = subprocess.run(command, env=environment, cwd=HERE.parents[2], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-4000:]
-    found = json.loads(run.stdout)
-    version = found.pop("triton")
-    assert found.keys() == set(configs)
-    for config, needs in found.items():
-        assert needs["spilled"] == 0, config
-        if version == TRITON:
-            remedy = "run python -m tests.lcc_kernels.shared_prefix.aot --write"
-            assert needs == TABLE[config], f"{config} changed: {remedy}"
+    found = run_compiled("tests.lcc_kernels.shared_prefix.aot", RECORDED, configs, tmp_path)
+    assert all(needs["spilled"] == 0 for needs in found.values())

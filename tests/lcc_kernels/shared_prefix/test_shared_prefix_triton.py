@@ -1,8 +1,5 @@
 """What is particular to the Triton kernel; it runs in Triton's interpreter, in a process of its own."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ import torch
 import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.shared_prefix import reference
+from tests.lcc_kernels.other_process import run_interpreted
 from tests.lcc_kernels.shared_prefix.batches import DEVICE, SCALE, batch
 
 pytest.importorskip("triton")
@@ -22,16 +20,7 @@ runs_kernels = pytest.mark.skipif(not (interpreting() or GPU), reason="needs a G
 @pytest.mark.skipif(interpreting() or GPU, reason="this is that process, or there is a GPU to run on")
 def test_these_tests_in_the_interpreter():
     """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(Path(__file__).parent), "-k", "triton"],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    run_interpreted(Path(__file__).parent)
 
 
 @runs_kernels

@@ -1,0 +1,54 @@
+"""Direct KV optimisation: K and V of K tokens are the parameters (Cartridges, arXiv 2506.06266, section 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lcc.context import Context
+from lcc.encode import Writer, frozen, read_text, trainable_dtype
+from lcc.kv import KV
+from lcc.settings import CompileSettings
+
+from .workbench import LEARNING_RATES, Peer
+from .written import compiled_with
+
+
+class DirectKV(Writer):
+    """Starts as the K and V of the text's first K tokens; the prefix stays frozen, as the sink does there."""
+
+    def __init__(self, model: PreTrainedModel, context: Context):
+        super().__init__(model, context)
+        start = len(self.prefix)
+        with torch.no_grad():
+            read = read_text(model, context.context_ids[: context.buffer], self.prefix).tail(context.buffer)
+        first = read.unrotated(model, start)
+        dtype = trainable_dtype(model.dtype)
+        self.keys = torch.nn.Parameter(first.keys.to(dtype, copy=True))
+        self.values = torch.nn.Parameter(first.values.to(dtype, copy=True))
+
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """Keys and values."""
+        return [{"params": [self.keys, self.values], "lr": settings.learning_rate}]
+
+    def encode(self) -> KV:
+        """The parameters themselves, in the model's dtype."""
+        return KV(self.keys.to(self.model.dtype), self.values.to(self.model.dtype))
+
+
+@contextmanager
+def direct_kv(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[DirectKV]:
+    """The writer; it adds nothing to the model."""
+    with frozen(model):
+        yield DirectKV(model, context)
+
+
+PEER = Peer(
+    compiled_with(direct_kv),
+    "Cartridges' direct KV optimisation, on LCC's data and loss: our implementation",
+    LEARNING_RATES,
+)

@@ -1,0 +1,61 @@
+"""Methods that read K of the text's own tokens: truncation, and pruning by surprise."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from lcc.encode import read_text
+from lcc.evaluation import Answers, Example, answer_after
+
+from .workbench import Peer, PeerMethod
+
+
+class KeptTokens(PeerMethod):
+    """The model reads the kept tokens, one behind the other, as if they were the text."""
+
+    @abstractmethod
+    def kept(self, ids: list[int], tokens: int) -> list[int]:
+        """``tokens`` of ``ids``, in their order."""
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer after prefix and kept tokens."""
+        began = time.monotonic()
+        with torch.no_grad():
+            kept = self.kept(self.chat.ids(context), self.tokens(context))
+            visible = read_text(self.model, [*self.chat.prefix_ids, *kept])
+        seconds = time.monotonic() - began
+        return Answers(answer_after(self.model, self.chat, visible, examples, self.batch), visible.nbytes, seconds)
+
+
+class First(KeptTokens):
+    def kept(self, ids: list[int], tokens: int) -> list[int]:
+        return ids[:tokens]
+
+
+class Last(KeptTokens):
+    def kept(self, ids: list[int], tokens: int) -> list[int]:
+        return ids[len(ids) - tokens :]
+
+
+class Surprising(KeptTokens):
+    """Keeps the tokens of the highest -log p(token | all before it) under the model itself.
+
+    LLMLingua (arXiv 2310.05736, section 4.2) prunes by a small model's perplexity, segment by segment with budgets.
+    """
+
+    def kept(self, ids: list[int], tokens: int) -> list[int]:
+        before = [*self.chat.prefix_ids, *ids]
+        logits = self.model(torch.tensor([before], device=self.model.device), use_cache=False).logits[0]
+        targets = torch.tensor(ids, device=self.model.device)
+        surprise = cross_entropy(logits[-len(ids) - 1 : -1], targets, reduction="none")
+        return targets[surprise.topk(tokens).indices.sort().values].tolist()
+
+
+FIRST = Peer(First, "truncation: the first tokens")
+LAST = Peer(Last, "truncation: the last tokens")
+SURPRISING = Peer(Surprising, "LLMLingua's idea, with the model's own surprise: our implementation")

@@ -1,0 +1,62 @@
+"""Memory-embedding optimisation: K input embeddings are the parameters (GradMem, arXiv 2603.13875, its inner loop).
+
+GradMem meta-trains the model and the start of the memory for this loop; neither is done here: the model is the frozen
+one and the memory starts as embeddings of the text's own tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lcc.context import Context
+from lcc.encode import Writer, frozen, trainable_dtype
+from lcc.kv import KV, decoder
+from lcc.settings import CompileSettings
+
+from .workbench import LEARNING_RATES, Peer
+from .written import compiled_with
+
+RECONSTRUCTION_ALONE = {"general_weight": 0.0, "self_study_weight": 0.0}
+
+
+class MemoryEmbeddings(Writer):
+    """[P | B] through the frozen model, where B's embeddings start as every n/K-th token of the text."""
+
+    def __init__(self, model: PreTrainedModel, context: Context):
+        super().__init__(model, context)
+        ids = torch.tensor(context.context_ids, device=model.device)
+        spread = ids[torch.arange(context.buffer) * len(ids) // context.buffer]
+        embeddings = model.get_input_embeddings()(spread).detach()
+        self.buffer = torch.nn.Parameter(embeddings.to(trainable_dtype(model.dtype), copy=True))
+
+    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+        """The embeddings."""
+        return [{"params": [self.buffer], "lr": settings.learning_rate}]
+
+    def encode(self) -> KV:
+        """K and V of B after P, keys unrotated."""
+        start = len(self.prefix)
+        positions = torch.arange(start, start + len(self.buffer), device=self.buffer.device)
+        cache = self.prefix.cache()
+        inputs = self.buffer[None].to(self.model.dtype)
+        decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
+        return cache.read().tail(len(self.buffer)).unrotated(self.model, start)
+
+
+@contextmanager
+def memory_embeddings(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Writer]:
+    """The writer; it adds nothing to the model."""
+    with frozen(model):
+        yield MemoryEmbeddings(model, context)
+
+
+PEER = Peer(
+    compiled_with(memory_embeddings),
+    "GradMem's inner loop without its meta-training, on LCC's data or on reconstruction alone: our implementation",
+    tuple(rate | streams for streams in ({}, RECONSTRUCTION_ALONE) for rate in LEARNING_RATES),
+)

@@ -1,0 +1,74 @@
+"""What every method of the fidelity table is built from, and what it says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lcc.chat import ChatFormat
+from lcc.evaluation import Method
+from lcc.evaluation.methods import Reading
+from lcc.fingerprint import fingerprint
+from lcc.settings import CompileSettings
+
+Options = dict[str, Any]
+
+# Tried for every method that is trained, LCC included; the package's own default first.
+LEARNING_RATES: tuple[Options, ...] = tuple(
+    {"learning_rate": rate, "buffer_learning_rate": rate} for rate in (4e-3, 2.5e-4, 1e-3, 1.6e-2, 6.4e-2, 0.256)
+)
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """The model, the settings that all methods share, and where memories are kept."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: CompileSettings
+    folder: Path
+
+    def trained(self, options: Options) -> CompileSettings:
+        """The settings with a method's own."""
+        return replace(self.settings, **options)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A method of the table.
+
+    Attributes:
+        build: makes the method with some options.
+        source: whose method it is, and how this one differs.
+        grid: the options that the search tries; the first are used where nothing was searched.
+        by_ratio: its state is as large as the ratio says.
+    """
+
+    build: Callable[[str, Workbench, Options], Method]
+    source: str
+    grid: tuple[Options, ...] = field(default=({},))
+    by_ratio: bool = True
+
+
+class PeerMethod(Reading):
+    """A method that answers from what it made of a text, with options of its own."""
+
+    def __init__(self, name: str, bench: Workbench, options: Options):
+        super().__init__(bench.model, bench.tokenizer)
+        self.name, self.options, self.settings = name, options, bench.settings
+        self.chat = ChatFormat.of(bench.tokenizer)
+
+    @cached_property
+    def identity(self) -> Options:
+        """The model's and tokenizer's digests, the shared settings and the options."""
+        return {**fingerprint(self.model, self.tokenizer), "settings": asdict(self.settings), "options": self.options}
+
+    def tokens(self, context: str) -> int:
+        """K: the buffer tokens that the ratio allows."""
+        return ceil(len(self.chat.ids(context)) / self.settings.ratio)

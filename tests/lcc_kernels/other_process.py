@@ -1,0 +1,41 @@
+"""Triton interprets or compiles for a whole process: tests of the other way run in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_interpreted(tests: str | Path) -> None:
+    """Run these tests, those of Triton alone, in Triton's interpreter."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests), "-k", "triton"]
+    run = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+def run_compiled(module: str, recorded: dict, configs: Sequence[str], cache: Path) -> dict[str, dict]:
+    """What ``module``, an op's ``aot``, finds for these configurations with an empty Triton cache.
+
+    It must be what is ``recorded`` if that was written by the same Triton.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(cache)}
+    command = [sys.executable, "-m", module, "--select", *configs]
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    found = json.loads(run.stdout)
+    version = found.pop("triton")
+    assert found.keys() == set(configs)
+    if version == recorded["triton"]:
+        for config, needs in found.items():
+            assert needs == recorded[config], f"{config} changed: run python -m {module} --write"
+    return found

@@ -1,0 +1,208 @@
+"""The peers of the fidelity table: what each writes, reads and keeps, and that it leaves the model as it came."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import lcc
+from benchmarks.fidelity_peers import PEERS, Workbench
+from benchmarks.fidelity_peers.adapter import Adapter
+from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
+from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
+from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
+from benchmarks.fidelity_peers.temp_lora import TempLora
+from lcc.attach import attach
+from lcc.chat import ChatFormat
+from lcc.context import build_context
+from lcc.encode import lora_model, read_text
+from lcc.errors import InputError, MismatchError
+from lcc.evaluation import Example
+from lcc.kv import KV
+from lcc.settings import make_settings
+
+WRITERS = {"direct_kv": (direct_kv, DirectKV), "memory_embeddings": (memory_embeddings, MemoryEmbeddings)}
+
+
+@pytest.fixture
+def context(llama, tokenizer, text):
+    return build_context(llama, tokenizer, text, ratio=8, response_tokens=8)
+
+
+@pytest.fixture
+def bench(llama, tokenizer, fast, tmp_path):
+    return Workbench(llama, tokenizer, make_settings(**{k: v for k, v in fast.items() if k != "progress"}), tmp_path)
+
+
+@pytest.fixture
+def examples(text):
+    return [Example(text, question, ("x",), max_new_tokens=4) for question in ("Where does Mara live?", "Who?")]
+
+
+def state(model):
+    flags = [(name, p.requires_grad) for name, p in model.named_parameters()]
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return flags, tensors, [module.training for module in model.modules()]
+
+
+def assert_untouched(model, before):
+    flags, tensors, training = state(model)
+    assert (flags, training) == (before[0], before[2])
+    assert tensors.keys() == before[1].keys()
+    assert all(torch.equal(tensors[name], before[1][name]) for name in tensors)
+
+
+def close(left: KV, right: KV):
+    torch.testing.assert_close(left.keys, right.keys, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(left.values, right.values, atol=1e-4, rtol=1e-4)
+
+
+def test_direct_kv_starts_as_the_first_tokens(llama, context):
+    writer = DirectKV(llama, context)
+    expected = read_text(llama, [*context.prefix_ids, *context.context_ids[: context.buffer]])
+    close(writer.visible(writer.encode(), keep_prefix=True), expected)
+
+
+def test_memory_embeddings_start_as_tokens_spread_over_the_text(llama, context):
+    writer = MemoryEmbeddings(llama, context)
+    count, buffer = len(context.context_ids), context.buffer
+    spread = [context.context_ids[index * count // buffer] for index in range(buffer)]
+    close(writer.visible(writer.encode(), keep_prefix=True), read_text(llama, [*context.prefix_ids, *spread]))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_writers_are_compiled_into_memories(name, llama, tokenizer, text, fast, tmp_path):
+    factory, _ = WRITERS[name]
+    before = state(llama)
+    rate = {"learning_rate": 0.05, "engine": "reference", "patience": 0}
+    memory = lcc.compile(llama, tokenizer, text, writer=factory, checkpoint=tmp_path / "c", **fast | rate)
+    assert_untouched(llama, before)
+    start = lcc.compile(llama, tokenizer, text, writer=factory, **fast | rate | {"learning_rate": 1e-9})
+    assert memory.buffer_tokens == start.buffer_tokens == -(-memory.source_tokens // 8)
+    assert memory.curve[-1]["held_out_kl"] < start.curve[-1]["held_out_kl"]
+    path = tmp_path / "memory.lcc.safetensors"
+    memory.save(path)
+    loaded = lcc.Memory.load(path)
+    assert len(attach(llama, loaded).read()) == len(loaded.prefix_ids) + loaded.buffer_tokens
+
+
+def test_the_packed_engine_refuses_other_writers(llama, tokenizer, text, fast):
+    with pytest.raises(InputError, match="engine='reference'"):
+        lcc.compile(llama, tokenizer, text, writer=direct_kv, **fast)
+
+
+def test_a_checkpoint_of_another_writer_is_refused(llama, tokenizer, text, fast, tmp_path):
+    job = fast | {"engine": "reference", "checkpoint": tmp_path / "c", "keep_checkpoint": True}
+    lcc.compile(llama, tokenizer, text, writer=direct_kv, **job)
+    with pytest.raises(MismatchError, match="writer"):
+        lcc.compile(llama, tokenizer, text, writer=memory_embeddings, **job)
+
+
+def test_a_new_adapter_reads_the_prefix_as_the_plain_model_does(llama, context):
+    plain = read_text(llama, context.prefix_ids)
+    with lora_model(llama, make_settings()) as layers:
+        adapter = Adapter(llama, context, layers)
+        close(adapter.visible(adapter.encode(), keep_prefix=False), plain)
+        with torch.no_grad():
+            for parameter in adapter.lora:
+                parameter.add_(0.3)
+        changed = adapter.visible(adapter.encode(), keep_prefix=False)
+    assert (changed.values - plain.values).abs().max() > 1e-2
+
+
+def test_temp_lora_learns_the_text(bench, llama, context):
+    method = TempLora("temp_lora", bench, {"learning_rate": 0.02, "steps": 15})
+    ids = torch.tensor([[*context.prefix_ids, *context.context_ids]])
+    with lora_model(llama, method.settings) as layers:
+        adapter = Adapter(llama, context, layers)
+
+        def loss():
+            with torch.no_grad(), adapter.active():
+                return llama(input_ids=ids, labels=ids).loss.item()
+
+        before = loss()
+        method.train(adapter)
+        assert loss() < before - 0.5
+
+
+@pytest.mark.parametrize("name", ["temp_lora", "synthetic_qa_lora"])
+def test_adapters_answer_and_are_gone(name, bench, llama, text, examples):
+    before = state(llama)
+    method = PEERS[name].build(name, bench, PEERS[name].grid[0])
+    found = method.answer(text, examples)
+    assert_untouched(llama, before)
+    assert len(found.texts) == len(examples)
+    prefix = read_text(llama, ChatFormat.of(bench.tokenizer).prefix_ids)
+    projections = [layer.self_attn for layer in llama.model.layers]
+    lora = sum(
+        8 * (linear.in_features + linear.out_features) * 4
+        for attention in projections
+        for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+    )
+    assert found.kv_bytes == prefix.nbytes + lora
+    assert bool(found.trained_on) == (name == "synthetic_qa_lora")
+
+
+def test_kept_tokens_have_the_bytes_of_a_memory(bench, text, examples):
+    names = ("lcc", "first_tokens", "last_tokens", "surprising_tokens")
+    held = {name: PEERS[name].build(name, bench, PEERS[name].grid[0]).answer(text, examples).kv_bytes for name in names}
+    assert len(set(held.values())) == 1, held
+
+
+def test_truncation_and_pruning_choose_their_tokens(bench, llama, text):
+    chat = ChatFormat.of(bench.tokenizer)
+    ids = chat.ids(text)
+    build = {name: PEERS[name].build(name, bench, {}) for name in ("first_tokens", "last_tokens", "surprising_tokens")}
+    assert build["first_tokens"].kept(ids, 7) == ids[:7]
+    assert build["last_tokens"].kept(ids, 7) == ids[-7:]
+    surprise = []
+    with torch.no_grad():
+        for index, token in enumerate(ids):
+            logits = llama(torch.tensor([[*chat.prefix_ids, *ids[:index]]])).logits[0, -1]
+            surprise.append(-logits.log_softmax(-1)[token].item())
+        kept = build["surprising_tokens"].kept(ids, 7)
+    most = sorted(range(len(ids)), key=lambda index: -surprise[index])[:7]
+    assert kept == [ids[index] for index in sorted(most)]
+
+
+@pytest.mark.parametrize("by", [-5, 3])
+def test_moved_keys_stand_where_they_were_moved(llama, context, by):
+    full = read_text(llama, context.context_ids[:30]).tail(20)
+    close(moved(llama, full, by), full.unrotated(llama, 10).rotated(llama, 10 + by))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_options_tell_identities_apart(name, bench):
+    grid = PEERS[name].grid
+    identities = [str(PEERS[name].build(name, bench, options).identity) for options in grid]
+    assert len(set(identities)) == len(grid)
+
+
+def test_every_trained_method_is_searched_over_the_learning_rates_of_lcc():
+    rates = {options["learning_rate"] for options in PEERS["lcc"].grid}
+    for name in ("direct_kv", "memory_embeddings", "temp_lora", "synthetic_qa_lora"):
+        assert {options["learning_rate"] for options in PEERS[name].grid} == rates
+    assert asdict(make_settings())["learning_rate"] == PEERS["lcc"].grid[0]["learning_rate"]
+
+
+@pytest.mark.skipif(not installed(), reason="kvpress is not installed")
+@pytest.mark.parametrize("name", PRESSES)
+def test_presses_keep_no_more_than_a_memory(name, embedded, fast, tmp_path, text, examples):
+    model, tokenizer = embedded
+    bench = Workbench(model, tokenizer, make_settings(ratio=fast["ratio"]), tmp_path)
+    before = state(model)
+    limit = PEERS["first_tokens"].build("first_tokens", bench, {}).answer(text, examples).kv_bytes
+    for options in PRESSES[name].grid:
+        assert 0 < PRESSES[name].build(name, bench, options).answer(text, examples).kv_bytes <= limit
+    assert_untouched(model, before)
+
+
+@pytest.mark.skipif(not installed(), reason="kvpress is not installed")
+def test_a_press_that_keeps_everything_changes_nothing(llama, context):
+    from kvpress import SnapKVPress
+
+    ids = [*context.prefix_ids, *context.context_ids]
+    with pressed(llama, SnapKVPress(0.0), ids) as kept:
+        close(kept, read_text(llama, ids))
