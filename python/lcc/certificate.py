@@ -33,6 +33,8 @@ from .surrogate import REPEAT_REQUEST, Surrogate
 GENERAL_QUERIES = 64
 # The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
 SETTLED = 0.9
+# Questions that a memory answers worse than the full text and the certificate quotes, at most.
+MISSED = 20
 Questions = str | Path | Iterable[str | Mapping[str, Any]]
 Readers = dict[str, Reader]
 
@@ -211,14 +213,20 @@ def _questions(readers: Readers, questions: Sequence[Question], source: str) -> 
         question.example if question.referenced else replace(question.example, answers=(full,))
         for question, full in zip(questions, answers["full_text"], strict=True)
     ]
-    score = {
-        name: statistics.fmean(METRICS[e.metric](text, e.answers) for e, text in zip(scored, texts, strict=True))
+    scores = {
+        name: [METRICS[e.metric](text, e.answers) for e, text in zip(scored, texts, strict=True)]
         for name, texts in answers.items()
     }
+    score = {name: statistics.fmean(mine) for name, mine in scores.items()}
+    worse = [index for index in range(len(asked)) if scores["memory"][index] < scores["full_text"][index]]
     return {
         "source": source,
         "count": len(questions),
         "referenced": sum(question.referenced for question in questions),
         "score": score,
         "kept": score["memory"] / score["full_text"] if score["full_text"] else None,
+        "missed": [
+            {"question": asked[index].question, **{name: answers[name][index] for name in ("full_text", "memory")}}
+            for index in worse[:MISSED]
+        ],
     }

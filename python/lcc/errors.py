@@ -34,3 +34,7 @@ class TargetError(LCCError):
     def __init__(self, message: str, memory: Memory):
         super().__init__(message)
         self.memory = memory
+
+    def __reduce__(self) -> tuple[type[TargetError], tuple[str, Memory]]:
+        """Sent from process to process with its memory."""
+        return type(self), (str(self), self.memory)

@@ -111,7 +111,7 @@ def plan(
     """Say what ``lcc.compile`` with the same arguments takes; the model is left as it came.
 
     The memory estimate comes first. If it fits, a few real steps are timed on the text itself; if not, on as much of
-    it as fits, and times grow with the FLOPs. Time spent on held-out measurements is left out.
+    it as fits, and times grow with the FLOPs. Time spent on held-out measurements and the certificate is left out.
 
     Raises:
         InputError: the text, the model, the tokenizer or a setting cannot be used.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def test_the_best_is_kept_when_none_is_enough():
     assert "no ratio keeps 0.9" in str(error)
     assert "0.700 at 16" in str(error)
     assert "lower the target" in str(error)
+    sent = copy.copy(error)  # as between processes
+    assert (str(sent), sent.memory) == (str(error), error.memory)
 
 
 @pytest.mark.parametrize("kept", [None, dict.fromkeys((32, 16, 8, 4, 2))])

@@ -109,13 +109,16 @@ def test_a_memory_that_is_the_text_has_the_texts_figures(measured):
         towards = drift["from_no_text"]
         assert towards["memory"][name] == pytest.approx(towards["full_text"][name], abs=1e-4)
     assert found["questions"]["score"]["no_text"] < 0.5
-    assert found["questions"]["kept"] == 1
+    assert (found["questions"]["kept"], found["questions"]["missed"]) == (1, [])
     assert json.loads(json.dumps(found)) == found
 
 
 def test_a_damaged_memory_is_told(measured):
     whole, broken = measured[0](), measured[0](lambda kv: KV(kv.keys, torch.zeros_like(kv.values)))
     assert broken["questions"]["kept"] < 0.5
+    missed = broken["questions"]["missed"]
+    assert 3 < len(missed) <= 6
+    assert all(each["question"] and each["full_text"] != each["memory"] for each in missed)
     assert broken["reconstruction"]["accuracy"]["memory"] < whole["reconstruction"]["accuracy"]["memory"]
     assert broken["held_out"]["kl"]["memory"] > 0.5
     kl, close = (found["general"]["from_full_text"]["memory"]["kl"] for found in (broken, whole))
