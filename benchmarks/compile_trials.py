@@ -147,6 +147,7 @@ def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[C
     """A document's samples and exam, the same for all trials."""
     doc = document(random.Random(SEED_OFFSET + number), compile_curve.PEOPLE, compile_curve.ATTRIBUTES)
     context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
+    torch.manual_seed(settings.seed)
     with lora_model(model, settings) as layers:
         text_kv = read_text(model, context.context_ids, Compiler(model, context, layers).prefix)
         surrogate = build_surrogate(model, context, text_kv, settings, load_queries(), lambda *_: None)

@@ -44,7 +44,8 @@ def test_a_window_is_predicted_as_in_the_whole_sample(optimization):
     part = compile_trials.window(whole, 1 / 4, random.Random(1))
     start = len(part.query_ids) - len(whole.query_ids)
     rows = slice(start, start + round(len(whole.response_ids) / 4))
-    assert start and part.response_ids == whole.response_ids[rows]
+    assert start
+    assert part.response_ids == whole.response_ids[rows]
     assert torch.equal(part.teacher_hidden, whole.teacher_hidden[rows])
     with torch.no_grad():
         expected = student_hidden(writer, [whole], settings)[rows]
