@@ -126,10 +126,10 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     }
 
 
-def climb(optimization: Optimization, exam: Exam) -> None:
-    """Optimise to the end; some ``POINTS`` grades on the way go into the curve and its checkpoint."""
+def climb(optimization: Optimization, exam: Exam, points: int = POINTS) -> None:
+    """Optimise to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
     settings = optimization.settings
-    every = max(1, settings.steps // POINTS)
+    every = max(1, settings.steps // points)
     while optimization.step < settings.steps:
         loss = optimization.advance()
         if optimization.step % every == 0 or optimization.step == settings.steps:

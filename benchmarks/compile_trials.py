@@ -1,0 +1,217 @@
+"""Changes to the optimisation, screened one at a time: held-out KL and answers of short runs beside ``fast``.
+
+    python -m benchmarks.compile_trials --documents 0 1 --steps 60
+
+All trials of a document share its samples and its exam (``benchmarks.compile_curve``). Early stops are read off the
+curves afterwards: a rule changes nothing before it stops. A killed call goes on with the first trial that has no row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks import compile_curve
+from benchmarks.compile_curve import Exam, climb, load
+from benchmarks.environment import describe
+from lcc.context import Context, build_context
+from lcc.demo import SEED_OFFSET
+from lcc.encode import Compiler, lora_model, read_text
+from lcc.models import EMBEDDED
+from lcc.models.fiction import document
+from lcc.objective import held_out_kl
+from lcc.optimize import Optimization
+from lcc.queries import load_queries
+from lcc.settings import CompileSettings, make_settings
+from lcc.surrogate import Sample, Surrogate, build_surrogate
+
+GRADES = 10
+PATIENCES = (1, 2, 4)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What differs from ``fast``; functions are of the share of the steps that is done, in [0, 1).
+
+    Attributes:
+        weights: the streams' weights, settings by name.
+        window: share of the text that a step repeats.
+        schedule: factor of the learning rates; None for linear decay.
+        average: decay of an exponential moving average of what is trained, which is then graded; 0 for none.
+    """
+
+    recipe: str = "fast"
+    weights: Callable[[float], dict[str, float]] = lambda done: {}
+    window: float = 1.0
+    schedule: Callable[[float], float] | None = None
+    average: float = 0.0
+
+
+TRIALS = {
+    "fast": Trial(),
+    "default": Trial(recipe="default"),
+    "repeat-decays": Trial(weights=lambda done: {"reconstruction_weight": 2 * (1 - done)}),
+    "repeat-grows": Trial(weights=lambda done: {"reconstruction_weight": 2 * done}),
+    "about-grows": Trial(weights=lambda done: {"self_study_weight": 2 * done, "general_weight": 2 * (1 - done)}),
+    "about-decays": Trial(weights=lambda done: {"self_study_weight": 2 * (1 - done), "general_weight": 2 * done}),
+    "window-1/2": Trial(window=1 / 2),
+    "window-1/4": Trial(window=1 / 4),
+    "average": Trial(average=0.9),
+    "cosine": Trial(schedule=lambda done: (1 + math.cos(math.pi * done)) / 2),
+    "warm-up": Trial(schedule=lambda done: min(1.0, 0.1 + 10 * done) * (1 - done)),
+}
+
+
+class TrialOptimization(Optimization):
+    """``Optimization`` with a trial's changes; the writer holds what is graded. Keeps no checkpoint."""
+
+    def __init__(self, compiler: Compiler, surrogate: Surrogate, settings: CompileSettings, trial: Trial):
+        super().__init__(compiler, surrogate, settings, None)
+        self.trial = trial
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.rates = [group["initial_lr"] for group in self.groups]
+        self.trained = [parameter.detach().clone() for parameter in self.parameters]
+
+    def advance(self) -> float:
+        done = self.step / self.settings.steps
+        self.settings = replace(self.settings, **self.trial.weights(done))
+        if self.trial.schedule:
+            for group, rate in zip(self.groups, self.rates, strict=True):
+                # Undoes the linear decay that the step multiplies with.
+                group["initial_lr"] = rate * self.trial.schedule(done) / (1 - done)
+        return self._averaged() if self.trial.average else super().advance()
+
+    @torch.no_grad()
+    def _averaged(self) -> float:
+        """A step from what is trained; leaves the average of all steps in the writer."""
+        means = [parameter.detach().clone() for parameter in self.parameters]
+        _fill(self.parameters, self.trained)
+        with torch.enable_grad():
+            loss = super().advance()
+        _fill(self.trained, self.parameters)
+        # A short memory at first, so that the start is forgotten.
+        decay = min(self.trial.average, self.step / (self.step + 9))
+        _fill(self.parameters, [new.lerp(mean, decay) for mean, new in zip(means, self.trained, strict=True)])
+        return loss
+
+    def _draw(self) -> list[Sample]:
+        rng = random.Random(f"window {self.settings.seed} {self.step}")
+        return [
+            window(sample, self.trial.window, rng) if sample.stream == "reconstruction" else sample
+            for sample in super()._draw()
+        ]
+
+
+def _fill(targets: list, sources: list) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
+def window(sample: Sample, share: float, rng: random.Random) -> Sample:
+    """A random run of ``share`` of the response's tokens, predicted from all before it, as in the whole sample.
+
+    What is before the window is read and not supervised; what is after it is not run.
+    """
+    tokens = len(sample.response_ids)
+    length = max(1, round(tokens * share))
+    start = rng.randrange(tokens - length + 1)
+    return replace(
+        sample,
+        query_ids=sample.query_ids + sample.response_ids[:start],
+        response_ids=sample.response_ids[start : start + length],
+        teacher_hidden=sample.teacher_hidden[start : start + length],
+    )
+
+
+@dataclass(frozen=True)
+class WatchedExam(Exam):
+    """An exam that also measures the samples that compile holds out, which is what an early stop may look at."""
+
+    watched: tuple[Sample, ...]
+
+    @torch.no_grad()
+    def grade(self, compiler: Compiler, settings: CompileSettings) -> dict[str, float]:
+        return {"watched_kl": held_out_kl(compiler, self.watched, settings), **super().grade(compiler, settings)}
+
+
+@torch.no_grad()
+def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, Surrogate, WatchedExam]:
+    """A document's samples and exam, the same for all trials."""
+    doc = document(random.Random(SEED_OFFSET + number), compile_curve.PEOPLE, compile_curve.ATTRIBUTES)
+    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
+    torch.manual_seed(settings.seed)
+    with lora_model(model, settings) as layers:
+        text_kv = read_text(model, context.context_ids, Compiler(model, context, layers).prefix)
+        surrogate = build_surrogate(model, context, text_kv, settings, load_queries(), lambda *_: None)
+        exam = Exam.of(model, context, text_kv, doc, number)
+    return context, surrogate, WatchedExam(**vars(exam), watched=surrogate.held_out)
+
+
+def measure(model, prepared: tuple[Context, Surrogate, WatchedExam], name: str, settings: CompileSettings) -> dict:
+    """One row: a trial on one document, graded along the way."""
+    context, surrogate, exam = prepared
+    torch.manual_seed(settings.seed)
+    with lora_model(model, settings) as layers:
+        optimization = TrialOptimization(Compiler(model, context, layers), surrogate, settings, TRIALS[name])
+        climb(optimization, exam, GRADES)
+    return {"trial": name, "settings": asdict(settings), "points": optimization.curve, **describe()}
+
+
+def stopped(points: list[dict], patience: int) -> tuple[int, dict]:
+    """The step at which ``patience`` grades in a row had no better ``watched_kl``, or the last; the best until then."""
+    best, stale = points[0], 0
+    for point in points[1:]:
+        best, stale = (point, 0) if point["watched_kl"] < best["watched_kl"] else (best, stale + 1)
+        if stale == patience:
+            return point["step"], best
+    return points[-1]["step"], best
+
+
+def summary(rows: list[dict]) -> str:
+    """A table of final grades, and of the KL that an early stop keeps and the step at which it stops."""
+    names = ["trial", "document", "seed", "steps", "held-out KL", "general", "repeat", "about", "questions", "seconds"]
+    lines = [names + [f"patience {patience}" for patience in PATIENCES], ["---"] * (len(names) + len(PATIENCES))]
+    for row in sorted(rows, key=lambda row: (row["document"], list(TRIALS).index(row["trial"]))):
+        last = row["points"][-1]
+        cells = [row["trial"], str(row["document"]), str(row["settings"]["seed"]), str(last["step"])]
+        cells += [f"{last[name]:.4f}" for name in ("held_out_kl", "general_kl", "reconstruction_kl", "about_kl")]
+        cells += [f"{last['questions']:.1%}", f"{last['seconds']:.0f}"]
+        for step, kept in (stopped(row["points"], patience) for patience in PATIENCES):
+            cells.append(f"{kept['held_out_kl']:.4f} at {step}")
+        lines.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", nargs="+", choices=TRIALS, default=list(TRIALS))
+    parser.add_argument("--documents", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile-trials-2.json"))
+    given = parser.parse_args(arguments)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    runs = [(row["trial"], row["document"], row["settings"]) for row in load(given.out)]
+    done = {(name, number) for name, number, s in runs if (s["seed"], s["steps"]) == (given.seed, given.steps)}
+    for number in given.documents:
+        missing = [name for name in given.trials if (name, number) not in done]
+        if not missing:
+            continue
+        prepared = prepare(model, tokenizer, number, make_settings(seed=given.seed))
+        for name in missing:
+            settings = make_settings(TRIALS[name].recipe, seed=given.seed, steps=given.steps, patience=0)
+            row = {"document": number, **measure(model, prepared, name, settings)}
+            given.out.write_text(json.dumps({"rows": [*load(given.out), row]}) + "\n")
+    print(summary(load(given.out)), end="")
+
+
+if __name__ == "__main__":
+    main()
