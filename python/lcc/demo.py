@@ -152,7 +152,7 @@ def _kv_bytes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: 
     """Bytes of the caches that a query finds, prefix included in both."""
     chat = ChatFormat.of(tokenizer)
     caches = {"full_text": read_chat(model, chat, text), "memory": attach(model, memory).read()}
-    return {name: kv.keys.nbytes + kv.values.nbytes for name, kv in caches.items()}
+    return {name: kv.nbytes for name, kv in caches.items()}
 
 
 def _first_token_seconds(

@@ -9,11 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from .chat import ChatFormat
-from .generate import generate_responses
 from .kv import KV
 from .objective import state_divergence
-from .shared_prefix import supports_sharing
-from .surrogate import Sample, batch_rows, response_hidden
+from .surrogate import Sample, batch_rows, greedy_responses, response_hidden
 
 # Rows of logits that are held at once.
 LOGIT_ROWS = 256
@@ -36,13 +34,9 @@ class Reader:
 
     def respond(self, queries: Sequence[str], max_new_tokens: int) -> list[Response]:
         """Greedy responses, each with its end token."""
-        rows = batch_rows(0 if supports_sharing(self.model) else len(self.visible))
-        found: list[Response] = []
-        for start in range(0, len(queries), rows):
-            ids = [self.chat.query_ids(query, self.after_text) for query in queries[start : start + rows]]
-            responses = generate_responses(self.model, self.visible, ids, max_new_tokens, self.chat.end)
-            found += [(*response, self.chat.end) for response in responses]
-        return found
+        ids = [self.chat.query_ids(query, self.after_text) for query in queries]
+        batches = greedy_responses(self.model, self.visible, ids, max_new_tokens, self.chat.end)
+        return [response for batch in batches for response in batch]
 
     @torch.no_grad()
     def states(self, queries: Sequence[str], responses: Sequence[Response]) -> torch.Tensor:

@@ -8,7 +8,7 @@ the full-context teacher's own, generated once, greedily.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -127,6 +127,16 @@ def batch_rows(copied: int) -> int:
     return max(1, min(64, CACHED_TOKENS // max(1, copied)))
 
 
+def greedy_responses(
+    model: PreTrainedModel, visible: KV, queries: Sequence[Sequence[int]], max_new_tokens: int, end: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Greedy responses after the rotated tokens of ``visible``, each with its end token, a batch of queries a time."""
+    rows = batch_rows(0 if supports_sharing(model) else len(visible))
+    for start in range(0, len(queries), rows):
+        responses = generate_responses(model, visible, queries[start : start + rows], max_new_tokens, end)
+        yield [(*response, end) for response in responses]
+
+
 def _respond(
     model: PreTrainedModel,
     context: Context,
@@ -136,19 +146,11 @@ def _respond(
     progress: Progress,
 ) -> list[Sample]:
     """Give each sample the teacher's greedy response, end token included."""
-    answered = []
-    rows = batch_rows(0 if supports_sharing(model) else len(text_kv))
-    for start in range(0, len(samples), rows):
-        chunk = samples[start : start + rows]
-        responses = generate_responses(
-            model,
-            text_kv,
-            [sample.query_ids for sample in chunk],
-            settings.max_response_tokens,
-            end=context.chat.end,
-        )
-        for sample, ids in zip(chunk, responses, strict=True):
-            answered.append(replace(sample, response_ids=(*ids, context.chat.end)))
+    answered: list[Sample] = []
+    queries = [sample.query_ids for sample in samples]
+    for batch in greedy_responses(model, text_kv, queries, settings.max_response_tokens, context.chat.end):
+        chunk = samples[len(answered) : len(answered) + len(batch)]
+        answered += [replace(s, response_ids=response) for s, response in zip(chunk, batch, strict=True)]
         progress("teacher responses", len(answered), len(samples))
     return answered
 
