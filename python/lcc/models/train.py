@@ -19,18 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from .lessons import (
-    IGNORED,
-    KINDS,
-    Batch,
-    Lesson,
-    Packer,
-    asking_lesson,
-    closed_book_lesson,
-    copying_lesson,
-    document_lesson,
-    repeating_lesson,
-)
+from .lessons import asking_lesson, closed_book_lesson, copying_lesson, document_lesson, repeating_lesson
+from .packing import IGNORED, KINDS, Batch, Lesson, Packer
 from .tokenizer import build_tokenizer
 
 MUON_LR, ADAMW_LR, WARMUP_STEPS, DECAYING_SHARE = 0.02, 3e-3, 40, 0.7
