@@ -12,6 +12,7 @@ FEMININE = frozenset(
     "Thea Viola Wanda".split()
 )
 ELLIPSIS = "And {n}?"
+FEMININE_PRONOUNS, MASCULINE_PRONOUNS = ("she", "her"), ("he", "him")
 # How likely a turn asks on about the same person, or the same of another person; else it starts afresh.
 SAME_PERSON, SAME_ATTRIBUTE = 0.6, 0.2
 
@@ -43,5 +44,5 @@ def _next_turn(doc: Document, last: Fact, rng: random.Random) -> tuple[Fact, Que
 
 def with_pronoun(wording: str, name: str) -> str:
     """``wording`` with ``name``'s pronoun for ``{n}``: the object's after ``of``, else the subject's."""
-    subject, other = ("she", "her") if name in FEMININE else ("he", "him")
+    subject, other = FEMININE_PRONOUNS if name in FEMININE else MASCULINE_PRONOUNS
     return re.sub(r"\bof \{n\}", f"of {other}", wording).format(n=subject)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 
 from ..self_study import ASK_REQUEST
 from ..surrogate import REPEAT_REQUEST
 from . import fiction, general
+from .dialogue import dialogue
+from .needles import Lookup, absent_entry, absent_number, hidden_numbers, key_values
 from .packing import Exercise, Lesson
+from .reasoning import aggregate_questions, comparisons, described_questions
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"
-COPYING_WEIGHT = 0.15
-
-
-def _snippet(words: list[str], rng: random.Random) -> Exercise:
-    """Continue the text after four of its words, for up to twelve more."""
-    start = rng.randrange(max(1, len(words) - 8))
-    given, rest = words[start : start + 4], words[start + 4 : start + 16]
-    return Exercise(((CONTINUE_REQUEST.format(snippet=" ".join(given)), " ".join(rest)),), "continue", COPYING_WEIGHT)
+COPYING_WEIGHT, ASKING_WEIGHT = 0.15, 0.3
+LOOKUPS = 12
 
 
 def copying_lesson(rng: random.Random, length: int, words: int | None = None) -> Lesson:
@@ -27,52 +25,120 @@ def copying_lesson(rng: random.Random, length: int, words: int | None = None) ->
     """
     chosen = rng.choices(rng.sample(general.WORDS, words) if words else general.WORDS, k=length)
     text = " ".join(chosen)
-    return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"), *(_snippet(chosen, rng) for _ in range(4))))
+    return Lesson(text, (_repeat(text, 1.0), *(_snippet(text, rng) for _ in range(4))))
 
 
-def document_lesson(rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool = False) -> Lesson:
-    """Questions of one to three turns, general queries, asking, continuing and (``repeat``) repeating."""
+def document_lesson(
+    rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool = False, reasoning: int = 0
+) -> Lesson:
+    """Questions of one to three turns, general queries, asking, continuing and (``repeat``) repeating.
+
+    ``reasoning`` adds so many joins, comparisons, counts and dialogues with pronouns.
+    """
     doc = fiction.document(rng, people, attributes, alike)
     exercises = []
     for _ in range(12):
         turns = rng.choices((1, 2, 3), (6, 1, 1))[0]
-        asked = [doc.question(rng.choice(doc.facts), rng) for _ in range(turns)]
-        exercises.append(Exercise(tuple((q.text, q.answer) for q in asked), "question"))
-    unknown = fiction.unanswerable(rng, doc)
-    exercises.append(Exercise(((unknown.text, unknown.answer),), "unknown"))
-    for _ in range(4):
-        query = general.general_query(rng)
-        exercises.append(Exercise(((query.text, query.answer),), "general"))
-    for _ in range(3):
-        exercises.append(Exercise(((ASK_REQUEST, doc.question(rng.choice(doc.facts), rng).text),), "ask", 0.3))
-    exercises.append(_snippet(doc.text.split(), rng))
+        exercises.append(_turns((doc.question(rng.choice(doc.facts), rng) for _ in range(turns)), "question"))
+    exercises.append(_untold(fiction.unanswerable(rng, doc).text))
+    exercises += _general(rng, 4)
+    exercises += [_ask(doc.question(rng.choice(doc.facts), rng).text) for _ in range(3)]
+    exercises.append(_snippet(doc.text, rng))
     if repeat:
-        exercises.append(Exercise(((REPEAT_REQUEST, doc.text),), "repeat", COPYING_WEIGHT))
+        exercises.append(_repeat(doc.text, COPYING_WEIGHT))
+    if reasoning:
+        exercises += _reasoning(doc, rng, reasoning)
     return Lesson(doc.text, tuple(exercises))
 
 
 def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
     """Repeat a document, and continue it from several places."""
     text = fiction.document(rng, people, attributes).text
-    snippets = [_snippet(text.split(), rng) for _ in range(6)]
-    return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"), *snippets))
+    return Lesson(text, (_repeat(text, 1.0), *(_snippet(text, rng) for _ in range(6))))
 
 
 def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
-    """Ask many questions about one document, and answer general queries beside it."""
+    """Ask many questions about one document, some of them joins and counts, and answer general queries beside it."""
     doc = fiction.document(rng, people, attributes)
-    asked = [doc.question(fact, rng).text for fact in rng.choices(doc.facts, k=24)]
-    queries = [general.general_query(rng) for _ in range(16)]
-    asking = [Exercise(((ASK_REQUEST, question),), "ask") for question in asked]
-    return Lesson(doc.text, (*asking, *(Exercise(((q.text, q.answer),), "general") for q in queries)))
+    asked = [doc.question(fact, rng).text for fact in rng.choices(doc.facts, k=18)]
+    asked += [question.text for question in _drawn(rng, described_questions(doc), 3) + _drawn(rng, comparisons(doc), 1)]
+    asked += [question.text for question in _drawn(rng, aggregate_questions(doc, rng), 2)]
+    exercises = [_ask(question, 1.0) for question in asked]
+    return Lesson(doc.text, (*exercises, *_general(rng, 16)))
+
+
+def needle_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """Numbers hidden in a document are looked up, and the document is asked about as ever."""
+    doc = fiction.document(rng, people, attributes)
+    text, lookups = hidden_numbers(doc, rng)
+    questions = [_turns([doc.question(rng.choice(doc.facts), rng)], "question") for _ in range(4)]
+    return Lesson(text, (*_look_up(lookups, rng), _untold(absent_number(text, rng)), *questions, *_general(rng, 3)))
+
+
+def key_value_lesson(rng: random.Random, entries: int, repeat: bool = False) -> Lesson:
+    """A list of pairs is looked up, continued and (``repeat``) repeated."""
+    text, lookups = key_values(rng, entries)
+    exercises = [*_look_up(_drawn(rng, lookups, LOOKUPS), rng), _untold(absent_entry(text, rng))]
+    exercises += [*_general(rng, 4), _snippet(text, rng)]
+    if repeat:
+        exercises.append(_repeat(text, COPYING_WEIGHT))
+    return Lesson(text, tuple(exercises))
 
 
 def closed_book_lesson(rng: random.Random) -> Lesson:
-    """No text: general queries are answered, questions about people are not."""
-    exercises = []
-    for _ in range(8):
-        query = general.general_query(rng)
-        exercises.append(Exercise(((query.text, query.answer),), "general"))
-        unknown = fiction.unanswerable(rng, None)
-        exercises.append(Exercise(((unknown.text, unknown.answer),), "unknown"))
-    return Lesson("", tuple(exercises))
+    """No text: general queries are answered, questions about people and hidden numbers are not."""
+    doc = fiction.document(rng, 4, 4)
+    about_texts = _drawn(rng, described_questions(doc), 3) + _drawn(rng, aggregate_questions(doc, rng), 3)
+    untold = [question.text for question in about_texts] + [absent_number("", rng), absent_entry("", rng)]
+    untold += [fiction.unanswerable(rng, None).text for _ in range(8)]
+    return Lesson("", (*map(_untold, untold), *_general(rng, 8)))
+
+
+def _reasoning(doc: fiction.Document, rng: random.Random, count: int) -> list[Exercise]:
+    """``count`` exercises of each kind that takes more than one sentence or turn, where the document has as many."""
+    kinds = {
+        "join": described_questions(doc),
+        "compare": comparisons(doc),
+        "count": aggregate_questions(doc, rng),
+    }
+    exercises = [_turns([q], kind) for kind, questions in kinds.items() for q in _drawn(rng, questions, count)]
+    return exercises + [_turns(dialogue(doc, rng, rng.randint(2, 5)), "dialogue") for _ in range(count)]
+
+
+def _look_up(lookups: list[Lookup], rng: random.Random) -> list[Exercise]:
+    """Look up, and ask to look up."""
+    found = [Exercise(((lookup.text, " ".join(lookup.values)),), "lookup") for lookup in lookups]
+    asked = [_ask(lookup.text) for lookup in _drawn(rng, lookups, 3)]
+    return found + asked
+
+
+def _snippet(text: str, rng: random.Random) -> Exercise:
+    """Continue the text after four of its words, for up to twelve more."""
+    words = text.split()
+    start = rng.randrange(max(1, len(words) - 8))
+    given, rest = words[start : start + 4], words[start + 4 : start + 16]
+    return Exercise(((CONTINUE_REQUEST.format(snippet=" ".join(given)), " ".join(rest)),), "continue", COPYING_WEIGHT)
+
+
+def _repeat(text: str, weight: float) -> Exercise:
+    return Exercise(((REPEAT_REQUEST, text),), "repeat", weight)
+
+
+def _ask(question: str, weight: float = ASKING_WEIGHT) -> Exercise:
+    return Exercise(((ASK_REQUEST, question),), "ask", weight)
+
+
+def _untold(question: str) -> Exercise:
+    return Exercise(((question, fiction.UNKNOWN),), "unknown")
+
+
+def _general(rng: random.Random, count: int) -> list[Exercise]:
+    return [_turns([general.general_query(rng)], "general") for _ in range(count)]
+
+
+def _turns(questions: Iterable[fiction.Question], kind: str) -> Exercise:
+    return Exercise(tuple((question.text, question.answer) for question in questions), kind)
+
+
+def _drawn(rng: random.Random, items: list, count: int) -> list:
+    return rng.sample(items, min(count, len(items)))

@@ -48,3 +48,17 @@ def key_values(rng: random.Random, entries: int) -> tuple[str, list[Lookup]]:
     values = [str(rng.choice(NUMBERS)) for _ in keys]
     text = " ".join(ENTRY.format(key=key, value=value) for key, value in zip(keys, values, strict=True))
     return text, [Lookup(LOOK_UP.format(key=key), (value,)) for key, value in zip(keys, values, strict=True)]
+
+
+def absent_number(text: str, rng: random.Random) -> str:
+    """A question for a secret number that ``text`` does not tell."""
+    told = set(text.split())
+    return ASK_ONE.format(key=rng.choice([word for word in LISTED_WORDS if word not in told]))
+
+
+def absent_entry(text: str, rng: random.Random) -> str:
+    """A question for a pair of words that ``text`` does not list."""
+    while True:
+        key = " ".join(rng.sample(LISTED_WORDS, 2))
+        if f"{key}:" not in text:
+            return LOOK_UP.format(key=key)

@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from ..chat import SEPARATOR, SYSTEM_PROMPT
 
 IGNORED = -100
-KINDS = ("question", "unknown", "general", "repeat", "continue", "ask")
+KINDS = (
+    "question", "unknown", "general", "repeat", "continue", "ask", "join", "compare", "count", "dialogue", "lookup"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,17 @@ from transformers import PreTrainedTokenizerFast
 from ..chat import SYSTEM_PROMPT
 from ..self_study import ASK_REQUEST
 from ..surrogate import REPEAT_REQUEST
+from .dialogue import ELLIPSIS, FEMININE_PRONOUNS, MASCULINE_PRONOUNS
 from .fiction import ATTRIBUTES, NAMES, UNKNOWN
 from .general import LISTED_WORDS, WORLD_FACTS, general_query
 from .lessons import CONTINUE_REQUEST
+from .needles import ASK_ALL, ASK_ONE, LOOK_UP, NEEDLE
+from .reasoning import ABOVE, DESCRIPTIONS, OLDER, OLDEST, PEOPLE, TOLD, YOUNGER, YOUNGEST
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>")
 PUNCTUATION = ".,?:!"
+PLACEHOLDERS = ("n", "v", "key", "value", "snippet")
+WINDOW = 4608
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -28,13 +33,15 @@ def _words() -> list[str]:
     """Every word that the generators can write, in alphabetical order."""
     rng = random.Random(0)
     texts = [SYSTEM_PROMPT, ASK_REQUEST, REPEAT_REQUEST, CONTINUE_REQUEST, UNKNOWN, *NAMES, *LISTED_WORDS]
+    texts += [ELLIPSIS, *FEMININE_PRONOUNS, *MASCULINE_PRONOUNS, NEEDLE, ASK_ONE, ASK_ALL, LOOK_UP]
+    texts += [*ATTRIBUTES, *DESCRIPTIONS.values(), OLDER, YOUNGER, OLDEST, YOUNGEST, PEOPLE, TOLD, ABOVE]
     for attribute in ATTRIBUTES.values():
         texts += [*attribute.values, *attribute.statements, *attribute.questions]
     for question in WORLD_FACTS:
         texts += [question.text, question.answer]
     texts += [general_query(rng).text for _ in range(500)]
     texts += [str(number) for number in range(100)]
-    return sorted({word for text in texts for word in re.findall(r"\w+", text) if word not in ("n", "v")})
+    return sorted({word for text in texts for word in re.findall(r"\w+", text) if word not in PLACEHOLDERS})
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -62,6 +69,6 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|pad|>",
         unk_token="<unk>",
         chat_template=CHAT_TEMPLATE,
-        model_max_length=2048,
+        model_max_length=WINDOW,
         clean_up_tokenization_spaces=False,
     )

@@ -1,7 +1,8 @@
-"""Train the embedded model from nothing: ``python -m lcc.models.train --out DIR`` (under an hour on two cores).
+"""Train the embedded model from nothing: ``python -m lcc.models.train --out DIR`` (hours on two cores).
 
 The curriculum: copy random words until copying circuits stand, then documents whose people have one, two and four
-attributes, then full documents under a decaying learning rate, and last a rehearsal of what is weakest.
+attributes, then questions that join sentences, count, or say "she", then full documents under a decaying learning rate,
+some of 2,000 tokens, and last a rehearsal of what is weakest.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from .lessons import asking_lesson, closed_book_lesson, copying_lesson, document_lesson, repeating_lesson
+from .lessons import (
+    asking_lesson,
+    closed_book_lesson,
+    copying_lesson,
+    document_lesson,
+    key_value_lesson,
+    needle_lesson,
+    repeating_lesson,
+)
 from .packing import IGNORED, KINDS, Batch, Lesson, Packer
-from .tokenizer import build_tokenizer
+from .tokenizer import WINDOW, build_tokenizer
 
 MUON_LR, ADAMW_LR, WARMUP_STEPS, DECAYING_SHARE = 0.02, 3e-3, 40, 0.7
 
@@ -64,52 +73,77 @@ def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, 
     return draw
 
 
+def _joins(rng: random.Random) -> list[Group]:
+    """Small documents with everything that takes more than one sentence, and short lookups."""
+    shape = rng.randint(3, 6), rng.randint(3, 5)
+    documents = [document_lesson(rng, *shape, rng.random() < 0.5, i % 4 == 0, reasoning=3) for i in range(8)]
+    lookups = [needle_lesson(rng, 3, 4), needle_lesson(rng, 4, 5), key_value_lesson(rng, rng.randint(8, 40), True)]
+    others = [copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)]
+    return [Group(1.0, [*documents, *lookups, *others])]
+
+
 def _full_documents(rng: random.Random) -> list[Group]:
-    """Every step asks about long documents, repeats some, copies random words, and does without a text."""
+    """Every step asks about long documents, repeats some, looks up, copies random words, and does without a text."""
     shape = rng.randint(5, 8), rng.randint(6, 8)
     words = rng.choice((20, 50, None))
     return [
-        Group(1.0, [document_lesson(rng, *shape, rng.random() < 0.3) for _ in range(8)]),
+        Group(1.0, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=2) for _ in range(6)]),
         Group(0.4, [repeating_lesson(rng, *shape) for _ in range(2)]),
+        Group(0.4, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120))]),
         Group(0.4, [copying_lesson(rng, rng.randint(16, 80), words) for _ in range(6)]),
         Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
     ]
+
+
+def _long_documents(rng: random.Random) -> list[Group]:
+    """One text of up to 2,000 tokens of each kind, one that is repeated, and the shorter ones beside them."""
+    people, attributes = rng.randint(12, 26), rng.randint(5, 7)
+    texts = [
+        document_lesson(rng, people, attributes, False, reasoning=3),
+        needle_lesson(rng, people, attributes),
+        key_value_lesson(rng, rng.randint(120, 380)),
+    ]
+    repeated = rng.choice((repeating_lesson(rng, people, attributes), key_value_lesson(rng, 80, repeat=True)))
+    return [Group(0.5, [text]) for text in (*texts, repeated)] + _full_documents(rng)[:1]
 
 
 def _rehearsal(rng: random.Random) -> list[Group]:
     """What full documents alone leave weakest: repeating without a slip, and asking only what the text answers."""
     shape = rng.randint(5, 8), rng.randint(6, 8)
     return [
-        Group(0.7, [document_lesson(rng, *shape, rng.random() < 0.3) for _ in range(3)]),
+        Group(0.7, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=2) for _ in range(3)]),
         Group(1.0, [repeating_lesson(rng, *shape) for _ in range(4)]),
         Group(0.7, [asking_lesson(rng, *shape) for _ in range(4)]),
+        Group(0.4, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120), True)]),
         Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
     ]
 
 
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last two."""
+    """The stages; ``scale`` shortens or lengthens the last three."""
     return (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
         Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
         Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
-        Stage("documents", int(700 * scale), None, _full_documents),
+        Stage("joins", 1500, ("join", 0.95), _joins),
+        Stage("documents", int(900 * scale), None, _full_documents),
+        Stage("long documents", int(150 * scale), None, _long_documents, rate=0.5),
         Stage("rehearsal", int(240 * scale), None, _rehearsal, rate=0.5),
     )
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A 1.1 M-parameter Llama."""
+    """A 1.6 M-parameter Llama: 6.4 MB."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=64,
-        max_position_embeddings=2048,
+        max_position_embeddings=WINDOW,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -226,7 +260,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and training_log.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="length of the last two stages, relative to the default"
+        "--scale", type=float, default=1.0, help="length of the last three stages, relative to the default"
     )
     arguments = parser.parse_args()
     Trainer(arguments.out, arguments.seed).run(curriculum(arguments.scale))
