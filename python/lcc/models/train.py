@@ -1,8 +1,6 @@
 """Train the embedded model from nothing: ``python -m lcc.models.train --out DIR`` (hours on two cores).
 
-The curriculum: copy random words until copying circuits stand, then documents whose people have one, two and four
-attributes, then questions that join sentences, count, or say "she", then full documents under a decaying learning rate,
-some of 2,000 tokens, and last a rehearsal of what is weakest.
+Run it again after a kill: it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -11,8 +9,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,117 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from .lessons import (
-    asking_lesson,
-    closed_book_lesson,
-    copying_lesson,
-    document_lesson,
-    key_value_lesson,
-    needle_lesson,
-    repeating_lesson,
-)
-from .packing import IGNORED, KINDS, Batch, Lesson, Packer
+from ..files import read_tensors, write_tensors
+from .curriculum import Group, Stage, curriculum
+from .packing import IGNORED, KINDS, Batch, Packer
 from .tokenizer import WINDOW, build_tokenizer
 
 MUON_LR, ADAMW_LR, WARMUP_STEPS, DECAYING_SHARE = 0.02, 3e-3, 40, 0.7
-
-
-@dataclass(frozen=True)
-class Group:
-    """Lessons of like length, packed together, and their weight in a step's loss."""
-
-    weight: float
-    lessons: list[Lesson]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Up to ``steps`` batches from ``lessons``.
-
-    A stage with a ``goal`` ends once that kind of exercise has that accuracy; one without decays its learning rate.
-    ``rate`` scales the learning rates.
-    """
-
-    name: str
-    steps: int
-    goal: tuple[str, float] | None
-    lessons: Callable[[random.Random], list[Group]]
-    rate: float = 1.0
-
-
-def _copying(rng: random.Random) -> list[Group]:
-    return [Group(1.0, [copying_lesson(rng, rng.randint(16, 64)) for _ in range(32)])]
-
-
-def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, int], alike: float) -> Callable:
-    """Batches of same-sized documents with a text of random words and a closed book among them."""
-
-    def draw(rng: random.Random) -> list[Group]:
-        shape = rng.randint(*people), rng.randint(*attributes)
-        documents = [document_lesson(rng, *shape, rng.random() < alike, repeat=i % 4 == 0) for i in range(rows)]
-        return [Group(1.0, [*documents, copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)])]
-
-    return draw
-
-
-def _joins(rng: random.Random) -> list[Group]:
-    """Small documents with everything that takes more than one sentence, and short lookups."""
-    shape = rng.randint(3, 6), rng.randint(3, 5)
-    documents = [document_lesson(rng, *shape, rng.random() < 0.5, i % 4 == 0, reasoning=3) for i in range(8)]
-    lookups = [needle_lesson(rng, 3, 4), needle_lesson(rng, 4, 5), key_value_lesson(rng, rng.randint(8, 40), True)]
-    others = [copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)]
-    return [Group(1.0, [*documents, *lookups, *others])]
-
-
-def _full_documents(rng: random.Random) -> list[Group]:
-    """Every step asks about long documents, repeats some, looks up, copies random words, and does without a text."""
-    shape = rng.randint(5, 8), rng.randint(6, 8)
-    words = rng.choice((20, 50, None))
-    return [
-        Group(1.0, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=2) for _ in range(6)]),
-        Group(0.4, [repeating_lesson(rng, *shape) for _ in range(2)]),
-        Group(0.4, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120))]),
-        Group(0.4, [copying_lesson(rng, rng.randint(16, 80), words) for _ in range(6)]),
-        Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
-    ]
-
-
-def _long_documents(rng: random.Random) -> list[Group]:
-    """One text of up to 2,000 tokens of each kind, one that is repeated, and the shorter ones beside them."""
-    people, attributes = rng.randint(12, 26), rng.randint(5, 7)
-    texts = [
-        document_lesson(rng, people, attributes, False, reasoning=3),
-        needle_lesson(rng, people, attributes),
-        key_value_lesson(rng, rng.randint(120, 380)),
-    ]
-    repeated = rng.choice((repeating_lesson(rng, people, attributes), key_value_lesson(rng, 80, repeat=True)))
-    return [Group(0.5, [text]) for text in (*texts, repeated)] + _full_documents(rng)[:1]
-
-
-def _rehearsal(rng: random.Random) -> list[Group]:
-    """What full documents alone leave weakest: repeating without a slip, and asking only what the text answers."""
-    shape = rng.randint(5, 8), rng.randint(6, 8)
-    return [
-        Group(0.7, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=2) for _ in range(3)]),
-        Group(1.0, [repeating_lesson(rng, *shape) for _ in range(4)]),
-        Group(0.7, [asking_lesson(rng, *shape) for _ in range(4)]),
-        Group(0.4, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120), True)]),
-        Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
-    ]
-
-
-def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last three."""
-    return (
-        Stage("copy", 900, ("repeat", 0.97), _copying),
-        Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
-        Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
-        Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
-        Stage("joins", 1500, ("join", 0.95), _joins),
-        Stage("documents", int(900 * scale), None, _full_documents),
-        Stage("long documents", int(150 * scale), None, _long_documents, rate=0.5),
-        Stage("rehearsal", int(240 * scale), None, _rehearsal, rate=0.5),
-    )
+LOG_EVERY = 20
+STAGE_FORMAT = "lcc-training-stage-1"
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -179,79 +72,132 @@ def step_loss(model: LlamaForCausalLM, batch: Batch, end: int) -> tuple[torch.Te
     return loss, accuracy
 
 
-class Trainer:
-    """Runs the curriculum stage by stage; a killed run goes on after the last finished stage."""
+class StageRun:
+    """One stage, from fresh optimizers or from where ``path`` says that a killed run stopped."""
 
-    def __init__(self, out: Path, seed: int, log_every: int = 20):
-        torch.manual_seed(seed)
-        self.out, self.seed, self.log_every = out, seed, log_every
-        self.tokenizer = build_tokenizer()
-        self.packer = Packer(self.tokenizer)
-        self.model = build_model(self.tokenizer)
-        self.log_path = out / "training_log.jsonl"
-        out.mkdir(parents=True, exist_ok=True)
+    def __init__(self, model: LlamaForCausalLM, packer: Packer, stage: Stage, seed: int, path: Path):
+        self.model, self.packer, self.stage, self.seed, self.path = model, packer, stage, seed, path
+        self.optimizers = build_optimizers(model)
+        self.step, self.seconds, self.reached = 0, 0.0, False
+        self.running: dict[str, float] = {}
+        self.rows: list[dict] = []
+        if path.exists():
+            self._resume()
 
-    def run(self, stages: tuple[Stage, ...]) -> None:
-        """Train through ``stages`` and leave model, tokenizer and log in ``out``."""
-        self.tokenizer.save_pretrained(self.out)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns) as progress:
-            for number, stage in enumerate(stages):
-                folder = self.out / "stages" / str(number)
-                if folder.exists():
-                    self.model = LlamaForCausalLM.from_pretrained(folder)
-                    continue
-                rows = self._run_stage(stage, progress)
-                self._finish(folder, rows)
-        self.model.save_pretrained(self.out)
+    def run(self, progress: Progress) -> list[dict]:
+        """Train to the stage's end; returns its log rows."""
+        task = progress.add_task(self.stage.name, total=self.stage.steps, completed=self.step)
+        while self.step < self.stage.steps and not self.reached:
+            began = time.monotonic()
+            loss = self._advance()
+            self.seconds += time.monotonic() - began
+            progress.update(task, advance=1, description=f"{self.stage.name}: loss {loss:.3f}")
+            if self.step % LOG_EVERY == 0:
+                self._log(loss)
+                self._save()
+        return self.rows
 
-    def _finish(self, folder: Path, rows: list[dict]) -> None:
-        with self.log_path.open("a") as log:
-            log.writelines(json.dumps(row) + "\n" for row in rows)
-        unfinished = folder.with_name("unfinished")
-        self.model.save_pretrained(unfinished)
-        unfinished.rename(folder)
+    def _advance(self) -> float:
+        """One update, from a seed of its own; returns the weighted loss."""
+        stage = self.stage
+        decay = 1.0 if stage.goal else min(1.0, (1 - self.step / stage.steps) / DECAYING_SHARE)
+        self.step += 1
+        scale = stage.rate * decay * min(1.0, self.step / WARMUP_STEPS)
+        groups = stage.lessons(random.Random(f"{self.seed} {stage.name} {self.step}"))
+        loss, accuracy = train_step(self.model, self.packer, groups, self.optimizers, scale)
+        for kind, value in accuracy.items():
+            self.running[kind] = 0.9 * self.running.get(kind, value) + 0.1 * value
+        if stage.goal and self.step >= WARMUP_STEPS:
+            kind, wanted = stage.goal
+            self.reached = self.running[kind] >= wanted
+        return loss
 
-    def _run_stage(self, stage: Stage, progress: Progress) -> list[dict]:
-        """Train one stage from its own seed with fresh optimizers; returns its log rows."""
-        rng = random.Random(f"{self.seed} {stage.name}")
-        optimizers = build_optimizers(self.model)
-        task = progress.add_task(stage.name, total=stage.steps)
-        running: dict[str, float] = {}
-        rows, start = [], time.monotonic()
-        for step in range(1, stage.steps + 1):
-            decay = 1.0 if stage.goal else min(1.0, (1 - (step - 1) / stage.steps) / DECAYING_SHARE)
-            scale = stage.rate * decay * min(1.0, step / WARMUP_STEPS)
-            loss, accuracy = self._train_step(stage.lessons(rng), optimizers, scale)
-            for kind, value in accuracy.items():
-                running[kind] = 0.9 * running.get(kind, value) + 0.1 * value
-            progress.update(task, advance=1, description=f"{stage.name}: loss {loss:.3f}")
-            if step % self.log_every == 0:
-                rows.append({"stage": stage.name, "step": step, "seconds": round(time.monotonic() - start, 1)})
-                rows[-1] |= {"loss": round(loss, 4)} | {kind: round(value, 4) for kind, value in running.items()}
-                print(json.dumps(rows[-1]), flush=True)
-            if stage.goal and step >= WARMUP_STEPS and running[stage.goal[0]] >= stage.goal[1]:
-                break
-        return rows
+    def _log(self, loss: float) -> None:
+        row = {"stage": self.stage.name, "step": self.step, "seconds": round(self.seconds, 1), "loss": round(loss, 4)}
+        self.rows.append(row | {kind: round(value, 4) for kind, value in self.running.items()})
+        print(json.dumps(self.rows[-1]), flush=True)
 
-    def _train_step(
-        self, groups: list[Group], optimizers: list[torch.optim.Optimizer], scale: float
-    ) -> tuple[float, dict[str, float]]:
-        """One update from all groups' gradients; returns the weighted loss, and each kind's accuracy."""
-        total = 0.0
-        accuracy: dict[str, float] = {}
-        for group in groups:
-            batch = self.packer.pack(group.lessons)
-            loss, found = step_loss(self.model, batch, self.tokenizer.eos_token_id)
-            (group.weight * loss).backward()
-            total += group.weight * loss.item()
-            accuracy = found | accuracy
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer, rate in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
-            optimizer.param_groups[0]["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad()
-        return total, accuracy
+    def _states(self) -> list[tuple[str, torch.nn.Parameter, dict[str, torch.Tensor]]]:
+        """Each parameter with its name and its optimizer's state, which writes through."""
+        owners = {id(p): optimizer for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]}
+        return [(name, p, owners[id(p)].state[p]) for name, p in self.model.named_parameters()]
+
+    def _save(self) -> None:
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter, state in self._states():
+            tensors[f"parameter {name}"] = parameter
+            tensors |= {f"{key} {name}": value for key, value in state.items()}
+        counters = {"step": self.step, "seconds": self.seconds, "reached": self.reached, "stage": self.stage.name}
+        metadata = counters | {"running": self.running, "rows": self.rows, "seed": self.seed}
+        write_tensors(self.path, STAGE_FORMAT, tensors, metadata)
+
+    def _resume(self) -> None:
+        tensors, metadata = read_tensors(self.path, STAGE_FORMAT)
+        if (metadata["stage"], metadata["seed"]) != (self.stage.name, self.seed):
+            raise ValueError(f"{self.path} is of another stage or seed: finish that training, or delete the file")
+        self.step, self.seconds, self.reached = metadata["step"], metadata["seconds"], metadata["reached"]
+        self.running, self.rows = metadata["running"], metadata["rows"]
+        for name, parameter, state in self._states():
+            with torch.no_grad():
+                parameter.copy_(tensors.pop(f"parameter {name}"))
+            stored = [key for key in tensors if key.split(" ", 1)[1] == name]
+            state.update((key.split(" ", 1)[0], tensors[key]) for key in stored)
+
+
+def train_step(
+    model: LlamaForCausalLM,
+    packer: Packer,
+    groups: list[Group],
+    optimizers: list[torch.optim.Optimizer],
+    scale: float,
+) -> tuple[float, dict[str, float]]:
+    """One update from all groups' gradients; returns the weighted loss, and each kind's accuracy."""
+    total = 0.0
+    accuracy: dict[str, float] = {}
+    for group in groups:
+        loss, found = step_loss(model, packer.pack(group.lessons), packer.tokenizer.eos_token_id)
+        (group.weight * loss).backward()
+        total += group.weight * loss.item()
+        accuracy = found | accuracy
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer, rate in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
+        optimizer.param_groups[0]["lr"] = rate * scale
+        optimizer.step()
+        optimizer.zero_grad()
+    return total, accuracy
+
+
+def train(out: Path, stages: tuple[Stage, ...], seed: int = 0) -> None:
+    """Train through ``stages`` and leave model, tokenizer and training_log.jsonl in ``out``.
+
+    ``out/stages`` keeps the model after each stage and the state of the unfinished one: delete it when done.
+    """
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    model, packer = build_model(tokenizer), Packer(tokenizer)
+    finished = out / "stages"
+    finished.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(out)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        for number, stage in enumerate(stages):
+            folder, state = finished / str(number), finished / "unfinished.safetensors"
+            if folder.exists():
+                model = LlamaForCausalLM.from_pretrained(folder)
+                continue
+            rows = StageRun(model, packer, stage, seed, state).run(progress)
+            _finish(model, folder, out / "training_log.jsonl", rows)
+            state.unlink(missing_ok=True)
+    model.save_pretrained(out)
+
+
+def _finish(model: LlamaForCausalLM, folder: Path, log_path: Path, rows: list[dict]) -> None:
+    """Write a stage's log rows, then its model under a name that only a whole one gets."""
+    with log_path.open("a") as log:
+        log.writelines(json.dumps(row) + "\n" for row in rows)
+    unfinished = folder.with_name("unfinished")
+    model.save_pretrained(unfinished)
+    unfinished.rename(folder)
 
 
 def main() -> None:
@@ -263,7 +209,7 @@ def main() -> None:
         "--scale", type=float, default=1.0, help="length of the last three stages, relative to the default"
     )
     arguments = parser.parse_args()
-    Trainer(arguments.out, arguments.seed).run(curriculum(arguments.scale))
+    train(arguments.out, curriculum(arguments.scale), arguments.seed)
 
 
 if __name__ == "__main__":

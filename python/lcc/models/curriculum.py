@@ -1,0 +1,121 @@
+"""The embedded model's curriculum: what each step of each stage is taught.
+
+Copy random words until copying circuits stand; then documents whose people have one, two and four attributes; then
+questions that join sentences, count, or say "she"; then full documents under a decaying learning rate, some of 2,000
+tokens; and last a rehearsal of what is weakest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .lessons import (
+    asking_lesson,
+    closed_book_lesson,
+    copying_lesson,
+    document_lesson,
+    key_value_lesson,
+    needle_lesson,
+    repeating_lesson,
+)
+from .packing import Lesson
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lessons of like length, packed together, and their weight in a step's loss."""
+
+    weight: float
+    lessons: list[Lesson]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Up to ``steps`` batches from ``lessons``.
+
+    A stage with a ``goal`` ends once that kind of exercise has that accuracy; one without decays its learning rate.
+    ``rate`` scales the learning rates.
+    """
+
+    name: str
+    steps: int
+    goal: tuple[str, float] | None
+    lessons: Callable[[random.Random], list[Group]]
+    rate: float = 1.0
+
+
+def _copying(rng: random.Random) -> list[Group]:
+    return [Group(1.0, [copying_lesson(rng, rng.randint(16, 64)) for _ in range(32)])]
+
+
+def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, int], alike: float) -> Callable:
+    """Batches of same-sized documents with a text of random words and a closed book among them."""
+
+    def draw(rng: random.Random) -> list[Group]:
+        shape = rng.randint(*people), rng.randint(*attributes)
+        documents = [document_lesson(rng, *shape, rng.random() < alike, repeat=i % 4 == 0) for i in range(rows)]
+        return [Group(1.0, [*documents, copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)])]
+
+    return draw
+
+
+def _joins(rng: random.Random) -> list[Group]:
+    """Small documents with everything that takes more than one sentence, and short lookups."""
+    shape = rng.randint(3, 6), rng.randint(3, 5)
+    documents = [document_lesson(rng, *shape, rng.random() < 0.5, i % 4 == 0, reasoning=3) for i in range(8)]
+    lookups = [needle_lesson(rng, 3, 4), needle_lesson(rng, 4, 5), key_value_lesson(rng, rng.randint(8, 40), True)]
+    others = [copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)]
+    return [Group(1.0, [*documents, *lookups, *others])]
+
+
+def _full_documents(rng: random.Random) -> list[Group]:
+    """Every step asks about long documents, repeats some, looks up, copies random words, and does without a text."""
+    shape = rng.randint(5, 8), rng.randint(6, 8)
+    words = rng.choice((20, 50, None))
+    return [
+        Group(1.0, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=2) for _ in range(6)]),
+        Group(0.4, [repeating_lesson(rng, *shape) for _ in range(2)]),
+        Group(0.4, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120))]),
+        Group(0.4, [copying_lesson(rng, rng.randint(16, 80), words) for _ in range(6)]),
+        Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
+    ]
+
+
+def _long_documents(rng: random.Random) -> list[Group]:
+    """One text of up to 2,000 tokens of each kind, one that is repeated, and the shorter ones beside them."""
+    people, attributes = rng.randint(12, 26), rng.randint(5, 7)
+    texts = [
+        document_lesson(rng, people, attributes, False, reasoning=3),
+        needle_lesson(rng, people, attributes),
+        key_value_lesson(rng, rng.randint(120, 380)),
+    ]
+    repeated = rng.choice((repeating_lesson(rng, people, attributes), key_value_lesson(rng, 80, repeat=True)))
+    return [Group(0.5, [text]) for text in (*texts, repeated)] + _full_documents(rng)[:1]
+
+
+def _rehearsal(rng: random.Random) -> list[Group]:
+    """What full documents alone leave weakest: repeating without a slip, and asking only what the text answers."""
+    shape = rng.randint(5, 8), rng.randint(6, 8)
+    return [
+        Group(0.7, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=2) for _ in range(3)]),
+        Group(1.0, [repeating_lesson(rng, *shape) for _ in range(4)]),
+        Group(0.7, [asking_lesson(rng, *shape) for _ in range(4)]),
+        Group(0.4, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120), True)]),
+        Group(0.1, [closed_book_lesson(rng) for _ in range(3)]),
+    ]
+
+
+def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
+    """The stages; ``scale`` shortens or lengthens the last three."""
+    return (
+        Stage("copy", 900, ("repeat", 0.97), _copying),
+        Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
+        Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
+        Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
+        Stage("joins", 1500, ("join", 0.95), _joins),
+        Stage("documents", int(900 * scale), None, _full_documents),
+        Stage("long documents", int(150 * scale), None, _long_documents, rate=0.5),
+        Stage("rehearsal", int(240 * scale), None, _rehearsal, rate=0.5),
+    )
