@@ -64,10 +64,13 @@ def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, 
 def _joins(rng: random.Random) -> list[Group]:
     """Small documents with everything that takes more than one sentence, and short lookups."""
     shape = rng.randint(3, 6), rng.randint(3, 5)
-    documents = [document_lesson(rng, *shape, rng.random() < 0.5, i % 4 == 0, reasoning=3) for i in range(8)]
-    lookups = [needle_lesson(rng, 3, 4), needle_lesson(rng, 4, 5), key_value_lesson(rng, rng.randint(8, 40), True)]
-    others = [copying_lesson(rng, rng.randint(16, 96)), closed_book_lesson(rng)]
-    return [Group(1.0, [*documents, *lookups, *others])]
+    documents = [document_lesson(rng, *shape, rng.random() < 0.5, reasoning=2) for _ in range(8)]
+    lookups = [needle_lesson(rng, 3, 4), needle_lesson(rng, 4, 5), key_value_lesson(rng, rng.randint(8, 40))]
+    return [
+        Group(1.0, documents),
+        Group(0.5, [*lookups, closed_book_lesson(rng)]),
+        Group(0.4, [repeating_lesson(rng, *shape), copying_lesson(rng, rng.randint(16, 96))]),
+    ]
 
 
 def _full_documents(rng: random.Random) -> list[Group]:
