@@ -118,6 +118,8 @@ ATTRIBUTES = {
 }
 
 UNKNOWN = "unknown"
+# The embedded model asks in the first so many wordings only: the rest are for questions that compile never asked itself.
+ASKED_WORDINGS = 2
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,9 @@ class Document:
         """The people in it."""
         return sorted({fact.name for fact in self.facts})
 
-    def question(self, fact: Fact, rng: random.Random) -> Question:
-        """One question about ``fact``, in a wording drawn from its attribute's."""
-        return Question(rng.choice(ATTRIBUTES[fact.attribute].questions).format(n=fact.name), fact.value)
+    def question(self, fact: Fact, rng: random.Random, wordings: int | None = None) -> Question:
+        """One question about ``fact``, in a wording drawn from the first ``wordings`` (None: all) of its attribute."""
+        return Question(rng.choice(ATTRIBUTES[fact.attribute].questions[:wordings]).format(n=fact.name), fact.value)
 
     def questions(self) -> list[Question]:
         """Every question that the text answers, in every wording."""

@@ -9,6 +9,7 @@ from ..self_study import ASK_REQUEST
 from ..surrogate import REPEAT_REQUEST
 from . import fiction, general
 from .dialogue import dialogue
+from .fiction import ASKED_WORDINGS
 from .needles import Lookup, absent_entry, absent_number, hidden_numbers, key_values
 from .packing import Exercise, Lesson
 from .reasoning import aggregate_questions, comparisons, described_questions
@@ -42,7 +43,7 @@ def document_lesson(
         exercises.append(_turns((doc.question(rng.choice(doc.facts), rng) for _ in range(turns)), "question"))
     exercises.append(_untold(fiction.unanswerable(rng, doc).text))
     exercises += _general(rng, 4)
-    exercises += [_ask(doc.question(rng.choice(doc.facts), rng).text) for _ in range(3)]
+    exercises += [_ask(doc.question(rng.choice(doc.facts), rng, ASKED_WORDINGS).text) for _ in range(3)]
     exercises.append(_snippet(doc.text, rng))
     if repeat:
         exercises.append(_repeat(doc.text, COPYING_WEIGHT))
@@ -60,10 +61,10 @@ def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson
 def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
     """Ask many questions about one document, some of them joins and counts, and answer general queries beside it."""
     doc = fiction.document(rng, people, attributes)
-    asked = [doc.question(fact, rng).text for fact in rng.choices(doc.facts, k=18)]
-    asked += [question.text for question in _drawn(rng, described_questions(doc), 3) + _drawn(rng, comparisons(doc), 1)]
-    asked += [question.text for question in _drawn(rng, aggregate_questions(doc, rng), 2)]
-    exercises = [_ask(question, 1.0) for question in asked]
+    asked = [doc.question(fact, rng, ASKED_WORDINGS) for fact in rng.choices(doc.facts, k=16)]
+    asked += _drawn(rng, described_questions(doc, ASKED_WORDINGS), 4)
+    asked += _drawn(rng, comparisons(doc), 2) + _drawn(rng, aggregate_questions(doc, rng), 2)
+    exercises = [_ask(question.text, 1.0) for question in asked]
     return Lesson(doc.text, (*exercises, *_general(rng, 16)))
 
 

@@ -1,7 +1,9 @@
-"""Lessons as tensors: one text a row, followed by isolated exercises about it.
+"""Lessons as one packed row: each text followed by isolated exercises about it.
 
-A row is ``[prefix | text | exercise 1 | exercise 2 | ...]``. Each exercise sees the prefix, the text and itself, and
-sits at the positions right after the text, as if it were alone there: one encode of the text serves all exercises.
+The row is ``[prefix | text | exercise 1 | exercise 2 | ...]`` of the first lesson, then the second's, and so on. Each
+exercise sees the prefix, its text and itself, and sits at the positions right after the text, as if it were alone
+there: one encode of the text serves all exercises. That is the layout of a compiled document without a context: the
+prefix and the text are the buffer.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
+
+import lcc_kernels as lk
 
 from ..chat import SEPARATOR, SYSTEM_PROMPT
 
@@ -38,11 +42,10 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows. All tensors are (rows, length) but ``visible``, (rows, 1, length, length) bool."""
+    """A packed row. All tensors are (rows,); ``layout`` says who sees whom, and where each row sits."""
 
+    layout: lk.BottleneckLayout
     input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    visible: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor
     kinds: torch.Tensor
@@ -71,29 +74,21 @@ class Packer:
         return ids, labels
 
     def pack(self, lessons: list[Lesson]) -> Batch:
-        """One row a lesson, padded on the right."""
-        rows = [self._row(lesson) for lesson in lessons]
-        length = max(len(row[0]) for row in rows)
-        padding = (0, 0, -1, IGNORED, 0.0, -1)
-        columns = [
-            torch.tensor([row[i] + [padding[i]] * (length - len(row[i])) for row in rows]) for i in range(len(padding))
-        ]
-        input_ids, position_ids, owner, labels, weights, kinds = columns
-        query, key = owner[:, :, None], owner[:, None, :]
-        visible = torch.ones(length, length, dtype=torch.bool).tril() & ((key == 0) | (key == query))
-        return Batch(input_ids, position_ids, visible[:, None], labels, weights, kinds)
+        """All lessons in one row, isolated from one another."""
+        layouts, *columns = zip(*map(self._lesson, lessons), strict=True)
+        tensors = (torch.tensor([value for part in column for value in part]) for column in columns)
+        return Batch(lk.BottleneckLayout.pack(layouts), *tensors)
 
-    def _row(self, lesson: Lesson) -> tuple[list, ...]:
+    def _lesson(self, lesson: Lesson) -> tuple[lk.BottleneckLayout, list[int], list[int], list[float], list[int]]:
+        """Layout, token ids, labels, weights and kinds."""
         ids = self.prefix + self._ids(lesson.text)
-        start = len(ids)
-        positions, owner = list(range(start)), [0] * start
-        labels, weights, kinds = [IGNORED] * start, [0.0] * start, [-1] * start
-        for number, exercise in enumerate(lesson.exercises, 1):
+        read, lengths = len(ids), []
+        labels, weights, kinds = [IGNORED] * read, [0.0] * read, [-1] * read
+        for exercise in lesson.exercises:
             more, more_labels = self._exercise(exercise, SEPARATOR if lesson.text else "")
             ids = ids + more
             labels += more_labels
-            positions += range(start, start + len(more))
-            owner += [number] * len(more)
             weights += [exercise.weight] * len(more)
             kinds += [KINDS.index(exercise.kind)] * len(more)
-        return ids, positions, owner, labels, weights, kinds
+            lengths.append(len(more))
+        return lk.BottleneckLayout(0, 0, read, lengths), ids, labels, weights, kinds

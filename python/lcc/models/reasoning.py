@@ -26,15 +26,18 @@ TOLD = "Of how many people does the text tell the {}?"
 ABOVE = "How many people are older than {}?"
 
 
-def described_questions(doc: Document) -> list[Question]:
-    """Questions about somebody who is named by another fact: two sentences joined."""
+def described_questions(doc: Document, wordings: int | None = None) -> list[Question]:
+    """Questions about somebody who is described by another fact: two sentences joined.
+
+    The answer names the person first. ``wordings`` is how many of each attribute's are used, from the first (None: all).
+    """
     shared = Counter((fact.attribute, fact.value) for fact in doc.facts)
     return [
-        Question(wording.format(n=DESCRIPTIONS[clue.attribute].format(v=clue.value)), fact.value)
+        Question(wording.format(n=DESCRIPTIONS[clue.attribute].format(v=clue.value)), f"{fact.name}: {fact.value}")
         for clue in doc.facts
         for fact in doc.facts
         if clue.name == fact.name and clue.attribute != fact.attribute and shared[clue.attribute, clue.value] == 1
-        for wording in ATTRIBUTES[fact.attribute].questions
+        for wording in ATTRIBUTES[fact.attribute].questions[:wordings]
     ]
 
 
