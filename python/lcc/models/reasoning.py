@@ -29,7 +29,7 @@ ABOVE = "How many people are older than {}?"
 def described_questions(doc: Document, wordings: int | None = None) -> list[Question]:
     """Questions about somebody who is described by another fact: two sentences joined.
 
-    The answer names the person first. ``wordings`` is how many of each attribute's are used, from the first (None: all).
+    The answer names the person first. ``wordings``: how many of each attribute's, from the first (None: all).
     """
     shared = Counter((fact.attribute, fact.value) for fact in doc.facts)
     return [
