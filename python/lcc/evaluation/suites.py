@@ -22,6 +22,7 @@ SEED_OFFSET = 9_000_000
 LENGTHS = (300, 700)
 QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
 SENTENCE_WORDS, ENTRY_WORDS = 10.7, 5.0
+ANSWER_TOKENS = 16
 Item = TypeVar("Item")
 
 
@@ -94,11 +95,11 @@ def _document(rng: random.Random, words: int) -> Document:
 
 
 def _exact(text: str, question: Question, task: str, history: tuple[tuple[str, str], ...] = ()) -> Example:
-    return Example(text, question.text, (question.answer,), "", 16, task, "exact_match", history)
+    return Example(text, question.text, (question.answer,), "", ANSWER_TOKENS, task, "exact_match", history)
 
 
 def _lookup(text: str, asked: Lookup, task: str) -> Example:
-    return Example(text, asked.text, asked.values, "", 16, task, "string_match")
+    return Example(text, asked.text, asked.values, "", ANSWER_TOKENS, task, "string_match")
 
 
 def _draw(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:

@@ -61,7 +61,7 @@ def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, 
     return draw
 
 
-def _joins(rng: random.Random) -> list[Group]:
+def _reasoning(rng: random.Random) -> list[Group]:
     """Small documents with everything that takes more than one sentence, and short lookups."""
     shape = rng.randint(3, 6), rng.randint(3, 5)
     documents = [document_lesson(rng, *shape, rng.random() < 0.5, reasoning=2) for _ in range(8)]
@@ -117,7 +117,7 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
         Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
         Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
-        Stage("joins", 1500, ("join", 0.95), _joins),
+        Stage("reasoning", 700, ("count", 0.9), _reasoning),
         Stage("documents", int(900 * scale), None, _full_documents),
         Stage("long documents", int(150 * scale), None, _long_documents, rate=0.5),
         Stage("rehearsal", int(240 * scale), None, _rehearsal, rate=0.5),

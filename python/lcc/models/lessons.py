@@ -15,7 +15,7 @@ from .packing import Exercise, Lesson
 from .reasoning import aggregate_questions, comparisons, described_questions
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"
-COPYING_WEIGHT, ASKING_WEIGHT = 0.15, 0.3
+COPYING_WEIGHT, ASKING_WEIGHT, COUNTING_WEIGHT = 0.15, 0.3, 4.0
 LOOKUPS = 12
 
 
@@ -96,13 +96,14 @@ def closed_book_lesson(rng: random.Random) -> Lesson:
 
 
 def _reasoning(doc: fiction.Document, rng: random.Random, count: int) -> list[Exercise]:
-    """``count`` exercises of each kind that takes more than one sentence or turn, where the document has as many."""
-    kinds = {
-        "join": described_questions(doc),
-        "compare": comparisons(doc),
-        "count": aggregate_questions(doc, rng),
-    }
-    exercises = [_turns([q], kind) for kind, questions in kinds.items() for q in _drawn(rng, questions, count)]
+    """``count`` exercises of each kind that takes more than one sentence or turn, where the document has as many.
+
+    Counts, the slowest to learn, are twice as many and weigh more.
+    """
+    exercises = [_turns([question], "join") for question in _drawn(rng, described_questions(doc), count)]
+    exercises += [_turns([question], "compare") for question in _drawn(rng, comparisons(doc), count)]
+    counts = _drawn(rng, aggregate_questions(doc, rng), 2 * count)
+    exercises += [_turns([question], "count", COUNTING_WEIGHT) for question in counts]
     return exercises + [_turns(dialogue(doc, rng, rng.randint(2, 5)), "dialogue") for _ in range(count)]
 
 
@@ -137,8 +138,8 @@ def _general(rng: random.Random, count: int) -> list[Exercise]:
     return [_turns([general.general_query(rng)], "general") for _ in range(count)]
 
 
-def _turns(questions: Iterable[fiction.Question], kind: str) -> Exercise:
-    return Exercise(tuple((question.text, question.answer) for question in questions), kind)
+def _turns(questions: Iterable[fiction.Question], kind: str, weight: float = 1.0) -> Exercise:
+    return Exercise(tuple((question.text, question.answer) for question in questions), kind, weight)
 
 
 def _drawn(rng: random.Random, items: list, count: int) -> list:

@@ -42,10 +42,13 @@ def described_questions(doc: Document, wordings: int | None = None) -> list[Ques
 
 
 def comparisons(doc: Document) -> list[Question]:
-    """Which of two people is older or younger: two sentences compared."""
+    """Which of two people is older or younger: two sentences compared. The answer tells both ages first."""
     ages = _ages(doc)
     return [
-        Question(wording.format(left, right), pick((left, right), key=ages.__getitem__))
+        Question(
+            wording.format(left, right),
+            f"{left} {ages[left]}, {right} {ages[right]}: {pick((left, right), key=ages.__getitem__)}",
+        )
         for left, right in permutations(ages, 2)
         if ages[left] != ages[right]
         for wording, pick in ((OLDER, max), (YOUNGER, min))
@@ -53,7 +56,7 @@ def comparisons(doc: Document) -> list[Question]:
 
 
 def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
-    """Questions that take the whole text: counts of people, and who is the oldest and the youngest."""
+    """Questions that take the whole text: counts of people, and the age and name of the oldest and the youngest."""
     counts = Counter(fact.attribute for fact in doc.facts)
     found = [Question(PEOPLE, str(len(doc.names)))]
     found += [Question(TOLD.format(attribute), str(count)) for attribute, count in sorted(counts.items())]
@@ -63,9 +66,9 @@ def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
         limit = rng.choice(range(30, 70, 10))
         found.append(Question(ABOVE.format(limit), str(sum(age > limit for age in values))))
     if len(values) > 1 and values[-1] > values[-2]:
-        found.append(Question(OLDEST, max(ages, key=ages.__getitem__)))
+        found.append(Question(OLDEST, f"{values[-1]}: {max(ages, key=ages.__getitem__)}"))
     if len(values) > 1 and values[0] < values[1]:
-        found.append(Question(YOUNGEST, min(ages, key=ages.__getitem__)))
+        found.append(Question(YOUNGEST, f"{values[0]}: {min(ages, key=ages.__getitem__)}"))
     return found
 
 
