@@ -15,7 +15,7 @@ from .packing import Exercise, Lesson
 from .reasoning import aggregate_questions, comparisons, described_questions
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"
-COPYING_WEIGHT, ASKING_WEIGHT, COUNTING_WEIGHT = 0.15, 0.3, 4.0
+COPYING_WEIGHT, ASKING_WEIGHT, COUNTING_WEIGHT = 0.15, 0.3, 2.0
 LOOKUPS = 12
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Collection
 from itertools import permutations
 
 from .fiction import ATTRIBUTES, Document, Question
@@ -56,20 +57,29 @@ def comparisons(doc: Document) -> list[Question]:
 
 
 def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
-    """Questions that take the whole text: counts of people, and the age and name of the oldest and the youngest."""
-    counts = Counter(fact.attribute for fact in doc.facts)
-    found = [Question(PEOPLE, str(len(doc.names)))]
-    found += [Question(TOLD.format(attribute), str(count)) for attribute, count in sorted(counts.items())]
+    """Questions that take the whole text: counts of people, and the age and name of the oldest and the youngest.
+
+    A count's answer lists the people first, in the order in which the text mentions them.
+    """
+    told: dict[str, list[str]] = {}
+    for fact in doc.facts:
+        told.setdefault(fact.attribute, []).append(fact.name)
+    found = [_count(PEOPLE, dict.fromkeys(fact.name for fact in doc.facts))]
+    found += [_count(TOLD.format(attribute), names) for attribute, names in sorted(told.items())]
     ages = _ages(doc)
     values = sorted(ages.values())
     if len(values) > 1:
         limit = rng.choice(range(30, 70, 10))
-        found.append(Question(ABOVE.format(limit), str(sum(age > limit for age in values))))
+        found.append(_count(ABOVE.format(limit), [name for name, age in ages.items() if age > limit]))
     if len(values) > 1 and values[-1] > values[-2]:
         found.append(Question(OLDEST, f"{values[-1]}: {max(ages, key=ages.__getitem__)}"))
     if len(values) > 1 and values[0] < values[1]:
         found.append(Question(YOUNGEST, f"{values[0]}: {min(ages, key=ages.__getitem__)}"))
     return found
+
+
+def _count(question: str, names: Collection[str]) -> Question:
+    return Question(question, f"{', '.join(names)}: {len(names)}" if names else "0")
 
 
 def _ages(doc: Document) -> dict[str, int]:
