@@ -95,16 +95,17 @@ def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | Non
     context = writer.context
     layout = lk.BottleneckLayout(len(writer.prefix), len(context.context_ids), context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
-    tries = [
-        replace(
+
+    def settled(on: bool, size: int) -> CompileSettings:
+        return replace(
             settings,
             gradient_checkpointing=on if checkpointing == "auto" else checkpointing,
             encode_chunk=size if chunk == "auto" else chunk,
         )
-        for on, size in ((False, 0), (True, 0), (True, CHUNK))
-    ]
+
     if free is None or settings.engine == "reference" or "auto" not in (checkpointing, chunk):
-        return tries[0]
+        return settled(False, 0)
+    tries = [settled(False, 0), settled(True, 0), settled(True, CHUNK)]
     fitting = (found for found in tries if step_memory(writer.model, layout, found).total <= HEADROOM * free)
     return next(fitting, tries[-1])
 
