@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import lcc_kernels as lk
 
+from .control_groups import group_bytes
 from .encode import Writer, lora_model
 from .packed import PackedDecoder, PackedRow
 from .settings import CompileSettings
@@ -111,7 +112,7 @@ def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | Non
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of ``device``; None where it cannot be asked."""
+    """Free memory of ``device``, within the limits of this process's control groups; None where it cannot be asked."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -119,7 +120,8 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type != "cpu" or not meminfo.exists():
         return None
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free, limited = int(fields["MemAvailable"].split()[0]) * 1024, group_bytes()
+    return free if limited is None else min(free, limited)
 
 
 def _chunk(settings: CompileSettings) -> int:
