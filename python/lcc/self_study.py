@@ -53,7 +53,7 @@ def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:
 
 
 def _sample_questions(model: PreTrainedModel, context: Context, seen: KV, settings: CompileSettings) -> list[str]:
-    """One batch of questions about what is in ``seen``, empty ones left out."""
+    """One batch of questions about what is in ``seen``; empty ones and those without an end are left out."""
     sampled = generate_responses(
         model,
         seen,
@@ -62,5 +62,6 @@ def _sample_questions(model: PreTrainedModel, context: Context, seen: KV, settin
         end=context.chat.end,
         temperature=settings.self_study_temperature,
     )
-    questions = (context.chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in sampled)
+    finished = (ids for ids in sampled if len(ids) < settings.max_response_tokens)
+    questions = (context.chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in finished)
     return [question for question in questions if question]

@@ -111,6 +111,10 @@ class CompileSettings:
         _require(valid, "gradient_checkpointing", checkpointing, "auto, True or False")
         valid = chunk == "auto" or (type(chunk) is int and chunk >= 0)
         _require(valid, "encode_chunk", chunk, "auto, or a whole number of at least 0")
+        if self.engine == "reference":
+            for name in ("gradient_checkpointing", "encode_chunk", "torch_compile"):
+                value = getattr(self, name)
+                _require(value in (False, "auto"), name, value, "left out with engine='reference', or take 'packed'")
         precisions = ("auto", "float32", "bfloat16")
         _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")
 

@@ -136,6 +136,17 @@ def test_self_study_covers_every_piece_of_the_text(embedded):
     assert len({answers[question] for question in valid}) / len(doc.facts) >= 0.9
 
 
+def test_questions_that_were_cut_off_are_left_out(embedded):
+    model, tokenizer = embedded
+    context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 2, 4).text, 8, 7)
+    with torch.no_grad():
+        seen = read_text(model, context.context_ids, read_text(model, context.prefix_ids))
+    torch.manual_seed(0)
+    asked = ask_questions(model, context, seen, make_settings(max_response_tokens=7), lambda *_: None)
+    assert asked
+    assert all(question.endswith("?") for question in asked)
+
+
 def test_text_pieces_cover_the_text():
     ids = list(range(150))
     pieces = text_pieces(ids, 64)

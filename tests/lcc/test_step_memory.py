@@ -119,6 +119,14 @@ def test_settings_are_checked():
             make_settings(**wrong)
 
 
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"encode_chunk": 64}, {"torch_compile": True}])
+def test_the_reference_engine_refuses_what_it_would_ignore(way):
+    make_settings(engine="packed", **way)
+    make_settings(engine="reference", gradient_checkpointing=False, encode_chunk=0, torch_compile=False)
+    with pytest.raises(lcc.InputError, match=f"{next(iter(way))} is .* engine='reference', or take 'packed'"):
+        make_settings(engine="reference", **way)
+
+
 def test_compile_step_prints_what_it_promises(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["compile_step", *STEP, "--context", "64", "--json"])
     compile_step.main()
