@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
+import pytest
 import torch
 
 from lcc.chat import ChatFormat
 from lcc.context import build_context
 from lcc.encode import read_text
+from lcc.evaluation import FullText, beside, evaluate
+from lcc.evaluation.suites import SUITES, general_queries, suite
 from lcc.generate import generate_responses
 from lcc.models import EMBEDDED
 from lcc.models.exam import answer, general_exam, score
-from lcc.models.fiction import UNKNOWN, Document, document, unanswerable
+from lcc.models.fiction import ASKED_WORDINGS, ATTRIBUTES, UNKNOWN, Document, document, unanswerable
 from lcc.models.general import KINDS, general_query
 from lcc.self_study import ASK_REQUEST, ask_questions, text_pieces
 from lcc.settings import make_settings
@@ -21,6 +25,18 @@ from lcc.surrogate import REPEAT_REQUEST
 
 # Far from the seeds of the training script and of the demo.
 HELD_OUT = 5_000_000
+# At least; the suites' own examples, 300 and 700 words.
+SUITE_SCORES = {
+    "fiction easy": 0.97,
+    "fiction medium": 0.9,
+    "fiction hard": 0.6,
+    "dialogue opening": 0.95,
+    "dialogue": 0.9,
+    "needle": 0.9,
+    "needle, several values": 0.7,
+    "key value": 0.9,
+    **{f"general beside {name}": 0.9 for name in SUITES},
+}
 SHAPES = ((5, 7), (6, 7), (8, 8), (5, 8))
 
 
@@ -58,6 +74,45 @@ def test_answers_with_the_text_and_not_without(embedded):
         total += len(questions)
     assert right / total >= 0.97
     assert guessed / total <= 0.15
+
+
+@pytest.fixture(scope="module")
+def suite_scores(embedded, tmp_path_factory) -> dict[str, float]:
+    """With the full text, by task, and of general queries beside each suite's texts."""
+    examples = []
+    for name in SUITES:
+        about = suite(name, 4, seed=HELD_OUT)
+        beside_it = beside(general_queries(HELD_OUT, 20), dict.fromkeys(example.context for example in about))
+        examples += about + [replace(example, task=f"general beside {name}") for example in beside_it]
+    results = evaluate([FullText(*embedded)], examples, tmp_path_factory.mktemp("suites"), progress=False)
+    by_task: dict[str, list[float]] = {}
+    for result in results:
+        by_task.setdefault(result.task, []).append(result.score)
+    return {task: sum(scores) / len(scores) for task, scores in by_task.items()}
+
+
+@pytest.mark.parametrize("task", SUITE_SCORES)
+def test_does_every_suite_with_the_full_text(task, suite_scores):
+    assert suite_scores[task] >= SUITE_SCORES[task]
+    assert suite_scores.keys() == SUITE_SCORES.keys()
+
+
+def test_asks_in_wordings_that_leave_one_for_evaluation(embedded):
+    model, tokenizer = embedded
+    chat = ChatFormat.of(tokenizer)
+    doc = document(random.Random(HELD_OUT), 5, 7)
+    with torch.no_grad():
+        seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
+    torch.manual_seed(0)
+    rows = generate_responses(model, seen, [chat.query_ids(ASK_REQUEST)] * 200, 20, end=chat.end, temperature=0.6)
+    asked = {tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows}
+    kept_back = {
+        wording.format(n=name)
+        for attribute in ATTRIBUTES.values()
+        for wording in attribute.questions[ASKED_WORDINGS:]
+        for name in doc.names
+    }
+    assert len(asked & kept_back) <= 0.02 * len(asked)
 
 
 def test_general_queries_beside_an_unrelated_text(embedded):

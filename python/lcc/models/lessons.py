@@ -15,7 +15,7 @@ from .packing import Exercise, Lesson
 from .reasoning import aggregate_questions, comparisons, described_questions
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"
-COPYING_WEIGHT, ASKING_WEIGHT, COUNTING_WEIGHT = 0.15, 0.3, 2.0
+COPYING_WEIGHT, ASKING_WEIGHT, SLOWEST_WEIGHT = 0.15, 0.3, 2.0
 LOOKUPS = 12
 
 
@@ -98,12 +98,12 @@ def closed_book_lesson(rng: random.Random) -> Lesson:
 def _reasoning(doc: fiction.Document, rng: random.Random, count: int) -> list[Exercise]:
     """``count`` exercises of each kind that takes more than one sentence or turn, where the document has as many.
 
-    Counts, the slowest to learn, are twice as many and weigh more.
+    Comparisons and counts, the slowest to learn, are twice as many and weigh more.
     """
     exercises = [_turns([question], "join") for question in _drawn(rng, described_questions(doc), count)]
-    exercises += [_turns([question], "compare") for question in _drawn(rng, comparisons(doc), count)]
-    counts = _drawn(rng, aggregate_questions(doc, rng), 2 * count)
-    exercises += [_turns([question], "count", COUNTING_WEIGHT) for question in counts]
+    slowest = {"compare": comparisons(doc), "count": aggregate_questions(doc, rng)}
+    for kind, questions in slowest.items():
+        exercises += [_turns([question], kind, SLOWEST_WEIGHT) for question in _drawn(rng, questions, 2 * count)]
     return exercises + [_turns(dialogue(doc, rng, rng.randint(2, 5)), "dialogue") for _ in range(count)]
 
 
