@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablation_points import ABLATIONS, STEPS, Plan, Point
+from benchmarks.ablation_points import ABLATIONS, SHARED, STEPS, Plan, Point
 from benchmarks.ablation_training import Ablated, digest, load, prepare
 from benchmarks.environment import describe
 from benchmarks.fidelity import row, write_rows
@@ -37,7 +37,7 @@ from lcc.readers import Reader
 from lcc.settings import CompileSettings, make_settings
 from lcc.surrogate import REPEAT_REQUEST
 
-SMOKE = {"steps": 4, "batch": 8}
+SMOKE = SHARED | {"steps": 4, "batch": 8}
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
     """The run that the options describe."""
     if arguments.smoke:
         return Plan(arguments.work, documents=1, words=120, general=4, most_queries=40, shared=SMOKE)
-    return Plan(arguments.work, arguments.documents, arguments.words, shared={"steps": arguments.steps})
+    return Plan(arguments.work, arguments.documents, arguments.words, shared=SHARED | {"steps": arguments.steps})
 
 
 def main(given: list[str] | None = None) -> None:

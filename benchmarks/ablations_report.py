@@ -45,7 +45,7 @@ class Finding:
     value: int | str
     claim: str
     measure: str = "qa"
-    streams: tuple[str, ...] = ("three", "two")
+    streams: tuple[str, ...] = ("three streams", "two streams")
 
 
 FINDINGS = (
@@ -60,7 +60,7 @@ FINDINGS = (
         "reconstruction",
         0,
         "worse",
-        streams=("two, 8,000 queries",),
+        streams=("two streams, 8,000 queries",),
     ),
     Finding("Figure 4", "ratio 2 keeps what 16 keeps", "ratio", 2, "same"),
     Finding("Figure 4", "ratio 4 keeps what 16 keeps", "ratio", 4, "same"),
@@ -71,7 +71,11 @@ FINDINGS = (
     Finding("Table 3", "the same with the LoRA dropped: hardly an answer", "coupled", "on, dropped", "near zero"),
     Finding("Figure 5", "MSE over logits is worse than KL", "loss", "mse", "worse"),
 )
-RULE = f"""Differences are of scores, value minus base, paired, with 95 % intervals over documents and questions; one
+NOTE = f"""Kept: score / full-text score. Repeated: share of the text's tokens predicted right after the request to repeat it,
+teacher-forced. Bars are questions, general queries and text repeated, from dark to light, with 95 % intervals. All points
+are trained for the same steps; a stream weighs as much as the paper's number of its samples would (2,000 are 1).
+
+Differences are of scores, value minus base, paired, with 95 % intervals over documents and questions; one
 without width is widened by 3 / questions (the rule of three). *Worse* or *better*: confirmed where the interval is
 beyond zero, refuted where it excludes a difference of {MARGIN:.0%} in the claimed direction. *Same*: confirmed within
 {MARGIN:.0%} either way, refuted beyond it. *Hardly an answer*: confirmed where the interval of what is kept is below
@@ -139,7 +143,7 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
     lines = [f"## Ablations ({name})\n", f"{asked}; {repeated.format(**first['repeats_bounds'])}; {where}.\n"]
     lines += [_line(("the paper", "streams", "base", "value", "difference", "verdict")), _line(["---"] * 6)]
     lines += [_finding(finding, *pair) for finding in FINDINGS for pair in _pairs(finding, rows)]
-    lines += ["", RULE]
+    lines += ["", NOTE]
     for ablation in dict.fromkeys(row["ablation"] for row in rows):
         lines += ["", f"### {ablation}\n", _line(TITLES), _line(["---"] * len(TITLES))]
         lines += [_line(_cells(row)) for row in rows if row["ablation"] == ablation]
@@ -205,7 +209,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     for axes, ablation in zip(panels, ablations, strict=False):
         mine = [row for row in rows if row["ablation"] == ablation]
         (_curves if ablation in AXES else _bars)(axes, ablation, mine, streams)
-        axes.set(title=ablation, ylim=(-4, 108), ylabel="kept, %")
+        axes.set(title=ablation, ylim=(-4, 108), ylabel="kept or repeated, %")
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[len(ablations) :]:
         axes.remove()
@@ -223,7 +227,7 @@ def _curves(axes: Axes, ablation: str, rows: Sequence[Row], streams: dict[str, s
             if mine:
                 points, errors = _points(mine, value, interval)
                 axes.errorbar(
-                    [row["value"] for row in mine], points, yerr=errors, label=f"{name} streams: {label}",
+                    [row["value"] for row in mine], points, yerr=errors, label=f"{name}: {label}",
                     linestyle=style, color=colour, marker="o", markersize=3, capsize=2,
                 )  # fmt: skip
     axes.set_xscale(**AXES[ablation]["scale"])

@@ -49,10 +49,12 @@ def test_every_ablation_has_its_base_and_no_value_twice(tmp_path):
 
 def test_a_streams_weight_is_its_number_of_samples(tmp_path):
     points = {(p.streams, p.ablation, p.value): p.settings for p in plan_in(tmp_path).points(list(ABLATIONS))}
-    assert points["two", "general", 8000].general_weight == 4.0
-    assert points["two", "general", 0].general_queries == points["two", "general", 0].general_weight == 0
-    assert points["three", "reconstruction", 500].reconstruction_weight == 0.25
-    assert points["two", "general", 8000] == points["two, 8,000 queries", "reconstruction", 2000]
+    assert points["two streams", "general", 8000].general_weight == 4.0
+    assert (
+        points["two streams", "general", 0].general_queries == points["two streams", "general", 0].general_weight == 0
+    )
+    assert points["three streams", "reconstruction", 500].reconstruction_weight == 0.25
+    assert points["two streams", "general", 8000] == points["two streams, 8,000 queries", "reconstruction", 2000]
 
 
 def test_no_query_is_asked_in_the_end(tmp_path):
@@ -67,7 +69,7 @@ def test_no_query_is_asked_in_the_end(tmp_path):
 def test_a_training_takes_its_share_of_the_samples(work):
     plan = plan_in(work)
     whole = surrogate_of(plan, plan.texts[0])
-    few, two = (plan.settings(streams, {"general_queries": 5}) for streams in ("three", "two"))
+    few, two = (plan.settings(streams, {"general_queries": 5}) for streams in ("three streams", "two streams"))
     assert [sample.stream for sample in share(whole, few).train].count("general") == 5
     assert share(whole, few).self_questions == whole.self_questions != frozenset()
     assert {sample.stream for sample in share(whole, two).train} == {"general"}
@@ -76,7 +78,7 @@ def test_a_training_takes_its_share_of_the_samples(work):
 
 def test_coupled_reading_keeps_the_lora_and_the_model(work):
     plan = plan_in(work)
-    settings = plan.settings("three", {"coupled": True})
+    settings = plan.settings("three streams", {"coupled": True})
     model, tokenizer = load()
     before = fingerprint(model, tokenizer)
     states = {}
@@ -90,9 +92,11 @@ def test_coupled_reading_keeps_the_lora_and_the_model(work):
 
 def test_rows(run):
     rows = run("coupled")
-    values = [(streams, value) for streams in ("three", "two") for value in ("off", "on", "on, dropped")]
+    values = [
+        (streams, value) for streams in ("three streams", "two streams") for value in ("off", "on", "on, dropped")
+    ]
     assert [(row["streams"], row["value"]) for row in rows] == values
-    three = {row["value"]: row for row in rows if row["streams"] == "three"}
+    three = {row["value"]: row for row in rows if row["streams"] == "three streams"}
     assert three["off"]["base"]
     assert three["off"]["qa_difference"] == three["off"]["general_difference"] == [0.0, 0.0]
     assert three["on"]["repeats"] != three["on, dropped"]["repeats"]
@@ -173,11 +177,11 @@ def test_report(tmp_path):
             seconds=9.0, method="lcc", ratio=16.0, kv_bytes=1,
         )
         for streams, ablation, value, base, kept, difference in (
-            ("three", "general", 0, False, 0.02, (-0.9, -0.8)),
-            ("three", "general", 2000, True, 0.9, (0.0, 0.0)),
-            ("two", "general", 2000, True, 0.5, (0.0, 0.0)),
-            ("three", "loss", "kl", True, 0.9, (0.0, 0.0)),
-            ("three", "loss", "mse", False, 0.8, (-0.2, -0.1)),
+            ("three streams", "general", 0, False, 0.02, (-0.9, -0.8)),
+            ("three streams", "general", 2000, True, 0.9, (0.0, 0.0)),
+            ("two streams", "general", 2000, True, 0.5, (0.0, 0.0)),
+            ("three streams", "loss", "kl", True, 0.9, (0.0, 0.0)),
+            ("three streams", "loss", "mse", False, 0.8, (-0.2, -0.1)),
         )
     ]  # fmt: skip
     file = tmp_path / "ablations.json"
@@ -186,9 +190,9 @@ def test_report(tmp_path):
     report.main([str(file), "-o", str(tmp_path / "out")])
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith("## Ablations (ablations)")
-    assert "| Figure 5: MSE over logits is worse than KL | three |" in text
+    assert "| Figure 5: MSE over logits is worse than KL | three streams |" in text
     assert "-20.0% to -10.0% | confirmed |" in text
-    # Of "two" there is a base alone.
+    # Of "two streams" there is a base alone.
     assert text.count("Figure 2: without general queries, hardly an answer") == 1
     assert "### loss" in text
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
