@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import lcc
 from lcc import certificate
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
@@ -161,3 +163,17 @@ FAST = {
 def fast() -> dict:
     """Settings for a compilation of a second."""
     return dict(FAST)
+
+
+@pytest.fixture
+def surrogates_made(monkeypatch) -> list[float]:
+    """The ratio of every compilation that made its surrogate data, rather than finding it."""
+    compiling = sys.modules[lcc.compile.__module__]
+    real, made = compiling.build_surrogate, []
+
+    def build(model, context, text_kv, settings, *rest):
+        made.append(settings.ratio)
+        return real(model, context, text_kv, settings, *rest)
+
+    monkeypatch.setattr(compiling, "build_surrogate", build)
+    return made

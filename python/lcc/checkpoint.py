@@ -14,13 +14,20 @@ import torch
 
 from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
-from .files import read_tensors, remove_partial, write_tensors
+from .files import PARTIAL, read_tensors, write_tensors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
 
 # With ratio="auto", the checkpoint of each ratio is in a folder of its own.
 RATIO_FOLDER = "ratio-"
 STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-1"
+SURROGATE_FILE, STATE_FILE = "surrogate", "state"
+# What the surrogate data depends on, of a compilation's identity; a stream without weight is left out of it.
+DATA_FIELDS = {
+    "general_queries", "self_study_questions", "self_study_temperature", "self_study_piece", "max_response_tokens",
+    "held_out", "precision", "seed", "text", "queries", "model_config", "model_weights", "tokenizer", "chat_template",
+}  # fmt: skip
+STREAM_WEIGHTS = ("general_weight", "self_study_weight")
 # Tensors on the CPU, and JSON-ready metadata.
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -31,9 +38,21 @@ class Checkpoint:
     Of several processes rank 0 alone touches the folder; the others are told what it read.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks = ALONE):
-        self.folder, self.identity, self.ranks = folder, identity, ranks
+    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks = ALONE, surrogate: str = SURROGATE_FILE):
+        self.folder, self.identity, self.ranks, self._surrogate = folder, identity, ranks, surrogate
         ranks.from_main(self._make_folder)
+
+    @classmethod
+    def shared(cls, folder: Path, compilation: dict[str, Any], ranks: Ranks = ALONE) -> Checkpoint:
+        """Where compilations find one another's surrogate data: a file for whatever the data depends on.
+
+        Args:
+            compilation: the ``identity`` of one of them.
+        """
+        same = {name: value for name, value in compilation.items() if name in DATA_FIELDS}
+        same |= {name: compilation[name] > 0 for name in STREAM_WEIGHTS}
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(folder, same, ranks, f"{SURROGATE_FILE}-{digest}")
 
     def _make_folder(self) -> None:
         try:
@@ -43,20 +62,20 @@ class Checkpoint:
 
     def save_surrogate(self, surrogate: Surrogate) -> None:
         """Write the samples with their teacher hidden states."""
-        self._write("surrogate", SURROGATE, *pack_surrogate(surrogate))
+        self._write(self._surrogate, SURROGATE, *pack_surrogate(surrogate))
 
     def load_surrogate(self, device: torch.device) -> Surrogate | None:
         """The samples that an earlier run wrote, or None."""
-        stored = self._read("surrogate", SURROGATE)
+        stored = self._read(self._surrogate, SURROGATE)
         return None if stored is None else unpack_surrogate(*stored, device)
 
     def save_state(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Write the optimisation's state."""
-        self._write("state", STATE, tensors, metadata)
+        self._write(STATE_FILE, STATE, tensors, metadata)
 
     def load_state(self) -> Stored | None:
         """The optimisation's last written state, or None."""
-        return self._read("state", STATE)
+        return self._read(STATE_FILE, STATE)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -105,10 +124,9 @@ def remove_checkpoint(folder: str | os.PathLike) -> None:
     path = Path(folder)
     for tried in path.glob(f"{RATIO_FOLDER}*"):
         remove_checkpoint(tried)
-    for name in ("surrogate", "state"):
-        file = path / f"{name}.safetensors"
-        file.unlink(missing_ok=True)
-        remove_partial(file)
+    for name in (f"{SURROGATE_FILE}*", STATE_FILE):
+        for file in (*path.glob(f"{name}.safetensors"), *path.glob(f".{name}.safetensors.*{PARTIAL}")):
+            file.unlink(missing_ok=True)
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
 

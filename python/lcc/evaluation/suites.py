@@ -27,28 +27,18 @@ Item = TypeVar("Item")
 
 def fiction(rng: random.Random, words: int) -> list[Example]:
     """Easy: one sentence answers; medium: two, joined or compared; hard: the whole text, counted or compared."""
-    doc = _document(rng, words)
-    half = QUESTIONS // 2
-    levels = {
-        "fiction easy": _draw(rng, doc.questions(), QUESTIONS),
-        "fiction medium": _draw(rng, described_questions(doc), half) + _draw(rng, comparisons(doc), half),
-        "fiction hard": _draw(rng, aggregate_questions(doc, rng), QUESTIONS),
-    }
-    return [_exact(doc.text, question, task) for task, questions in levels.items() for question in questions]
+    return _levels(_document(rng, words), rng)
 
 
 def dialogues(rng: random.Random, words: int) -> list[Example]:
     """Conversations with pronouns; earlier turns carry the true answers (as in CoQA)."""
+    return _conversations(_document(rng, words), rng)
+
+
+def reading(rng: random.Random, words: int) -> list[Example]:
+    """Fiction's questions and dialogues about one document."""
     doc = _document(rng, words)
-    examples = []
-    for _ in range(DIALOGUES):
-        turns = dialogue(doc, rng, TURNS)
-        history = tuple((turn.text, turn.answer) for turn in turns)
-        examples += [
-            _exact(doc.text, turn, "dialogue" if number else "dialogue opening", history[:number])
-            for number, turn in enumerate(turns)
-        ]
-    return examples
+    return _levels(doc, rng) + _conversations(doc, rng)
 
 
 def needle(rng: random.Random, words: int) -> list[Example]:
@@ -66,6 +56,7 @@ def key_value(rng: random.Random, words: int) -> list[Example]:
 SUITES: dict[str, Callable[[random.Random, int], list[Example]]] = {
     "fiction": fiction,
     "dialogue": dialogues,
+    "reading": reading,
     "needle": needle,
     "key_value": key_value,
 }
@@ -86,6 +77,28 @@ def general_queries(seed: int = 0, count: int = GENERAL) -> list[Example]:
     """Queries that need no text, none of them among those that compile asks by default."""
     exam = general_exam(random.Random(f"{SEED_OFFSET} general {seed}"), count, load_queries())
     return [_exact("", query, "general") for query in exam]
+
+
+def _levels(doc: Document, rng: random.Random) -> list[Example]:
+    half = QUESTIONS // 2
+    levels = {
+        "fiction easy": _draw(rng, doc.questions(), QUESTIONS),
+        "fiction medium": _draw(rng, described_questions(doc), half) + _draw(rng, comparisons(doc), half),
+        "fiction hard": _draw(rng, aggregate_questions(doc, rng), QUESTIONS),
+    }
+    return [_exact(doc.text, question, task) for task, questions in levels.items() for question in questions]
+
+
+def _conversations(doc: Document, rng: random.Random) -> list[Example]:
+    examples = []
+    for _ in range(DIALOGUES):
+        turns = dialogue(doc, rng, TURNS)
+        history = tuple((turn.text, turn.answer) for turn in turns)
+        examples += [
+            _exact(doc.text, turn, "dialogue" if number else "dialogue opening", history[:number])
+            for number, turn in enumerate(turns)
+        ]
+    return examples
 
 
 def _document(rng: random.Random, words: int) -> Document:

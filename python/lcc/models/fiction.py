@@ -118,6 +118,8 @@ ATTRIBUTES = {
 }
 
 UNKNOWN = "unknown"
+# The embedded model asks in the first so many wordings only: compile never asks itself in the rest.
+ASKED_WORDINGS = 2
 
 
 @dataclass(frozen=True)
