@@ -58,14 +58,28 @@ def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson
     return Lesson(text, (_repeat(text, 1.0), *(_snippet(text, rng) for _ in range(6))))
 
 
-def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
-    """Ask many questions about one document, some of them joins and counts, and answer general queries beside it."""
-    doc = fiction.document(rng, people, attributes)
+def asking_lesson(rng: random.Random, people: int, attributes: int, words: int | None = None) -> Lesson:
+    """Ask many questions about one document, some of them joins and counts, and answer general queries beside it.
+
+    ``words``: about a piece of so many words instead, as self-study does, and only about what stands in it whole.
+    """
+    doc, text = fiction.document(rng, people, attributes), None
+    if words:
+        doc, text = _piece(doc, rng, words)
     asked = [doc.question(fact, rng, ASKED_WORDINGS) for fact in rng.choices(doc.facts, k=16)]
     asked += _drawn(rng, described_questions(doc, ASKED_WORDINGS), 4)
     asked += _drawn(rng, comparisons(doc), 2) + _drawn(rng, aggregate_questions(doc, rng), 2)
     exercises = [_ask(question.text, 1.0) for question in asked]
-    return Lesson(doc.text, (*exercises, *_general(rng, 16)))
+    return Lesson(text or doc.text, (*exercises, *_general(rng, 4 if words else 16)))
+
+
+def _piece(doc: fiction.Document, rng: random.Random, words: int) -> tuple[fiction.Document, str]:
+    """The facts that stand whole in ``words`` words of the text (more, if none does), and these words."""
+    split = doc.text.split()
+    start = rng.randrange(max(1, len(split) - words))
+    text = " ".join(split[start : start + words])
+    facts = tuple(fact for fact in doc.facts if fact.sentence in text)
+    return (fiction.Document(facts), text) if facts else _piece(doc, rng, words + 5)
 
 
 def needle_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
