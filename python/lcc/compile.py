@@ -207,7 +207,8 @@ def _surrogate(
     reporter: Reporter,
 ) -> Surrogate:
     """The surrogate data: from the checkpoint, or made now by rank 0."""
-    stored = store.load_surrogate(writer.model.device) if store else None
+    device, budget = writer.model.device, settings.teacher_gigabytes * 2**30
+    stored = store.load_surrogate(device, budget) if store else None
     if stored is not None:
         return stored
 
@@ -223,7 +224,7 @@ def _surrogate(
     if ranks.count == 1:
         return make()
     packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
-    return unpack_surrogate(*packed, writer.model.device)
+    return unpack_surrogate(*packed, device, budget)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
