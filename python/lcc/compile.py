@@ -144,10 +144,7 @@ def _search(
     target = TARGET if target is None else target
     chosen = make_settings(options["recipe"], **settings | {"ratio": None})
     check_search(chosen, target, options["questions"] is not None, options["certify"])
-    # An iterable may be read only once, and each ratio reads it.
-    options |= {"queries": load_queries(options["queries"])}
-    if not isinstance(options["questions"], (str, Path, type(None))):
-        options |= {"questions": list(options["questions"])}
+    options = reread(options)
     folder = Path(checkpoint) if checkpoint is not None else None
     ranks = Ranks.of_group() if options["distributed"] else ALONE
     with reporting(ranks.main and progress) as reporter:
@@ -160,6 +157,12 @@ def _search(
     if folder and ranks.main and not keep_checkpoint:
         remove_checkpoint(folder)
     return memory
+
+
+def reread(options: dict[str, Any]) -> dict[str, Any]:
+    """``compile``'s options for more than one call: an iterable of queries or questions may be read only once."""
+    names = [name for name in ("queries", "questions") if not isinstance(options.get(name), (str, Path, type(None)))]
+    return options | {name: list(options[name]) for name in names}
 
 
 @dataclass(frozen=True)
