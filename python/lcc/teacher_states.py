@@ -28,7 +28,7 @@ class TeacherStates:
         self._left, self._folder = budget, folder
 
     def keep(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` itself, or its copy on disk, a CPU tensor whose pages are read when they are touched.
+        """``hidden`` (tokens, H) itself, or its copy on disk, a CPU tensor whose pages are read when they are touched.
 
         Raises:
             MemoryFileError: the folder cannot be written, or the disk is full.
@@ -50,7 +50,7 @@ class TeacherStates:
             ) from error
 
     def load(self, hidden: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """``hidden``, mapped from a file, on ``device`` within the budget, and as it is past it."""
+        """``hidden`` (tokens, H), mapped from a file, on ``device`` within the budget, and as it is past it."""
         return hidden.to(device) if self._fits(hidden) else hidden
 
     def _fits(self, hidden: torch.Tensor) -> bool:
