@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,10 +18,11 @@ from .errors import MemoryFileError, MismatchError
 from .files import PARTIAL, read_tensors, write_tensors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
+from .teacher_states import TeacherStates
 
 # With ratio="auto", the checkpoint of each ratio is in a folder of its own.
 RATIO_FOLDER = "ratio-"
-STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-1"
+STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-2"
 SURROGATE_FILE, STATE_FILE = "surrogate", "state"
 # Of a compilation's identity, what its surrogate data does not depend on; a stream without weight is left out of it.
 NOT_OF_SURROGATE = {
@@ -65,10 +67,10 @@ class Checkpoint:
         """Write the samples with their teacher hidden states."""
         self._write(self._surrogate, SURROGATE, *pack_surrogate(surrogate))
 
-    def load_surrogate(self, device: torch.device) -> Surrogate | None:
-        """The samples that an earlier run wrote, or None."""
+    def load_surrogate(self, device: torch.device, budget: float = math.inf) -> Surrogate | None:
+        """The samples that an earlier run wrote, or None; see ``unpack_surrogate``."""
         stored = self._read(self._surrogate, SURROGATE)
-        return None if stored is None else unpack_surrogate(*stored, device)
+        return None if stored is None else unpack_surrogate(*stored, device, budget)
 
     def save_state(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Write the optimisation's state."""
@@ -102,19 +104,27 @@ class Checkpoint:
 
 
 def pack_surrogate(surrogate: Surrogate) -> Stored:
-    """The samples with their teacher hidden states, (supervised tokens, H) in one tensor."""
+    """The samples, each one's teacher hidden states, (supervised tokens, H), in a tensor of its own: none is copied."""
     samples = [surrogate.reconstruction, *surrogate.train, *surrogate.held_out]
     rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
-    hidden = torch.cat([sample.teacher_hidden for sample in samples]).cpu()
-    return {"hidden": hidden}, {"rows": rows, "train": len(surrogate.train)}
+    hidden = {f"hidden.{index}": sample.teacher_hidden for index, sample in enumerate(samples)}
+    return hidden, {"rows": rows, "train": len(surrogate.train)}
 
 
-def unpack_surrogate(tensors: dict[str, torch.Tensor], metadata: dict[str, Any], device: torch.device) -> Surrogate:
-    """What ``pack_surrogate`` packed, with the hidden states on ``device``."""
-    sizes = [len(row["response_ids"]) for row in metadata["rows"]]
+def unpack_surrogate(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, Any], device: torch.device, budget: float = math.inf
+) -> Surrogate:
+    """What ``pack_surrogate`` packed, with ``budget`` bytes of hidden states on ``device`` and the rest as they are."""
+    states = TeacherStates(budget)
     samples = [
-        Sample(row["stream"], row["query"], tuple(row["query_ids"]), tuple(row["response_ids"]), hidden)
-        for row, hidden in zip(metadata["rows"], tensors["hidden"].to(device).split(sizes), strict=True)
+        Sample(
+            row["stream"],
+            row["query"],
+            tuple(row["query_ids"]),
+            tuple(row["response_ids"]),
+            states.load(tensors[f"hidden.{index}"], device),
+        )
+        for index, row in enumerate(metadata["rows"])
     ]
     train = metadata["train"]
     return Surrogate(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]))

@@ -150,10 +150,7 @@ def _search(
     target = TARGET if target is None else target
     chosen = make_settings(options["recipe"], **settings | {"ratio": None})
     check_search(chosen, target, options["questions"] is not None, options["certify"])
-    # An iterable may be read only once, and each ratio reads it.
-    options |= {"queries": load_queries(options["queries"])}
-    if not isinstance(options["questions"], (str, Path, type(None))):
-        options |= {"questions": list(options["questions"])}
+    options = reread(options)
     folder = Path(checkpoint) if checkpoint is not None else None
     ranks = Ranks.of_group() if options["distributed"] else ALONE
     with (
@@ -170,6 +167,12 @@ def _search(
     if folder and ranks.main and not keep_checkpoint:
         remove_checkpoint(folder)
     return memory
+
+
+def reread(options: dict[str, Any]) -> dict[str, Any]:
+    """``compile``'s options for more than one call: an iterable of queries or questions may be read only once."""
+    names = [name for name in ("queries", "questions") if not isinstance(options.get(name), (str, Path, type(None)))]
+    return options | {name: list(options[name]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,8 @@ def _surrogate(
     reporter: Reporter,
 ) -> Surrogate:
     """The surrogate data: from ``store``, or made now by rank 0."""
-    stored = store.load_surrogate(writer.model.device) if store else None
+    device, budget = writer.model.device, settings.teacher_gigabytes * 2**30
+    stored = store.load_surrogate(device, budget) if store else None
     if stored is not None:
         return stored
 
@@ -239,7 +243,7 @@ def _surrogate(
     if ranks.count == 1:
         return make()
     packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
-    return unpack_surrogate(*packed, writer.model.device)
+    return unpack_surrogate(*packed, device, budget)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:

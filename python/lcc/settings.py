@@ -32,7 +32,7 @@ class CompileSettings:
         self_study_temperature: sampling temperature of those questions.
         self_study_piece: tokens of text that the model asks about at a time; 0 for the whole text at once.
         self_study_whole: share of the questions that it asks about the whole text, after those about pieces.
-        max_response_tokens: longest teacher response.
+        max_response_tokens: longest teacher response, and longest question that the model may ask itself.
         held_out: share of the query samples kept out of training to measure the held-out KL.
         evaluate_every: steps between two measurements.
         patience: measurements without a better held-out KL before stopping early; the best state is kept. 0 never
