@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fidelity import draw_examples
+from benchmarks.fidelity_study import draw_documents
 from lcc.evaluation import Example
 from lcc.models.exam import general_exam
 from lcc.settings import CompileSettings, make_settings
@@ -101,7 +101,8 @@ class Plan:
     @cached_property
     def examples(self) -> list[Example]:
         """Questions about the documents, and general queries beside them."""
-        return draw_examples(self.documents, [self.words], self.general, SEED)
+        drawn = draw_documents(self.documents, 0, [self.words], self.general, SEED)
+        return [example for document in drawn for example in document]
 
     @cached_property
     def texts(self) -> list[str]:

@@ -75,7 +75,7 @@ class Ablated(Reading):
     def __init__(self, plan: Plan, settings: CompileSettings, lora_on: bool):
         super().__init__(*load())
         self.plan, self.settings, self.lora_on = plan, settings, lora_on
-        self.name = "lora on" if lora_on else "lora off"
+        self.name = "lora_on" if lora_on else "lora_off"
 
     @cached_property
     def identity(self) -> dict[str, Any]:

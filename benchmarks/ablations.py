@@ -26,10 +26,11 @@ import torch
 from benchmarks.ablation_points import ABLATIONS, SHARED, STEPS, Plan, Point
 from benchmarks.ablation_training import Ablated, digest, load, prepare
 from benchmarks.environment import describe
-from benchmarks.fidelity import row, write_rows
+from benchmarks.fidelity import write_rows
+from benchmarks.fidelity_rows import row
 from lcc.chat import ChatFormat
 from lcc.errors import DivergedError
-from lcc.evaluation import FullText, NoText, Result, evaluate, summarize
+from lcc.evaluation import FullText, NoText, Result, evaluate
 from lcc.evaluation.bootstrap import interval, means, resample
 from lcc.models.exam import read_chat
 from lcc.progress import Reporter
@@ -86,10 +87,10 @@ def bounds(plan: Plan) -> Bounds:
 
 
 def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dict[str, Any]:
-    """The row of a point; differences are of scores, from the base, with paired 95 % intervals over all questions."""
+    """The row of a point: what ``benchmarks.fidelity`` says of a method, beside the base."""
     mine = [replace(result, method="lcc") for result in found.results[point.lora_on]]
-    reference = [replace(result, method="base") for result in base.results[False]]
-    compared = [line for line in summarize([*mine, *reference], bound="base") if line.method == "lcc"]
+    told = row([*both.results, *mine], "lcc", point.settings.ratio)
+    pairs = list(zip(mine, base.results[False], strict=True))
     repeats = found.repeats[point.lora_on]
     documents = [str(number) for number in range(len(repeats))]
     changed = {name: value for name, value in asdict(point.settings).items() if value != getattr(make_settings(), name)}
@@ -98,14 +99,21 @@ def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dic
         "ablation": point.ablation,
         "value": point.value,
         "base": point.base,
-        **row([*both.results, *mine], "lcc", point.settings.ratio),
-        "qa_difference": next(line.difference for line in reversed(compared) if not line.general),
-        "general_difference": next(line.difference for line in compared if line.general),
+        **told,
+        "qa_difference": difference([pair for pair in pairs if pair[0].task in told["headline"]]),
+        "general_difference": difference([pair for pair in pairs if pair[0].general]),
         "repeats": statistics.fmean(repeats),
         "repeats_interval": interval(means(resample(documents), repeats)),
         "repeats_bounds": both.repeats,
         "settings": changed,
     }
+
+
+def difference(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float] | None:
+    """The 95 % interval of the scores' difference, first minus second, over documents and questions."""
+    if not pairs:
+        return None
+    return interval(means(resample([first.context for first, _ in pairs]), [a.score - b.score for a, b in pairs]))
 
 
 def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:
