@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablation_points import ABLATIONS, SHARED, STEPS, Plan, Point
+from benchmarks.ablation_points import ABLATIONS, SHARED, SMOKE, Plan, Point
 from benchmarks.ablation_training import Ablated, digest, load, prepare
 from benchmarks.environment import describe
 from benchmarks.fidelity import write_rows
@@ -37,8 +37,6 @@ from lcc.progress import Reporter
 from lcc.readers import Reader
 from lcc.settings import CompileSettings, make_settings
 from lcc.surrogate import REPEAT_REQUEST
-
-SMOKE = SHARED | {"steps": 4, "batch": 8}
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterab
             print(f"diverged: {', '.join(f'{point.ablation} {point.value}' for point in mine)}")
             continue
         bases |= {point.streams: found for point in mine if point.base}
-        rows += [make_row(point, found, bases[point.streams], both) | where for point in mine]
+        rows += [make_row(point, found, bases[point.streams], both) | where for point in mine if point.streams in bases]
         write_rows(out, in_order(plan, rows))
         reporter.count("trainings", done, len(trainings))
 
@@ -163,7 +161,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--words", type=int, default=300, help="of a document")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=SHARED["steps"])
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--smoke", action="store_true", help="one short document and a few steps")
     parser.add_argument("--work", type=Path, required=True, help="where trainings and answers are kept")
