@@ -22,10 +22,11 @@ from .surrogate import Sample, Surrogate
 RATIO_FOLDER = "ratio-"
 STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-1"
 SURROGATE_FILE, STATE_FILE = "surrogate", "state"
-# What the surrogate data depends on, of a compilation's identity; a stream without weight is left out of it.
-DATA_FIELDS = {
-    "general_queries", "self_study_questions", "self_study_temperature", "self_study_piece", "max_response_tokens",
-    "held_out", "precision", "seed", "text", "queries", "model_config", "model_weights", "tokenizer", "chat_template",
+# Of a compilation's identity, what its surrogate data does not depend on; a stream without weight is left out of it.
+NOT_OF_SURROGATE = {
+    "writer", "ratio", "steps", "batch", "optimizer", "learning_rate", "buffer_learning_rate", "buffer_init", "rank",
+    "alpha", "targets", "reconstruction_weight", "evaluate_every", "patience", "keep_prefix", "loss", "coupled",
+    "engine", "gradient_checkpointing", "encode_chunk", "torch_compile", "teacher_gigabytes",
 }  # fmt: skip
 STREAM_WEIGHTS = ("general_weight", "self_study_weight")
 # Tensors on the CPU, and JSON-ready metadata.
@@ -49,7 +50,7 @@ class Checkpoint:
         Args:
             compilation: the ``identity`` of one of them.
         """
-        same = {name: value for name, value in compilation.items() if name in DATA_FIELDS}
+        same = {name: value for name, value in compilation.items() if name not in NOT_OF_SURROGATE}
         same |= {name: compilation[name] > 0 for name in STREAM_WEIGHTS}
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
         return cls(folder, same, ranks, f"{SURROGATE_FILE}-{digest}")
