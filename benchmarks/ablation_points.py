@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fidelity import draw_examples
+from benchmarks import fidelity
+from benchmarks.fidelity_study import draw_documents
 from lcc.evaluation import Example
 from lcc.models.exam import general_exam
 from lcc.settings import CompileSettings, make_settings
@@ -50,9 +51,9 @@ ABLATED = {
     "two streams": ("general", "reconstruction", "loss", "coupled"),
     "two streams, 8,000 queries": ("reconstruction",),
 }
-# Of the recipe fast, a third of the steps at twice the rate: enough for documents of 300 words, see benchmarks/LOG.md.
-STEPS = 100
-SHARED = {"batch": 32, "learning_rate": 2e-2, "buffer_learning_rate": 2e-2}
+# The fidelity table's settings, each training being as long as any other.
+SHARED = fidelity.SHARED | {"learning_rate": 2e-2, "buffer_learning_rate": 2e-2, "patience": 0, "held_out": 0.0}
+SMOKE = SHARED | fidelity.SMOKE | {"steps": 4}
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ class Plan:
     words: int = 300
     general: int = 20
     most_queries: int = MOST_QUERIES
-    shared: dict[str, Any] = field(default_factory=lambda: SHARED | {"steps": STEPS})
+    shared: dict[str, Any] = field(default_factory=lambda: SHARED)
 
     def settings(self, streams: str, changes: dict[str, Any]) -> CompileSettings:
-        """Those that points share, with a point's own; the last state is kept, so that all train as long."""
-        mixture = {"general_queries": SAMPLES, "patience": 0, "held_out": 0.0, "seed": SEED}
-        return replace(make_settings("fast", **mixture | self.shared | STREAMS[streams]), **changes)
+        """Those that all points share, with the paper's mixture and a point's own."""
+        mixture = {"general_queries": SAMPLES, "seed": SEED}
+        return replace(make_settings(**self.shared | mixture | STREAMS[streams]), **changes)
 
     def points(self, only: Sequence[str]) -> list[Point]:
         """Those of the ablations ``only``; every ablation of a stream has its base among its values."""
@@ -101,7 +102,8 @@ class Plan:
     @cached_property
     def examples(self) -> list[Example]:
         """Questions about the documents, and general queries beside them."""
-        return draw_examples(self.documents, [self.words], self.general, SEED)
+        drawn = draw_documents(self.documents, 0, [self.words], self.general, SEED)
+        return [example for document in drawn for example in document]
 
     @cached_property
     def texts(self) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.ablation_points import SEED, Plan
+from benchmarks.ablation_points import Plan
 from lcc.checkpoint import pack_surrogate, unpack_surrogate
 from lcc.compile import seeded
 from lcc.context import build_context
@@ -28,7 +28,7 @@ from lcc.models import EMBEDDED
 from lcc.optimize import Optimization
 from lcc.progress import Reporter
 from lcc.readers import Reader
-from lcc.settings import CompileSettings, make_settings
+from lcc.settings import CompileSettings
 from lcc.surrogate import REPEAT_REQUEST, Surrogate, build_surrogate
 
 SURROGATE, TRAINED = "lcc-surrogate-1", "lcc-ablation-1"
@@ -49,12 +49,12 @@ def surrogate_of(plan: Plan, text: str) -> Surrogate:
 def prepare(plan: Plan, text: str) -> Path:
     """The file of the document's samples, made now if it is not there."""
     model, tokenizer = load()
-    settings = make_settings("fast", general_queries=plan.most_queries, held_out=0.0, seed=SEED)
+    settings = plan.settings("three streams", {"general_queries": plan.most_queries})
     key = digest([text, asdict(settings), plan.queries, fingerprint(model, tokenizer)])
     path = plan.folder / "surrogates" / f"{key}.safetensors"
     if not path.exists():
         context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
-        with torch.no_grad(), seeded(model, SEED):
+        with torch.no_grad(), seeded(model, settings.seed):
             text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
             made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ class Ablated(Reading):
     def __init__(self, plan: Plan, settings: CompileSettings, lora_on: bool):
         super().__init__(*load())
         self.plan, self.settings, self.lora_on = plan, settings, lora_on
-        self.name = "lora on" if lora_on else "lora off"
+        self.name = "lora_on" if lora_on else "lora_off"
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -23,21 +23,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablation_points import ABLATIONS, SHARED, STEPS, Plan, Point
+from benchmarks.ablation_points import ABLATIONS, SHARED, SMOKE, Plan, Point
 from benchmarks.ablation_training import Ablated, digest, load, prepare
 from benchmarks.environment import describe
-from benchmarks.fidelity import row, write_rows
+from benchmarks.fidelity import write_rows
+from benchmarks.fidelity_rows import row
 from lcc.chat import ChatFormat
 from lcc.errors import DivergedError
-from lcc.evaluation import FullText, NoText, Result, evaluate, summarize
+from lcc.evaluation import FullText, NoText, Result, evaluate
 from lcc.evaluation.bootstrap import interval, means, resample
 from lcc.models.exam import read_chat
 from lcc.progress import Reporter
 from lcc.readers import Reader
 from lcc.settings import CompileSettings, make_settings
 from lcc.surrogate import REPEAT_REQUEST
-
-SMOKE = SHARED | {"steps": 4, "batch": 8}
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,10 @@ def bounds(plan: Plan) -> Bounds:
 
 
 def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dict[str, Any]:
-    """The row of a point; differences are of scores, from the base, with paired 95 % intervals over all questions."""
+    """The row of a point: what ``benchmarks.fidelity`` says of a method, beside the base."""
     mine = [replace(result, method="lcc") for result in found.results[point.lora_on]]
-    reference = [replace(result, method="base") for result in base.results[False]]
-    compared = [line for line in summarize([*mine, *reference], bound="base") if line.method == "lcc"]
+    told = row([*both.results, *mine], "lcc", point.settings.ratio)
+    pairs = list(zip(mine, base.results[False], strict=True))
     repeats = found.repeats[point.lora_on]
     documents = [str(number) for number in range(len(repeats))]
     changed = {name: value for name, value in asdict(point.settings).items() if value != getattr(make_settings(), name)}
@@ -98,14 +97,21 @@ def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dic
         "ablation": point.ablation,
         "value": point.value,
         "base": point.base,
-        **row([*both.results, *mine], "lcc", point.settings.ratio),
-        "qa_difference": next(line.difference for line in reversed(compared) if not line.general),
-        "general_difference": next(line.difference for line in compared if line.general),
+        **told,
+        "qa_difference": difference([pair for pair in pairs if pair[0].task in told["headline"]]),
+        "general_difference": difference([pair for pair in pairs if pair[0].general]),
         "repeats": statistics.fmean(repeats),
         "repeats_interval": interval(means(resample(documents), repeats)),
         "repeats_bounds": both.repeats,
         "settings": changed,
     }
+
+
+def difference(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float] | None:
+    """The 95 % interval of the scores' difference, first minus second, over documents and questions."""
+    if not pairs:
+        return None
+    return interval(means(resample([first.context for first, _ in pairs]), [a.score - b.score for a, b in pairs]))
 
 
 def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:
@@ -128,7 +134,7 @@ def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterab
             print(f"diverged: {', '.join(f'{point.ablation} {point.value}' for point in mine)}")
             continue
         bases |= {point.streams: found for point in mine if point.base}
-        rows += [make_row(point, found, bases[point.streams], both) | where for point in mine]
+        rows += [make_row(point, found, bases[point.streams], both) | where for point in mine if point.streams in bases]
         write_rows(out, in_order(plan, rows))
         reporter.count("trainings", done, len(trainings))
 
@@ -155,7 +161,7 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--words", type=int, default=300, help="of a document")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=SHARED["steps"])
     parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--smoke", action="store_true", help="one short document and a few steps")
     parser.add_argument("--work", type=Path, required=True, help="where trainings and answers are kept")

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("matplotlib")
 
 from benchmarks import ablation_training, ablations, ablations_report, report
-from benchmarks.ablation_points import ABLATED, ABLATIONS, Plan
+from benchmarks.ablation_points import ABLATED, ABLATIONS, SMOKE, Plan
 from benchmarks.ablation_training import Ablated, load, prepare, share, surrogate_of
 from benchmarks.ablations_report import Finding, verdict
 from lcc.evaluation.suites import general_queries
@@ -18,7 +18,7 @@ from lcc.fingerprint import fingerprint
 
 
 def plan_in(folder):
-    return Plan(folder, documents=1, words=120, general=4, most_queries=40, shared=ablations.SMOKE)
+    return Plan(folder, documents=1, words=120, general=4, most_queries=40, shared=SMOKE)
 
 
 @pytest.fixture(scope="module")
