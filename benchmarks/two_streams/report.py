@@ -1,0 +1,121 @@
+"""The table and the plot of ``benchmarks.two_streams``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SCORES = {
+    "questions": "questions",
+    "text in the answer's words": "questions, text in the answer's words",
+    "in other words": "questions, text in other words",
+    "fact not asked": "questions, fact not asked",
+    "fact asked, new wording": "questions, fact asked, new wording",
+    "question, sentence begun": "question, sentence begun",
+    "repetition, sentence begun": "repetition, sentence begun",
+    "continued": "continuation",
+    "repeated": "repetition, values",
+    "in another order": "repetition in another order, values",
+    "moved": "repetition moved by some positions, values",
+    "recited": "sentences recited",
+    "asked after reciting": "questions after reciting",
+    "general": "general",
+}
+TITLES = ("model", "parameters", "memory", "documents", *SCORES, "heads shared", "loss", "seconds")
+ABILITIES = ("repeated", "in another order", "repetition, sentence begun", "question, sentence begun", "questions")
+SHOWN = ("full text", "two streams", "in the layers that answer", "and sentences", "and questions, all facts")
+SHARES = {0: "two streams", 1 / 4: "and questions, 1/4 of the facts", 1 / 2: "and questions, 1/2 of the facts"}
+ASKED, NOT_ASKED = "fact asked, new wording", "fact not asked"
+Row = dict[str, Any]
+
+
+def means(rows: Iterable[Row]) -> list[Row]:
+    """One row for each model and memory: the scores' means over documents."""
+    found = []
+    for _, group in groupby(rows, lambda row: (row["model"], row["run"])):
+        mine = list(group)
+        scores = {title: _mean(row["scores"][name] for row in mine) for title, name in SCORES.items()}
+        figures = {name: _mean(row.get(name) for row in mine) for name in ("loss", "seconds")}
+        shared = _mean(row.get("heads", {}).get("shared") for row in mine)
+        first = {name: mine[0][name] for name in ("model", "mix", "run", "width", "layers", "parameters")}
+        found.append({**first, "documents": len(mine), "scores": scores, "shared": shared, **figures})
+    return found
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if known else None
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A line for each model and memory: shares of right answers, means over documents."""
+    lines = [_line(TITLES), _line(["---"] * len(TITLES))]
+    for row in means(rows):
+        cells = [row["model"], f"{row['parameters'] / 1e6:.2f} M", row["run"], str(row["documents"])]
+        cells += [_cell(row["scores"][title], ".0%") for title in SCORES]
+        lines.append(
+            _line([*cells, _cell(row["shared"], ".2f"), _cell(row["loss"], ".4f"), _cell(row["seconds"], ".0f")])
+        )
+    return "".join(lines)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """What the embedded model can do with each memory, what questions about a few facts do for the rest, all models."""
+    found = means(rows)
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    embedded, others = ([row for row in found if (row["mix"] == "embedded") == mine] for mine in (True, False))
+    abilities, shares, models = figure.subplots(1, 3, width_ratios=(4, 2, 4))
+    _abilities(abilities, [row for row in embedded if row["run"] in SHOWN])
+    _shares(shares, {row["run"]: row["scores"] for row in embedded})
+    _models(models, others)
+    for axes in (abilities, shares, models):
+        axes.set_ylim(0, 1.05)
+        axes.grid(axis="y", alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _abilities(axes: Axes, rows: Sequence[Row]) -> None:
+    for number, row in enumerate(rows):
+        places = [place + 0.8 * number / len(rows) for place in range(len(ABILITIES))]
+        axes.bar(places, [row["scores"][title] for title in ABILITIES], 0.8 / len(rows), align="edge", label=row["run"])
+    axes.set_xticks([place + 0.4 for place in range(len(ABILITIES))], [name.replace(", ", ",\n") for name in ABILITIES])
+    axes.set(title="embedded model: values found")
+    axes.legend(fontsize="small")
+
+
+def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
+    for title in (NOT_ASKED, ASKED):
+        known = [(share, scores[run][title]) for share, run in SHARES.items() if run in scores]
+        points = [(share, value) for share, value in known if value is not None]
+        axes.plot([share for share, _ in points], [value for _, value in points], "o-", label=title)
+    axes.set(title="questions", xlabel="share of the facts that compile asks about")
+    axes.legend(fontsize="small")
+
+
+def _models(axes: Axes, rows: Sequence[Row]) -> None:
+    """Answers kept of the full text's, model by model."""
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    right = {(row["model"], row["run"]): row["scores"]["questions"] for row in rows}
+    runs = [run for run in SHOWN[1:] if any(row["run"] == run for row in rows)]
+    for number, run in enumerate(runs):
+        kept = {name: right[name, run] / (right[name, "full text"] or 1) for name in names if (name, run) in right}
+        places = [place + 0.8 * number / len(runs) for place, name in enumerate(names) if name in kept]
+        axes.bar(places, kept.values(), 0.8 / len(runs), align="edge", label=run)
+    axes.set_xticks([place + 0.4 for place in range(len(names))], names, rotation=30, ha="right")
+    axes.set(title="questions kept, of the full text's")
+    axes.legend(fontsize="small")
