@@ -132,7 +132,6 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
         Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
         Stage("joins", 600, ("join", 0.95), _reasoning),
         Stage("counts", 700, ("count", 0.9), _reasoning),
-        Stage("counts, listed", 400, ("count", 0.96), _reasoning),
         Stage("documents", int(700 * scale), None, _full_documents),
         Stage("long documents", int(120 * scale), None, _long_documents, rate=0.5),
         Stage("rehearsal", int(180 * scale), None, _rehearsal, rate=0.5),
