@@ -33,12 +33,12 @@ TEST_SEED, SEARCH_SEED = 0, 1
 CHOSEN = Path(__file__).parent / "results" / "peer-options.json"
 # Of every trained method; benchmarks/LOG.md says what was tried.
 SHARED = {
-    "steps": 120,
-    "batch": 32,
+    "steps": 100,
+    "batch": 64,
     "optimizer": "muon",
     "buffer_init": "even",
     "general_queries": 128,
-    "self_study_questions": 240,
+    "self_study_questions": 1000,
     "evaluate_every": 20,
 }
 SMOKE = SHARED | {"steps": 6, "batch": 8, "general_queries": 16, "self_study_questions": 16, "evaluate_every": 3}
