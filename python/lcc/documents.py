@@ -32,7 +32,7 @@ from .settings import make_settings
 
 SUFFIX = ".lcc.safetensors"
 # Options of ``lcc.compile`` that no memory records: they do not tell whether one is the one that is asked for.
-UNRECORDED = ("queries", "questions", "certify")
+UNRECORDED = ("queries", "questions", "certify", "surrogates", "checkpoint_every")
 
 
 @dataclass(frozen=True)

@@ -159,8 +159,10 @@ def test_leftovers_of_a_killed_writer_are_swept(compile_all, tmp_path):
     assert not any("partial" in name or name.startswith("first.lcc.safetensors.") for name in names)
 
 
-def test_one_shot_questions_and_queries_serve_every_document(compile_all):
-    outcomes = compile_all(queries=(f"Say: {n}." for n in range(40)), questions=iter(["Where does Mara live?"]))
+def test_one_shot_questions_and_queries_serve_every_document(compile_all, tmp_path):
+    one_shot = {"queries": (f"Say: {n}." for n in range(40)), "questions": iter(["Where does Mara live?"])}
+    outcomes = compile_all(**one_shot, surrogates=tmp_path / "shared", checkpoint_every=2)
+    assert len(list((tmp_path / "shared").iterdir())) == 2
     assert statuses(outcomes) == ["compiled", "compiled", "failed"]
     assert "too few for ratio" in outcomes[2].error
     for outcome in outcomes[:2]:

@@ -29,7 +29,7 @@ def test_texts(llama, tokenizer, text):
 def test_a_text_over_a_change_of_rope(tokenizer, text):
     model = tiny_model("longrope")
     turn = model.config.rope_parameters["original_max_position_embeddings"]
-    refuse(model, tokenizer, text, f"another one from {turn} on")
+    refuse(model, tokenizer, f"{text} {text}", f"another one from {turn} on")
 
 
 def test_settings(llama, tokenizer, text):
