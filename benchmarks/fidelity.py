@@ -33,7 +33,7 @@ TEST_SEED, SEARCH_SEED = 0, 1
 CHOSEN = Path(__file__).parent / "results" / "peer-options.json"
 # Of every trained method; benchmarks/LOG.md says what was tried.
 SHARED = {
-    "steps": 100,
+    "steps": 120,
     "batch": 64,
     "optimizer": "muon",
     "buffer_init": "even",
@@ -128,7 +128,7 @@ def parser(description: str, documents: int) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--methods", nargs="+")
     found.add_argument("--documents", type=int, default=documents)
-    found.add_argument("--lengths", type=int, nargs="+", default=[300, 700], help="of documents, in words, in turn")
+    found.add_argument("--lengths", type=int, nargs="+", default=[300], help="of documents, in words, in turn")
     found.add_argument("--general", type=int, default=20, help="general queries beside each document")
     found.add_argument("--steps", type=int, default=SHARED["steps"], help="of every trained method")
     found.add_argument("--workers", type=int, default=1, help="processes, of one thread each if there are several")
@@ -162,7 +162,7 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 def main(given: list[str] | None = None) -> None:
     found = parser(__doc__ or "", 20)
-    found.add_argument("--ratios", type=float, nargs="+", default=[8.0, 16.0, 32.0])
+    found.add_argument("--ratios", type=float, nargs="+", default=[16.0, 32.0])
     found.add_argument("--lookups", type=int, default=2, help="documents with needles, and as many lists of pairs")
     found.add_argument("--seed", type=int, default=TEST_SEED)
     found.add_argument("--options", type=Path, default=CHOSEN, help="what the search chose")
