@@ -27,20 +27,12 @@ from benchmarks.fidelity_rows import row
 from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents
 from lcc.errors import InputError
 from lcc.evaluation import Result
-from lcc.settings import make_settings
+from lcc.settings import RECIPES, make_settings
 
 TEST_SEED, SEARCH_SEED = 0, 1
 CHOSEN = Path(__file__).parent / "results" / "peer-options.json"
-# Of every trained method; benchmarks/LOG.md says what was tried.
-SHARED = {
-    "steps": 120,
-    "batch": 64,
-    "optimizer": "muon",
-    "buffer_init": "even",
-    "general_queries": 128,
-    "self_study_questions": 1000,
-    "evaluate_every": 20,
-}
+# Of every trained method; the search tries others of what is a method's own, such as a LoRA's rank.
+SHARED = {"recipe": "fast", "rank": 8, "alpha": 16.0}
 SMOKE = SHARED | {"steps": 6, "batch": 8, "general_queries": 16, "self_study_questions": 16, "evaluate_every": 3}
 Item = TypeVar("Item")
 
@@ -130,7 +122,7 @@ def parser(description: str, documents: int) -> argparse.ArgumentParser:
     found.add_argument("--documents", type=int, default=documents)
     found.add_argument("--lengths", type=int, nargs="+", default=[300], help="of documents, in words, in turn")
     found.add_argument("--general", type=int, default=20, help="general queries beside each document")
-    found.add_argument("--steps", type=int, default=SHARED["steps"], help="of every trained method")
+    found.add_argument("--steps", type=int, default=RECIPES["fast"]["steps"], help="of every trained method")
     found.add_argument("--workers", type=int, default=1, help="processes, of one thread each if there are several")
     found.add_argument("--smoke", action="store_true", help="one short document and a few steps")
     found.add_argument("--work", type=Path, required=True, help="where answers and memories are kept")
