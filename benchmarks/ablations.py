@@ -1,6 +1,6 @@
 """What each choice of LCC is worth: one setting changed at a time, the same unseen documents for all of them.
 
-    python -m benchmarks.ablations --out benchmarks/results/ablations.json --work DIR [--only ratio general]
+    python -m benchmarks.ablations --out benchmarks/results/ablations.json --work DIR [--only general] [--values 0]
     python -m benchmarks.ablations --smoke --out smoke.json --work DIR
 
 The paper's axes (LCC Table 3, Figures 2-5), on the default's three streams and on the paper's two. A document's
@@ -114,18 +114,20 @@ def difference(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float] | 
     return interval(means(resample([first.context for first, _ in pairs]), [a.score - b.score for a, b in pairs]))
 
 
-def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:
-    """Measure the ablations ``only`` and write their rows as they come.
+def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:
+    """Measure the points and write their rows as they come.
 
     Args:
+        asked: their bases among them.
         spread: ``map``, or that of a pool of workers.
     """
-    rows = [found for found in _load_rows(out) if found["ablation"] not in only]
+    places = {place(**vars(point)) for point in asked}
+    rows = [found for found in _load_rows(out) if place(**found) not in places]
     for done, _ in enumerate(spread(partial(prepare, plan), plan.texts), 1):
         reporter.count("documents", done, len(plan.texts))
     both, where = bounds(plan), describe()
     # Bases first: the others are compared with them.
-    points = sorted(plan.points(only), key=lambda point: not point.base)
+    points = sorted(asked, key=lambda point: not point.base)
     trainings = list(dict.fromkeys(point.settings for point in points))
     bases: dict[str, Measured] = {}
     for done, (settings, found) in enumerate(zip(trainings, spread(partial(measure, plan), trainings), strict=True), 1):
@@ -141,8 +143,13 @@ def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterab
 
 def in_order(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows as the ablations and their values are listed."""
-    places = [(point.streams, point.ablation, point.value) for point in plan.points(list(ABLATIONS))]
-    return sorted(rows, key=lambda found: places.index((found["streams"], found["ablation"], found["value"])))
+    places = [place(**vars(point)) for point in plan.points(list(ABLATIONS))]
+    return sorted(rows, key=lambda found: places.index(place(**found)))
+
+
+def place(streams: str, ablation: str, value: int | str, **_: Any) -> tuple[str, str, int | str]:
+    """What tells a row from all others."""
+    return streams, ablation, value
 
 
 def _load_rows(path: Path) -> list[dict[str, Any]]:
@@ -159,6 +166,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--values", nargs="+", help="only these values and the bases")
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--words", type=int, default=300, help="of a document")
     parser.add_argument("--steps", type=int, default=SHARED["steps"])
@@ -168,13 +176,15 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args(given)
     plan = make_plan(arguments)
+    wanted = arguments.values
+    points = [p for p in plan.points(arguments.only) if p.base or wanted is None or str(p.value) in wanted]
     with Reporter() as reporter:
         if arguments.workers == 1:
-            run(plan, arguments.only, arguments.out, map, reporter)
+            run(plan, points, arguments.out, map, reporter)
             return
         single = partial(torch.set_num_threads, 1)
         with ProcessPoolExecutor(arguments.workers, get_context("spawn"), single) as pool:
-            run(plan, arguments.only, arguments.out, pool.map, reporter)
+            run(plan, points, arguments.out, pool.map, reporter)
 
 
 if __name__ == "__main__":

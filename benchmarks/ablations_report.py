@@ -74,7 +74,7 @@ FINDINGS = (
 NOTE = f"""Kept: score / full-text score, over tasks that the full text settles. Repeated: share of the text's tokens
 predicted right after the request to repeat it, teacher-forced. Bars are questions, general queries and text repeated,
 from dark to light, with 95 % intervals. All points are trained for the same steps; a stream weighs as much as the
-paper's number of its samples would (2,000 are 1).
+paper's number of its samples would (2,000 are 1). Seconds are of a training, by the wall clock of a shared machine.
 
 Differences are of scores, value minus base, paired, with 95 % intervals over documents and questions; one
 without width is widened by 3 / questions (the rule of three). *Worse* or *better*: confirmed where the interval is

@@ -120,6 +120,7 @@ def test_rows_of_other_ablations_stay(run):
     rows = run("loss")
     assert [row["ablation"] for row in rows] == (["loss"] * 2 + ["coupled"] * 3) * 2
     assert [row for row in rows if row["ablation"] == "coupled"] == before
+    assert run("loss", values="mse") == rows
 
 
 def test_a_training_that_diverges_is_left_out(run, monkeypatch, capsys):
