@@ -152,7 +152,9 @@ FAST = {
     "batch": 6,
     "general_queries": 10,
     "self_study_questions": 6,
-    "self_study_temperature": 5.0,  # a random model ends no question in a few tokens, unless chance ends it
+    # A random model ends no question in a few tokens, unless chance does: it is asked often, about many pieces.
+    "self_study_temperature": 5.0,
+    "self_study_piece": 10,
     "max_response_tokens": 8,
     "evaluate_every": 2,
     "held_out": 0.3,

@@ -170,9 +170,10 @@ def test_methods_that_cannot_run_are_named(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("best", "tried"),
     [
-        (1e-2, [3e-3, 1e-2, 3e-2]),
-        (1e-1, [3e-3, 1e-2, 3e-2, 0.1, 0.3]),
-        (3e-4, [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]),
+        (1e-2, [3e-3, 5e-3, 1e-2, 2e-2, 3e-2]),
+        (2e-2, [3e-3, 5e-3, 1e-2, 2e-2, 3e-2]),
+        (1e-1, [3e-3, 1e-2, 3e-2, 5e-2, 0.1, 0.2, 0.3]),
+        (3e-4, [3e-4, 5e-4, 1e-3, 3e-3, 1e-2, 3e-2]),
     ],
 )
 def test_the_search_climbs_until_the_best_rate_is_at_no_edge(best, tried):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import write
-from lcc.fingerprint import fingerprint
 from lcc.progress import Reporter
 from lcc.queries import load_queries
 
@@ -20,8 +19,7 @@ class SyntheticQALora(AdapterMethod):
     def train(self, adapter: Adapter) -> Trained:
         """The same data, loss, loop and early stopping as ``lcc.compile``."""
         queries = load_queries()
-        print_of = fingerprint(self.model, self.tokenizer)
-        compilation = identity(self.settings, adapter.context.sha256, print_of, queries)
+        compilation = identity(self.settings, adapter.context.sha256, self.fingerprint, queries)
         shared = Checkpoint.shared(self.surrogates, compilation)
         with Reporter(False) as reporter:
             written = write(adapter, self.settings, queries, reporter, shared=shared)

@@ -20,7 +20,7 @@ from lcc.settings import CompileSettings
 Options = dict[str, Any]
 
 # Learning rates that any method may be given; the search climbs up or down from where a method starts.
-RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
+RATES = (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 3.0)
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,8 @@ def run(tmp_path, text, monkeypatch):
     build_tokenizer().save_pretrained(tmp_path / "model")
     for name in ("first", "second"):
         (tmp_path / f"{name}.txt").write_text(text)
-    fast = ("batch=2", "general_queries=8", "self_study_questions=8", "held_out=0.3", "max_response_tokens=6")
-    fast += ("self_study_temperature=5",)  # a whole number will do
+    fast = ("batch=2", "general_queries=8", "self_study_questions=8", "held_out=0.3", "max_response_tokens=8")
+    fast += ("self_study_temperature=5", "self_study_piece=6")  # a whole number will do
     small = [part for pair in fast for part in ("--set", pair)]
 
     def invoke(*arguments, code=0):
