@@ -56,7 +56,7 @@ def test_values_are_where_they_are_said_to_be(tokenizer):
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_lesson_states_each_fact_as_its_mix_does(mix):
-    exercises = lesson(DOC, random.Random(0), MIXES[mix]).exercises
+    exercises = lesson(DOC, random.Random(0), MIXES[mix], True).exercises
     answers = {exercise.turns[0][1] for exercise in exercises if exercise.kind == "question"}
     assert answers <= {MIXES[mix].answer(fact) for fact in DOC.facts}
     repeated = [exercise.turns[0] for exercise in exercises if exercise.kind == "repeat"]
