@@ -1,130 +1,103 @@
 """What LCC and its peers keep of unseen documents, at the same bytes, in one run.
 
-    python -m benchmarks.fidelity --out benchmarks/results/fidelity-16.json --work DIR --ratios 16 --documents 20
+    python -m benchmarks.fidelity --out benchmarks/results/fidelity.json --work DIR --workers 2
     python -m benchmarks.fidelity --smoke --out smoke.json --work DIR
 
-Every answer is in DIR as soon as its document is done, and a second call goes on from there. Options that
-``benchmarks.fidelity_search`` has chosen are read from ``--options``; a method without any takes the first of its grid.
+Every answer is in DIR as soon as it is there, a second call goes on from there, and the table so far is written when
+another document is done. Options that ``benchmarks.fidelity_search`` has chosen are read from ``--options``; a method
+without any takes its defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+import torch
 
 from benchmarks.environment import describe
-from benchmarks.fidelity_peers import PEERS, Options, Workbench, runnable
-from lcc.errors import DivergedError, InputError
-from lcc.evaluation import Example, FullText, Line, NoText, Result, beside, evaluate, summarize
-from lcc.evaluation.suites import general_queries, suite
-from lcc.models import EMBEDDED
-from lcc.settings import CompileSettings, make_settings
+from benchmarks.fidelity_peers import PEERS, Options, runnable
+from benchmarks.fidelity_rows import row
+from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents
+from lcc.errors import InputError
+from lcc.evaluation import Result
+from lcc.settings import make_settings
 
-# The suites' tasks that the embedded model can do with the full text, see benchmarks/LOG.md.
-TASKS = ("fiction easy", "dialogue opening")
 TEST_SEED, SEARCH_SEED = 0, 1
 CHOSEN = Path(__file__).parent / "results" / "peer-options.json"
-SMOKE = {"steps": 12, "general_queries": 16, "self_study_questions": 16, "evaluate_every": 6}
+# Of every trained method; benchmarks/LOG.md says what was tried.
+SHARED = {
+    "steps": 120,
+    "batch": 32,
+    "optimizer": "muon",
+    "buffer_init": "even",
+    "general_queries": 128,
+    "self_study_questions": 240,
+    "evaluate_every": 20,
+}
+SMOKE = SHARED | {"steps": 6, "batch": 8, "general_queries": 16, "self_study_questions": 16, "evaluate_every": 3}
+Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run: the model, its examples, the settings that all methods share, and where answers are kept."""
+def plan(
+    documents: int, methods: Iterable[str], ratios: Sequence[float], chosen: dict[str, Options], block: int
+) -> list[Unit]:
+    """The bounds of all documents, then document by document, of ``block`` at a time, every method at every ratio.
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    examples: Sequence[Example]
-    settings: CompileSettings
-    folder: Path
-
-    def bench(self, ratio: float, folder: Path) -> Workbench:
-        """What methods are built from; those that have no ratio get one that any text is long enough for."""
-        settings = make_settings(**{**vars(self.settings), "ratio": ratio or 1.0})
-        return Workbench(self.model, self.tokenizer, settings, folder / "memories")
-
-
-def draw_examples(documents: int, lengths: Sequence[int], general: int, seed: int) -> list[Example]:
-    """Questions about ``documents`` of the fiction suite, and ``general`` queries beside each."""
-    about = [example for example in suite("fiction", documents, seed, lengths) if example.task in TASKS]
-    contexts = dict.fromkeys(example.context for example in about)
-    return about + beside(general_queries(seed, general), contexts)
-
-
-def bounds(job: Job) -> list[Result]:
-    """The answers with the full text and with none."""
-    methods = [FullText(job.model, job.tokenizer), NoText(job.model, job.tokenizer)]
-    return evaluate(methods, job.examples, job.folder / "bounds", progress=False)
-
-
-def run(job: Job, name: str, ratio: float, options: Options) -> list[Result] | None:
-    """One method's answers; None if it diverges with these options.
-
-    Args:
-        ratio: 0 for a method whose state does not depend on it.
+    A block's documents are asked in turn, so that its processes do not make one document's surrogate data twice.
     """
-    folder = job.folder / f"{name}-{ratio:g}"
-    method = PEERS[name].build(name, job.bench(ratio, folder), options)
-    try:
-        return evaluate([method], job.examples, folder)
-    except DivergedError:
-        return None
+    columns = [
+        (name, ratio, chosen.get(name, PEERS[name].default))
+        for name in methods
+        for ratio in (ratios if PEERS[name].by_ratio else [0.0])
+    ]
+    units = [Unit(document, BOUNDS) for document in range(documents)]
+    for several in _batched(range(documents), block):
+        units += [Unit(document, *column) for column in columns for document in several]
+    return units
 
 
-def lines(results: Sequence[Result], method: str) -> tuple[Line, Line]:
-    """The method's figures on the questions and on the general queries; ``results`` hold the bounds' too."""
-    mine = [line for line in summarize(results) if line.method == method]
-    return [line for line in mine if not line.general][-1], next(line for line in mine if line.general)
-
-
-def row(results: Sequence[Result], method: str, ratio: float) -> dict[str, Any]:
-    """A row of the results file; kept = score / full-text score, intervals are 95 %, bytes and seconds a document."""
-    about, general = lines(results, method)
-    return {
-        "method": method,
-        "ratio": ratio or None,
-        "qa_kept": about.kept,
-        "general_kept": general.kept,
-        "kv_bytes": about.kv_bytes,
-        "seconds": about.seconds,
-        "interval": about.kept_interval,
-        "general_interval": general.kept_interval,
-        "qa_score": about.score,
-        "general_score": general.score,
-        "other_wordings": about.other_wordings,
-        "other_wordings_count": about.other_wordings_count,
-        "questions": about.questions,
-        "general_questions": general.questions,
-        "documents": about.contexts,
-    }
-
-
-def table(job: Job, methods: Iterable[str], ratios: Sequence[float], chosen: dict[str, Options]) -> list[dict]:
-    """The rows of the bounds, and of every method at every ratio."""
-    both = bounds(job)
+def table(found: dict[Unit, list[Result] | None], chosen: dict[str, Options], study: Study) -> list[dict[str, Any]]:
+    """The rows of the bounds, and of every method at every ratio, over the documents of ``found``."""
     where = describe()
-    rows = [row(both, name, ratio) | where for name, ratio in (("full_text", 1.0), ("no_text", 0.0))]
-    for name in methods:
-        options = chosen.get(name, PEERS[name].grid[0])
-        for ratio in ratios if PEERS[name].by_ratio else [0.0]:
-            results = run(job, name, ratio, options)
-            if results is None:
-                print(f"{name} diverged at ratio {ratio:g} with {options}")
-                continue
-            told = {
-                "options": options,
-                "searched": name in chosen,
-                "source": PEERS[name].source,
-                "steps": job.settings.steps,
-            }
-            rows.append(row(both + results, name, ratio) | told | where)
+    columns: dict[tuple[str, float], list[list[Result] | None]] = {}
+    for unit, results in found.items():
+        columns.setdefault((unit.method, unit.ratio), []).append(results)
+    bounds = [result for results in columns.pop((BOUNDS, 0.0)) for result in results or []]
+    rows = [row(bounds, name, ratio) | where for name, ratio in (("full_text", 1.0), ("no_text", None))]
+    for (name, ratio), parts in columns.items():
+        told = {
+            "options": chosen.get(name, PEERS[name].default),
+            "searched": name in chosen,
+            "source": PEERS[name].source,
+            "steps": study.settings.steps if PEERS[name].start else None,
+        }
+        if None in parts:
+            print(f"{name} diverged at ratio {ratio:g} on {parts.count(None)} documents with {told['options']}")
+            continue
+        mine = [result for results in parts for result in results or []]
+        rows.append(row(bounds + mine, name, ratio or None) | told | where)
     return rows
+
+
+def run(study: Study, units: Sequence[Unit], workers: int, write: Callable[[dict], None]) -> None:
+    """Answer the units, and hand all results on documents that are done to ``write`` whenever there is one more."""
+    found: dict[Unit, list[Result] | None] = {}
+    left = {document: sum(unit.document == document for unit in units) for document in range(len(study.documents))}
+    began = time.monotonic()
+    for unit, results in answers(study, units, workers):
+        found[unit] = results
+        left[unit.document] -= 1
+        clock = f"{time.monotonic() - began:.0f} s"
+        print(f"{clock}: {len(found)}/{len(units)}, {unit.folder} on document {unit.document}", file=sys.stderr)
+        if not left[unit.document]:
+            write({unit: found[unit] for unit in units if not left[unit.document]})
 
 
 def load_chosen(path: Path) -> dict[str, Options]:
@@ -150,40 +123,47 @@ def pick(names: Sequence[str] | None) -> list[str]:
     return list(names or (name for name, reason in reasons.items() if not reason))
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, documents: int) -> argparse.ArgumentParser:
     """The options that the table and the search share."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--methods", nargs="+")
-    found.add_argument("--lengths", type=int, nargs="+", default=[300, 700], help="of documents, in words")
+    found.add_argument("--documents", type=int, default=documents)
+    found.add_argument("--lengths", type=int, nargs="+", default=[300, 700], help="of documents, in words, in turn")
     found.add_argument("--general", type=int, default=20, help="general queries beside each document")
-    found.add_argument("--steps", type=int, default=600, help="of every trained method")
+    found.add_argument("--steps", type=int, default=SHARED["steps"], help="of every trained method")
+    found.add_argument("--workers", type=int, default=1, help="processes, of one thread each if there are several")
     found.add_argument("--smoke", action="store_true", help="one short document and a few steps")
     found.add_argument("--work", type=Path, required=True, help="where answers and memories are kept")
     found.add_argument("--out", type=Path, required=True)
     return found
 
 
-def make_job(arguments: argparse.Namespace, documents: int, seed: int) -> Job:
-    """The run that the options describe."""
-    disable_progress_bar()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+def make_study(arguments: argparse.Namespace, lookups: int, seed: int) -> Study:
+    """The study that the options describe."""
+    if arguments.workers > 1:
+        torch.set_num_threads(1)
     if arguments.smoke:
-        examples = draw_examples(1, [120], 4, seed)
-        return Job(model, tokenizer, examples, make_settings(**SMOKE), arguments.work)
-    examples = draw_examples(documents, arguments.lengths, arguments.general, seed)
-    return Job(model, tokenizer, examples, make_settings(steps=arguments.steps), arguments.work)
+        return Study(draw_documents(1, 0, [120], 4, seed), make_settings(**SMOKE), arguments.work)
+    documents = draw_documents(arguments.documents, lookups, arguments.lengths, arguments.general, seed)
+    return Study(documents, make_settings(**SHARED | {"steps": arguments.steps}), arguments.work)
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], **told: Any) -> None:
     """The results file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": list(rows)}, indent=1) + "\n")
+    path.write_text(json.dumps({"rows": list(rows)} | told, indent=1) + "\n")
+
+
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch
 
 
 def main(given: list[str] | None = None) -> None:
-    found = parser(__doc__ or "")
-    found.add_argument("--ratios", type=float, nargs="+", default=[16.0])
-    found.add_argument("--documents", type=int, default=20)
+    found = parser(__doc__ or "", 20)
+    found.add_argument("--ratios", type=float, nargs="+", default=[8.0, 16.0, 32.0])
+    found.add_argument("--lookups", type=int, default=2, help="documents with needles, and as many lists of pairs")
     found.add_argument("--seed", type=int, default=TEST_SEED)
     found.add_argument("--options", type=Path, default=CHOSEN, help="what the search chose")
     arguments = found.parse_args(given)
@@ -193,8 +173,19 @@ def main(given: list[str] | None = None) -> None:
         methods = pick(arguments.methods)
     except InputError as error:
         found.error(str(error))
-    job = make_job(arguments, arguments.documents, arguments.seed)
-    write_rows(arguments.out, table(job, methods, arguments.ratios, load_chosen(arguments.options)))
+    began, resumed = time.monotonic(), arguments.work.exists()
+    study, chosen = make_study(arguments, arguments.lookups, arguments.seed), load_chosen(arguments.options)
+
+    def write(results: dict[Unit, list[Result] | None]) -> None:
+        told = {"wall_seconds": round(time.monotonic() - began), "workers": arguments.workers, "resumed": resumed}
+        write_rows(arguments.out, table(results, chosen, study), **told)
+
+    run(
+        study,
+        plan(len(study.documents), methods, arguments.ratios, chosen, arguments.workers),
+        arguments.workers,
+        write,
+    )
 
 
 if __name__ == "__main__":

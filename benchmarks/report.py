@@ -1,7 +1,8 @@
-"""Turn pytest-benchmark JSON, or one file of benchmarks.fidelity, into a Markdown table and a plot.
+"""Turn pytest-benchmark JSON, or one file of benchmarks.fidelity or benchmarks.ablations, into Markdown and a plot.
 
     python -m benchmarks.report bottleneck.json [linear_kl.json ...] [-o DIR]
     python -m benchmarks.report benchmarks/results/fidelity-16.json -o docs/fidelity
+    python -m benchmarks.report benchmarks/results/ablations.json -o docs/fidelity/ablations
 
 writes DIR/report.md and DIR/report.png. A file is a run; figures of different runs are never compared.
 """
@@ -15,11 +16,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import floor, log10
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import fidelity_report
+from benchmarks import ablations_report, fidelity_report
 
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
@@ -136,27 +138,36 @@ def _grouped(rows: list[Row], key: Callable[[Row], tuple[str, ...]]) -> list[tup
     return [(name, list(members)) for name, members in groupby(sorted(rows, key=key), key)]
 
 
+def _reported_alone(path: Path) -> ModuleType | None:
+    """What reports the file, if it is not pytest-benchmark's."""
+    if ablations_report.is_ablations(path):
+        return ablations_report
+    return fidelity_report if fidelity_report.is_fidelity(path) else None
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", metavar="FILE.json", type=Path, nargs="+")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path())
     options = parser.parse_args(arguments)
-    fidelity = [file for file in options.files if fidelity_report.is_fidelity(file)]
-    if fidelity and len(options.files) > 1:
-        parser.error(f"{fidelity[0]} holds a fidelity run, which is reported alone: name it by itself")
+    alone = {file: found for file in options.files if (found := _reported_alone(file))}
+    if alone and len(options.files) > 1:
+        parser.error(f"{next(iter(alone))} holds a run that is reported alone: name it by itself")
     options.output.mkdir(parents=True, exist_ok=True)
-    if fidelity:
-        found = fidelity_report.read(fidelity[0])
-        table = fidelity_report.markdown(fidelity[0].stem, found)
-        fidelity_report.plot(found, options.output / "report.png")
+    image = options.output / "report.png"
+    if alone:
+        file, kind = next(iter(alone.items()))
+        found = kind.read(file)
+        table = kind.markdown(file.stem, found)
+        kind.plot(found, image)
     else:
         try:
             rows = [row for file in options.files for row in read(file)]
         except ValueError as error:
             parser.error(str(error))
         table = markdown(rows)
-        plot(rows, options.output / "report.png")
+        plot(rows, image)
     (options.output / "report.md").write_text(table, "utf-8")
     print(table)
 

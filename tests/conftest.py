@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import lcc
 from lcc import certificate
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
@@ -150,6 +152,7 @@ FAST = {
     "batch": 6,
     "general_queries": 10,
     "self_study_questions": 6,
+    "self_study_temperature": 5.0,  # a random model ends no question in a few tokens, unless chance ends it
     "max_response_tokens": 8,
     "evaluate_every": 2,
     "held_out": 0.3,
@@ -161,3 +164,17 @@ FAST = {
 def fast() -> dict:
     """Settings for a compilation of a second."""
     return dict(FAST)
+
+
+@pytest.fixture
+def surrogates_made(monkeypatch) -> list[float]:
+    """The ratio of every compilation that made its surrogate data, rather than finding it."""
+    compiling = sys.modules[lcc.compile.__module__]
+    real, made = compiling.build_surrogate, []
+
+    def build(model, context, text_kv, settings, *rest):
+        made.append(settings.ratio)
+        return real(model, context, text_kv, settings, *rest)
+
+    monkeypatch.setattr(compiling, "build_surrogate", build)
+    return made

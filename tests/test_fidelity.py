@@ -8,10 +8,15 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import fidelity, fidelity_search, report
+from benchmarks import fidelity, fidelity_rows, fidelity_search, fidelity_study, report
 from benchmarks.fidelity_peers import PEERS, presses
+from benchmarks.fidelity_peers.workbench import RATES
+from lcc.errors import DivergedError
+from lcc.evaluation import Result
+from lcc.settings import make_settings
 
 QUICK = ["--smoke", "--methods", "first_tokens", "last_tokens"]
+BOUNDS = ["full_text", "no_text"]
 
 
 @pytest.fixture
@@ -20,16 +25,8 @@ def run(tmp_path):
 
     def go(*more):
         out = tmp_path / "fidelity-smoke.json"
-        given = [
-            *QUICK,
-            "--work",
-            str(tmp_path / "work"),
-            "--out",
-            str(out),
-            "--options",
-            str(tmp_path / "chosen.json"),
-        ]
-        fidelity.main([*given, *more])
+        kept = {"--work": tmp_path / "work", "--out": out, "--options": tmp_path / "chosen.json"}
+        fidelity.main([*QUICK, *(str(part) for pair in kept.items() for part in pair), *more])
         return json.loads(out.read_text())["rows"]
 
     return go
@@ -51,9 +48,18 @@ def test_rows(run):
     assert half["qa_kept"] > eighth["qa_kept"]
     for row in rows:
         assert row["qa_kept"] == pytest.approx(row["qa_score"] / full["qa_score"])
+        assert row["tasks"]["fiction easy"] == pytest.approx(row["task_scores"]["fiction easy"])
         low, high = row["interval"]
         assert low <= row["qa_kept"] <= high
         assert {"general_interval", "seconds", "device", "commit", "documents"} <= row.keys()
+
+
+def test_every_method_is_in_the_smoke_table(run):
+    every = fidelity.pick(None)
+    rows = run("--methods", *every, "--ratios", "8")
+    assert [row["method"] for row in rows] == [*BOUNDS, *every]
+    assert all(0 <= row["qa_kept"] <= 1 for row in rows)
+    assert all(row["seconds"] > 0 and row["steps"] == fidelity.SMOKE["steps"] for row in rows if row.get("steps"))
 
 
 def test_a_second_run_asks_nothing_again(run, monkeypatch):
@@ -62,12 +68,82 @@ def test_a_second_run_asks_nothing_again(run, monkeypatch):
     assert run() == rows
 
 
+def test_several_processes_answer_the_same(run, tmp_path):
+    rows = run("--ratios", "8")
+    given = ["--ratios", "8", "--work", str(tmp_path / "other"), "--workers", "2"]
+    told = {"kv_bytes", "qa_score", "general_score", "tasks", "interval", "documents"}
+    assert [{name: row[name] for name in told} for row in run(*given)] == [
+        {name: row[name] for name in told} for row in rows
+    ]
+
+
+def test_documents_are_asked_in_blocks():
+    methods = {"first_tokens": {}, "temp_lora": {"learning_rate": 1.0}}
+    units = fidelity.plan(3, methods, [8.0, 16.0], methods, block=2)
+    assert [(unit.document, unit.method) for unit in units[:3]] == [(0, "bounds"), (1, "bounds"), (2, "bounds")]
+    columns = [("first_tokens", 8.0), ("first_tokens", 16.0), ("temp_lora", 0.0)]
+    expected = [(document, *column) for block in ((0, 1), (2,)) for column in columns for document in block]
+    assert [(unit.document, unit.method, unit.ratio) for unit in units[3:]] == expected
+    assert units[-1].options == {"learning_rate": 1.0}
+
+
+def test_the_table_so_far_has_whole_documents_only(tmp_path):
+    documents = fidelity_study.draw_documents(2, 0, [100], 2, seed=5)
+    study = fidelity_study.Study(documents, make_settings(), tmp_path)
+    units = fidelity.plan(2, ["first_tokens"], [8.0, 16.0], {}, block=1)
+    written = []
+    fidelity.run(study, units, 1, written.append)
+    assert [sorted((unit.document, unit.ratio) for unit in found) for found in written] == [
+        [(0, 0.0), (0, 8.0), (0, 16.0)],
+        [(0, 0.0), (0, 8.0), (0, 16.0), (1, 0.0), (1, 8.0), (1, 16.0)],
+    ]
+
+
+def result(method, task, question, score, trained_on=False, context="c"):
+    return Result(
+        key=f"{context} {task} {question}", method=method, task=task, general=task == "general", metric="exact_match",
+        context=context, history=(), question=question, answers=("a",), prediction="", scores={"exact_match": score},
+        trained_on=trained_on, kv_bytes=1, seconds=1.0,
+    )  # fmt: skip
+
+
+def test_what_the_full_text_fails_is_reported_and_not_in_the_headline():
+    full = {"fiction easy": [1, 1, 1, 0], "fiction hard": [1, 0, 0, 0], "needle": [1, 1, 1, 1], "general": [1, 1, 1, 1]}
+    mine = {"fiction easy": [1, 0, 1, 0], "fiction hard": [0, 0, 0, 0], "needle": [1, 0, 0, 0], "general": [1, 1, 1, 0]}
+    results = [
+        result(method, task, f"q{number}?", score)
+        for method, scores in (("full_text", full), ("lcc", mine))
+        for task, several in scores.items()
+        for number, score in enumerate(several)
+    ]
+    found = fidelity_rows.row(results, "lcc", 16.0)
+    assert found["headline"] == ["fiction easy"]
+    assert (found["qa_kept"], found["qa_score"], found["questions"]) == (pytest.approx(2 / 3), 0.5, 4)
+    assert (found["general_kept"], found["general_questions"]) == (0.75, 4)
+    assert found["tasks"] == {"fiction easy": pytest.approx(2 / 3), "fiction hard": 0, "needle": 0.25}
+
+
+def test_other_wordings_are_those_that_the_model_never_asks_in():
+    asked = ["Where does Mara live?", "In which town does Mara live?"]
+    unasked = ["What is the home town of Mara?", "What is the home town of her?", "What is the home town of Hugo?"]
+    scores = dict.fromkeys(asked, 0) | dict.fromkeys(unasked, 1) | {unasked[1]: 0}
+    results = [
+        result(method, "fiction easy", question, score if method == "lcc" else 1, question == unasked[2])
+        for method in ("full_text", "lcc")
+        for question, score in scores.items()
+    ]
+    found = fidelity_rows.row(results, "lcc", 16.0)
+    assert (found["other_wordings"], found["other_wordings_count"], found["other_wordings_asked"]) == (0.5, 2, 1)
+    low, high = found["other_wordings_interval"]
+    assert low <= 0.5 <= high
+
+
 def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):
     def diverge(*_):
-        raise fidelity.DivergedError("the loss became nan")
+        raise DivergedError("the loss became nan")
 
     monkeypatch.setattr("benchmarks.fidelity_peers.kept_tokens.First.kept", diverge)
-    assert [row["method"] for row in run()] == ["full_text", "no_text", "last_tokens"]
+    assert [row["method"] for row in run("--ratios", "8")] == [*BOUNDS, "last_tokens"]
     assert "first_tokens diverged" in capsys.readouterr().out
 
 
@@ -91,36 +167,53 @@ def test_methods_that_cannot_run_are_named(monkeypatch, capsys):
     assert "not run: kvzip (kvpress is not installed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("best", "tried"),
+    [
+        (1e-2, [3e-3, 1e-2, 3e-2]),
+        (1e-1, [3e-3, 1e-2, 3e-2, 0.1, 0.3]),
+        (3e-4, [3e-4, 1e-3, 3e-3, 1e-2, 3e-2]),
+    ],
+)
+def test_the_search_climbs_until_the_best_rate_is_at_no_edge(best, tried):
+    def attempt(rates):
+        score = {rate: -abs(RATES.index(rate) - RATES.index(best)) for rate in rates}
+        return [{"rate": rate, "diverged": False, "qa_kept": score[rate], "general_kept": 0} for rate in rates]
+
+    assert [found["rate"] for found in fidelity_search.climb(attempt, 1e-2)] == tried
+
+
 def test_search_chooses_the_best_options(tmp_path, run, monkeypatch):
-    grid = ({"last": False}, {"last": True})
-    monkeypatch.setitem(PEERS, "first_tokens", fidelity_peer(grid))
+    variants = ({"last": False}, {"last": True})
+    monkeypatch.setitem(PEERS, "first_tokens", fidelity_peer(variants))
     out = tmp_path / "chosen.json"
     given = ["--smoke", "--methods", "first_tokens", "--work", str(tmp_path / "search"), "--out", str(out)]
-    fidelity_search.main([*given, "--ratio", "2"])
+    fidelity_search.main([*given, "--ratio", "4"])
     rows = json.loads(out.read_text())["rows"]
-    assert [row["options"] for row in rows] == list(grid)
+    assert [row["options"] for row in rows] == list(variants)
     kept = [row["qa_kept"] + row["general_kept"] for row in rows]
     assert kept[0] != kept[1]
     assert [row["chosen"] for row in rows] == [total == max(kept) for total in kept]
     chosen = next(row["options"] for row in rows if row["chosen"])
     assert fidelity.load_chosen(out) == {"first_tokens": chosen}
-    table = {row["method"]: row for row in run("--ratios", "2")}
+    table = {row["method"]: row for row in run("--ratios", "4")}
     assert (table["first_tokens"]["options"], table["first_tokens"]["searched"]) == (chosen, True)
 
 
-def fidelity_peer(grid):
+def fidelity_peer(variants):
     """A peer whose option says which end of the text it keeps."""
     from benchmarks.fidelity_peers.kept_tokens import First, Last
     from benchmarks.fidelity_peers.workbench import Peer
 
-    return Peer(lambda name, bench, options: (Last if options["last"] else First)(name, bench, options), "", grid)
+    return Peer(lambda name, bench, options: (Last if options["last"] else First)(name, bench, options), "", variants)
 
 
 def test_search_and_test_documents_differ():
     test, search = (
-        {example.context for example in fidelity.draw_examples(3, [300], 1, seed)}
+        {examples[0].context for examples in fidelity_study.draw_documents(3, 1, [300], 1, seed)}
         for seed in (fidelity.TEST_SEED, fidelity.SEARCH_SEED)
     )
+    assert len(test) == 5
     assert not test & search
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import pytest
 import torch
 
@@ -14,6 +12,7 @@ from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
 from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
 from benchmarks.fidelity_peers.temp_lora import TempLora
+from benchmarks.fidelity_peers.workbench import RATES
 from lcc.attach import attach
 from lcc.chat import ChatFormat
 from lcc.context import build_context
@@ -130,7 +129,7 @@ def test_temp_lora_learns_the_text(bench, llama, context):
 @pytest.mark.parametrize("name", ["temp_lora", "synthetic_qa_lora"])
 def test_adapters_answer_and_are_gone(name, bench, llama, text, examples):
     before = state(llama)
-    method = PEERS[name].build(name, bench, PEERS[name].grid[0])
+    method = PEERS[name].build(name, bench, PEERS[name].default)
     found = method.answer(text, examples)
     assert_untouched(llama, before)
     assert len(found.texts) == len(examples)
@@ -147,7 +146,7 @@ def test_adapters_answer_and_are_gone(name, bench, llama, text, examples):
 
 def test_kept_tokens_have_the_bytes_of_a_memory(bench, text, examples):
     names = ("lcc", "first_tokens", "last_tokens", "surprising_tokens")
-    held = {name: PEERS[name].build(name, bench, PEERS[name].grid[0]).answer(text, examples).kv_bytes for name in names}
+    held = {name: PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples).kv_bytes for name in names}
     assert len(set(held.values())) == 1, held
 
 
@@ -175,16 +174,27 @@ def test_moved_keys_stand_where_they_were_moved(llama, context, by):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_options_tell_identities_apart(name, bench):
-    grid = PEERS[name].grid
-    identities = [str(PEERS[name].build(name, bench, options).identity) for options in grid]
-    assert len(set(identities)) == len(grid)
+    peer = PEERS[name]
+    rates = (peer.start, 2 * peer.start) if peer.start else (None,)
+    several = [peer.options(rate, variant) for variant in peer.variants for rate in rates]
+    identities = [str(peer.build(name, bench, options).identity) for options in several]
+    assert len(set(identities)) == len(several)
+    assert peer.default == several[0]
 
 
-def test_every_trained_method_is_searched_over_the_learning_rates_of_lcc():
-    rates = {options["learning_rate"] for options in PEERS["lcc"].grid}
-    for name in ("direct_kv", "memory_embeddings", "temp_lora", "synthetic_qa_lora"):
-        assert {options["learning_rate"] for options in PEERS[name].grid} == rates
-    assert asdict(make_settings())["learning_rate"] == PEERS["lcc"].grid[0]["learning_rate"]
+def test_every_trained_method_can_climb_both_ways():
+    trained = {name for name, peer in PEERS.items() if peer.start}
+    assert trained == {"lcc", "direct_kv", "memory_embeddings", "temp_lora", "synthetic_qa_lora"}
+    assert all(PEERS[name].start in RATES[1:-1] for name in trained)
+
+
+def test_methods_share_a_documents_surrogate_data(bench, text, examples, surrogates_made):
+    for name in ("lcc", "direct_kv", "memory_embeddings"):
+        PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples)
+    assert len(surrogates_made) == 1
+    everything = PEERS["synthetic_qa_lora"].options(1e-2, {})
+    PEERS["synthetic_qa_lora"].build("synthetic_qa_lora", bench, everything).answer(text, examples)
+    assert len(surrogates_made) == 1
 
 
 @pytest.mark.skipif(not installed(), reason="kvpress is not installed")
@@ -194,7 +204,7 @@ def test_presses_keep_no_more_than_a_memory(name, embedded, fast, tmp_path, text
     bench = Workbench(model, tokenizer, make_settings(ratio=fast["ratio"]), tmp_path)
     before = state(model)
     limit = PEERS["first_tokens"].build("first_tokens", bench, {}).answer(text, examples).kv_bytes
-    for options in PRESSES[name].grid:
+    for options in PRESSES[name].variants:
         assert 0 < PRESSES[name].build(name, bench, options).answer(text, examples).kv_bytes <= limit
     assert_untouched(model, before)
 

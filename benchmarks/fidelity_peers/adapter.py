@@ -45,6 +45,7 @@ class AdapterMethod(PeerMethod):
 
     def __init__(self, name: str, bench: Workbench, options: Options):
         super().__init__(name, bench, options)
+        self.surrogates = bench.surrogates
         # The LoRA is on for queries and responses, and what they see is all in ``Adapter.encode``.
         self.settings = replace(bench.trained(options), engine="reference", coupled=True, keep_prefix=False)
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from lcc.context import Context
-from lcc.encode import Writer, frozen, read_text, trainable_dtype
+from lcc.encode import Writer, read_text, trainable_dtype
 from lcc.kv import KV
 from lcc.settings import CompileSettings
 
-from .workbench import LEARNING_RATES, Peer
-from .written import compiled_with
+from .workbench import Peer
+from .written import alone, compiled_with
 
 
 class DirectKV(Writer):
@@ -40,15 +38,9 @@ class DirectKV(Writer):
         return KV(self.keys.to(self.model.dtype), self.values.to(self.model.dtype))
 
 
-@contextmanager
-def direct_kv(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[DirectKV]:
-    """The writer; it adds nothing to the model."""
-    with frozen(model):
-        yield DirectKV(model, context)
-
-
+direct_kv = alone(DirectKV, "direct_kv")
 PEER = Peer(
     compiled_with(direct_kv),
     "Cartridges' direct KV optimisation, on LCC's data and loss: our implementation",
-    LEARNING_RATES,
+    start=0.1,
 )

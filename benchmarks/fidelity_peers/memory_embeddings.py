@@ -6,20 +6,18 @@ one and the memory starts as embeddings of the text's own tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from lcc.context import Context
-from lcc.encode import Writer, frozen, trainable_dtype
+from lcc.encode import Writer, trainable_dtype
 from lcc.kv import KV, decoder
 from lcc.settings import CompileSettings
 
-from .workbench import LEARNING_RATES, Peer
-from .written import compiled_with
+from .workbench import Peer
+from .written import alone, compiled_with
 
 RECONSTRUCTION_ALONE = {"general_weight": 0.0, "self_study_weight": 0.0}
 
@@ -48,15 +46,10 @@ class MemoryEmbeddings(Writer):
         return cache.read().tail(len(self.buffer)).unrotated(self.model, start)
 
 
-@contextmanager
-def memory_embeddings(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Writer]:
-    """The writer; it adds nothing to the model."""
-    with frozen(model):
-        yield MemoryEmbeddings(model, context)
-
-
+memory_embeddings = alone(MemoryEmbeddings, "memory_embeddings")
 PEER = Peer(
     compiled_with(memory_embeddings),
     "GradMem's inner loop without its meta-training, on LCC's data or on reconstruction alone: our implementation",
-    tuple(rate | streams for streams in ({}, RECONSTRUCTION_ALONE) for rate in LEARNING_RATES),
+    ({}, RECONSTRUCTION_ALONE),
+    start=0.1,
 )

@@ -109,8 +109,8 @@ def _kvzip(compression_ratio: float, **options: Any) -> Any:
     return KVzipPress(compression_ratio + ROUNDING, **options)
 
 
-def _peer(make: Callable[..., Any], source: str, grid: tuple[Options, ...]) -> Peer:
-    return Peer(lambda name, bench, options: Press(name, bench, options, make), f"{source}, by kvpress", grid)
+def _peer(make: Callable[..., Any], source: str, variants: tuple[Options, ...]) -> Peer:
+    return Peer(lambda name, bench, options: Press(name, bench, options, make), f"{source}, by kvpress", variants)
 
 
 def installed() -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import write
+from lcc.fingerprint import fingerprint
 from lcc.progress import Reporter
 from lcc.queries import load_queries
 
 from .adapter import Adapter, AdapterMethod, Trained
-from .workbench import LEARNING_RATES, Peer
+from .workbench import Peer
 
 QUESTIONS_ALONE = {"reconstruction_weight": 0.0, "general_weight": 0.0}
 
@@ -17,8 +19,12 @@ class SyntheticQALora(AdapterMethod):
 
     def train(self, adapter: Adapter) -> Trained:
         """The same data, loss, loop and early stopping as ``lcc.compile``."""
+        queries = load_queries()
+        print_of = fingerprint(self.model, self.tokenizer)
+        compilation = identity(self.settings, adapter.context.sha256, print_of, queries)
+        shared = Checkpoint.shared(self.surrogates, compilation)
         with Reporter(False) as reporter:
-            written = write(adapter, self.settings, load_queries(), reporter)
+            written = write(adapter, self.settings, queries, reporter, shared=shared)
         return Trained(written.curve[-1]["seconds"], written.surrogate.self_questions)
 
 
@@ -26,6 +32,7 @@ PEER = Peer(
     SyntheticQALora,
     "InfiniteICL's distillation into a LoRA, on self-asked questions alone or on LCC's three streams: "
     "our implementation",
-    tuple(rate | streams for streams in (QUESTIONS_ALONE, {}) for rate in LEARNING_RATES),
+    (QUESTIONS_ALONE, {}),
+    start=1e-2,
     by_ratio=False,
 )

@@ -7,7 +7,7 @@ import time
 import torch
 
 from .adapter import Adapter, AdapterMethod, Trained
-from .workbench import LEARNING_RATES, Peer
+from .workbench import Peer
 
 
 class TempLora(AdapterMethod):
@@ -32,4 +32,4 @@ class TempLora(AdapterMethod):
         return Trained(time.monotonic() - began)
 
 
-PEER = Peer(TempLora, "Temp-LoRA, the text as one chunk: our implementation", LEARNING_RATES, by_ratio=False)
+PEER = Peer(TempLora, "Temp-LoRA, the text as one chunk: our implementation", start=3e-3, by_ratio=False)

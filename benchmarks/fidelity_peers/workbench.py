@@ -19,20 +19,23 @@ from lcc.settings import CompileSettings
 
 Options = dict[str, Any]
 
-# Tried for every method that is trained, LCC included; the package's own default first.
-LEARNING_RATES: tuple[Options, ...] = tuple(
-    {"learning_rate": rate, "buffer_learning_rate": rate} for rate in (4e-3, 2.5e-4, 1e-3, 1.6e-2, 6.4e-2, 0.256)
-)
+# Learning rates that any method may be given; the search climbs up or down from where a method starts.
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """The model, the settings that all methods share, and where memories are kept."""
+    """The model, the settings that all methods share, and where memories and surrogate data are kept."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     settings: CompileSettings
     folder: Path
+
+    @property
+    def surrogates(self) -> Path:
+        """Where all methods find the surrogate data of a text."""
+        return self.folder / "surrogates"
 
     def trained(self, options: Options) -> CompileSettings:
         """The settings with a method's own."""
@@ -46,14 +49,25 @@ class Peer:
     Attributes:
         build: makes the method with some options.
         source: whose method it is, and how this one differs.
-        grid: the options that the search tries; the first are used where nothing was searched.
+        variants: its options beside the learning rate, all of which the search tries.
+        start: the learning rate where the search starts, one of ``RATES``; None if nothing is trained.
         by_ratio: its state is as large as the ratio says.
     """
 
     build: Callable[[str, Workbench, Options], Method]
     source: str
-    grid: tuple[Options, ...] = field(default=({},))
+    variants: tuple[Options, ...] = field(default=({},))
+    start: float | None = None
     by_ratio: bool = True
+
+    @property
+    def default(self) -> Options:
+        """What is taken where nothing was searched."""
+        return self.options(self.start, self.variants[0])
+
+    def options(self, rate: float | None, variant: Options) -> Options:
+        """A variant at a learning rate."""
+        return variant if rate is None else {"learning_rate": rate, "buffer_learning_rate": rate} | variant
 
 
 class PeerMethod(Reading):

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from lcc.encode import WriterFactory, lora_compiler
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from transformers import PreTrainedModel
+
+from lcc.context import Context
+from lcc.encode import Writer, WriterFactory, frozen, lora_compiler
 from lcc.evaluation import CompiledMemory
+from lcc.settings import CompileSettings
 
-from .workbench import LEARNING_RATES, Options, Peer, Workbench
+from .workbench import Options, Peer, Workbench
 
 
-def compiled_with(writer: WriterFactory):
+def alone(make: Callable[[PreTrainedModel, Context], Writer], name: str) -> WriterFactory:
+    """The factory of a writer that adds nothing to the model; ``name`` is what checkpoints know it by."""
+
+    @contextmanager
+    def factory(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Writer]:
+        with frozen(model):
+            yield make(model, context)
+
+    factory.__name__ = name
+    return factory
+
+
+def compiled_with(writer: WriterFactory) -> Callable[[str, Workbench, Options], CompiledMemory]:
     """Builds the method whose memories ``writer`` writes."""
 
     def build(name: str, bench: Workbench, options: Options) -> CompiledMemory:
         engine = {} if writer is lora_compiler else {"engine": "reference"}
-        settings = bench.trained(options | engine)
-        return CompiledMemory(bench.model, bench.tokenizer, bench.folder / name, settings, name=name, writer=writer)
+        return CompiledMemory(
+            bench.model,
+            bench.tokenizer,
+            bench.folder / "memories",
+            bench.trained(options | engine),
+            name=name,
+            writer=writer,
+            surrogates=bench.surrogates,
+        )
 
     return build
 
 
-LCC = Peer(compiled_with(lora_compiler), "Latent Context Compilation, this package's default recipe", LEARNING_RATES)
+LCC = Peer(compiled_with(lora_compiler), "Latent Context Compilation, this package's writer", start=1e-2)

@@ -26,12 +26,12 @@ class Pair:
 
     @cached_property
     def p(self) -> torch.Tensor:
-        """The student's probabilities."""
+        """The student's probabilities, (rows, columns)."""
         return self.student.exp()
 
     @cached_property
     def q(self) -> torch.Tensor:
-        """The teacher's probabilities."""
+        """The teacher's probabilities, (rows, columns)."""
         return self.teacher.exp()
 
     @cached_property
@@ -79,12 +79,12 @@ class WholeRows(Pair):
 
     @cached_property
     def p(self) -> torch.Tensor:
-        """The student's probabilities."""
+        """The student's probabilities, (rows, columns)."""
         return softmax(self.student_logits, -1)
 
     @cached_property
     def q(self) -> torch.Tensor:
-        """The teacher's probabilities."""
+        """The teacher's probabilities, (rows, columns)."""
         return softmax(self.teacher_logits, -1)
 
 

@@ -69,7 +69,7 @@ def live_rows(
     row_weight: torch.Tensor | None,
     with_grad: bool,
 ) -> Rows:
-    """``run`` without the rows of weight 0: their loss and gradient are 0, whatever they hold.
+    """``run`` of student and teacher (rows, n) without the rows of weight 0: their loss and gradient are 0.
 
     Weights on the CPU are read here, and such rows are never computed. Weights on a GPU cannot be read without
     stopping it: there the row kernel skips them.

@@ -21,7 +21,7 @@ def reduce_(tensor: torch.Tensor, group: str | None, maximum: bool = False) -> t
 
 
 def gather(tensor: torch.Tensor, group: str | None, dim: int) -> torch.Tensor:
-    """All ranks' slices side by side; only this rank's own carries a gradient."""
+    """All ranks' slices side by side along ``dim``; only this rank's own carries a gradient."""
     if group is None:
         return tensor
     ranks = resolve(group)

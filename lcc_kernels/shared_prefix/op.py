@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..dispatch import select
 from . import backends  # noqa: F401  registers them
+from .batch import PrefixBatch
 
 _NAME = "lcc_kernels::shared_prefix_attention"
 
@@ -94,27 +97,17 @@ def _check_rows(name: str, rows: torch.Tensor, q: torch.Tensor) -> None:
         )
 
 
-def _attention(
-    q: torch.Tensor,
-    shared_k: torch.Tensor,
-    shared_v: torch.Tensor,
-    own_k: torch.Tensor,
-    own_v: torch.Tensor,
-    own_lengths: torch.Tensor,
-    own_starts: torch.Tensor | None,
-    scale: float,
-    backend: str,
-) -> torch.Tensor:
-    if own_lengths.device.type == "cpu":
-        _check_range(own_lengths, own_starts, own_k.shape[2])
-    arguments = q, shared_k, shared_v, own_k, own_v, own_lengths, own_starts, scale
-    return select("shared_prefix_attention", backend, *arguments)(*arguments)
+def _attention(*arguments: Any) -> torch.Tensor:
+    *fields, backend = arguments
+    batch = PrefixBatch(*fields)
+    if batch.own_lengths.device.type == "cpu":
+        _check_range(batch)
+    return select("shared_prefix_attention", backend, batch)(batch)
 
 
-def _check_range(own_lengths: torch.Tensor, own_starts: torch.Tensor | None, max_len: int) -> None:
-    lengths = own_lengths.tolist()
-    starts = [0] * len(lengths) if own_starts is None else own_starts.tolist()
-    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+def _check_range(batch: PrefixBatch) -> None:
+    max_len = batch.own_k.shape[2]
+    for number, (start, length) in enumerate(batch.rows_in_use()):
         if start < 0 or length < 0 or start + length > max_len:
             raise ValueError(
                 f"sequence {number} owns {length} rows from row {start} on, and own_k holds rows 0 ... {max_len - 1}: "

@@ -12,58 +12,41 @@ from math import isfinite
 import torch
 
 from ..bottleneck import plain
-from .reference import hidden
+from .batch import PrefixBatch
 
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
 
 
-def forward(
-    q: torch.Tensor,
-    shared_k: torch.Tensor,
-    shared_v: torch.Tensor,
-    own_k: torch.Tensor,
-    own_v: torch.Tensor,
-    own_lengths: torch.Tensor,
-    own_starts: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """Return out like q. Arguments as in ``reference.forward``."""
+def forward(b: PrefixBatch) -> torch.Tensor:
+    """Return out like q."""
+    q = b.q
     if q.numel() == 0:
         return q.new_empty(q.shape)
-    scores = q.shape[1] * q.shape[2] * (min(shared_k.shape[1], SHORT_PREFIX) + own_k.shape[2])  # of a sequence
+    scores = q.shape[1] * q.shape[2] * (min(b.shared_k.shape[1], SHORT_PREFIX) + b.own_k.shape[2])  # of a sequence
     at_once = max(1, plain.BLOCK_SCORES // max(1, scores))
     if at_once >= len(q):
-        return _forward(q, shared_k, shared_v, own_k, own_v, own_lengths, own_starts, scale)
+        return _forward(b)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for first in range(0, len(q), at_once):
         some = slice(first, first + at_once)
-        starts = None if own_starts is None else own_starts[some]
-        out[some] = _forward(q[some], shared_k, shared_v, own_k[some], own_v[some], own_lengths[some], starts, scale)
+        out[some] = _forward(b.part(some))
     return out
 
 
-def _forward(
-    q: torch.Tensor,
-    shared_k: torch.Tensor,
-    shared_v: torch.Tensor,
-    own_k: torch.Tensor,
-    own_v: torch.Tensor,
-    own_lengths: torch.Tensor,
-    own_starts: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
+def _forward(b: PrefixBatch) -> torch.Tensor:
     """``forward`` of sequences few enough to hold all their scores at once."""
+    q, shared_k, shared_v = b.q, b.shared_k, b.shared_v
     wide = torch.promote_types(q.dtype, torch.float32)
     kv_heads, shared_len, head_dim = shared_k.shape
     queries = q.reshape(len(q), kv_heads, -1, head_dim)
-    scaled = queries.to(wide) * scale
+    scaled = queries.to(wide) * b.scale
     if shared_len <= SHORT_PREFIX:
         shared_scores = _pack(scaled) @ shared_k.to(wide).mT
     else:
-        prefix, lse = plain.attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, scale)
+        prefix, lse = plain.attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, b.scale)
         shared_scores = lse[:, 0, :, None]
 
-    keys, values, unseen = _own_rows(own_k, own_v, own_lengths, own_starts, q.shape[2])
+    keys, values, unseen = _own_rows(b)
     own_scores = scaled @ keys.to(wide).mT
     if unseen is not None:
         _as_heads(own_scores, q).masked_fill_(unseen, -torch.inf)
@@ -93,25 +76,20 @@ def _as_heads(rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return rows.view(*q.shape[:3], rows.shape[-1])
 
 
-def _own_rows(
-    own_k: torch.Tensor, own_v: torch.Tensor, own_lengths: torch.Tensor, own_starts: torch.Tensor | None, q_len: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def _own_rows(b: PrefixBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """Own keys and values cut to the rows in use, and which a query does not see, (batch, 1, q_len, rows), if any.
 
     Away from the CPU the lengths are not read, which would wait for the device.
     """
-    first, last, alike = 0, own_k.shape[2], False
-    if own_lengths.device.type == "cpu":
-        lengths = own_lengths.tolist()
-        starts = [0] * len(lengths) if own_starts is None else own_starts.tolist()
+    first, last, alike = 0, b.own_k.shape[2], False
+    if b.own_lengths.device.type == "cpu":
+        starts, lengths = zip(*b.rows_in_use(), strict=True)
         stops = [start + length for start, length in zip(starts, lengths, strict=True)]
         first, last = min(starts), max(stops)
-        alike = q_len == 1 and first == max(starts) and last == min(stops)
+        alike = b.q.shape[2] == 1 and first == max(starts) and last == min(stops)
     rows = slice(first, last)
-    unseen = None
-    if not alike:
-        unseen = hidden(own_lengths, own_starts, q_len, torch.arange(first, last, device=own_k.device))[:, None]
-    return own_k[:, :, rows], own_v[:, :, rows], unseen
+    unseen = None if alike else b.hidden(torch.arange(first, last, device=b.own_k.device))[:, None]
+    return b.own_k[:, :, rows], b.own_v[:, :, rows], unseen
 
 
 def _mix(weights: torch.Tensor, values: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:

@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from ..dispatch import interpreting
+from .batch import PrefixBatch
 from .tiles import INTERPRETER, Tile, Work, plan, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -29,41 +30,32 @@ WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}  # head_d
 _counters: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
-def forward(
-    q: torch.Tensor,
-    shared_k: torch.Tensor,
-    shared_v: torch.Tensor,
-    own_k: torch.Tensor,
-    own_v: torch.Tensor,
-    own_lengths: torch.Tensor,
-    own_starts: torch.Tensor | None,
-    scale: float,
-) -> torch.Tensor:
-    """Return out like q. Arguments as in ``reference.forward``."""
+def forward(b: PrefixBatch) -> torch.Tensor:
+    """Return out like q."""
+    q = b.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if out.numel() == 0:
         return out
-    inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in (q, shared_k, shared_v, own_k, own_v)]
-    starts = None if own_starts is None else own_starts.contiguous()
-    (batch, heads, q_len, head_dim), kv_heads = q.shape, len(shared_k)
+    inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in b[:5]]
+    starts = None if b.own_starts is None else b.own_starts.contiguous()
+    (batch, heads, q_len, head_dim), kv_heads = q.shape, len(b.shared_k)
     per_sequence = heads // kv_heads * q_len
-    work = Work(kv_heads, batch * per_sequence, per_sequence, shared_k.shape[1], own_k.shape[2])
+    work = Work(kv_heads, batch * per_sequence, per_sequence, b.shared_k.shape[1], b.own_k.shape[2])
     tile, splits = _plan(q, work)
     grid = triton.cdiv(work.rows, tile.rows), splits, kv_heads
     strides = [stride for x in inputs for stride in x.stride()[:-1]]
     with torch.cuda.device_of(q):
         _forward[grid](
-            *inputs, out, own_lengths.contiguous(), starts, *_scratch(q, grid, tile),
-            scale, batch, heads // kv_heads, q_len, work.shared, work.own, *strides,
+            *inputs, out, b.own_lengths.contiguous(), starts, *_scratch(q, grid, tile),
+            b.scale, batch, heads // kv_heads, q_len, work.shared, work.own, *strides,
             **constants(head_dim, q.dtype, tile), num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     return out
 
 
-def refuses(*arguments: object) -> str | None:
-    """Why the kernel cannot take these arguments of ``forward``, or None."""
-    q = arguments[0]
-    assert isinstance(q, torch.Tensor)
+def refuses(b: PrefixBatch) -> str | None:
+    """Why the kernel cannot take these sequences, or None."""
+    q = b.q
     if q.dtype not in WIDEST:
         return f"{q.dtype} has no tensor-core path: use float16, bfloat16 or float32, or backend='torch'"
     if not 16 <= q.shape[-1] <= WIDEST[q.dtype]:

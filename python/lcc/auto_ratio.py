@@ -17,7 +17,6 @@ AUTO = "auto"
 LADDER = (32.0, 16.0, 8.0, 4.0, 2.0)
 TARGET = 0.98
 
-
 NOTHING_TO_MEASURE = (
     'ratio="auto" has nothing to measure: give questions, or let the model ask itself more (self_study_questions, '
     "self_study_weight) and hold more of that out (held_out); only what the full text settles counts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,13 +15,22 @@ import torch
 
 from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
-from .files import read_tensors, remove_partial, write_tensors
+from .files import PARTIAL, read_tensors, write_tensors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
+from .teacher_states import TeacherStates
 
 # With ratio="auto", the checkpoint of each ratio is in a folder of its own.
 RATIO_FOLDER = "ratio-"
-STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-1"
+STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-2"
+SURROGATE_FILE, STATE_FILE = "surrogate", "state"
+# Of a compilation's identity, what its surrogate data does not depend on; a stream without weight is left out of it.
+NOT_OF_SURROGATE = {
+    "writer", "ratio", "steps", "batch", "optimizer", "learning_rate", "buffer_learning_rate", "buffer_init", "rank",
+    "alpha", "targets", "reconstruction_weight", "evaluate_every", "patience", "keep_prefix", "loss", "coupled",
+    "engine", "gradient_checkpointing", "encode_chunk", "torch_compile", "teacher_gigabytes",
+}  # fmt: skip
+STREAM_WEIGHTS = ("general_weight", "self_study_weight")
 # Tensors on the CPU, and JSON-ready metadata.
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -31,9 +41,21 @@ class Checkpoint:
     Of several processes rank 0 alone touches the folder; the others are told what it read.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks = ALONE):
-        self.folder, self.identity, self.ranks = folder, identity, ranks
+    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks = ALONE, surrogate: str = SURROGATE_FILE):
+        self.folder, self.identity, self.ranks, self._surrogate = folder, identity, ranks, surrogate
         ranks.from_main(self._make_folder)
+
+    @classmethod
+    def shared(cls, folder: Path, compilation: dict[str, Any], ranks: Ranks = ALONE) -> Checkpoint:
+        """Where compilations find one another's surrogate data: a file for whatever the data depends on.
+
+        Args:
+            compilation: the ``identity`` of one of them.
+        """
+        same = {name: value for name, value in compilation.items() if name not in NOT_OF_SURROGATE}
+        same |= {name: compilation[name] > 0 for name in STREAM_WEIGHTS}
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(folder, same, ranks, f"{SURROGATE_FILE}-{digest}")
 
     def _make_folder(self) -> None:
         try:
@@ -43,20 +65,20 @@ class Checkpoint:
 
     def save_surrogate(self, surrogate: Surrogate) -> None:
         """Write the samples with their teacher hidden states."""
-        self._write("surrogate", SURROGATE, *pack_surrogate(surrogate))
+        self._write(self._surrogate, SURROGATE, *pack_surrogate(surrogate))
 
-    def load_surrogate(self, device: torch.device) -> Surrogate | None:
-        """The samples that an earlier run wrote, or None."""
-        stored = self._read("surrogate", SURROGATE)
-        return None if stored is None else unpack_surrogate(*stored, device)
+    def load_surrogate(self, device: torch.device, budget: float = math.inf) -> Surrogate | None:
+        """The samples that an earlier run wrote, or None; see ``unpack_surrogate``."""
+        stored = self._read(self._surrogate, SURROGATE)
+        return None if stored is None else unpack_surrogate(*stored, device, budget)
 
     def save_state(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Write the optimisation's state."""
-        self._write("state", STATE, tensors, metadata)
+        self._write(STATE_FILE, STATE, tensors, metadata)
 
     def load_state(self) -> Stored | None:
         """The optimisation's last written state, or None."""
-        return self._read("state", STATE)
+        return self._read(STATE_FILE, STATE)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -82,19 +104,27 @@ class Checkpoint:
 
 
 def pack_surrogate(surrogate: Surrogate) -> Stored:
-    """The samples with their teacher hidden states, (supervised tokens, H) in one tensor."""
+    """The samples, each one's teacher hidden states, (supervised tokens, H), in a tensor of its own: none is copied."""
     samples = [surrogate.reconstruction, *surrogate.train, *surrogate.held_out]
     rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
-    hidden = torch.cat([sample.teacher_hidden for sample in samples]).cpu()
-    return {"hidden": hidden}, {"rows": rows, "train": len(surrogate.train)}
+    hidden = {f"hidden.{index}": sample.teacher_hidden for index, sample in enumerate(samples)}
+    return hidden, {"rows": rows, "train": len(surrogate.train)}
 
 
-def unpack_surrogate(tensors: dict[str, torch.Tensor], metadata: dict[str, Any], device: torch.device) -> Surrogate:
-    """What ``pack_surrogate`` packed, with the hidden states on ``device``."""
-    sizes = [len(row["response_ids"]) for row in metadata["rows"]]
+def unpack_surrogate(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, Any], device: torch.device, budget: float = math.inf
+) -> Surrogate:
+    """What ``pack_surrogate`` packed, with ``budget`` bytes of hidden states on ``device`` and the rest as they are."""
+    states = TeacherStates(budget)
     samples = [
-        Sample(row["stream"], row["query"], tuple(row["query_ids"]), tuple(row["response_ids"]), hidden)
-        for row, hidden in zip(metadata["rows"], tensors["hidden"].to(device).split(sizes), strict=True)
+        Sample(
+            row["stream"],
+            row["query"],
+            tuple(row["query_ids"]),
+            tuple(row["response_ids"]),
+            states.load(tensors[f"hidden.{index}"], device),
+        )
+        for index, row in enumerate(metadata["rows"])
     ]
     train = metadata["train"]
     return Surrogate(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]))
@@ -105,10 +135,9 @@ def remove_checkpoint(folder: str | os.PathLike) -> None:
     path = Path(folder)
     for tried in path.glob(f"{RATIO_FOLDER}*"):
         remove_checkpoint(tried)
-    for name in ("surrogate", "state"):
-        file = path / f"{name}.safetensors"
-        file.unlink(missing_ok=True)
-        remove_partial(file)
+    for name in (f"{SURROGATE_FILE}*", STATE_FILE):
+        for file in (*path.glob(f"{name}.safetensors"), *path.glob(f".{name}.safetensors.*{PARTIAL}")):
+            file.unlink(missing_ok=True)
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,6 +45,7 @@ def compile(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 50,
     keep_checkpoint: bool = False,
+    surrogates: str | os.PathLike | None = None,
     progress: bool | Reporter = True,
     distributed: bool = False,
     writer: WriterFactory = lora_compiler,
@@ -67,6 +69,8 @@ def compile(
         checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoint: leave the finished checkpoint for ``lcc.remove_checkpoint``, until the memory is safely saved.
+        surrogates: a folder where compilations share their surrogate data, which depends on neither ratio, writer nor
+            learning rate; whoever needs it first makes it, and nothing removes it.
         progress: show a progress bar on stderr, or the reporter to show it with.
         distributed: share each step's samples among the processes of torch.distributed's default group, which all make
             this very call; each gets the memory, rank 0 alone writes the checkpoint.
@@ -94,6 +98,7 @@ def compile(
     if settings.get("ratio") == AUTO:
         options: dict[str, Any] = {"recipe": recipe, "queries": queries, "questions": questions, "certify": certify}
         options |= {"checkpoint_every": checkpoint_every, "distributed": distributed, "writer": writer}
+        options |= {"surrogates": surrogates}
         return _search(model, tokenizer, text, target, checkpoint, keep_checkpoint, progress, options, settings)
     if target is not None:
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
@@ -109,12 +114,13 @@ def compile(
     same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
     ranks.require_same(same)
     store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
+    shared = Checkpoint.shared(Path(surrogates), same, ranks) if surrogates is not None else None
     with (
         reporting(ranks.main and progress) as reporter,
         seeded(model, chosen.seed),
         writer(model, context, chosen) as writing,
     ):
-        written = write(writing, chosen, asked, reporter, store, checkpoint_every, ranks)
+        written = write(writing, chosen, asked, reporter, store, checkpoint_every, ranks, shared)
     memory = _memory(model, context, written, chosen, print_of)
     if certify:
         with reporting(ranks.main and progress) as reporter:
@@ -144,13 +150,14 @@ def _search(
     target = TARGET if target is None else target
     chosen = make_settings(options["recipe"], **settings | {"ratio": None})
     check_search(chosen, target, options["questions"] is not None, options["certify"])
-    # An iterable may be read only once, and each ratio reads it.
-    options |= {"queries": load_queries(options["queries"])}
-    if not isinstance(options["questions"], (str, Path, type(None))):
-        options |= {"questions": list(options["questions"])}
+    options = reread(options)
     folder = Path(checkpoint) if checkpoint is not None else None
     ranks = Ranks.of_group() if options["distributed"] else ALONE
-    with reporting(ranks.main and progress) as reporter:
+    with (
+        reporting(ranks.main and progress) as reporter,
+        nullcontext(folder) if folder else TemporaryDirectory() as among_ratios,
+    ):
+        options["surrogates"] = options["surrogates"] or among_ratios
 
         def attempt(*, ratio: float, checkpoint: Path | None) -> Memory:
             own = {"ratio": ratio, "checkpoint": checkpoint, "keep_checkpoint": True, "progress": reporter}
@@ -160,6 +167,12 @@ def _search(
     if folder and ranks.main and not keep_checkpoint:
         remove_checkpoint(folder)
     return memory
+
+
+def reread(options: dict[str, Any]) -> dict[str, Any]:
+    """``compile``'s options for more than one call: an iterable of queries or questions may be read only once."""
+    names = [name for name in ("queries", "questions") if not isinstance(options.get(name), (str, Path, type(None)))]
+    return options | {name: list(options[name]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -179,8 +192,13 @@ def write(
     store: Checkpoint | None = None,
     checkpoint_every: int = 50,
     ranks: Ranks = ALONE,
+    shared: Checkpoint | None = None,
 ) -> Written:
     """Make the surrogate data and train ``writer`` on it.
+
+    Args:
+        store: the compilation's own checkpoint.
+        shared: where the surrogate data is kept, if not in ``store``.
 
     Raises:
         DivergedError: the loss became NaN; the last checkpoint stands.
@@ -189,7 +207,7 @@ def write(
     """
     model = writer.model
     with autocast(model, settings):
-        surrogate = _surrogate(writer, settings, queries, store, ranks, reporter)
+        surrogate = _surrogate(writer, settings, queries, shared or store, ranks, reporter)
         # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
         free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
         fitting = fit(writer, _most_rows(surrogate, settings), settings, free)
@@ -206,13 +224,15 @@ def _surrogate(
     ranks: Ranks,
     reporter: Reporter,
 ) -> Surrogate:
-    """The surrogate data: from the checkpoint, or made now by rank 0."""
-    stored = store.load_surrogate(writer.model.device) if store else None
+    """The surrogate data: from ``store``, or made now by rank 0."""
+    device, budget = writer.model.device, settings.teacher_gigabytes * 2**30
+    stored = store.load_surrogate(device, budget) if store else None
     if stored is not None:
         return stored
 
     def make() -> Surrogate:
-        with torch.no_grad():
+        # Seeded anew, so that the data is the same whatever the writer has drawn.
+        with torch.no_grad(), seeded(writer.model, settings.seed):
             text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
             folder = store.folder if store else None
             made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
@@ -223,7 +243,7 @@ def _surrogate(
     if ranks.count == 1:
         return make()
     packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
-    return unpack_surrogate(*packed, writer.model.device)
+    return unpack_surrogate(*packed, device, budget)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:

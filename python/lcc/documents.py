@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .auto_ratio import AUTO, TARGET, missed_target
 from .checkpoint import remove_checkpoint
-from .compile import compile
+from .compile import compile, reread
 from .context import text_digest
 from .distributed import ALONE, Ranks
 from .errors import InputError, LCCError, MemoryFileError, MismatchError, TargetError
@@ -30,10 +30,9 @@ from .memory import Memory
 from .progress import Reporter, reporting
 from .settings import make_settings
 
-if TYPE_CHECKING:
-    from .certificate import Questions
-
 SUFFIX = ".lcc.safetensors"
+# Options of ``lcc.compile`` that no memory records: they do not tell whether one is the one that is asked for.
+UNRECORDED = ("queries", "questions", "certify")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def compile_documents(
     """
     jobs = make_jobs(sources, folder)
     ranks = Ranks.of_group() if distributed else ALONE
-    outcomes = []
+    outcomes, options = [], reread(options)
     with reporting(ranks.main and progress) as reporter:
         for done, job in enumerate(jobs):
             reporter.document(job.source.name, done, len(jobs))
@@ -132,21 +131,19 @@ def compile_job(
     job: Job,
     *,
     force: bool = False,
-    recipe: str = "default",
-    queries: str | Path | Sequence[str] | None = None,
-    progress: bool | Reporter = True,
     distributed: bool = False,
-    certify: bool = True,
-    questions: Questions | None = None,
-    target: float | None = None,
-    **settings: Any,
+    progress: bool | Reporter = True,
+    **options: Any,
 ) -> Outcome:
     """Compile one document, unless it is done or another process is at it; errors become the outcome.
+
+    Args:
+        **options: as in ``compile_documents``.
 
     Raises:
         InputError: a setting that cannot be used, for any document.
     """
-    wanted = _Wanted.of(recipe, target, settings)
+    wanted = _Wanted.of(**options)
     ranks = Ranks.of_group() if distributed else ALONE
     began = time.monotonic()
     status, error = "compiled", None
@@ -160,20 +157,7 @@ def compile_job(
             elif ranks.from_main(lambda: _is_done(job.output, text, wanted, print_of, force)):
                 status = "skipped"
             else:
-                compile_file(
-                    model,
-                    tokenizer,
-                    text,
-                    job.output,
-                    recipe=recipe,
-                    queries=queries,
-                    progress=progress,
-                    distributed=distributed,
-                    certify=certify,
-                    questions=questions,
-                    target=target,
-                    **settings,
-                )
+                compile_file(model, tokenizer, text, job.output, distributed=distributed, progress=progress, **options)
     except LCCError as failure:
         status, error = "failed", str(failure)
     except torch.OutOfMemoryError as failure:
@@ -271,12 +255,13 @@ class _Wanted:
     target: float | None
 
     @classmethod
-    def of(cls, recipe: str, target: float | None, settings: dict[str, Any]) -> _Wanted:
-        """As ``lcc.compile`` reads its arguments.
+    def of(cls, recipe: str = "default", target: float | None = None, **options: Any) -> _Wanted:
+        """As ``lcc.compile`` reads its options.
 
         Raises:
             InputError: a setting that cannot be used.
         """
+        settings = {name: value for name, value in options.items() if name not in UNRECORDED}
         searched = settings.get("ratio") == AUTO
         chosen = asdict(make_settings(recipe, **settings | ({"ratio": None} if searched else {})))
         if not searched:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from peft import CartridgeConfig, TaskType
+from peft.utils import CONFIG_NAME
 from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from .attach import attach, stack_of
 from .errors import InputError, MemoryFileError
-from .files import write_bytes, write_tensors
+from .files import remove_partial, write_bytes, write_tensors
 from .kv import KV
 from .memory import Memory
 
@@ -29,7 +31,8 @@ def export(
     ``cartridge``: an adapter for peft's ``CARTRIDGE`` tuner; ``PeftModel.from_pretrained(model, folder)`` reads it, and
     the prefix stands in it as frozen tokens. ``safetensors``: ``cache.safetensors`` with ``keys`` and ``values``; see
     docs/memory-format.md. Either is followed by queries from position ``tokens`` on: give those ids
-    ``ChatFormat.query_ids``, or the chat template's text from the end of the prefix on.
+    ``ChatFormat.query_ids``, or the chat template's text from the end of the prefix on. An export that was killed is
+    not readable, and the next one into the folder replaces it.
 
     Returns:
         The file with the tensors.
@@ -64,11 +67,16 @@ def _write_cartridge(model: PreTrainedModel, memories: Sequence[Memory], kv: KV,
         token_dim=heads * width,
         num_transformer_submodules=1,
     )
-    config.save_pretrained(str(folder))
     # (layers, 2, heads, tokens, width) becomes (tokens, layers, 2, heads, width).
     stacked = torch.stack((kv.keys, kv.values), 1).permute(3, 0, 1, 2, 4)
-    path = folder / CARTRIDGE_FILE
-    write_bytes(path, save({"prompt_embeddings": stacked.reshape(tokens, -1).contiguous().cpu()}))
+    path, config_path = folder / CARTRIDGE_FILE, folder / CONFIG_NAME
+    content = save({"prompt_embeddings": stacked.reshape(tokens, -1).contiguous().cpu()})
+    # peft finds no adapter in a folder without a config, as which an interrupted export is left.
+    config_path.unlink(missing_ok=True)
+    write_bytes(path, content)
+    write_bytes(config_path, json.dumps(config.to_dict(), indent=2, sort_keys=True).encode())
+    remove_partial(path)
+    remove_partial(config_path)
     return path
 
 
@@ -82,6 +90,7 @@ def _write_cache(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, fol
     }
     path = folder / CACHE_FILE
     write_tensors(path, CACHE_FORMAT, {"keys": kv.keys, "values": kv.values}, metadata)
+    remove_partial(path)
     return path
 
 

@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from .errors import MemoryFileError
 
@@ -28,8 +30,8 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
-    content = save(tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)})
-    write_bytes(path, content)
+    with _replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
@@ -38,20 +40,26 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
     Raises:
         MemoryFileError: as ``write_tensors`` does.
     """
-    path = Path(path)
+    with _replacing(Path(path)) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
     temporary = None
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL, delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
-    except OSError as error:
-        raise MemoryFileError(f"cannot write {path}: {error.strerror or error}; nothing was changed there") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise MemoryFileError(f"cannot write {path}: {reason}; nothing was changed there") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
@@ -102,9 +110,9 @@ def _digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
     return digest.hexdigest()
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The raw bytes of a tensor, whatever its dtype."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The raw bytes of a tensor, whatever its dtype; of a contiguous one on the CPU no copy."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _umask() -> int:

@@ -89,7 +89,7 @@ def generate_responses(
     """Responses after the rotated tokens of ``visible``: greedy, or sampled from the whole vocabulary."""
     sampling: dict[str, Any] = {}
     if temperature is not None:
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     return generate_after(model, visible.cache(), queries, end, max_new_tokens=max_new_tokens, **sampling)
 
 

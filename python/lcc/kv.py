@@ -184,11 +184,11 @@ class SharedLayer(DynamicLayer):
         self._map(lambda states: states.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep these sequences."""
+        """Keep the sequences ``indices``, (kept,) int64."""
         self._map(lambda states: states[indices])
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Let sequence i go on from sequence ``beam_idx[i]``."""
+        """Let sequence i go on from sequence ``beam_idx[i]``, (batch,) int64."""
         self._map(lambda states: states.index_select(0, beam_idx.to(states.device)))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:

@@ -64,7 +64,9 @@ def divergence(
     model: PreTrainedModel, hidden: torch.Tensor, samples: Sequence[Sample], weights: torch.Tensor, loss: str
 ) -> torch.Tensor:
     """Weighted sum of the divergence from the samples' teacher to ``hidden``, (supervised tokens, H)."""
-    return state_divergence(model, hidden, torch.cat([sample.teacher_hidden for sample in samples]), weights, loss)
+    # States past the teacher's budget are on the CPU, wherever the model is.
+    teacher = torch.cat([sample.teacher_hidden.to(hidden.device) for sample in samples])
+    return state_divergence(model, hidden, teacher, weights, loss)
 
 
 def state_divergence(

@@ -229,7 +229,8 @@ def _advice(
         return ()
     changes: dict[str, Any] = {}
     batches = [settings.batch >> shift for shift in range(1, settings.batch.bit_length())]
-    ladder = [("gradient_checkpointing", True), ("encode_chunk", CHUNK), *(("batch", batch) for batch in batches)]
+    ladder: list[tuple[str, Any]] = [("engine", "packed"), ("gradient_checkpointing", True), ("encode_chunk", CHUNK)]
+    ladder += [("batch", batch) for batch in batches]
     for name, value in ladder:
         if getattr(settings, name) == value:
             continue

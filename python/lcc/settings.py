@@ -31,7 +31,8 @@ class CompileSettings:
         self_study_questions: how many distinct questions the model asks itself about the text; 0 for none.
         self_study_temperature: sampling temperature of those questions.
         self_study_piece: tokens of text that the model asks about at a time; 0 for the whole text at once.
-        max_response_tokens: longest teacher response.
+        self_study_whole: share of the questions that it asks about the whole text, after those about pieces.
+        max_response_tokens: longest teacher response, and longest question that the model may ask itself.
         held_out: share of the query samples kept out of training to measure the held-out KL.
         evaluate_every: steps between two measurements.
         patience: measurements without a better held-out KL before stopping early; the best state is kept. 0 never
@@ -67,6 +68,7 @@ class CompileSettings:
     self_study_questions: int = 160
     self_study_temperature: float = 0.6
     self_study_piece: int = 40
+    self_study_whole: float = 0.25
     max_response_tokens: int = 64
     held_out: float = 0.1
     evaluate_every: int = 50
@@ -102,6 +104,7 @@ class CompileSettings:
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
         _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
+        _require(0 <= self.self_study_whole <= 1, "self_study_whole", self.self_study_whole, "in [0, 1]")
         _require(self.loss in ("kl", "mse"), "loss", self.loss, "kl or mse")
         _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, " or ".join(OPTIMIZERS))
         _require(self.buffer_init in BUFFER_INITS, "buffer_init", self.buffer_init, " or ".join(BUFFER_INITS))
@@ -111,6 +114,10 @@ class CompileSettings:
         _require(valid, "gradient_checkpointing", checkpointing, "auto, True or False")
         valid = chunk == "auto" or (type(chunk) is int and chunk >= 0)
         _require(valid, "encode_chunk", chunk, "auto, or a whole number of at least 0")
+        if self.engine == "reference":
+            for name in ("gradient_checkpointing", "encode_chunk", "torch_compile"):
+                value = getattr(self, name)
+                _require(value in (False, "auto"), name, value, "left out with engine='reference', or take 'packed'")
         precisions = ("auto", "float32", "bfloat16")
         _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 import lcc_kernels as lk
 
+from .control_groups import group_bytes
 from .encode import Writer, lora_model
 from .packed import PackedDecoder, PackedRow
 from .settings import CompileSettings
@@ -95,22 +96,23 @@ def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | Non
     context = writer.context
     layout = lk.BottleneckLayout(len(writer.prefix), len(context.context_ids), context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
-    tries = [
-        replace(
+
+    def settled(on: bool, size: int) -> CompileSettings:
+        return replace(
             settings,
             gradient_checkpointing=on if checkpointing == "auto" else checkpointing,
             encode_chunk=size if chunk == "auto" else chunk,
         )
-        for on, size in ((False, 0), (True, 0), (True, CHUNK))
-    ]
+
     if free is None or settings.engine == "reference" or "auto" not in (checkpointing, chunk):
-        return tries[0]
+        return settled(False, 0)
+    tries = [settled(False, 0), settled(True, 0), settled(True, CHUNK)]
     fitting = (found for found in tries if step_memory(writer.model, layout, found).total <= HEADROOM * free)
     return next(fitting, tries[-1])
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Free memory of ``device``; None where it cannot be asked."""
+    """Free memory of ``device``, within the limits of this process's control groups; None where it cannot be asked."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -118,7 +120,8 @@ def available_bytes(device: torch.device) -> int | None:
     if device.type != "cpu" or not meminfo.exists():
         return None
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
+    free, limited = int(fields["MemAvailable"].split()[0]) * 1024, group_bytes()
+    return free if limited is None else min(free, limited)
 
 
 def _chunk(settings: CompileSettings) -> int:

@@ -37,14 +37,14 @@ def student_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileS
 
 
 def reference_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """Two passes: the encode, then batches of padded samples over [P' | B]."""
+    """``student_hidden`` in two passes: the encode, then batches of padded samples over [P' | B]."""
     visible = writer.visible(writer.encode(), settings.keep_prefix)
     with writer.active(settings.coupled):
         return torch.cat([response_hidden(writer.model, visible, group) for group in _alike(samples)])
 
 
 def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """One packed pass that runs C, B and the samples, or after a chunked encode the samples alone."""
+    """``student_hidden`` in one pass that runs C, B and the samples, or after a chunked encode the samples alone."""
     ids = [token for sample in samples for token in sample.input_ids]
     own = compiler.model.get_input_embeddings()(torch.tensor([ids], device=compiler.model.device))
     segments = tuple(len(sample.input_ids) for sample in samples)

@@ -24,17 +24,16 @@ class TeacherStates:
         folder: where files go; the system's temporary folder if None.
     """
 
-    def __init__(self, budget: int, folder: Path | None = None):
+    def __init__(self, budget: float, folder: Path | None = None):
         self._left, self._folder = budget, folder
 
     def keep(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` itself, or its copy on disk, a CPU tensor whose pages are read when they are touched.
+        """``hidden`` (tokens, H) itself, or its copy on disk, a CPU tensor whose pages are read when they are touched.
 
         Raises:
             MemoryFileError: the folder cannot be written, or the disk is full.
         """
-        if hidden.nbytes <= self._left:
-            self._left -= hidden.nbytes
+        if self._fits(hidden):
             return hidden
         try:
             handle, path = tempfile.mkstemp(suffix=".safetensors", dir=self._folder)
@@ -49,3 +48,13 @@ class TeacherStates:
             raise MemoryFileError(
                 f"teacher states do not fit into memory, nor on disk: {error}; free space or raise teacher_gigabytes"
             ) from error
+
+    def load(self, hidden: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """``hidden`` (tokens, H), mapped from a file, on ``device`` within the budget, and as it is past it."""
+        return hidden.to(device) if self._fits(hidden) else hidden
+
+    def _fits(self, hidden: torch.Tensor) -> bool:
+        """Whether ``hidden`` is held, within what is left of the budget."""
+        held = hidden.nbytes <= self._left
+        self._left -= hidden.nbytes if held else 0
+        return held

@@ -110,6 +110,13 @@ def test_compile_searches(job, keeps, llama, tokenizer, tmp_path):
     assert torch.equal(named.kv.keys, memory.kv.keys)
 
 
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_the_ratios_share_their_surrogate_data(job, keeps, tmp_path, surrogates_made, checkpoint):
+    keeps.update({32: 0.5, 16: 0.97, 8: 0.99})
+    assert job(checkpoint=tmp_path / "run" if checkpoint else None).ratio == 8
+    assert surrogates_made == [32]
+
+
 def test_one_shot_questions_and_queries_serve_every_ratio(job, keeps):
     keeps.update({32: 0.5, 16: 1.0})
     memory = job(questions=iter(["Where does Mara live?"]), queries=(f"Say: {n}." for n in range(40)))
@@ -132,7 +139,9 @@ def test_a_killed_search_goes_on_where_it_stopped(job, keeps, tmp_path, monkeypa
     monkeypatch.setattr(optimize, "step_loss", counted)
     with pytest.raises(KeyboardInterrupt):
         job(checkpoint=tmp_path / "run")
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["ratio-16", "ratio-32"]
+    *folders, surrogate = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert folders == ["ratio-16", "ratio-32"]
+    assert surrogate.startswith("surrogate-")
     memory = job(checkpoint=tmp_path / "run")
     assert len(steps) == 7 + 2
     assert torch.equal(memory.kv.keys, whole.kv.keys)
@@ -167,6 +176,7 @@ def run(tmp_path, text, monkeypatch):
     for name in ("first", "second"):
         (tmp_path / f"{name}.txt").write_text(text)
     fast = ("batch=2", "general_queries=8", "self_study_questions=8", "held_out=0.3", "max_response_tokens=6")
+    fast += ("self_study_temperature=5",)  # a whole number will do
     small = [part for pair in fast for part in ("--set", pair)]
 
     def invoke(*arguments, code=0):

@@ -156,6 +156,20 @@ def test_checkpoint_of_another_run_is_refused(job, tmp_path, monkeypatch):
     assert same(job(), job(checkpoint=tmp_path / "run"))
 
 
+def test_compilations_share_their_surrogate_data(job, tmp_path, surrogates_made):
+    def shared(**overrides):
+        return job(surrogates=tmp_path / "shared", **overrides)
+
+    first = shared()
+    assert same(shared(checkpoint=tmp_path / "run"), first)
+    assert same(job(), first)
+    assert shared(ratio=16, learning_rate=1e-3, batch=2).questions == first.questions
+    assert surrogates_made == [8, 8]
+    shared(seed=1)
+    shared(general_weight=0.0)
+    assert len(surrogates_made) == 4
+
+
 def test_damaged_checkpoint_is_refused(job, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         fail_at(patch, 3, lambda value: value * float("nan"))

@@ -159,6 +159,14 @@ def test_leftovers_of_a_killed_writer_are_swept(compile_all, tmp_path):
     assert not any("partial" in name or name.startswith("first.lcc.safetensors.") for name in names)
 
 
+def test_one_shot_questions_and_queries_serve_every_document(compile_all):
+    outcomes = compile_all(queries=(f"Say: {n}." for n in range(40)), questions=iter(["Where does Mara live?"]))
+    assert statuses(outcomes) == ["compiled", "compiled", "failed"]
+    assert "too few for ratio" in outcomes[2].error
+    for outcome in outcomes[:2]:
+        assert lcc.Memory.load(outcome.output).certificate["questions"]["count"] == 1
+
+
 def test_hostile_calls(llama, tokenizer, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(lcc.InputError, match=r"a/x\.txt and b/x\.md would both become"):

@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
+import pytest
 import torch
 
 from lcc.chat import ChatFormat
 from lcc.context import build_context
 from lcc.encode import read_text
+from lcc.evaluation import FullText, beside, evaluate
+from lcc.evaluation.suites import SUITES, general_queries, suite
 from lcc.generate import generate_responses
 from lcc.models import EMBEDDED
 from lcc.models.exam import answer, general_exam, score
-from lcc.models.fiction import UNKNOWN, Document, document, unanswerable
+from lcc.models.fiction import ASKED_WORDINGS, ATTRIBUTES, UNKNOWN, Document, document, unanswerable
 from lcc.models.general import KINDS, general_query
+from lcc.models.reasoning import aggregate_questions, comparisons, described_questions
 from lcc.self_study import ASK_REQUEST, ask_questions, text_pieces
 from lcc.settings import make_settings
 from lcc.surrogate import REPEAT_REQUEST
 
 # Far from the seeds of the training script and of the demo.
 HELD_OUT = 5_000_000
+# At least; the suites' own examples, 300 and 700 words.
+SUITE_SCORES = {
+    "fiction easy": 0.97,
+    "fiction medium": 0.65,
+    "fiction hard": 0.08,
+    "dialogue opening": 0.95,
+    "dialogue": 0.9,
+    "needle": 0.9,
+    "needle, several values": 0.7,
+    "key value": 0.9,
+    **{f"general beside {name}": 0.9 for name in SUITES},
+}
 SHAPES = ((5, 7), (6, 7), (8, 8), (5, 8))
 
 
 def unseen(index: int) -> Document:
     return document(random.Random(HELD_OUT + index), *SHAPES[index % len(SHAPES)])
+
+
+def answerable(doc: Document) -> set[str]:
+    """Every question that the text answers."""
+    counts = [question for limit in range(20) for question in aggregate_questions(doc, random.Random(limit))]
+    return {question.text for question in (*doc.questions(), *described_questions(doc), *comparisons(doc), *counts)}
 
 
 def words(tokenizer, text: str) -> int:
@@ -58,6 +81,45 @@ def test_answers_with_the_text_and_not_without(embedded):
         total += len(questions)
     assert right / total >= 0.97
     assert guessed / total <= 0.15
+
+
+@pytest.fixture(scope="module")
+def suite_scores(_embedded, tmp_path_factory) -> dict[str, float]:
+    """With the full text, by task, and of general queries beside each suite's texts."""
+    examples = []
+    for name in SUITES:
+        about = suite(name, 4, seed=HELD_OUT)
+        beside_it = beside(general_queries(HELD_OUT, 20), dict.fromkeys(example.context for example in about))
+        examples += about + [replace(example, task=f"general beside {name}") for example in beside_it]
+    results = evaluate([FullText(*_embedded)], examples, tmp_path_factory.mktemp("suites"), progress=False)
+    by_task: dict[str, list[float]] = {}
+    for result in results:
+        by_task.setdefault(result.task, []).append(result.score)
+    return {task: sum(scores) / len(scores) for task, scores in by_task.items()}
+
+
+@pytest.mark.parametrize("task", SUITE_SCORES)
+def test_does_every_suite_with_the_full_text(task, suite_scores):
+    assert suite_scores[task] >= SUITE_SCORES[task]
+    assert suite_scores.keys() == SUITE_SCORES.keys()
+
+
+def test_asks_in_wordings_that_leave_one_for_evaluation(embedded):
+    model, tokenizer = embedded
+    chat = ChatFormat.of(tokenizer)
+    doc = document(random.Random(HELD_OUT), 5, 7)
+    with torch.no_grad():
+        seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
+    torch.manual_seed(0)
+    rows = generate_responses(model, seen, [chat.query_ids(ASK_REQUEST)] * 200, 20, end=chat.end, temperature=0.6)
+    asked = {tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows}
+    kept_back = {
+        wording.format(n=name)
+        for attribute in ATTRIBUTES.values()
+        for wording in attribute.questions[ASKED_WORDINGS:]
+        for name in doc.names
+    }
+    assert len(asked & kept_back) <= 0.02 * len(asked)
 
 
 def test_general_queries_beside_an_unrelated_text(embedded):
@@ -109,8 +171,8 @@ def test_asks_valid_questions_that_cover_the_text(embedded):
             seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
         rows = generate_responses(model, seen, [request] * 400, 20, end=chat.end, temperature=0.6)
         asked = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
-        answers = {question.text: question.answer for question in doc.questions()}
-        valid += sum(question in answers for question in asked)
+        answers, possible = {question.text: question.answer for question in doc.questions()}, answerable(doc)
+        valid += sum(question in possible for question in asked)
         draws += len(asked)
         covered += len({answers[question] for question in asked if question in answers})
         facts += len(doc.facts)
@@ -130,10 +192,21 @@ def test_self_study_covers_every_piece_of_the_text(embedded):
     torch.manual_seed(0)
     asked = ask_questions(model, context, seen, settings, lambda *_: None)
     assert len(asked) == len(set(asked)) <= settings.self_study_questions
+    possible = answerable(doc)
+    assert sum(question in possible for question in asked) / len(asked) >= 0.55
     answers = {question.text: question.answer for question in doc.questions()}
-    valid = [question for question in asked if question in answers]
-    assert len(valid) / len(asked) >= 0.55
-    assert len({answers[question] for question in valid}) / len(doc.facts) >= 0.9
+    assert len({answers[question] for question in asked if question in answers}) / len(doc.facts) >= 0.9
+
+
+def test_questions_that_were_cut_off_are_left_out(embedded):
+    model, tokenizer = embedded
+    context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 2, 4).text, 8, 7)
+    with torch.no_grad():
+        seen = read_text(model, context.context_ids, read_text(model, context.prefix_ids))
+    torch.manual_seed(0)
+    asked = ask_questions(model, context, seen, make_settings(max_response_tokens=7), lambda *_: None)
+    assert asked
+    assert all(question.endswith("?") for question in asked)
 
 
 def test_text_pieces_cover_the_text():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -57,6 +58,31 @@ def test_quantised_and_stacked_memories_are_exported(llama, tokenizer, tmp_path,
     cache = adapted.get_prompt(1)
     torch.testing.assert_close(torch.cat([layer.keys for layer in cache.layers]), expected.keys, rtol=0, atol=0)
     torch.testing.assert_close(torch.cat([layer.values for layer in cache.layers]), expected.values, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("killed_at", ["adapter_model.safetensors", "adapter_config.json"])
+def test_an_interrupted_export_is_never_mistaken_for_a_whole_one(killed_at, llama, tokenizer, tmp_path, monkeypatch):
+    memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
+    lcc.export(llama, memory, tmp_path)
+    two = lcc.attach(llama, [memory, memory]).read()
+    real = Path.replace
+
+    def killed(path, target):
+        if target.name == killed_at:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "unlink", lambda path, **_: "partial" in path.name or os.unlink(path))  # as a kill would
+        with pytest.raises(KeyboardInterrupt):
+            lcc.export(llama, [memory, memory], tmp_path)
+    with pytest.raises(ValueError, match=r"adapter_config\.json"):
+        PeftModel.from_pretrained(llama, tmp_path)
+    lcc.export(llama, [memory, memory], tmp_path)
+    cache = PeftModel.from_pretrained(llama, tmp_path).get_prompt(1)
+    assert torch.equal(torch.cat([layer.values for layer in cache.layers]), two.values)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
 
 
 def snippets() -> list[str]:

@@ -83,7 +83,8 @@ def naive_loss(model, compiler, lora, scaling, samples, settings):
     "variant", [{}, {"keep_prefix": False}, {"coupled": True}], ids=["default", "no prefix", "coupled"]
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, text):
+def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, text, monkeypatch):
+    monkeypatch.setattr("lcc.surrogate.ask_questions", lambda *_: ["Where does Mara live?"])
     model = tiny_model(family, torch.float64)
     plain = copy.deepcopy(model)
     settings = make_settings(

@@ -12,7 +12,7 @@ from lcc.evaluation.suites import SUITES, general_queries, suite
 from lcc.models import train
 from lcc.models.curriculum import Group, Stage, curriculum
 from lcc.models.lessons import closed_book_lesson, document_lesson, key_value_lesson, needle_lesson
-from lcc.models.packing import IGNORED, KINDS, Packer
+from lcc.models.packing import IGNORED, KINDS, Lesson, Packer
 from lcc.models.tokenizer import WINDOW
 
 STAGES = {stage.name: stage for stage in curriculum()}
@@ -30,9 +30,11 @@ def test_every_stage_packs_into_known_words(name, tokenizer):
     for group in groups:
         batch = Packer(tokenizer).pack(group.lessons)
         assert not unknown_pieces(tokenizer, batch.input_ids.unique().tolist())
-        assert batch.position_ids.max() < WINDOW
+        assert batch.layout.position_ids().max() < WINDOW
         assert {exercise.kind for lesson in group.lessons for exercise in lesson.exercises} <= set(KINDS)
-        assert (batch.labels != IGNORED).any(1).all()
+        assert len(batch.layout.documents) == len(group.lessons)
+        for rows in batch.layout.documents:
+            assert (batch.labels[rows.start : rows.stop] != IGNORED).any()
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -64,9 +66,26 @@ def test_what_is_said_to_be_unknown_is():
 def test_labels_are_the_answers(tokenizer):
     lesson = document_lesson(random.Random(1), 4, 5, False, reasoning=2)
     batch = Packer(tokenizer).pack([lesson])
-    supervised = batch.labels[0][batch.labels[0] != IGNORED]
+    supervised = batch.labels[batch.labels != IGNORED]
     answers = [answer for exercise in lesson.exercises for _, answer in exercise.turns]
     assert tokenizer.decode(supervised).replace("<|end|>", " ").split() == " ".join(answers).split()
+
+
+def test_a_packed_exercise_is_read_as_if_it_were_alone(tokenizer):
+    """Each lesson's text, then one exercise, through the plain model: the loss of the whole row."""
+    rng = random.Random(2)
+    lessons = [document_lesson(rng, 3, 3, False), closed_book_lesson(rng)]
+    packer, model = Packer(tokenizer), train.build_model(tokenizer).double()
+    loss, _ = train.step_loss(model, packer.pack(lessons), tokenizer.eos_token_id)
+    total = weight = 0.0
+    for lesson in lessons:
+        for exercise in lesson.exercises:
+            alone = packer.pack([Lesson(lesson.text, (exercise,))])
+            scored = alone.labels != IGNORED
+            logits = model(alone.input_ids[None]).logits[0][scored]
+            total += exercise.weight * torch.nn.functional.cross_entropy(logits, alone.labels[scored], reduction="sum")
+            weight += exercise.weight * scored.sum()
+    torch.testing.assert_close(loss, total / weight, rtol=1e-6, atol=1e-6)
 
 
 class KilledError(Exception):

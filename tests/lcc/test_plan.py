@@ -125,6 +125,14 @@ def test_advice_is_followed_by_a_fit(planned, monkeypatch):
     assert planned(**settings).fits
 
 
+def test_a_reference_step_that_does_not_fit_is_told_to_be_packed(planned, monkeypatch):
+    whole = planned(engine="reference")
+    assert whole.fits
+    free(monkeypatch, (whole.state_bytes + whole.teacher_bytes + 0.4 * whole.step_bytes) / 0.9)
+    plan = planned(engine="reference")
+    assert plan.advice[0].startswith("--set engine=packed --set gradient_checkpointing=true")
+
+
 def cli_settings(flags: list[str]) -> dict:
     from lcc.cli.options import parse_settings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import lcc_kernels as lk
 from benchmarks import compile_step
 from benchmarks.timing import peak_bytes
 from lcc import step_memory as module
+from lcc.checkpoint import Checkpoint
 from lcc.settings import make_settings
 from lcc.step_memory import step_memory
+from lcc.surrogate import Sample, Surrogate
 from lcc.teacher_states import TeacherStates
 
 WAYS = [{}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "encode_chunk": 64}]
@@ -107,6 +110,39 @@ def test_teacher_states_on_a_full_disk(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_checkpoint_is_written_and_read_without_holding_its_teacher_states(tmp_path):
+    rows, states = 1 << 10, TeacherStates(0, tmp_path)
+    ids = (1,) * rows
+
+    def sample(number):
+        generator = torch.Generator().manual_seed(number)
+        return Sample("general", str(number), (1,), ids, states.keep(torch.randn(rows, 1024, generator=generator)))
+
+    surrogate, found = Surrogate(sample(0), (sample(1), sample(2)), (sample(3),)), []
+    store, one = Checkpoint(tmp_path / "run", {}), rows * 1024 * 4
+
+    def there_and_back():
+        store.save_surrogate(surrogate)
+        found.append(store.load_surrogate(torch.device("cpu"), budget=one))
+
+    tracemalloc.start()
+    try:
+        tensors, (_, python) = peak_bytes(there_and_back, "cpu"), tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    mapped = (tmp_path / "run" / "surrogate.safetensors").stat().st_size  # counted as if it were held
+    assert max(tensors - mapped, python) < one
+    assert found == [surrogate]
+    for old, new in zip((sample(0), *surrogate.train), (found[0].reconstruction, *found[0].train), strict=True):
+        assert torch.equal(old.teacher_hidden, new.teacher_hidden)
+
+
+def test_states_past_the_budget_stay_where_they_were_read():
+    states, hidden = TeacherStates(32), torch.ones(2, 4)
+    assert states.load(hidden, torch.device("meta")).is_meta
+    assert states.load(hidden, torch.device("meta")) is hidden
+
+
 def test_a_compilation_does_not_depend_on_where_teacher_states_are(llama, tokenizer, text, fast, tmp_path):
     held = lcc.compile(llama, tokenizer, text, **fast)
     mapped = lcc.compile(llama, tokenizer, text, teacher_gigabytes=0, **fast)
@@ -117,6 +153,14 @@ def test_settings_are_checked():
     for wrong in ({"engine": "fast"}, {"gradient_checkpointing": "yes"}, {"encode_chunk": -1}, {"encode_chunk": 1.5}):
         with pytest.raises(lcc.InputError, match=next(iter(wrong))):
             make_settings(**wrong)
+
+
+@pytest.mark.parametrize("way", [{"gradient_checkpointing": True}, {"encode_chunk": 64}, {"torch_compile": True}])
+def test_the_reference_engine_refuses_what_it_would_ignore(way):
+    make_settings(engine="packed", **way)
+    make_settings(engine="reference", gradient_checkpointing=False, encode_chunk=0, torch_compile=False)
+    with pytest.raises(lcc.InputError, match=f"{next(iter(way))} is .* engine='reference', or take 'packed'"):
+        make_settings(engine="reference", **way)
 
 
 def test_compile_step_prints_what_it_promises(monkeypatch, capsys):

@@ -78,16 +78,15 @@ def compile_command(
     """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
     options = {"recipe": recipe, "queries": queries, "ratio": ratio, "steps": steps, "seed": seed}
     options |= parse_settings(settings or [])
-    measured = {"certify": certify, "questions": questions, "target": target}
     if dry_run and ratio == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run:
         _plan(texts, model, options, as_json)
         return
-    options |= measured
+    options |= {"certify": certify, "questions": questions, "target": target}
     if output is None:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
-    elif len(texts) > 1 or output.is_dir():
+    if len(texts) > 1 or output.is_dir():
         _compile_folder(texts, output, model, options | {"force": force}, ray, as_json)
     elif force or ray:
         raise InputError("--force and --ray are for a folder of memories: give a folder with -o")

@@ -40,9 +40,9 @@ def eval_command(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="fiction, dialogue, needle or key_value (generated); squad, coqa, booksum or xsum, from the hub or "
-            "NAME=PLACE; a JSONL file or a datasets name with context, question, answer_prefix, answer, "
-            "max_new_tokens.",
+            help="fiction, dialogue, reading (both of them about one text), needle or key_value (generated); squad, "
+            "coqa, booksum or xsum, from the hub or NAME=PLACE; a JSONL file or a datasets name with context, "
+            "question, answer_prefix, answer, max_new_tokens.",
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for answers, memories and results.")],

@@ -117,6 +117,7 @@ class CompiledMemory(Reading):
         progress: show compile's progress bars on stderr.
         name: how its results are labelled.
         writer: what writes the memories, see ``lcc.compile``.
+        surrogates: where surrogate data is shared with other methods, see ``lcc.compile``.
 
     Raises:
         InputError: the queries cannot be used.
@@ -134,10 +135,11 @@ class CompiledMemory(Reading):
         progress: bool = False,
         name: str = "memory",
         writer: WriterFactory = lora_compiler,
+        surrogates: Path | None = None,
     ):
         super().__init__(model, tokenizer, batch)
         self.folder, self.settings, self.progress = folder, settings, progress
-        self.name, self.writer = name, writer
+        self.name, self.writer, self.surrogates = name, writer, surrogates
         self.queries = load_queries(queries)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -174,6 +176,7 @@ class CompiledMemory(Reading):
                 queries=self.queries,
                 checkpoint=checkpoint,
                 keep_checkpoint=True,
+                surrogates=self.surrogates,
                 progress=self.progress,
                 writer=self.writer,
                 certify=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,7 @@ from .methods import Method
 from .metrics import METRICS
 from .store import RowStore
 
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Columns of what is kept of an answer, and of a verdict.
 ANSWER = ("key", "prediction", "trained_on", "kv_bytes", "seconds")
 VERDICT = ("key", "prediction", "score", "reason")
@@ -76,8 +78,8 @@ def evaluate(
         progress: show progress bars on stderr.
 
     Raises:
-        InputError: no examples, two methods of one name, an example that wants a judge where there is none, or one
-            that a method refuses.
+        InputError: no examples, two methods of one name, a name that cannot be a file's, an example that wants a judge
+            where there is none, or one that a method refuses.
         MismatchError: the folder holds answers of another model or other settings under a method's name.
         MemoryFileError: the folder cannot be read or written.
     """
@@ -103,6 +105,9 @@ def _check(methods: Sequence[Method], examples: Iterable[Example], judge: Judge 
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise InputError(f"two methods have the same name: {', '.join(names)}")
+    for name in names:
+        if not PLAIN_NAME.fullmatch(name):
+            raise InputError(f"a method's name is {name!r}: take letters, digits, - and _ alone, it names a file")
     metrics = {example.metric for example in examples}
     if not names or not metrics:
         raise InputError("there is nothing to evaluate: give at least one method and one example")

@@ -22,33 +22,24 @@ SEED_OFFSET = 9_000_000
 LENGTHS = (300, 700)
 QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
 SENTENCE_WORDS, ENTRY_WORDS = 10.7, 5.0
+ANSWER_TOKENS = 48
 Item = TypeVar("Item")
 
 
 def fiction(rng: random.Random, words: int) -> list[Example]:
     """Easy: one sentence answers; medium: two, joined or compared; hard: the whole text, counted or compared."""
-    doc = _document(rng, words)
-    half = QUESTIONS // 2
-    levels = {
-        "fiction easy": _draw(rng, doc.questions(), QUESTIONS),
-        "fiction medium": _draw(rng, described_questions(doc), half) + _draw(rng, comparisons(doc), half),
-        "fiction hard": _draw(rng, aggregate_questions(doc, rng), QUESTIONS),
-    }
-    return [_exact(doc.text, question, task) for task, questions in levels.items() for question in questions]
+    return _levels(_document(rng, words), rng)
 
 
 def dialogues(rng: random.Random, words: int) -> list[Example]:
     """Conversations with pronouns; earlier turns carry the true answers (as in CoQA)."""
+    return _conversations(_document(rng, words), rng)
+
+
+def reading(rng: random.Random, words: int) -> list[Example]:
+    """Fiction's questions and dialogues about one document."""
     doc = _document(rng, words)
-    examples = []
-    for _ in range(DIALOGUES):
-        turns = dialogue(doc, rng, TURNS)
-        history = tuple((turn.text, turn.answer) for turn in turns)
-        examples += [
-            _exact(doc.text, turn, "dialogue" if number else "dialogue opening", history[:number])
-            for number, turn in enumerate(turns)
-        ]
-    return examples
+    return _levels(doc, rng) + _conversations(doc, rng)
 
 
 def needle(rng: random.Random, words: int) -> list[Example]:
@@ -66,6 +57,7 @@ def key_value(rng: random.Random, words: int) -> list[Example]:
 SUITES: dict[str, Callable[[random.Random, int], list[Example]]] = {
     "fiction": fiction,
     "dialogue": dialogues,
+    "reading": reading,
     "needle": needle,
     "key_value": key_value,
 }
@@ -88,17 +80,39 @@ def general_queries(seed: int = 0, count: int = GENERAL) -> list[Example]:
     return [_exact("", query, "general") for query in exam]
 
 
+def _levels(doc: Document, rng: random.Random) -> list[Example]:
+    half = QUESTIONS // 2
+    levels = {
+        "fiction easy": _draw(rng, doc.questions(), QUESTIONS),
+        "fiction medium": _draw(rng, described_questions(doc), half) + _draw(rng, comparisons(doc), half),
+        "fiction hard": _draw(rng, aggregate_questions(doc, rng), QUESTIONS),
+    }
+    return [_exact(doc.text, question, task) for task, questions in levels.items() for question in questions]
+
+
+def _conversations(doc: Document, rng: random.Random) -> list[Example]:
+    examples = []
+    for _ in range(DIALOGUES):
+        turns = dialogue(doc, rng, TURNS)
+        history = tuple((turn.text, turn.answer) for turn in turns)
+        examples += [
+            _exact(doc.text, turn, "dialogue" if number else "dialogue opening", history[:number])
+            for number, turn in enumerate(turns)
+        ]
+    return examples
+
+
 def _document(rng: random.Random, words: int) -> Document:
     attributes = rng.randint(5, 7)
     return document(rng, max(3, round(words / (SENTENCE_WORDS * attributes))), attributes)
 
 
 def _exact(text: str, question: Question, task: str, history: tuple[tuple[str, str], ...] = ()) -> Example:
-    return Example(text, question.text, (question.answer,), "", 16, task, "exact_match", history)
+    return Example(text, question.text, (question.answer,), "", ANSWER_TOKENS, task, "exact_match", history)
 
 
 def _lookup(text: str, asked: Lookup, task: str) -> Example:
-    return Example(text, asked.text, asked.values, "", 16, task, "string_match")
+    return Example(text, asked.text, asked.values, "", ANSWER_TOKENS, task, "string_match")
 
 
 def _draw(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:

@@ -2,7 +2,7 @@
 
 Copy random words until copying circuits stand; then documents whose people have one, two and four attributes; then
 questions that join sentences, count, or say "she"; then full documents under a decaying learning rate, some of 2,000
-tokens; and last a rehearsal of what is weakest.
+tokens; a rehearsal of what is weakest; and last the asking of questions about pieces of a text.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _short_documents(rows: int, people: tuple[int, int], attributes: tuple[int, 
     return draw
 
 
-def _joins(rng: random.Random) -> list[Group]:
+def _reasoning(rng: random.Random) -> list[Group]:
     """Small documents with everything that takes more than one sentence, and short lookups."""
     shape = rng.randint(3, 6), rng.randint(3, 5)
     documents = [document_lesson(rng, *shape, rng.random() < 0.5, reasoning=2) for _ in range(8)]
@@ -110,15 +110,30 @@ def _rehearsal(rng: random.Random) -> list[Group]:
     ]
 
 
+def _asking(rng: random.Random) -> list[Group]:
+    """Asking about pieces of a document, as self-study does, beside a little of everything."""
+    shape = rng.randint(5, 8), rng.randint(5, 8)
+    return [
+        Group(1.0, [asking_lesson(rng, *shape, words=rng.randint(20, 70)) for _ in range(12)]),
+        Group(0.5, [asking_lesson(rng, *shape) for _ in range(2)]),
+        Group(0.5, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=3) for _ in range(2)]),
+        Group(0.4, [repeating_lesson(rng, *shape) for _ in range(2)]),
+        Group(0.3, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120))]),
+        Group(0.1, [closed_book_lesson(rng) for _ in range(2)]),
+    ]
+
+
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last three."""
+    """The stages; ``scale`` shortens or lengthens the last four."""
     return (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
         Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
         Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
-        Stage("joins", 1500, ("join", 0.95), _joins),
-        Stage("documents", int(900 * scale), None, _full_documents),
-        Stage("long documents", int(150 * scale), None, _long_documents, rate=0.5),
-        Stage("rehearsal", int(240 * scale), None, _rehearsal, rate=0.5),
+        Stage("joins", 600, ("join", 0.95), _reasoning),
+        Stage("counts", 700, ("count", 0.9), _reasoning),
+        Stage("documents", int(700 * scale), None, _full_documents),
+        Stage("long documents", int(120 * scale), None, _long_documents, rate=0.5),
+        Stage("rehearsal", int(180 * scale), None, _rehearsal, rate=0.5),
+        Stage("asking", int(240 * scale), None, _asking, rate=0.5),
     )

@@ -118,7 +118,7 @@ ATTRIBUTES = {
 }
 
 UNKNOWN = "unknown"
-# The embedded model asks in the first so many wordings only: the rest are for questions that compile never asked itself.
+# The embedded model asks in the first so many wordings: the others are for questions that compile never asked itself.
 ASKED_WORDINGS = 2
 
 

@@ -15,7 +15,7 @@ from .packing import Exercise, Lesson
 from .reasoning import aggregate_questions, comparisons, described_questions
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"
-COPYING_WEIGHT, ASKING_WEIGHT = 0.15, 0.3
+COPYING_WEIGHT, ASKING_WEIGHT, SLOWEST_WEIGHT = 0.15, 0.3, 2.0
 LOOKUPS = 12
 
 
@@ -58,14 +58,28 @@ def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson
     return Lesson(text, (_repeat(text, 1.0), *(_snippet(text, rng) for _ in range(6))))
 
 
-def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
-    """Ask many questions about one document, some of them joins and counts, and answer general queries beside it."""
-    doc = fiction.document(rng, people, attributes)
+def asking_lesson(rng: random.Random, people: int, attributes: int, words: int | None = None) -> Lesson:
+    """Ask many questions about one document, some of them joins and counts, and answer general queries beside it.
+
+    ``words``: about a piece of so many words instead, as self-study does, and only about what stands in it whole.
+    """
+    doc, text = fiction.document(rng, people, attributes), None
+    if words:
+        doc, text = _piece(doc, rng, words)
     asked = [doc.question(fact, rng, ASKED_WORDINGS) for fact in rng.choices(doc.facts, k=16)]
     asked += _drawn(rng, described_questions(doc, ASKED_WORDINGS), 4)
     asked += _drawn(rng, comparisons(doc), 2) + _drawn(rng, aggregate_questions(doc, rng), 2)
     exercises = [_ask(question.text, 1.0) for question in asked]
-    return Lesson(doc.text, (*exercises, *_general(rng, 16)))
+    return Lesson(text or doc.text, (*exercises, *_general(rng, 4 if words else 16)))
+
+
+def _piece(doc: fiction.Document, rng: random.Random, words: int) -> tuple[fiction.Document, str]:
+    """The facts that stand whole in ``words`` words of the text (more, if none does), and these words."""
+    split = doc.text.split()
+    start = rng.randrange(max(1, len(split) - words))
+    text = " ".join(split[start : start + words])
+    facts = tuple(fact for fact in doc.facts if fact.sentence in text)
+    return (fiction.Document(facts), text) if facts else _piece(doc, rng, words + 5)
 
 
 def needle_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
@@ -96,13 +110,14 @@ def closed_book_lesson(rng: random.Random) -> Lesson:
 
 
 def _reasoning(doc: fiction.Document, rng: random.Random, count: int) -> list[Exercise]:
-    """``count`` exercises of each kind that takes more than one sentence or turn, where the document has as many."""
-    kinds = {
-        "join": described_questions(doc),
-        "compare": comparisons(doc),
-        "count": aggregate_questions(doc, rng),
-    }
-    exercises = [_turns([q], kind) for kind, questions in kinds.items() for q in _drawn(rng, questions, count)]
+    """``count`` exercises of each kind that takes more than one sentence or turn, where the document has as many.
+
+    Comparisons and counts, the slowest to learn, are twice as many and weigh more.
+    """
+    exercises = [_turns([question], "join") for question in _drawn(rng, described_questions(doc), count)]
+    slowest = {"compare": comparisons(doc), "count": aggregate_questions(doc, rng)}
+    for kind, questions in slowest.items():
+        exercises += [_turns([question], kind, SLOWEST_WEIGHT) for question in _drawn(rng, questions, 2 * count)]
     return exercises + [_turns(dialogue(doc, rng, rng.randint(2, 5)), "dialogue") for _ in range(count)]
 
 
@@ -137,8 +152,8 @@ def _general(rng: random.Random, count: int) -> list[Exercise]:
     return [_turns([general.general_query(rng)], "general") for _ in range(count)]
 
 
-def _turns(questions: Iterable[fiction.Question], kind: str) -> Exercise:
-    return Exercise(tuple((question.text, question.answer) for question in questions), kind)
+def _turns(questions: Iterable[fiction.Question], kind: str, weight: float = 1.0) -> Exercise:
+    return Exercise(tuple((question.text, question.answer) for question in questions), kind, weight)
 
 
 def _drawn(rng: random.Random, items: list, count: int) -> list:

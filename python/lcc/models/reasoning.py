@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Collection
 from itertools import permutations
 
 from .fiction import ATTRIBUTES, Document, Question
@@ -29,7 +30,7 @@ ABOVE = "How many people are older than {}?"
 def described_questions(doc: Document, wordings: int | None = None) -> list[Question]:
     """Questions about somebody who is described by another fact: two sentences joined.
 
-    The answer names the person first. ``wordings`` is how many of each attribute's are used, from the first (None: all).
+    The answer names the person first. ``wordings``: how many of each attribute's, from the first (None: all).
     """
     shared = Counter((fact.attribute, fact.value) for fact in doc.facts)
     return [
@@ -42,10 +43,13 @@ def described_questions(doc: Document, wordings: int | None = None) -> list[Ques
 
 
 def comparisons(doc: Document) -> list[Question]:
-    """Which of two people is older or younger: two sentences compared."""
+    """Which of two people is older or younger: two sentences compared. The answer tells both ages first."""
     ages = _ages(doc)
     return [
-        Question(wording.format(left, right), pick((left, right), key=ages.__getitem__))
+        Question(
+            wording.format(left, right),
+            f"{left} {ages[left]}, {right} {ages[right]}: {pick((left, right), key=ages.__getitem__)}",
+        )
         for left, right in permutations(ages, 2)
         if ages[left] != ages[right]
         for wording, pick in ((OLDER, max), (YOUNGER, min))
@@ -53,20 +57,29 @@ def comparisons(doc: Document) -> list[Question]:
 
 
 def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
-    """Questions that take the whole text: counts of people, and who is the oldest and the youngest."""
-    counts = Counter(fact.attribute for fact in doc.facts)
-    found = [Question(PEOPLE, str(len(doc.names)))]
-    found += [Question(TOLD.format(attribute), str(count)) for attribute, count in sorted(counts.items())]
+    """Questions that take the whole text: counts of people, and the age and name of the oldest and the youngest.
+
+    A count's answer lists the people first, in the order in which the text mentions them.
+    """
+    told: dict[str, list[str]] = {}
+    for fact in doc.facts:
+        told.setdefault(fact.attribute, []).append(fact.name)
+    found = [_count(PEOPLE, dict.fromkeys(fact.name for fact in doc.facts))]
+    found += [_count(TOLD.format(attribute), names) for attribute, names in sorted(told.items())]
     ages = _ages(doc)
     values = sorted(ages.values())
     if len(values) > 1:
         limit = rng.choice(range(30, 70, 10))
-        found.append(Question(ABOVE.format(limit), str(sum(age > limit for age in values))))
+        found.append(_count(ABOVE.format(limit), [name for name, age in ages.items() if age > limit]))
     if len(values) > 1 and values[-1] > values[-2]:
-        found.append(Question(OLDEST, max(ages, key=ages.__getitem__)))
+        found.append(Question(OLDEST, f"{values[-1]}: {max(ages, key=ages.__getitem__)}"))
     if len(values) > 1 and values[0] < values[1]:
-        found.append(Question(YOUNGEST, min(ages, key=ages.__getitem__)))
+        found.append(Question(YOUNGEST, f"{values[0]}: {min(ages, key=ages.__getitem__)}"))
     return found
+
+
+def _count(question: str, names: Collection[str]) -> Question:
+    return Question(question, f"{', '.join(names)}: {len(names)}" if names else "0")
 
 
 def _ages(doc: Document) -> dict[str, int]:

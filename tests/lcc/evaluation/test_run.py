@@ -122,6 +122,9 @@ def test_bad_calls_are_refused(examples, tmp_path):
         run([Stub("memory", right)], [], tmp_path)
     with pytest.raises(InputError, match="same name"):
         run([Stub("memory", right), Stub("memory", wrong)], examples, tmp_path)
+    for name in ("../memory", "a b", ""):
+        with pytest.raises(InputError, match="it names a file"):
+            run([Stub(name, right)], examples, tmp_path)
     with pytest.raises(InputError, match="name its endpoint"):
         run([Stub("memory", right)], [Example("c", "q", ("a",), metric="judge")], tmp_path)
     (tmp_path / "file").write_text("")

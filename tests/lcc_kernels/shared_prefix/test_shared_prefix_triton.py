@@ -8,6 +8,7 @@ import torch
 import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.shared_prefix import reference
+from lcc_kernels.shared_prefix.batch import PrefixBatch
 from tests.lcc_kernels.other_process import run_interpreted
 from tests.lcc_kernels.shared_prefix.batches import DEVICE, SCALE, batch
 
@@ -55,8 +56,8 @@ def test_own_rows_outside_the_cache_are_not_read(starts):
     inputs = batch((9, 9, 9), q_len=2, spare=0)
     own_starts = None if starts is None else torch.tensor(starts, device=DEVICE)
     lengths = torch.tensor([20, -5, 11], device=DEVICE)
-    arguments = inputs.q, *inputs.shared, *inputs.own, lengths, own_starts, SCALE
-    torch.testing.assert_close(triton_kernel.forward(*arguments), reference.forward(*arguments))
+    sequences = PrefixBatch(inputs.q, *inputs.shared, *inputs.own, lengths, own_starts, SCALE)
+    torch.testing.assert_close(triton_kernel.forward(sequences), reference.forward(sequences))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,133 @@
+"""A training of ``benchmarks.ablations``: its share of the document's samples, and its LoRA on or off once trained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.ablation_points import Plan
+from lcc.checkpoint import pack_surrogate, unpack_surrogate
+from lcc.compile import seeded
+from lcc.context import build_context
+from lcc.encode import Compiler, lora_compiler, read_text
+from lcc.evaluation import Answers, Example, answer_after
+from lcc.evaluation.methods import Reading
+from lcc.files import read_tensors, write_tensors
+from lcc.fingerprint import fingerprint
+from lcc.models import EMBEDDED
+from lcc.optimize import Optimization
+from lcc.progress import Reporter
+from lcc.readers import Reader
+from lcc.settings import CompileSettings
+from lcc.surrogate import REPEAT_REQUEST, Surrogate, build_surrogate
+
+SURROGATE, TRAINED = "lcc-surrogate-1", "lcc-ablation-1"
+
+
+@cache
+def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded model, once a process."""
+    disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+
+
+def surrogate_of(plan: Plan, text: str) -> Surrogate:
+    """The document's samples, as many as any point takes."""
+    return unpack_surrogate(*read_tensors(prepare(plan, text), SURROGATE), load()[0].device)
+
+
+def prepare(plan: Plan, text: str) -> Path:
+    """The file of the document's samples, made now if it is not there."""
+    model, tokenizer = load()
+    settings = plan.settings("three streams", {"general_queries": plan.most_queries})
+    key = digest([text, asdict(settings), plan.queries, fingerprint(model, tokenizer)])
+    path = plan.folder / "surrogates" / f"{key}.safetensors"
+    if not path.exists():
+        context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
+        with torch.no_grad(), seeded(model, settings.seed):
+            text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
+            made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tensors(path, SURROGATE, *pack_surrogate(made))
+    return path
+
+
+def share(surrogate: Surrogate, settings: CompileSettings) -> Surrogate:
+    """The samples that ``settings`` train on: the first general queries, and what the model asked itself, or none."""
+    general = [sample for sample in surrogate.train if sample.stream == "general"][: settings.general_queries]
+    asked = [sample for sample in surrogate.train if sample.stream == "self_study"]
+    return Surrogate(surrogate.reconstruction, (*general, *asked[: settings.self_study_questions]), ())
+
+
+class Ablated(Reading):
+    """A buffer trained as a point says, read with the LoRA off, or on as the coupled variant wants it."""
+
+    def __init__(self, plan: Plan, settings: CompileSettings, lora_on: bool):
+        super().__init__(*load())
+        self.plan, self.settings, self.lora_on = plan, settings, lora_on
+        self.name = "lora_on" if lora_on else "lora_off"
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """The model's and tokenizer's digests, the settings and the queries."""
+        asked = {"settings": asdict(self.settings), "queries": digest(self.plan.queries)}
+        return fingerprint(self.model, self.tokenizer) | asked
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer from the buffer.
+
+        Raises:
+            DivergedError: the training diverged.
+        """
+        asked = share(surrogate_of(self.plan, context), self.settings).self_questions
+        with self.reading(context) as (reader, seconds):
+            texts = answer_after(self.model, reader.chat, reader.visible, examples, self.batch)
+            return Answers(texts, reader.visible.nbytes, seconds, asked)
+
+    def repeats(self, context: str) -> float:
+        """Share of the text's tokens predicted right after the request to repeat it, teacher-forced."""
+        with self.reading(context) as (reader, _):
+            return reader.accuracy(REPEAT_REQUEST, tuple(reader.chat.ids(context)))
+
+    @contextmanager
+    def reading(self, text: str) -> Iterator[tuple[Reader, float]]:
+        """The trained buffer's reader, and the seconds of its training; the model is left as it came."""
+        settings = self.settings
+        context = build_context(self.model, self.tokenizer, text, settings.ratio, settings.max_response_tokens)
+        with seeded(self.model, settings.seed), lora_compiler(self.model, context, settings) as compiler:
+            seconds = self._train(compiler, text)
+            with torch.no_grad():
+                visible = compiler.visible(compiler.encode(), settings.keep_prefix)
+            with compiler.active(self.lora_on):
+                yield Reader(self.model, context.chat, visible), seconds
+
+    def _train(self, compiler: Compiler, text: str) -> float:
+        """Bring the compiler to its trained state: from the folder, or now."""
+        path = self.plan.folder / "states" / f"{digest([text, self.identity])}.safetensors"
+        parameters = {"buffer": compiler.buffer} | {f"lora.{i}": each for i, each in enumerate(compiler.lora)}
+        if not path.exists():
+            mine = share(surrogate_of(self.plan, text), self.settings)
+            optimization = Optimization(compiler, mine, self.settings, None)
+            optimization.run(Reporter(False), self.settings.steps)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, TRAINED, parameters, {"seconds": optimization.seconds})
+        stored, metadata = read_tensors(path, TRAINED)
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(stored[name])
+        return metadata["seconds"]
+
+
+def digest(value: Any) -> str:
+    """Of anything JSON-ready."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]

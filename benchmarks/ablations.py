@@ -1,0 +1,181 @@
+"""What each choice of LCC is worth: one setting changed at a time, the same unseen documents for all of them.
+
+    python -m benchmarks.ablations --out benchmarks/results/ablations.json --work DIR [--only ratio general]
+    python -m benchmarks.ablations --smoke --out smoke.json --work DIR
+
+The paper's axes (LCC Table 3, Figures 2-5), on the default's three streams and on the paper's two. A document's
+surrogate data are made once and every training takes its share of them. Trainings and answers are in DIR as soon as
+they are done, and a second call goes on from there; rows of ablations that it was not asked for stay in the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.ablation_points import ABLATIONS, SHARED, SMOKE, Plan, Point
+from benchmarks.ablation_training import Ablated, digest, load, prepare
+from benchmarks.environment import describe
+from benchmarks.fidelity import write_rows
+from benchmarks.fidelity_rows import row
+from lcc.chat import ChatFormat
+from lcc.errors import DivergedError
+from lcc.evaluation import FullText, NoText, Result, evaluate
+from lcc.evaluation.bootstrap import interval, means, resample
+from lcc.models.exam import read_chat
+from lcc.progress import Reporter
+from lcc.readers import Reader
+from lcc.settings import CompileSettings, make_settings
+from lcc.surrogate import REPEAT_REQUEST
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A training's answers, and the share of each document that it repeats, by whether the LoRA is on."""
+
+    results: dict[bool, list[Result]]
+    repeats: dict[bool, list[float]]
+
+
+def measure(plan: Plan, settings: CompileSettings) -> Measured | None:
+    """Train on every document and ask; None if a training diverges."""
+    methods = [Ablated(plan, settings, lora_on) for lora_on in sorted({False, settings.coupled})]
+    try:
+        found = evaluate(methods, plan.examples, plan.folder / digest(asdict(settings)), progress=False)
+    except DivergedError:
+        return None
+    return Measured(
+        {each.lora_on: [result for result in found if result.method == each.name] for each in methods},
+        {each.lora_on: [each.repeats(text) for text in plan.texts] for each in methods},
+    )
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The answers with the full text and with none, and the share of the documents that each repeats."""
+
+    results: list[Result]
+    repeats: dict[str, float]
+
+
+def bounds(plan: Plan) -> Bounds:
+    """What every point is measured against."""
+    model, tokenizer = load()
+    methods = [FullText(model, tokenizer), NoText(model, tokenizer)]
+    results = evaluate(methods, plan.examples, plan.folder / "bounds", progress=False)
+    chat = ChatFormat.of(tokenizer)
+
+    def repeats(text: str, seen: str) -> float:
+        reader = Reader(model, chat, read_chat(model, chat, seen), after_text=bool(seen))
+        return reader.accuracy(REPEAT_REQUEST, tuple(chat.ids(text)))
+
+    full = statistics.fmean(repeats(text, text) for text in plan.texts)
+    none = statistics.fmean(repeats(text, "") for text in plan.texts)
+    return Bounds(results, {"full_text": full, "no_text": none})
+
+
+def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dict[str, Any]:
+    """The row of a point: what ``benchmarks.fidelity`` says of a method, beside the base."""
+    mine = [replace(result, method="lcc") for result in found.results[point.lora_on]]
+    told = row([*both.results, *mine], "lcc", point.settings.ratio)
+    pairs = list(zip(mine, base.results[False], strict=True))
+    repeats = found.repeats[point.lora_on]
+    documents = [str(number) for number in range(len(repeats))]
+    changed = {name: value for name, value in asdict(point.settings).items() if value != getattr(make_settings(), name)}
+    return {
+        "streams": point.streams,
+        "ablation": point.ablation,
+        "value": point.value,
+        "base": point.base,
+        **told,
+        "qa_difference": difference([pair for pair in pairs if pair[0].task in told["headline"]]),
+        "general_difference": difference([pair for pair in pairs if pair[0].general]),
+        "repeats": statistics.fmean(repeats),
+        "repeats_interval": interval(means(resample(documents), repeats)),
+        "repeats_bounds": both.repeats,
+        "settings": changed,
+    }
+
+
+def difference(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float] | None:
+    """The 95 % interval of the scores' difference, first minus second, over documents and questions."""
+    if not pairs:
+        return None
+    return interval(means(resample([first.context for first, _ in pairs]), [a.score - b.score for a, b in pairs]))
+
+
+def run(plan: Plan, only: Sequence[str], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:
+    """Measure the ablations ``only`` and write their rows as they come.
+
+    Args:
+        spread: ``map``, or that of a pool of workers.
+    """
+    rows = [found for found in _load_rows(out) if found["ablation"] not in only]
+    for done, _ in enumerate(spread(partial(prepare, plan), plan.texts), 1):
+        reporter.count("documents", done, len(plan.texts))
+    both, where = bounds(plan), describe()
+    # Bases first: the others are compared with them.
+    points = sorted(plan.points(only), key=lambda point: not point.base)
+    trainings = list(dict.fromkeys(point.settings for point in points))
+    bases: dict[str, Measured] = {}
+    for done, (settings, found) in enumerate(zip(trainings, spread(partial(measure, plan), trainings), strict=True), 1):
+        mine = [point for point in points if point.settings == settings]
+        if found is None:
+            print(f"diverged: {', '.join(f'{point.ablation} {point.value}' for point in mine)}")
+            continue
+        bases |= {point.streams: found for point in mine if point.base}
+        rows += [make_row(point, found, bases[point.streams], both) | where for point in mine if point.streams in bases]
+        write_rows(out, in_order(plan, rows))
+        reporter.count("trainings", done, len(trainings))
+
+
+def in_order(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as the ablations and their values are listed."""
+    places = [(point.streams, point.ablation, point.value) for point in plan.points(list(ABLATIONS))]
+    return sorted(rows, key=lambda found: places.index((found["streams"], found["ablation"], found["value"])))
+
+
+def _load_rows(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def make_plan(arguments: argparse.Namespace) -> Plan:
+    """The run that the options describe."""
+    if arguments.smoke:
+        return Plan(arguments.work, documents=1, words=120, general=4, most_queries=40, shared=SMOKE)
+    return Plan(arguments.work, arguments.documents, arguments.words, shared=SHARED | {"steps": arguments.steps})
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--documents", type=int, default=4)
+    parser.add_argument("--words", type=int, default=300, help="of a document")
+    parser.add_argument("--steps", type=int, default=SHARED["steps"])
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
+    parser.add_argument("--smoke", action="store_true", help="one short document and a few steps")
+    parser.add_argument("--work", type=Path, required=True, help="where trainings and answers are kept")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args(given)
+    plan = make_plan(arguments)
+    with Reporter() as reporter:
+        if arguments.workers == 1:
+            run(plan, arguments.only, arguments.out, map, reporter)
+            return
+        single = partial(torch.set_num_threads, 1)
+        with ProcessPoolExecutor(arguments.workers, get_context("spawn"), single) as pool:
+            run(plan, arguments.only, arguments.out, pool.map, reporter)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The answers behind the fidelity table: what is asked about which documents, and who answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.fidelity_peers import PEERS, Options, Workbench
+from lcc.errors import DivergedError
+from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
+from lcc.evaluation.suites import general_queries, suite
+from lcc.models import EMBEDDED
+from lcc.settings import CompileSettings
+
+BOUNDS = "bounds"
+LOOKUPS = ("needle", "key_value")
+Document = tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Each document's examples, the settings that all methods share, and where answers are kept."""
+
+    documents: tuple[Document, ...]
+    settings: CompileSettings
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One method's answers about one document.
+
+    Attributes:
+        document: its place in the study.
+        method: a key of ``PEERS``, or ``BOUNDS`` for full text and no text.
+        ratio: 0 for a method whose state does not depend on it.
+    """
+
+    document: int
+    method: str
+    ratio: float = 0.0
+    options: Options = field(default_factory=dict, hash=False)
+
+    @property
+    def folder(self) -> str:
+        """A name of its own among the units of its document."""
+        return f"{self.method}-{self.ratio:g}-{_digest(self.options)[:8]}"
+
+
+def draw_documents(reading: int, lookups: int, lengths: Sequence[int], general: int, seed: int) -> tuple[Document, ...]:
+    """Documents to be read, with ``general`` queries beside each, then ``lookups`` each of needles and of lists."""
+    about = suite("reading", reading, seed, lengths)
+    examples = about + beside(general_queries(seed, general), dict.fromkeys(example.context for example in about))
+    for name in LOOKUPS:
+        examples += suite(name, lookups, seed, lengths)
+    grouped: dict[str, list[Example]] = {}
+    for example in examples:
+        grouped.setdefault(example.context, []).append(example)
+    return tuple(map(tuple, grouped.values()))
+
+
+def answers(study: Study, units: Sequence[Unit], workers: int = 1) -> Iterator[tuple[Unit, list[Result] | None]]:
+    """Each unit with its results, None if the method diverged, in the order in which they are done.
+
+    Answers are on disk as soon as a unit is done, and what is there is not asked again.
+    """
+    if workers == 1:
+        yield from ((unit, answer(study, unit)) for unit in units)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), torch.set_num_threads, (1,))
+    try:
+        waiting = {pool.submit(answer, study, unit): unit for unit in units}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def answer(study: Study, unit: Unit) -> list[Result] | None:
+    """One unit's results; None if the method diverged."""
+    examples = study.documents[unit.document]
+    folder = study.folder / "answers" / _digest(examples[0].context)[:16] / unit.folder
+    try:
+        return evaluate(_methods(study, unit), examples, folder, progress=False)
+    except DivergedError:
+        return None
+
+
+def _methods(study: Study, unit: Unit) -> list[Method]:
+    model, tokenizer = _loaded()
+    if unit.method == BOUNDS:
+        return [FullText(model, tokenizer), NoText(model, tokenizer)]
+    # Without a ratio: one that any text is long enough for.
+    settings = replace(study.settings, ratio=unit.ratio or 1.0)
+    bench = Workbench(model, tokenizer, settings, study.folder)
+    return [PEERS[unit.method].build(unit.method, bench, unit.options)]
+
+
+@cache
+def _loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    disable_progress_bar()
+    return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
