@@ -72,11 +72,15 @@ def test_a_larger_share_asks_about_the_facts_of_a_smaller_one():
     assert len(continuations("a b c d e f")) == 2
 
 
-def test_models_of_one_size_share_their_copying(tokenizer, tmp_path):
-    first, second = (trained(Spec(mix, 32, 1), tokenizer, tmp_path, scale=0.005) for mix in ("values", "quotations"))
-    assert {path.name for path in (tmp_path / "32 x 1").iterdir()} == {"copying"}
-    assert any((a != b).any() for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    again = trained(Spec("values", 32, 1), tokenizer, tmp_path, scale=0.005)
+def test_training_leaves_its_stages_and_is_not_repeated(tokenizer, tmp_path):
+    own, taught_on = Spec("values", 32, 1), Spec("quotations")
+    first, embedded = (trained(spec, tokenizer, tmp_path, scale=0.01) for spec in (own, taught_on))
+    assert [path.name for path in (tmp_path / taught_on.name).iterdir()] == ["documents"]
+    assert embedded.config.hidden_size == 128
+    assert {path.name for path in (tmp_path / own.name).iterdir()} == {"copying", "one attribute", "documents"}
+    written = (tmp_path / own.name / "documents" / "model.safetensors").stat().st_mtime_ns
+    again = trained(own, tokenizer, tmp_path, scale=0.01)
+    assert (tmp_path / own.name / "documents" / "model.safetensors").stat().st_mtime_ns == written
     for expected, found in zip(first.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
