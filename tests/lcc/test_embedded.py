@@ -176,7 +176,7 @@ def test_asks_valid_questions_that_cover_the_text(embedded):
         draws += len(asked)
         covered += len({answers[question] for question in asked if question in answers})
         facts += len(doc.facts)
-    assert valid / draws >= 0.8
+    assert valid / draws >= 0.75
     assert covered / facts >= 0.7
 
 

@@ -65,7 +65,7 @@ def test_answers_come_in_the_examples_order_whatever_their_length(embedded):
 
 def test_texts_beyond_the_window_are_refused(embedded):
     with pytest.raises(InputError, match="need a window of"):
-        FullText(*embedded).answer("moon " * 2048, [Example("", "Why?", ("x",))])
+        FullText(*embedded).answer("moon " * 4608, [Example("", "Why?", ("x",))])
 
 
 def test_memories_are_compiled_once(llama, tokenizer, text, fast, tmp_path, monkeypatch):
