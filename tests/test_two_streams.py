@@ -104,10 +104,13 @@ def test_smoke_goes_on_and_reports_every_run(tmp_path, monkeypatch):
 
 
 def test_a_table_line_is_a_mean_over_documents(tmp_path):
-    row = {"model": "m", "mix": "values", "run": "two streams", "width": 8, "layers": 1, "parameters": 10**6}
-    rows = [{**row, "scores": dict.fromkeys(SCORES.values(), score)} for score in (0.0, 1.0)]
-    (mean,) = means(rows)
-    assert mean["scores"]["questions"] == 0.5
+    row = {"model": "m", "mix": "values", "width": 8, "layers": 1, "parameters": 10**6}
+    rows = [
+        {**row, "run": run, "scores": dict.fromkeys(SCORES.values(), score)}
+        for score in (0.0, 1.0)
+        for run in ("full text", "two streams")
+    ]
+    assert [mean["scores"]["questions"] for mean in means(rows)] == [0.5, 0.5]
     assert table(rows).splitlines()[-1].startswith("| m | 1.00 M | two streams | 2 | 50% |")
     plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -42,9 +42,10 @@ Row = dict[str, Any]
 
 def means(rows: Iterable[Row]) -> list[Row]:
     """One row for each model and memory: the scores' means over documents."""
-    found = []
-    for _, group in groupby(rows, lambda row: (row["model"], row["run"])):
-        mine = list(group)
+    found, groups = [], defaultdict(list)
+    for row in rows:
+        groups[row["model"], row["run"]].append(row)
+    for mine in groups.values():
         scores = {title: _mean(row["scores"][name] for row in mine) for title, name in SCORES.items()}
         figures = {name: _mean(row.get(name) for row in mine) for name in ("loss", "seconds")}
         shared = _mean(row.get("heads", {}).get("shared") for row in mine)
@@ -115,7 +116,7 @@ def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
 
 def _models(axes: Axes, rows: Sequence[Row]) -> None:
     """Answers kept of the full text's, model by model."""
-    names = list(dict.fromkeys(row["model"] for row in rows))
+    names = [row["model"] for row in rows if row["run"] == "full text"]
     right = {(row["model"], row["run"]): row["scores"]["questions"] for row in rows}
     runs = [run for run in SHOWN[1:] if any(row["run"] == run for row in rows)]
     for number, run in enumerate(runs):
