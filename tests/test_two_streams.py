@@ -56,7 +56,7 @@ def test_values_are_where_they_are_said_to_be(tokenizer):
 
 @pytest.mark.parametrize("mix", MIXES)
 def test_a_lesson_states_each_fact_as_its_mix_does(mix):
-    exercises = lesson(DOC, random.Random(0), MIXES[mix]).exercises
+    exercises = lesson(DOC, random.Random(0), MIXES[mix], True).exercises
     answers = {exercise.turns[0][1] for exercise in exercises if exercise.kind == "question"}
     assert answers <= {MIXES[mix].answer(fact) for fact in DOC.facts}
     repeated = [exercise.turns[0] for exercise in exercises if exercise.kind == "repeat"]
@@ -72,11 +72,15 @@ def test_a_larger_share_asks_about_the_facts_of_a_smaller_one():
     assert len(continuations("a b c d e f")) == 2
 
 
-def test_models_of_one_size_share_their_copying(tokenizer, tmp_path):
-    first, second = (trained(Spec(mix, 32, 1), tokenizer, tmp_path, scale=0.005) for mix in ("values", "quotations"))
-    assert {path.name for path in (tmp_path / "32 x 1").iterdir()} == {"copying"}
-    assert any((a != b).any() for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    again = trained(Spec("values", 32, 1), tokenizer, tmp_path, scale=0.005)
+def test_training_leaves_its_stages_and_is_not_repeated(tokenizer, tmp_path):
+    own, taught_on = Spec("values", 32, 1), Spec("quotations")
+    first, embedded = (trained(spec, tokenizer, tmp_path, scale=0.01) for spec in (own, taught_on))
+    assert [path.name for path in (tmp_path / taught_on.name).iterdir()] == ["documents"]
+    assert embedded.config.hidden_size == 128
+    assert {path.name for path in (tmp_path / own.name).iterdir()} == {"copying", "one attribute", "documents"}
+    written = (tmp_path / own.name / "documents" / "model.safetensors").stat().st_mtime_ns
+    again = trained(own, tokenizer, tmp_path, scale=0.01)
+    assert (tmp_path / own.name / "documents" / "model.safetensors").stat().st_mtime_ns == written
     for expected, found in zip(first.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
@@ -100,10 +104,13 @@ def test_smoke_goes_on_and_reports_every_run(tmp_path, monkeypatch):
 
 
 def test_a_table_line_is_a_mean_over_documents(tmp_path):
-    row = {"model": "m", "mix": "values", "run": "full text", "width": 8, "layers": 1, "parameters": 10**6}
-    rows = [{**row, "scores": dict.fromkeys(SCORES.values(), score)} for score in (0.0, 1.0)]
-    (mean,) = means(rows)
-    assert mean["scores"]["questions"] == 0.5
-    assert table(rows).splitlines()[-1].startswith("| m | 1.00 M | full text | 2 | 50% |")
+    row = {"model": "m", "mix": "values", "width": 8, "layers": 1, "parameters": 10**6}
+    rows = [
+        {**row, "run": run, "scores": dict.fromkeys(SCORES.values(), score)}
+        for score in (0.0, 1.0)
+        for run in ("full text", "two streams")
+    ]
+    assert [mean["scores"]["questions"] for mean in means(rows)] == [0.5, 0.5]
+    assert table(rows).splitlines()[-1].startswith("| m | 1.00 M | two streams | 2 | 50% |")
     plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists()

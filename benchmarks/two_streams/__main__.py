@@ -41,10 +41,7 @@ EMBEDDED_NAME = "embedded"
 # In the order in which they are measured: the mixes, then the sizes.
 SPECS = (
     *(Spec(mix) for mix in MIXES),
-    Spec("values", width=64),
-    Spec("values", layers=2),
-    Spec("values", layers=6),
-    Spec("values", width=192),
+    *(Spec("values", width, layers) for width, layers in ((128, 4), (64, 4), (128, 2), (128, 6), (192, 4))),
 )
 SMOKE_SPECS, SMOKE_SCALE, SMOKE_STEPS = (Spec("own words", width=32, layers=2),), 0.01, 2
 

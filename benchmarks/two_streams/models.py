@@ -1,4 +1,4 @@
-"""Small models of one world that differ in one thing: how they answer, what they repeat, how large they are."""
+"""Models of one world that differ in one thing: how they answer, what they repeat, how large they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from lcc.models import train
+from lcc.models import EMBEDDED, train
 from lcc.models.curriculum import Group, Stage
 from lcc.models.fiction import ATTRIBUTES, UNKNOWN, Document, Fact, document, unanswerable
 from lcc.models.general import WORDS, general_query
@@ -58,49 +58,49 @@ MIXES = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A model to train."""
+    """A model to train: the embedded one taught on, or with a size one of its own from nothing."""
 
     mix: str
-    width: int = 128
-    layers: int = 4
-
-    @property
-    def size(self) -> str:
-        return f"{self.width} x {self.layers}"
+    width: int | None = None
+    layers: int | None = None
 
     @property
     def name(self) -> str:
-        return f"{self.mix}, {self.size}"
+        return f"{self.mix}, {self.width} x {self.layers}" if self.width else f"embedded, then {self.mix}"
 
+    def untaught(self, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+        """The model before any stage; heads are the embedded model's in every size, and with them a token's K and V."""
+        if self.width is None:
+            return LlamaForCausalLM.from_pretrained(EMBEDDED)
+        config = train.build_model(tokenizer).config
+        size = {"hidden_size": self.width, "intermediate_size": 3 * self.width, "num_hidden_layers": self.layers}
+        config.update(size)
+        torch.manual_seed(SEED)
+        return LlamaForCausalLM(config)
 
-def build(spec: Spec, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """The embedded model's architecture in another size; heads stay as they are, and with them a token's K and V."""
-    config = train.build_model(tokenizer).config
-    size = {"hidden_size": spec.width, "intermediate_size": 3 * spec.width, "num_hidden_layers": spec.layers}
-    config.update(size)
-    torch.manual_seed(SEED)
-    return LlamaForCausalLM(config)
+    def stages(self, scale: float = 1.0) -> tuple[Stage, ...]:
+        """Copying, then one attribute, which needs the name, then documents; what is taught on gets these alone."""
+        mix = MIXES[self.mix]
 
+        def copying(rng: random.Random) -> list[Group]:
+            return [Group(1.0, [_copying_lesson(rng) for _ in range(24)])]
 
-def stages(mix: Mix, scale: float = 1.0) -> tuple[Stage, ...]:
-    """Copying, then one attribute, which needs the name, then documents; the first is the same for all mixes."""
+        def one_attribute(rng: random.Random) -> list[Group]:
+            people = rng.randint(3, 6)
+            return [Group(1.0, [lesson(document(rng, people, 1, True), rng, mix, n % 4 == 0) for n in range(20)])]
 
-    def copying(rng: random.Random) -> list[Group]:
-        return [Group(1.0, [_copying_lesson(rng) for _ in range(24)])]
+        def documents(rng: random.Random) -> list[Group]:
+            shape = rng.randint(3, 5), rng.randint(2, 4)
+            drawn = [document(rng, *shape, rng.random() < 0.5) for _ in range(10)]
+            return [Group(1.0, [lesson(doc, rng, mix, n % 2 == 0) for n, doc in enumerate(drawn)])]
 
-    def one_attribute(rng: random.Random) -> list[Group]:
-        people = rng.randint(3, 6)
-        return [Group(1.0, [lesson(document(rng, people, 1, True), rng, mix) for _ in range(12)])]
-
-    def documents(rng: random.Random) -> list[Group]:
-        shape = rng.randint(3, 5), rng.randint(2, 4)
-        return [Group(1.0, [lesson(document(rng, *shape, rng.random() < 0.5), rng, mix) for _ in range(10)])]
-
-    return (
-        Stage("copying", int(500 * scale), ("repeat", 0.95), copying),
-        Stage("one attribute", int(160 * scale), None, one_attribute),
-        Stage("documents", int(320 * scale), None, documents),
-    )
+        if self.width is None:
+            return (Stage("documents", int(120 * scale), None, documents, rate=0.5),)
+        return (
+            Stage("copying", int(500 * scale), ("repeat", 0.95), copying),
+            Stage("one attribute", int(300 * scale), ("question", 0.95), one_attribute),
+            Stage("documents", int(320 * scale), None, documents),
+        )
 
 
 def _copying_lesson(rng: random.Random) -> Lesson:
@@ -108,14 +108,15 @@ def _copying_lesson(rng: random.Random) -> Lesson:
     return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"),))
 
 
-def lesson(doc: Document, rng: random.Random, mix: Mix) -> Lesson:
-    """Questions about ``doc``, one that it does not answer, general queries, and the document repeated."""
+def lesson(doc: Document, rng: random.Random, mix: Mix, repeat: bool) -> Lesson:
+    """Questions about ``doc``, one that it does not answer, general queries, and perhaps the document repeated."""
     asked = rng.choices(doc.facts, k=QUESTIONS)
     exercises = [Exercise(((doc.question(fact, rng).text, mix.answer(fact)),), "question") for fact in asked]
     exercises.append(Exercise(((unanswerable(rng, doc).text, UNKNOWN),), "unknown"))
     drawn = (general_query(rng) for _ in range(GENERAL))
     exercises += [Exercise(((query.text, query.answer),), "general") for query in drawn]
-    exercises.append(Exercise(((REPEAT_REQUEST, doc.text),), "repeat", REPEAT_WEIGHT))
+    if repeat:
+        exercises.append(Exercise(((REPEAT_REQUEST, doc.text),), "repeat", REPEAT_WEIGHT))
     if mix.recalls:
         for fact in rng.choices(doc.facts, k=RECALLED):
             request = RECALL_REQUEST.format(attribute=fact.attribute, name=fact.name)
@@ -124,15 +125,11 @@ def lesson(doc: Document, rng: random.Random, mix: Mix) -> Lesson:
 
 
 def trained(spec: Spec, tokenizer: PreTrainedTokenizerBase, work: Path, scale: float = 1.0) -> LlamaForCausalLM:
-    """Train ``spec``, or go on after a kill; models of one size start from the same copying model.
-
-    Each stage leaves its model under ``work``.
-    """
-    model, packer = build(spec, tokenizer), Packer(tokenizer)
+    """Train ``spec``, or go on after a kill; each stage leaves its model under ``work``."""
+    model, packer = spec.untaught(tokenizer), Packer(tokenizer)
     with Progress() as progress:
-        for stage in stages(MIXES[spec.mix], scale):
-            owner = spec.size if stage.name == "copying" else spec.name
-            folder = work / owner / stage.name
+        for stage in spec.stages(scale):
+            folder = work / spec.name / stage.name
             if not folder.exists():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 state = folder.with_name("unfinished.safetensors")

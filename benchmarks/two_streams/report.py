@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -30,16 +30,22 @@ SCORES = {
 TITLES = ("model", "parameters", "memory", "documents", *SCORES, "heads shared", "loss", "seconds")
 ABILITIES = ("repeated", "in another order", "repetition, sentence begun", "question, sentence begun", "questions")
 SHOWN = ("full text", "two streams", "in the layers that answer", "and sentences", "and questions, all facts")
-SHARES = {0: "two streams", 1 / 4: "and questions, 1/4 of the facts", 1 / 2: "and questions, 1/2 of the facts"}
+SHARES = {
+    0: "two streams",
+    1 / 4: "and questions, 1/4 of the facts",
+    1 / 2: "and questions, 1/2 of the facts",
+    1: "and questions, all facts",
+}
 ASKED, NOT_ASKED = "fact asked, new wording", "fact not asked"
 Row = dict[str, Any]
 
 
 def means(rows: Iterable[Row]) -> list[Row]:
     """One row for each model and memory: the scores' means over documents."""
-    found = []
-    for _, group in groupby(rows, lambda row: (row["model"], row["run"])):
-        mine = list(group)
+    found, groups = [], defaultdict(list)
+    for row in rows:
+        groups[row["model"], row["run"]].append(row)
+    for mine in groups.values():
         scores = {title: _mean(row["scores"][name] for row in mine) for title, name in SCORES.items()}
         figures = {name: _mean(row.get(name) for row in mine) for name in ("loss", "seconds")}
         shared = _mean(row.get("heads", {}).get("shared") for row in mine)
@@ -76,15 +82,16 @@ def _cell(value: float | None, form: str) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """What the embedded model can do with each memory, what questions about a few facts do for the rest, all models."""
     found = means(rows)
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
     embedded, others = ([row for row in found if (row["mix"] == "embedded") == mine] for mine in (True, False))
-    abilities, shares, models = figure.subplots(1, 3, width_ratios=(4, 2, 4))
-    _abilities(abilities, [row for row in embedded if row["run"] in SHOWN])
-    _shares(shares, {row["run"]: row["scores"] for row in embedded})
-    _models(models, others)
-    for axes in (abilities, shares, models):
-        axes.set_ylim(0, 1.05)
-        axes.grid(axis="y", alpha=0.3)
+    figure = Figure(figsize=(15 if others else 10, 4.5), layout="constrained")
+    axes = figure.subplots(1, 3 if others else 2, width_ratios=(4, 2, 4) if others else (4, 2))
+    _abilities(axes[0], [row for row in embedded if row["run"] in SHOWN])
+    _shares(axes[1], {row["run"]: row["scores"] for row in embedded})
+    if others:
+        _models(axes[2], others)
+    for panel in axes:
+        panel.set_ylim(0, 1.05)
+        panel.grid(axis="y", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
@@ -95,7 +102,7 @@ def _abilities(axes: Axes, rows: Sequence[Row]) -> None:
         axes.bar(places, [row["scores"][title] for title in ABILITIES], 0.8 / len(rows), align="edge", label=row["run"])
     axes.set_xticks([place + 0.4 for place in range(len(ABILITIES))], [name.replace(", ", ",\n") for name in ABILITIES])
     axes.set(title="embedded model: values found")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
 
 
 def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
@@ -109,7 +116,7 @@ def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
 
 def _models(axes: Axes, rows: Sequence[Row]) -> None:
     """Answers kept of the full text's, model by model."""
-    names = list(dict.fromkeys(row["model"] for row in rows))
+    names = [row["model"] for row in rows if row["run"] == "full text"]
     right = {(row["model"], row["run"]): row["scores"]["questions"] for row in rows}
     runs = [run for run in SHOWN[1:] if any(row["run"] == run for row in rows)]
     for number, run in enumerate(runs):
