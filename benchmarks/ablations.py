@@ -121,8 +121,7 @@ def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Ite
         asked: their bases among them.
         spread: ``map``, or that of a pool of workers.
     """
-    places = {place(**vars(point)) for point in asked}
-    rows = [found for found in _load_rows(out) if place(**found) not in places]
+    rows = {place(**found): found for found in _load_rows(out)}
     for done, _ in enumerate(spread(partial(prepare, plan), plan.texts), 1):
         reporter.count("documents", done, len(plan.texts))
     both, where = bounds(plan), describe()
@@ -132,16 +131,20 @@ def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Ite
     bases: dict[str, Measured] = {}
     for done, (settings, found) in enumerate(zip(trainings, spread(partial(measure, plan), trainings), strict=True), 1):
         mine = [point for point in points if point.settings == settings]
+        for point in mine:
+            rows.pop(place(**vars(point)), None)
         if found is None:
             print(f"diverged: {', '.join(f'{point.ablation} {point.value}' for point in mine)}")
             continue
         bases |= {point.streams: found for point in mine if point.base}
-        rows += [make_row(point, found, bases[point.streams], both) | where for point in mine if point.streams in bases]
-        write_rows(out, in_order(plan, rows))
+        for point in mine:
+            if point.streams in bases:
+                rows[place(**vars(point))] = make_row(point, found, bases[point.streams], both) | where
+        write_rows(out, in_order(plan, rows.values()))
         reporter.count("trainings", done, len(trainings))
 
 
-def in_order(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def in_order(plan: Plan, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows as the ablations and their values are listed."""
     places = [place(**vars(point)) for point in plan.points(list(ABLATIONS))]
     return sorted(rows, key=lambda found: places.index(place(**found)))
