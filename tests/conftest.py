@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import lcc
-from lcc import certificate, self_study
+from lcc import certificate
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
 from lcc.models.tokenizer import build_tokenizer
@@ -163,9 +163,8 @@ FAST = {
 
 
 @pytest.fixture
-def fast(monkeypatch) -> dict:
-    """Settings for a compilation of a second, in which a random model asks often enough to end a few questions."""
-    monkeypatch.setattr(self_study, "ASKING_ROWS", 256)
+def fast() -> dict:
+    """Settings for a compilation of a second."""
     return dict(FAST)
 
 
