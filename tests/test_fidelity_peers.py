@@ -32,7 +32,8 @@ def context(llama, tokenizer, text):
 
 @pytest.fixture
 def bench(llama, tokenizer, fast, tmp_path):
-    return Workbench(llama, tokenizer, make_settings(**{k: v for k, v in fast.items() if k != "progress"}), tmp_path)
+    given = {name: value for name, value in fast.items() if name != "progress"}
+    return Workbench(llama, tokenizer, make_settings(**given | {"rank": 8, "alpha": 16.0}), tmp_path)
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ RATE, STEPS = 0.01, 5
 def start(llama, tokenizer, text):
     """An optimisation before its first step."""
     settings = {"steps": STEPS, "learning_rate": RATE, "buffer_learning_rate": RATE / 2, "self_study_questions": 0}
-    base = make_settings(ratio=8, general_queries=6, max_response_tokens=4, **settings)
+    # Of a rank below that of the gradients, which Muon needs to move all directions.
+    base = make_settings(ratio=8, rank=8, general_queries=6, max_response_tokens=4, **settings)
     with lora_model(llama, base) as layers:
         compiler = Compiler(llama, build_context(llama, tokenizer, text, 8, 4), layers)
         with torch.no_grad():
