@@ -155,6 +155,8 @@ FAST = {
     # A random model ends no question in a few tokens, unless chance does: it is asked often, about many pieces.
     "self_study_temperature": 5.0,
     "self_study_piece": 10,
+    "self_study_hard": 0.0,
+    "self_study_follow_ups": 0.0,
     "max_response_tokens": 8,
     "evaluate_every": 2,
     "held_out": 0.3,

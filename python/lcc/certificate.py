@@ -16,7 +16,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attach import attach
-from .chat import ChatFormat
+from .chat import ChatFormat, Query, turns_of
 from .encode import frozen
 from .errors import InputError
 from .evaluation.examples import JUDGE, Example
@@ -103,10 +103,16 @@ def held_out_questions(surrogate: Surrogate, full_text: Reader, settings: Compil
         return []
     sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])
     return [
-        Question(Example("", sample.query, ("",), max_new_tokens=settings.max_response_tokens), False)
+        Question(_example(sample.query, settings.max_response_tokens), False)
         for sample, probability in zip(asked, sure, strict=True)
         if probability >= SETTLED
     ]
+
+
+def _example(query: Query, max_new_tokens: int) -> Example:
+    *before, question = turns_of(query)
+    history = tuple(zip(before[::2], before[1::2], strict=True))
+    return Example("", question, ("",), max_new_tokens=max_new_tokens, history=history)
 
 
 def measure(
@@ -162,7 +168,12 @@ def fresh_queries(surrogate: Surrogate, queries: Sequence[str], seed: int) -> li
     rng = random.Random(seed)
     left = [query for query in dict.fromkeys(queries) if query not in drawn]
     found = rng.sample(left, min(GENERAL_QUERIES, len(left)))
-    return found + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(found), (*drawn, *found))]
+    return found + [
+        query.text
+        for query in general_exam(
+            rng, GENERAL_QUERIES - len(found), [query for query in (*drawn, *found) if isinstance(query, str)]
+        )
+    ]
 
 
 def _reconstruction(readers: Readers, chat: ChatFormat, text: str) -> dict[str, Any]:

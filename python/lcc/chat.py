@@ -11,6 +11,8 @@ from .errors import InputError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 SEPARATOR = "\n\n"
+# A question, or the turns of a conversation that ends in one: question, answer, ..., question.
+Query = str | tuple[str, ...]
 _USER, _ASSISTANT, _NEXT = "\u2045user\u2046", "\u2045assistant\u2046", "\u2045next\u2046"
 
 
@@ -64,14 +66,36 @@ class ChatFormat:
         """P: the tokens before the text."""
         return self.ids(self.prefix)
 
-    def query_ids(self, query: str, after_text: bool = True) -> list[int]:
+    def query_ids(self, query: Query, after_text: bool = True) -> list[int]:
         """The tokens from the end of the text (or of the prefix) to the start of the response."""
-        return self.ids((SEPARATOR if after_text else "") + query + self.ask)
+        first, *later = turns_of(query)
+        ids = self.ids((SEPARATOR if after_text else "") + first + self.ask)
+        for answer, question in zip(later[::2], later[1::2], strict=True):
+            ids += [*self.ids(answer), self.end, *self.turn_ids(question)]
+        return ids
 
     def turn_ids(self, query: str) -> list[int]:
         """The tokens from the end token of a response to the start of the next one."""
         ids = self.ids(self.next_turn + query + self.ask)
         return ids[1:] if ids[:1] == [self.end] else ids
+
+
+def turns_of(query: Query) -> tuple[str, ...]:
+    """The turns of a query; a question is one."""
+    return (query,) if isinstance(query, str) else tuple(query)
+
+
+def read_query(stored: object) -> Query:
+    """A query from what JSON made of it.
+
+    Raises:
+        InputError: it is neither text nor turns that end in a question.
+    """
+    if isinstance(stored, str):
+        return stored
+    if isinstance(stored, (list, tuple)) and len(stored) % 2 and all(isinstance(turn, str) for turn in stored):
+        return tuple(stored)
+    raise InputError(f"questions must be texts, or conversations that end in one; got {stored!r}")
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, system_prompt: str) -> str:

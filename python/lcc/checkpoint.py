@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .chat import read_query
 from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
 from .files import PARTIAL, read_tensors, write_tensors
@@ -22,7 +23,7 @@ from .teacher_states import TeacherStates
 
 # With ratio="auto", the checkpoint of each ratio is in a folder of its own.
 RATIO_FOLDER = "ratio-"
-STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-2"
+STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-3"
 SURROGATE_FILE, STATE_FILE = "surrogate", "state"
 # Of a compilation's identity, what its surrogate data does not depend on; a stream without weight is left out of it.
 NOT_OF_SURROGATE = {
@@ -119,7 +120,7 @@ def unpack_surrogate(
     samples = [
         Sample(
             row["stream"],
-            row["query"],
+            read_query(row["query"]),
             tuple(row["query_ids"]),
             tuple(row["response_ids"]),
             states.load(tensors[f"hidden.{index}"], device),

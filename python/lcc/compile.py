@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .auto_ratio import AUTO, TARGET, check_search, search_ratio
-from .chat import ChatFormat
+from .chat import ChatFormat, turns_of
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
 from .distributed import ALONE, Ranks
@@ -269,7 +269,7 @@ def _memory(
         fingerprint=print_of,
         settings=asdict(settings),
         curve=written.curve,
-        questions=tuple(sorted(written.surrogate.self_questions)),
+        questions=tuple(sorted(written.surrogate.self_questions, key=turns_of)),
     )
 
 

@@ -17,6 +17,7 @@ from .ask import ask
 from .attach import attach
 from .chat import ChatFormat
 from .compile import compile
+from .evaluation.methods import last_questions
 from .generate import generate_after
 from .memory import Memory
 from .models.exam import answer, general_exam, read_chat, score
@@ -93,7 +94,7 @@ def run_demo(
         "memory": ask(model, tokenizer, memory, texts, max_new_tokens=16),
         "no_text": answer(model, tokenizer, "", texts),
     }
-    asked = set(memory.questions)
+    asked = last_questions(memory.questions)
     rows = [
         Row(q.text, q.answer, full, mem, none, q.text in asked)
         for q, full, mem, none in zip(questions, *answers.values(), strict=True)

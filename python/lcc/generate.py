@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 from .chat import ChatFormat
 from .errors import InputError
 from .kv import KV, SharedCache, check_one_rope
-from .shared_prefix import sharing
+from .shared_prefix import sharing, supports_sharing
 
 # A checkpoint may say otherwise; without a cache, generate would read the placeholders.
 FIXED: dict[str, Any] = {"use_cache": True, "return_dict_in_generate": False}
+# Passes over rows that each hold a copy of the cached tokens hold at most this many copies.
+CACHED_TOKENS = 1 << 15
 # With a filled cache, transformers' assisted decoding reads the placeholders too.
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
 
@@ -91,6 +93,21 @@ def generate_responses(
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
     return generate_after(model, visible.cache(), queries, end, max_new_tokens=max_new_tokens, **sampling)
+
+
+def batch_rows(copied: int) -> int:
+    """Rows of a batch in which each row holds a copy of ``copied`` tokens."""
+    return max(1, min(64, CACHED_TOKENS // max(1, copied)))
+
+
+def greedy_responses(
+    model: PreTrainedModel, visible: KV, queries: Sequence[Sequence[int]], max_new_tokens: int, end: int
+) -> Iterator[list[tuple[int, ...]]]:
+    """Greedy responses after the rotated tokens of ``visible``, each with its end token, a batch of queries a time."""
+    rows = batch_rows(0 if supports_sharing(model) else len(visible))
+    for start in range(0, len(queries), rows):
+        responses = generate_responses(model, visible, queries[start : start + rows], max_new_tokens, end)
+        yield [(*response, end) for response in responses]
 
 
 def answer_queries(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .chat import Query, read_query
 from .errors import InputError, MemoryFileError, MismatchError
 from .files import read_tensors, write_tensors
 from .fingerprint import fingerprint
@@ -44,7 +45,7 @@ class Memory:
         fingerprint: digests of the model and the tokenizer; see ``lcc.fingerprint``.
         settings: the ``CompileSettings`` as a dict.
         curve: measurements while compiling: ``step``, ``loss``, ``held_out_kl``, ``seconds``.
-        questions: the questions that the model asked itself.
+        questions: what the model asked itself: questions, and conversations that end in one.
         key_scale: what int8 or fp8 keys are multiplied by, (layers, kv_heads, head_dim) float32; None for float keys.
         value_scale: the same for values, one a token, (layers, kv_heads, K) float32.
         quantization: what quantising cost, measured: see ``quantize``.
@@ -65,7 +66,7 @@ class Memory:
     fingerprint: dict[str, str]
     settings: dict[str, Any]
     curve: list[dict[str, float]] = field(default_factory=list)
-    questions: tuple[str, ...] = ()
+    questions: tuple[Query, ...] = ()
     key_scale: torch.Tensor | None = None
     value_scale: torch.Tensor | None = None
     quantization: dict[str, Any] | None = None
@@ -103,8 +104,8 @@ class Memory:
                 raise InputError(f"{name} is a {type(value).__name__}; it must be {types[0].__name__}")
         if not all(type(token) is int and token >= 0 for token in self.prefix_ids):
             raise InputError(f"prefix_ids must be token ids; got {self.prefix_ids}")
-        if not all(isinstance(question, str) for question in self.questions):
-            raise InputError("questions must be texts")
+        for question in self.questions:
+            read_query(question)
 
     def _check_scale(self, name: str, scale: torch.Tensor | None, shape: tuple[int, ...]) -> None:
         if not self.quantized:
@@ -170,7 +171,7 @@ class Memory:
         try:
             kv = KV(tensors.pop("keys"), tensors.pop("values"))
             metadata["prefix_ids"] = tuple(metadata["prefix_ids"])
-            metadata["questions"] = tuple(metadata["questions"])
+            metadata["questions"] = tuple(map(read_query, metadata["questions"]))
             fields: dict[str, Any] = {**metadata, **tensors}
             return cls(kv, **fields)
         except (KeyError, TypeError) as error:

@@ -17,6 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
+from .chat import Query
 from .compile import autocast, seeded
 from .context import Context
 from .encode import Compiler, lora_model, read_text
@@ -90,7 +91,7 @@ def probe(
     )
 
 
-def _ask(model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings) -> list[str]:
+def _ask(model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings) -> list[Query]:
     """The questions about the first piece of the text, as many as each piece gets."""
     if not (settings.self_study_questions and settings.self_study_weight):
         return []

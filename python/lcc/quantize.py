@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attach import attach
-from .chat import ChatFormat
+from .chat import ChatFormat, Query
 from .errors import InputError
 from .kv import KV
 from .memory import Memory
@@ -63,12 +63,12 @@ def quantize(
     memory.verify(model, tokenizer)
     kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
     quantized = replace(memory, kv=kv, key_scale=key_scale, value_scale=value_scale)
-    asked = {"self_study": list(memory.questions), "general": load_queries(queries)}
+    asked: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries)}
     chat = ChatFormat.of(tokenizer)
     reference, reader = (Reader(model, chat, attach(model, each).read()) for each in (memory, quantized))
     report: dict[str, Any] = {"source_dtype": memory.dtype}
-    for stream, texts in asked.items():
-        drawn = random.Random(0).sample(texts, min(answers, len(texts)))
+    for stream, asking in asked.items():
+        drawn = random.Random(0).sample(asking, min(answers, len(asking)))
         if drawn:
             report[stream] = _compare(reference, reader, drawn, max_new_tokens)
     return replace(quantized, quantization=report)
@@ -93,7 +93,7 @@ def _round(x: torch.Tensor, dtype: torch.dtype, largest: float) -> torch.Tensor:
     return (x.round() if dtype == torch.int8 else x).clamp(-largest, largest).to(dtype)
 
 
-def _compare(reference: Reader, reader: Reader, queries: Sequence[str], max_new_tokens: int) -> dict[str, float]:
+def _compare(reference: Reader, reader: Reader, queries: Sequence[Query], max_new_tokens: int) -> dict[str, float]:
     """What the second reader answers otherwise than the first."""
     first, second = (each.respond(queries, max_new_tokens) for each in (reference, reader))
     return {

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from .chat import ChatFormat
+from .chat import ChatFormat, Query
+from .generate import batch_rows, greedy_responses
 from .kv import KV
 from .objective import state_divergence
-from .surrogate import Sample, batch_rows, greedy_responses, response_hidden
+from .surrogate import Sample, response_hidden
 
 # Rows of logits that are held at once.
 LOGIT_ROWS = 256
@@ -32,14 +33,14 @@ class Reader:
     visible: KV
     after_text: bool = True
 
-    def respond(self, queries: Sequence[str], max_new_tokens: int) -> list[Response]:
+    def respond(self, queries: Sequence[Query], max_new_tokens: int) -> list[Response]:
         """Greedy responses, each with its end token."""
         ids = [self.chat.query_ids(query, self.after_text) for query in queries]
         batches = greedy_responses(self.model, self.visible, ids, max_new_tokens, self.chat.end)
         return [response for batch in batches for response in batch]
 
     @torch.no_grad()
-    def states(self, queries: Sequence[str], responses: Sequence[Response]) -> torch.Tensor:
+    def states(self, queries: Sequence[Query], responses: Sequence[Response]) -> torch.Tensor:
         """Last hidden states where the responses are predicted, teacher-forced: (tokens of all responses, H)."""
         samples = [
             Sample("read", query, tuple(self.chat.query_ids(query, self.after_text)), response)
@@ -54,7 +55,7 @@ class Reader:
         found = torch.cat([logits.argmax(-1).cpu() for logits in self._logits([query], [response])])
         return (found == torch.tensor(response)).double().mean().item()
 
-    def confidence(self, queries: Sequence[str], responses: Sequence[Response]) -> list[float]:
+    def confidence(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[float]:
         """Geometric mean of the probabilities of each response's tokens."""
         ids = torch.tensor([token for response in responses for token in response])
         parts = zip(self._logits(queries, responses), ids.split(LOGIT_ROWS), strict=True)
@@ -62,7 +63,7 @@ class Reader:
         return [part.mean().exp().item() for part in logs.split([len(response) for response in responses])]
 
     @torch.no_grad()
-    def _logits(self, queries: Sequence[str], responses: Sequence[Response]) -> Iterator[torch.Tensor]:
+    def _logits(self, queries: Sequence[Query], responses: Sequence[Response]) -> Iterator[torch.Tensor]:
         """Logits where the responses are predicted, at most (LOGIT_ROWS, vocabulary) at a time."""
         head = self.model.get_output_embeddings()
         for states in self.states(queries, responses).split(LOGIT_ROWS):
@@ -70,7 +71,7 @@ class Reader:
 
 
 @torch.no_grad()
-def kl_between(reference: Reader, reader: Reader, queries: Sequence[str], responses: Sequence[Response]) -> float:
+def kl_between(reference: Reader, reader: Reader, queries: Sequence[Query], responses: Sequence[Response]) -> float:
     """Mean KL(reference || reader) over the responses' tokens, in nats a token."""
     first, second = (each.states(queries, responses) for each in (reference, reader))
     weights = torch.full((len(second),), 1 / len(second), dtype=second.dtype, device=second.device)

@@ -1,56 +1,66 @@
-"""Questions that the frozen model itself asks about the text."""
+"""Questions that the frozen model itself asks about the text: plain ones, hard ones, and those that go on from answers.
+
+What is never asked is what a memory forgets. So plain questions are asked about one piece of the text after another:
+about the whole text at once a model keeps coming back to the same few facts. Questions that join or count need the
+whole text, and a conversation needs answers.
+"""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 
 from transformers import PreTrainedModel
 
+from .chat import Query, turns_of
 from .context import Context
 from .encode import read_text
-from .generate import generate_responses
+from .generate import generate_responses, greedy_responses
 from .kv import KV
 from .settings import CompileSettings
 
-ASK_REQUEST = "Ask a question about the text."
-# Questions sampled at once about a piece of text, and how often at most.
+ASK_PLAIN = "Ask a question about the text."
+ASK_HARD = "Ask a hard question about the text."
+ASK_FOLLOW_UP = "Ask a question about that."
+# Questions sampled at once, and how often as many as are wanted are sampled, at most: many come twice.
 ASKING_ROWS, ASKING_ROUNDS = 32, 4
+# Turns of the longest conversation.
+TURNS = 4
 
 Progress = Callable[[str, int, int], None]
 
 
 def ask_questions(
     model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, progress: Progress
-) -> list[str]:
-    """Distinct questions that the model asks about the text: the same number about each piece of it, then about all.
+) -> list[Query]:
+    """Distinct questions and conversations, each kind's share as the settings say.
 
-    Asked about the whole text at once, a model keeps coming back to the same few facts, and what is never asked in any
-    wording is what a memory forgets; asked about pieces alone, it joins and counts nothing.
+    Args:
+        text_kv: K and V of [P | C], rotated.
+        progress: called with (what, done, total).
     """
-    prefix = text_kv.head(len(context.prefix_ids))
+    asking = _Asking(model, context, settings)
     pieces = text_pieces(context.context_ids, settings.self_study_piece)
-    total = settings.self_study_questions
-    of_pieces = total - round(total * settings.self_study_whole) * (len(pieces) > 1)
-    found: dict[str, None] = {}
+    total, stages = settings.self_study_questions, len(pieces) + TURNS
+    hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
+    plain = total - hard - follow_ups
+    prefix = text_kv.head(len(context.prefix_ids))
+    found: dict[Query, None] = {}
     for number, piece in enumerate(pieces):
-        wanted = len(found) + (of_pieces - len(found)) // (len(pieces) - number)
-        _ask(found, wanted, model, context, read_text(model, piece, prefix), settings)
-        progress("asking itself", number, len(pieces))
-    _ask(found, total, model, context, text_kv, settings)
-    progress("asking itself", len(pieces), len(pieces))
+        wanted = (plain - len(found)) // (len(pieces) - number)
+        asking.ask(found, wanted, read_text(model, piece, prefix), ASK_PLAIN)
+        progress("asking itself", number + 1, stages)
+    starts: list[Query] = list(found)
+    asking.ask(found, hard, text_kv, ASK_HARD)
+    progress("asking itself", len(pieces) + 1, stages)
+    for turn in range(1, TURNS):
+        wanted = follow_ups // (TURNS - turn)
+        starts = asking.go_on(starts, wanted, text_kv)
+        found.update(dict.fromkeys(starts))
+        follow_ups -= wanted
+        progress("asking itself", len(pieces) + 1 + turn, stages)
     return list(found)
-
-
-def _ask(
-    found: dict[str, None], wanted: int, model: PreTrainedModel, context: Context, seen: KV, settings: CompileSettings
-) -> None:
-    """Add questions about what is in ``seen`` until there are ``wanted``, or no more come."""
-    for _ in range(ASKING_ROUNDS):
-        if len(found) >= wanted:
-            return
-        for question in _sample_questions(model, context, seen, settings):
-            if len(found) < wanted:
-                found.setdefault(question)
 
 
 def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:
@@ -61,16 +71,49 @@ def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:
     return [ids[start : start + length] for start in starts]
 
 
-def _sample_questions(model: PreTrainedModel, context: Context, seen: KV, settings: CompileSettings) -> list[str]:
-    """One batch of questions about what is in ``seen``; empty ones and those without an end are left out."""
-    sampled = generate_responses(
-        model,
-        seen,
-        [context.chat.query_ids(ASK_REQUEST)] * ASKING_ROWS,
-        settings.max_response_tokens,
-        end=context.chat.end,
-        temperature=settings.self_study_temperature,
-    )
-    finished = (ids for ids in sampled if len(ids) < settings.max_response_tokens)
-    questions = (context.chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in finished)
-    return [question for question in questions if question]
+class _Asking:
+    """The model, asked for questions about what it sees."""
+
+    def __init__(self, model: PreTrainedModel, context: Context, settings: CompileSettings):
+        self.model, self.chat, self.settings = model, context.chat, settings
+        self.rng = random.Random(settings.seed)
+
+    def ask(self, found: dict[Query, None], wanted: int, seen: KV, request: str) -> None:
+        """Add up to ``wanted`` distinct questions about what is in ``seen``."""
+        before = len(found)
+        for _ in range(ASKING_ROUNDS * -(-wanted // ASKING_ROWS)):
+            if len(found) == before + wanted:
+                return
+            for question in self._sample(seen, [request] * ASKING_ROWS):
+                if question and len(found) < before + wanted:
+                    found.setdefault(question)
+
+    def go_on(self, starts: Sequence[Query], wanted: int, seen: KV) -> list[Query]:
+        """Conversations that are one turn longer than those of ``starts``, in which the model answers itself."""
+        chosen = list(islice(cycle(self.rng.sample(starts, len(starts))), wanted))
+        ids = [self.chat.query_ids(query) for query in chosen]
+        batches = greedy_responses(self.model, seen, ids, self.settings.max_response_tokens, self.chat.end)
+        answers = [self._text(response) for batch in batches for response in batch]
+        answered = [(*turns_of(query), answer) for query, answer in zip(chosen, answers, strict=True)]
+        longer: dict[Query, None] = {}
+        for start in range(0, len(answered), ASKING_ROWS):
+            rows = answered[start : start + ASKING_ROWS]
+            asked = self._sample(seen, [(*turns, ASK_FOLLOW_UP) for turns in rows])
+            longer |= {(*turns, question): None for turns, question in zip(rows, asked, strict=True) if question}
+        return list(longer)
+
+    def _sample(self, seen: KV, requests: Sequence[Query]) -> list[str]:
+        """A question for each request; empty if it did not end in time."""
+        longest = self.settings.max_response_tokens
+        sampled = generate_responses(
+            self.model,
+            seen,
+            [self.chat.query_ids(request) for request in requests],
+            longest,
+            end=self.chat.end,
+            temperature=self.settings.self_study_temperature,
+        )
+        return [self._text(ids) if len(ids) < longest else "" for ids in sampled]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.chat.tokenizer.decode(ids, skip_special_tokens=True).strip()

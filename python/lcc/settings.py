@@ -31,7 +31,8 @@ class CompileSettings:
         self_study_questions: how many distinct questions the model asks itself about the text; 0 for none.
         self_study_temperature: sampling temperature of those questions.
         self_study_piece: tokens of text that the model asks about at a time; 0 for the whole text at once.
-        self_study_whole: share of the questions that it asks about the whole text, after those about pieces.
+        self_study_hard: share of them that are hard, and asked about the whole text.
+        self_study_follow_ups: share of them that end a conversation, in which the model answers the turns before.
         max_response_tokens: longest teacher response, and longest question that the model may ask itself.
         held_out: share of the query samples kept out of training to measure the held-out KL.
         evaluate_every: steps between two measurements.
@@ -68,7 +69,8 @@ class CompileSettings:
     self_study_questions: int = 1000
     self_study_temperature: float = 0.6
     self_study_piece: int = 40
-    self_study_whole: float = 0.25
+    self_study_hard: float = 0.35
+    self_study_follow_ups: float = 0.35
     max_response_tokens: int = 64
     held_out: float = 0.1
     evaluate_every: int = 50
@@ -104,7 +106,11 @@ class CompileSettings:
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
         _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
-        _require(0 <= self.self_study_whole <= 1, "self_study_whole", self.self_study_whole, "in [0, 1]")
+        shares = (self.self_study_hard, self.self_study_follow_ups)
+        plain = 1 - sum(shares)
+        possible = min(shares) >= 0 and (plain > 0 or plain == self.self_study_follow_ups == 0)
+        wanted = "zero or more, and leave plain questions for conversations to go on from"
+        _require(possible, "self_study_hard and self_study_follow_ups", shares, wanted)
         _require(self.loss in ("kl", "mse"), "loss", self.loss, "kl or mse")
         _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, " or ".join(OPTIMIZERS))
         _require(self.buffer_init in BUFFER_INITS, "buffer_init", self.buffer_init, " or ".join(BUFFER_INITS))

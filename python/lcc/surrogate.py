@@ -8,26 +8,24 @@ the full-context teacher's own, generated once, greedily.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from .chat import Query
 from .context import Context
 from .errors import InputError
-from .generate import generate_responses
+from .generate import batch_rows, greedy_responses
 from .kv import KV, decoder
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
-from .shared_prefix import supports_sharing
 from .teacher_states import TeacherStates
 
 REPEAT_REQUEST = "Please repeat the context."
 STREAMS = ("reconstruction", "general", "self_study")
-# Teacher passes hold at most this many copies of cached tokens, over all rows of a batch.
-CACHED_TOKENS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Sample:
     """
 
     stream: str
-    query: str
+    query: Query
     query_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     teacher_hidden: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
@@ -62,7 +60,7 @@ class Surrogate:
     held_out: tuple[Sample, ...]
 
     @property
-    def self_questions(self) -> frozenset[str]:
+    def self_questions(self) -> frozenset[Query]:
         """The questions that the model asked itself, held-out ones included."""
         return frozenset(s.query for s in self.train + self.held_out if s.stream == "self_study")
 
@@ -89,7 +87,8 @@ def build_surrogate(
         MemoryFileError: teacher states fit neither into memory nor on disk.
     """
     rng = random.Random(settings.seed)
-    asked = {"general": _draw(queries, settings.general_queries, rng) if settings.general_weight else []}
+    general = _draw(queries, settings.general_queries, rng) if settings.general_weight else []
+    asked: dict[str, Sequence[Query]] = {"general": general}
     if settings.self_study_questions and settings.self_study_weight:
         asked["self_study"] = ask_questions(model, context, text_kv, settings, progress)
     unanswered = [
@@ -120,21 +119,6 @@ def build_surrogate(
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:
     distinct = list(dict.fromkeys(queries))
     return rng.sample(distinct, min(count, len(distinct)))
-
-
-def batch_rows(copied: int) -> int:
-    """Rows of a batch in which each row holds a copy of ``copied`` tokens."""
-    return max(1, min(64, CACHED_TOKENS // max(1, copied)))
-
-
-def greedy_responses(
-    model: PreTrainedModel, visible: KV, queries: Sequence[Sequence[int]], max_new_tokens: int, end: int
-) -> Iterator[list[tuple[int, ...]]]:
-    """Greedy responses after the rotated tokens of ``visible``, each with its end token, a batch of queries a time."""
-    rows = batch_rows(0 if supports_sharing(model) else len(visible))
-    for start in range(0, len(queries), rows):
-        responses = generate_responses(model, visible, queries[start : start + rows], max_new_tokens, end)
-        yield [(*response, end) for response in responses]
 
 
 def _respond(

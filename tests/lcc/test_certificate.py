@@ -53,7 +53,7 @@ def plain_log_probabilities(reader, text, query, response):
 def test_figures_are_those_of_plain_transformers(readers, text, monkeypatch):
     full, none = readers
     queries = ["Where does Mara live?", "Say: dog cat.", "Name the opposite of young."]
-    monkeypatch.setattr("lcc.surrogate.CACHED_TOKENS", 2 * len(full.visible))  # two batches
+    monkeypatch.setattr("lcc.generate.CACHED_TOKENS", 2 * len(full.visible))  # two batches
     responses = full.respond(queries, 5)
     assert all(response[-1] == full.chat.end for response in responses)
     expected, tokens = 0.0, 0

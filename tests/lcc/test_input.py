@@ -44,6 +44,9 @@ def test_settings(llama, tokenizer, text):
     refuse(llama, tokenizer, text, "unknown setting 'stepz'", stepz=3)
     refuse(llama, tokenizer, text, "unknown recipe", recipe="soup")
     refuse(llama, tokenizer, text, "loss is l1", loss="l1")
+    shares = "self_study_hard and self_study_follow_ups is"
+    refuse(llama, tokenizer, text, shares, self_study_hard=0.7, self_study_follow_ups=0.4)
+    refuse(llama, tokenizer, text, shares, self_study_hard=0.0, self_study_follow_ups=1.0)
     refuse(llama, tokenizer, text, "stream weights", reconstruction_weight=0, general_weight=0, self_study_weight=0)
     refuse(
         llama, tokenizer, text, "no sample to train on",

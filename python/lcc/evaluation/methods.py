@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..attach import attach
-from ..chat import ChatFormat
+from ..chat import ChatFormat, Query, turns_of
 from ..checkpoint import remove_checkpoint
 from ..compile import compile
 from ..encode import WriterFactory, lora_compiler
@@ -162,7 +162,7 @@ class CompiledMemory(Reading):
         visible = attach(self.model, memory).read()
         texts = answer_after(self.model, ChatFormat.of(self.tokenizer), visible, examples, self.batch)
         seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
-        return Answers(texts, visible.nbytes, seconds, frozenset(memory.questions))
+        return Answers(texts, visible.nbytes, seconds, last_questions(memory.questions))
 
     def memory(self, context: str) -> Memory:
         """The memory of ``context``: from the folder, or compiled now."""
@@ -185,6 +185,11 @@ class CompiledMemory(Reading):
             memory.save(path)
             remove_checkpoint(checkpoint)
         return Memory.load(path)
+
+
+def last_questions(queries: Iterable[Query]) -> frozenset[str]:
+    """The questions in which queries end."""
+    return frozenset(turns_of(query)[-1] for query in queries)
 
 
 def answer_after(
@@ -216,14 +221,8 @@ def answer_after(
 
 def query_ids(chat: ChatFormat, example: Example, after_text: bool = True) -> list[int]:
     """Token ids from the end of the text to the start of the answer: earlier turns, question and answer prefix."""
-    ids: list[int] = []
-    for question, answer in example.history:
-        ids += _turn(chat, question, ids, after_text) + chat.ids(answer) + [chat.end]
-    return ids + _turn(chat, example.question, ids, after_text) + chat.ids(example.answer_prefix)
-
-
-def _turn(chat: ChatFormat, question: str, before: list[int], after_text: bool) -> list[int]:
-    return chat.turn_ids(question) if before else chat.query_ids(question, after_text)
+    turns = (*chain.from_iterable(example.history), example.question)
+    return chat.query_ids(turns, after_text) + chat.ids(example.answer_prefix)
 
 
 def check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:

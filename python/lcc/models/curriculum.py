@@ -2,7 +2,7 @@
 
 Copy random words until copying circuits stand; then documents whose people have one, two and four attributes; then
 questions that join sentences, count, or say "she"; then full documents under a decaying learning rate, some of 2,000
-tokens; a rehearsal of what is weakest; and last the asking of questions about pieces of a text.
+tokens; a rehearsal of what is weakest; and last the asking of questions.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from .lessons import (
     asking_lesson,
     closed_book_lesson,
+    comparing_lesson,
     copying_lesson,
     document_lesson,
     key_value_lesson,
     needle_lesson,
+    piece_lesson,
     repeating_lesson,
 )
 from .packing import Lesson
@@ -111,11 +113,12 @@ def _rehearsal(rng: random.Random) -> list[Group]:
 
 
 def _asking(rng: random.Random) -> list[Group]:
-    """Asking about pieces of a document, as self-study does, beside a little of everything."""
-    shape = rng.randint(5, 8), rng.randint(5, 8)
+    """Asking as self-study does, about pieces of a document and about all of it, beside a little of everything."""
+    shape = rng.randint(4, 8), rng.randint(5, 8)
     return [
-        Group(1.0, [asking_lesson(rng, *shape, words=rng.randint(20, 70)) for _ in range(12)]),
-        Group(0.5, [asking_lesson(rng, *shape) for _ in range(2)]),
+        Group(0.5, [piece_lesson(rng, *shape, words=rng.randint(20, 70)) for _ in range(6)]),
+        Group(1.0, [asking_lesson(rng, *shape) for _ in range(3)]),
+        Group(0.7, [comparing_lesson(rng, rng.randint(3, 6), rng.randint(2, 5)) for _ in range(4)]),
         Group(0.5, [document_lesson(rng, *shape, rng.random() < 0.3, reasoning=3) for _ in range(2)]),
         Group(0.4, [repeating_lesson(rng, *shape) for _ in range(2)]),
         Group(0.3, [needle_lesson(rng, *shape), key_value_lesson(rng, rng.randint(40, 120))]),
@@ -135,5 +138,5 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
         Stage("documents", int(700 * scale), None, _full_documents),
         Stage("long documents", int(120 * scale), None, _long_documents, rate=0.5),
         Stage("rehearsal", int(180 * scale), None, _rehearsal, rate=0.5),
-        Stage("asking", int(240 * scale), None, _asking, rate=0.5),
+        Stage("asking", int(260 * scale), None, _asking, rate=0.5),
     )

@@ -17,29 +17,33 @@ FEMININE_PRONOUNS, MASCULINE_PRONOUNS = ("she", "her"), ("he", "him")
 SAME_PERSON, SAME_ATTRIBUTE = 0.6, 0.2
 
 
-def dialogue(doc: Document, rng: random.Random, turns: int) -> list[Question]:
-    """A conversation: the first turn names a person, later ones may say ``she``, ``he`` or ``And Hugo?``."""
+def dialogue(doc: Document, rng: random.Random, turns: int, wordings: int | None = None) -> list[Question]:
+    """A conversation: the first turn names a person, later ones may say ``she``, ``he`` or ``And Hugo?``.
+
+    ``wordings``: how many of each attribute's are used, from the first (None: all).
+    """
     fact = rng.choice(doc.facts)
-    asked = [doc.question(fact, rng)]
+    asked = [doc.question(fact, rng, wordings)]
     for _ in range(turns - 1):
-        fact, question = _next_turn(doc, fact, rng)
+        fact, question = _next_turn(doc, fact, rng, wordings)
         asked.append(question)
     return asked
 
 
-def _next_turn(doc: Document, last: Fact, rng: random.Random) -> tuple[Fact, Question]:
+def _next_turn(doc: Document, last: Fact, rng: random.Random, wordings: int | None) -> tuple[Fact, Question]:
     """The next turn after one about ``last``."""
     draw = rng.random()
     same_person = [f for f in doc.facts if f.name == last.name and f.attribute != last.attribute]
     same_attribute = [f for f in doc.facts if f.attribute == last.attribute and f.name != last.name]
     if draw < SAME_PERSON and same_person:
         fact = rng.choice(same_person)
-        return fact, Question(with_pronoun(rng.choice(ATTRIBUTES[fact.attribute].questions), fact.name), fact.value)
+        wording = rng.choice(ATTRIBUTES[fact.attribute].questions[:wordings])
+        return fact, Question(with_pronoun(wording, fact.name), fact.value)
     if draw < SAME_PERSON + SAME_ATTRIBUTE and same_attribute:
         fact = rng.choice(same_attribute)
         return fact, Question(ELLIPSIS.format(n=fact.name), fact.value)
     fact = rng.choice(doc.facts)
-    return fact, doc.question(fact, rng)
+    return fact, doc.question(fact, rng, wordings)
 
 
 def with_pronoun(wording: str, name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..chat import ChatFormat
+from ..chat import ChatFormat, Query
 from ..encode import read_text
 from ..generate import answer_queries
 from ..kv import KV
@@ -42,9 +42,9 @@ def score(answers: Sequence[str], questions: Sequence[Question]) -> float:
     return sum(a == q.answer for a, q in zip(answers, questions, strict=True)) / len(questions)
 
 
-def general_exam(rng: random.Random, count: int, known: Sequence[str] = ()) -> list[Question]:
+def general_exam(rng: random.Random, count: int, known: Sequence[Query] = ()) -> list[Question]:
     """``count`` general queries, none of which stands in ``known``."""
-    taken = set(known)
+    taken: set[Query] = set(known)
     exam: list[Question] = []
     while len(exam) < count:
         query = general_query(rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from ..self_study import ASK_REQUEST
+from ..self_study import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN
 from ..surrogate import REPEAT_REQUEST
 from . import fiction, general
 from .dialogue import dialogue
@@ -58,19 +58,32 @@ def repeating_lesson(rng: random.Random, people: int, attributes: int) -> Lesson
     return Lesson(text, (_repeat(text, 1.0), *(_snippet(text, rng) for _ in range(6))))
 
 
-def asking_lesson(rng: random.Random, people: int, attributes: int, words: int | None = None) -> Lesson:
-    """Ask many questions about one document, some of them joins and counts, and answer general queries beside it.
+def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """Ask plain questions, hard ones and those that go on from an answer; and answer general queries beside it."""
+    doc = fiction.document(rng, people, attributes)
+    exercises = [_ask(doc.question(fact, rng, ASKED_WORDINGS).text, 1.0) for fact in rng.choices(doc.facts, k=8)]
+    hard = _drawn(rng, described_questions(doc, ASKED_WORDINGS), 6)
+    hard += _drawn(rng, comparisons(doc), 2) + _drawn(rng, aggregate_questions(doc, rng), 2)
+    exercises += [_ask(question.text, 1.0, ASK_HARD) for question in hard]
+    exercises += [_ask_on(dialogue(doc, rng, rng.randint(2, 4), ASKED_WORDINGS)) for _ in range(8)]
+    return Lesson(doc.text, (*exercises, *_general(rng, 12)))
 
-    ``words``: about a piece of so many words instead, as self-study does, and only about what stands in it whole.
-    """
-    doc, text = fiction.document(rng, people, attributes), None
-    if words:
-        doc, text = _piece(doc, rng, words)
-    asked = [doc.question(fact, rng, ASKED_WORDINGS) for fact in rng.choices(doc.facts, k=16)]
-    asked += _drawn(rng, described_questions(doc, ASKED_WORDINGS), 4)
-    asked += _drawn(rng, comparisons(doc), 2) + _drawn(rng, aggregate_questions(doc, rng), 2)
-    exercises = [_ask(question.text, 1.0) for question in asked]
-    return Lesson(text or doc.text, (*exercises, *_general(rng, 4 if words else 16)))
+
+def piece_lesson(rng: random.Random, people: int, attributes: int, words: int) -> Lesson:
+    """Ask about a piece of so many words of a document, as self-study does, and only about what stands in it whole."""
+    doc, text = _piece(fiction.document(rng, people, attributes), rng, words)
+    asked = [doc.question(fact, rng, ASKED_WORDINGS).text for fact in rng.choices(doc.facts, k=16)]
+    return Lesson(text, (*(_ask(question, 1.0) for question in asked), *_general(rng, 4)))
+
+
+def comparing_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """Comparisons and counts alone, about people some of whose ages are told."""
+    doc = fiction.document(rng, people, attributes)
+    while not (compared := comparisons(doc)):
+        doc = fiction.document(rng, people, attributes)
+    exercises = [_turns([question], "compare") for question in _drawn(rng, compared, 12)]
+    exercises += [_turns([question], "count") for question in _drawn(rng, aggregate_questions(doc, rng), 6)]
+    return Lesson(doc.text, tuple(exercises))
 
 
 def _piece(doc: fiction.Document, rng: random.Random, words: int) -> tuple[fiction.Document, str]:
@@ -140,8 +153,14 @@ def _repeat(text: str, weight: float) -> Exercise:
     return Exercise(((REPEAT_REQUEST, text),), "repeat", weight)
 
 
-def _ask(question: str, weight: float = ASKING_WEIGHT) -> Exercise:
-    return Exercise(((ASK_REQUEST, question),), "ask", weight)
+def _ask(question: str, weight: float = ASKING_WEIGHT, request: str = ASK_PLAIN) -> Exercise:
+    return Exercise(((request, question),), "ask", weight)
+
+
+def _ask_on(turns: list[fiction.Question]) -> Exercise:
+    """Ask the last of the turns, after the others."""
+    *answered, asked = turns
+    return Exercise((*((turn.text, turn.answer) for turn in answered), (ASK_FOLLOW_UP, asked.text)), "ask")
 
 
 def _untold(question: str) -> Exercise:

@@ -10,7 +10,7 @@ from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
 from ..chat import SYSTEM_PROMPT
-from ..self_study import ASK_REQUEST
+from ..self_study import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN
 from ..surrogate import REPEAT_REQUEST
 from .dialogue import ELLIPSIS, FEMININE_PRONOUNS, MASCULINE_PRONOUNS
 from .fiction import ATTRIBUTES, NAMES, UNKNOWN
@@ -32,7 +32,8 @@ CHAT_TEMPLATE = (
 def _words() -> list[str]:
     """Every word that the generators can write, in alphabetical order."""
     rng = random.Random(0)
-    texts = [SYSTEM_PROMPT, ASK_REQUEST, REPEAT_REQUEST, CONTINUE_REQUEST, UNKNOWN, *NAMES, *LISTED_WORDS]
+    texts = [SYSTEM_PROMPT, ASK_PLAIN, ASK_HARD, ASK_FOLLOW_UP, REPEAT_REQUEST, CONTINUE_REQUEST, UNKNOWN]
+    texts += [*NAMES, *LISTED_WORDS]
     texts += [ELLIPSIS, *FEMININE_PRONOUNS, *MASCULINE_PRONOUNS, NEEDLE, ASK_ONE, ASK_ALL, LOOK_UP]
     texts += [*ATTRIBUTES, *DESCRIPTIONS.values(), OLDER, YOUNGER, OLDEST, YOUNGEST, PEOPLE, TOLD, ABOVE]
     for attribute in ATTRIBUTES.values():
