@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.results_file import load_rows
 
 MARGIN, FLOOR = 0.05, 0.1
 NEEDED = {"streams", "ablation", "value", "base", "qa_kept", "qa_difference", "repeats", "interval"}
@@ -87,7 +88,7 @@ than {FLOOR:.0%} and of a gain where it keeps all but {MARGIN:.0%}."""
 def is_ablations(path: Path) -> bool:
     """Whether the file holds rows of ``benchmarks.ablations``."""
     try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
+        rows = load_rows(path)
         return bool(rows) and all(row.keys() >= NEEDED for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -95,7 +96,7 @@ def is_ablations(path: Path) -> bool:
 
 def read(path: Path) -> list[Row]:
     """The rows, in the file's order."""
-    return json.loads(path.read_text("utf-8"))["rows"]
+    return load_rows(path)
 
 
 def verdict(finding: Finding, row: Row, base: Row) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.results_file import load_rows
 
 TITLES = ("ratio", "method", "questions kept", "other wordings", "general kept", "bytes held", "seconds", "options")
 TASK_TITLES = ("ratio", "method")
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 def is_fidelity(path: Path) -> bool:
     """Whether the file holds rows of ``benchmarks.fidelity``."""
     try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
+        rows = load_rows(path)
         return bool(rows) and all(row.keys() >= NEEDED for row in rows)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
@@ -42,8 +43,7 @@ def is_fidelity(path: Path) -> bool:
 
 def read(path: Path) -> list[Row]:
     """The rows: best on the questions first within a ratio, methods without a ratio last."""
-    rows = json.loads(path.read_text("utf-8"))["rows"]
-    return sorted(rows, key=lambda row: (row["ratio"] is None, row["ratio"] or 0, -(row["qa_kept"] or 0)))
+    return sorted(load_rows(path), key=lambda row: (row["ratio"] is None, row["ratio"] or 0, -(row["qa_kept"] or 0)))
 
 
 def markdown(name: str, rows: Sequence[Row]) -> str:
