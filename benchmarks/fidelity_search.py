@@ -11,7 +11,6 @@ call goes on from DIR, and keeps the rows of methods that it was not asked to se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from benchmarks.environment import describe
 from benchmarks.fidelity import SEARCH_SEED, make_study, parser, pick
@@ -19,12 +18,11 @@ from benchmarks.fidelity_peers import PEERS, Options
 from benchmarks.fidelity_peers.workbench import RATES
 from benchmarks.fidelity_rows import row
 from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.results_file import Row, load_rows, write_rows
 from lcc.errors import InputError
 from lcc.evaluation import Result
 
 STRIDES = (2, 1)
-Row = dict[str, Any]
 Try = Callable[[Sequence[Options]], list[Row]]
 
 
