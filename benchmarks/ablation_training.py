@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.ablation_points import Plan
+from benchmarks.fidelity_study import digest, load
 from lcc.checkpoint import pack_surrogate, unpack_surrogate
 from lcc.compile import seeded
 from lcc.context import build_context
@@ -24,7 +21,6 @@ from lcc.evaluation import Answers, Example, answer_after
 from lcc.evaluation.methods import Reading
 from lcc.files import read_tensors, write_tensors
 from lcc.fingerprint import fingerprint
-from lcc.models import EMBEDDED
 from lcc.optimize import Optimization
 from lcc.progress import Reporter
 from lcc.readers import Reader
@@ -32,13 +28,6 @@ from lcc.settings import CompileSettings
 from lcc.surrogate import REPEAT_REQUEST, Surrogate, build_surrogate
 
 SURROGATE, TRAINED = "lcc-surrogate-1", "lcc-ablation-1"
-
-
-@cache
-def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded model, once a process."""
-    disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
 
 
 def surrogate_of(plan: Plan, text: str) -> Surrogate:
@@ -126,8 +115,3 @@ class Ablated(Reading):
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])
         return metadata["seconds"]
-
-
-def digest(value: Any) -> str:
-    """Of anything JSON-ready."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]

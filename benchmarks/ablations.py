@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 from benchmarks.ablation_points import ABLATIONS, SHARED, SMOKE, Plan, Point
-from benchmarks.ablation_training import Ablated, digest, load, prepare
+from benchmarks.ablation_training import Ablated, prepare
 from benchmarks.environment import describe
 from benchmarks.fidelity_rows import row
+from benchmarks.fidelity_study import digest, load
 from benchmarks.results_file import load_rows, write_rows
 from lcc.chat import ChatFormat
 from lcc.errors import DivergedError

@@ -11,8 +11,9 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import ablation_training, ablations, report
 from benchmarks.ablation_points import ABLATED, ABLATIONS, SMOKE, Plan
-from benchmarks.ablation_training import Ablated, load, prepare, share, surrogate_of
+from benchmarks.ablation_training import Ablated, prepare, share, surrogate_of
 from benchmarks.ablations_report import Finding, verdict
+from benchmarks.fidelity_study import load
 from lcc.evaluation.suites import general_queries
 from lcc.fingerprint import fingerprint
 
