@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.ablation_points import Plan
 from benchmarks.fidelity_study import digest, load
-from lcc.checkpoint import pack_surrogate, unpack_surrogate
+from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import seeded
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_compiler, read_text
@@ -27,28 +26,29 @@ from lcc.readers import Reader
 from lcc.settings import CompileSettings
 from lcc.surrogate import REPEAT_REQUEST, Surrogate, build_surrogate
 
-SURROGATE, TRAINED = "lcc-surrogate-1", "lcc-ablation-1"
+TRAINED = "lcc-ablation-1"
+
+
+def prepare(plan: Plan, text: str) -> None:
+    """Make the document's samples, if they are not in the folder."""
+    surrogate_of(plan, text)
 
 
 def surrogate_of(plan: Plan, text: str) -> Surrogate:
-    """The document's samples, as many as any point takes."""
-    return unpack_surrogate(*read_tensors(prepare(plan, text), SURROGATE), load()[0].device)
-
-
-def prepare(plan: Plan, text: str) -> Path:
-    """The file of the document's samples, made now if it is not there."""
+    """The document's samples, as many as any point takes: from the folder, or made now."""
     model, tokenizer = load()
     settings = plan.settings("three streams", {"general_queries": plan.most_queries})
-    key = digest([text, asdict(settings), plan.queries, fingerprint(model, tokenizer)])
-    path = plan.folder / "surrogates" / f"{key}.safetensors"
-    if not path.exists():
-        context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
-        with torch.no_grad(), seeded(model, settings.seed):
-            text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
-            made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, SURROGATE, *pack_surrogate(made))
-    return path
+    context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
+    compilation = identity(settings, context.sha256, fingerprint(model, tokenizer), plan.queries)
+    store = Checkpoint.shared(plan.folder / "surrogates", compilation)
+    stored = store.load_surrogate(model.device)
+    if stored is not None:
+        return stored
+    with torch.no_grad(), seeded(model, settings.seed):
+        text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
+        made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
+    store.save_surrogate(made)
+    return made
 
 
 def share(surrogate: Surrogate, settings: CompileSettings) -> Surrogate:

@@ -74,7 +74,14 @@ def test_a_training_takes_its_share_of_the_samples(work):
     assert [sample.stream for sample in share(whole, few).train].count("general") == 5
     assert share(whole, few).self_questions == whole.self_questions != frozenset()
     assert {sample.stream for sample in share(whole, two).train} == {"general"}
-    assert prepare(plan, plan.texts[0]) == prepare(plan, plan.texts[0])
+
+
+def test_a_documents_samples_are_made_once(work, monkeypatch):
+    plan = plan_in(work)
+    prepare(plan, plan.texts[0])
+    monkeypatch.setattr(ablation_training, "build_surrogate", None)
+    prepare(plan, plan.texts[0])
+    assert len(list((work / "surrogates").iterdir())) == 1
 
 
 def test_coupled_reading_keeps_the_lora_and_the_model(work):
