@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.ablation_points import Plan
-from lcc.checkpoint import pack_surrogate, unpack_surrogate
+from benchmarks.fidelity_study import digest, load
+from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import seeded
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_compiler, read_text
@@ -24,42 +20,35 @@ from lcc.evaluation import Answers, Example, answer_after
 from lcc.evaluation.methods import Reading
 from lcc.files import read_tensors, write_tensors
 from lcc.fingerprint import fingerprint
-from lcc.models import EMBEDDED
 from lcc.optimize import Optimization
 from lcc.progress import Reporter
 from lcc.readers import Reader
 from lcc.settings import CompileSettings
 from lcc.surrogate import REPEAT_REQUEST, Surrogate, build_surrogate
 
-SURROGATE, TRAINED = "lcc-surrogate-1", "lcc-ablation-1"
+TRAINED = "lcc-ablation-1"
 
 
-@cache
-def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded model, once a process."""
-    disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+def prepare(plan: Plan, text: str) -> None:
+    """Make the document's samples, if they are not in the folder."""
+    surrogate_of(plan, text)
 
 
 def surrogate_of(plan: Plan, text: str) -> Surrogate:
-    """The document's samples, as many as any point takes."""
-    return unpack_surrogate(*read_tensors(prepare(plan, text), SURROGATE), load()[0].device)
-
-
-def prepare(plan: Plan, text: str) -> Path:
-    """The file of the document's samples, made now if it is not there."""
+    """The document's samples, as many as any point takes: from the folder, or made now."""
     model, tokenizer = load()
     settings = plan.settings("three streams", {"general_queries": plan.most_queries})
-    key = digest([text, asdict(settings), plan.queries, fingerprint(model, tokenizer)])
-    path = plan.folder / "surrogates" / f"{key}.safetensors"
-    if not path.exists():
-        context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
-        with torch.no_grad(), seeded(model, settings.seed):
-            text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
-            made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_tensors(path, SURROGATE, *pack_surrogate(made))
-    return path
+    context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
+    compilation = identity(settings, context.sha256, fingerprint(model, tokenizer), plan.queries)
+    store = Checkpoint.shared(plan.folder / "surrogates", compilation)
+    stored = store.load_surrogate(model.device)
+    if stored is not None:
+        return stored
+    with torch.no_grad(), seeded(model, settings.seed):
+        text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
+        made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
+    store.save_surrogate(made)
+    return made
 
 
 def share(surrogate: Surrogate, settings: CompileSettings) -> Surrogate:
@@ -126,8 +115,3 @@ class Ablated(Reading):
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])
         return metadata["seconds"]
-
-
-def digest(value: Any) -> str:
-    """Of anything JSON-ready."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]

@@ -11,7 +11,6 @@ they are done, and a second call goes on from there; rows of ablations that it w
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,10 +23,11 @@ from typing import Any
 import torch
 
 from benchmarks.ablation_points import ABLATIONS, SHARED, SMOKE, Plan, Point
-from benchmarks.ablation_training import Ablated, digest, load, prepare
+from benchmarks.ablation_training import Ablated, prepare
 from benchmarks.environment import describe
-from benchmarks.fidelity import write_rows
 from benchmarks.fidelity_rows import row
+from benchmarks.fidelity_study import digest, load
+from benchmarks.results_file import load_rows, write_rows
 from lcc.chat import ChatFormat
 from lcc.errors import DivergedError
 from lcc.evaluation import FullText, NoText, Result, evaluate
@@ -121,7 +121,7 @@ def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Ite
         asked: their bases among them.
         spread: ``map``, or that of a pool of workers.
     """
-    rows = {place(**found): found for found in _load_rows(out)}
+    rows = {place(**found): found for found in load_rows(out)}
     for done, _ in enumerate(spread(partial(prepare, plan), plan.texts), 1):
         reporter.count("documents", done, len(plan.texts))
     both, where = bounds(plan), describe()
@@ -153,10 +153,6 @@ def in_order(plan: Plan, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
 def place(streams: str, ablation: str, value: int | str, **_: Any) -> tuple[str, str, int | str]:
     """What tells a row from all others."""
     return streams, ablation, value
-
-
-def _load_rows(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text())["rows"] if path.exists() else []
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.report_parts import error_bars, head, header, line, share
+from benchmarks.results_file import Row, load_rows
+
 MARGIN, FLOOR = 0.05, 0.1
 NEEDED = {"streams", "ablation", "value", "base", "qa_kept", "qa_difference", "repeats", "interval"}
-WHERE = ("device", "torch", "transformers", "commit", "date")
 # The paper's axes; the other ablations are bars.
 AXES = {
     "ratio": {"label": "ratio", "scale": {"value": "log", "base": 2}},
@@ -26,7 +27,6 @@ MEASURES = {
     "repeats": ("repeats", "repeats_interval", "text repeated", ":", 0.25),
 }
 TITLES = ("streams", "value", "questions kept", "from the base", "general kept", "from the base", "repeated", "seconds")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,9 @@ beyond zero, refuted where it excludes a difference of {MARGIN:.0%} in the claim
 than {FLOOR:.0%} and of a gain where it keeps all but {MARGIN:.0%}."""
 
 
-def is_ablations(path: Path) -> bool:
-    """Whether the file holds rows of ``benchmarks.ablations``."""
-    try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
-        return bool(rows) and all(row.keys() >= NEEDED for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
 def read(path: Path) -> list[Row]:
     """The rows, in the file's order."""
-    return json.loads(path.read_text("utf-8"))["rows"]
+    return load_rows(path)
 
 
 def verdict(finding: Finding, row: Row, base: Row) -> str:
@@ -137,17 +128,14 @@ def _difference(row: Row, measure: str) -> tuple[float, float]:
 
 def markdown(name: str, rows: Sequence[Row]) -> str:
     """The findings with their verdicts, and a table for each ablation."""
-    first = rows[0]
-    where = ", ".join(f"{key} {first[key]}" for key in WHERE if key in first)
-    asked = f"{first['documents']} documents, {first['questions']} questions, {first['general_questions']} general"
     repeated = "the text is repeated to {full_text:.1%} with the full text and {no_text:.1%} with none"
-    lines = [f"## Ablations ({name})\n", f"{asked}; {repeated.format(**first['repeats_bounds'])}; {where}.\n"]
-    lines += [_line(("the paper", "streams", "base", "value", "difference", "verdict")), _line(["---"] * 6)]
+    lines = [f"## Ablations ({name})\n", header(rows[0], repeated.format(**rows[0]["repeats_bounds"])) + "\n"]
+    lines += head(("the paper", "streams", "base", "value", "difference", "verdict"))
     lines += [_finding(finding, *pair) for finding in FINDINGS for pair in _pairs(finding, rows)]
     lines += ["", NOTE]
     for ablation in dict.fromkeys(row["ablation"] for row in rows):
-        lines += ["", f"### {ablation}\n", _line(TITLES), _line(["---"] * len(TITLES))]
-        lines += [_line(_cells(row)) for row in rows if row["ablation"] == ablation]
+        lines += ["", f"### {ablation}\n", *head(TITLES)]
+        lines += [line(_cells(row)) for row in rows if row["ablation"] == ablation]
     return "\n".join(lines) + "\n"
 
 
@@ -160,12 +148,12 @@ def _pairs(finding: Finding, rows: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 def _finding(finding: Finding, row: Row, base: Row) -> str:
     value, interval = MEASURES[finding.measure][:2]
-    return _line(
+    return line(
         (
             f"{finding.source}: {finding.text}",
             row["streams"],
-            _share(base[value], base[interval]),
-            _share(row[value], row[interval]),
+            share(base[value], base[interval]),
+            share(row[value], row[interval]),
             _change(row, finding.measure),
             verdict(finding, row, base),
         )
@@ -176,27 +164,17 @@ def _cells(row: Row) -> list[str]:
     return [
         row["streams"],
         f"{row['value']:,}" if isinstance(row["value"], int) else row["value"],
-        _share(row["qa_kept"], row["interval"]),
+        share(row["qa_kept"], row["interval"]),
         "the base" if row["base"] else _change(row, "qa"),
-        _share(row["general_kept"], row["general_interval"]),
+        share(row["general_kept"], row["general_interval"]),
         "the base" if row["base"] else _change(row, "general"),
-        _share(row["repeats"], row["repeats_interval"]),
+        share(row["repeats"], row["repeats_interval"]),
         f"{row['seconds']:.0f}",
     ]
 
 
-def _share(share: float | None, interval: Sequence[float] | None) -> str:
-    if share is None:
-        return ""
-    return f"{share:.1%}" + (f" ({interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
-
-
 def _change(row: Row, measure: str) -> str:
     return "{:+.1%} to {:+.1%}".format(*row[f"{measure}_difference"])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -226,7 +204,7 @@ def _curves(axes: Axes, ablation: str, rows: Sequence[Row], streams: dict[str, s
         mine = sorted((row for row in rows if row["streams"] == name), key=lambda row: row["value"])
         for value, interval, label, style, _ in MEASURES.values():
             if mine:
-                points, errors = _points(mine, value, interval)
+                points, errors = error_bars(mine, value, interval)
                 axes.errorbar(
                     [row["value"] for row in mine], points, yerr=errors, label=f"{name}: {label}",
                     linestyle=style, color=colour, marker="o", markersize=3, capsize=2,
@@ -246,16 +224,6 @@ def _bars(axes: Axes, _: str, rows: Sequence[Row], streams: dict[str, str]) -> N
     ):
         mine = [row for row in rows if row["streams"] == name]
         places = [values.index(row["value"]) + width * (number + 0.5) - 0.4 for row in mine]
-        points, errors = _points(mine, value, interval)
+        points, errors = error_bars(mine, value, interval)
         axes.bar(places, points, width, yerr=errors, color=streams[name], alpha=alpha, capsize=2)
     axes.set_xticks(range(len(values)), [str(value) for value in values])
-
-
-def _points(rows: Sequence[Row], value: str, interval: str) -> tuple[list[float], list[list[float]]]:
-    """Percentages, and how far their intervals reach below and above."""
-    points = [100 * (row[value] or 0.0) for row in rows]
-    ends = [[100 * end for end in row[interval] or (row[value] or 0.0,) * 2] for row in rows]
-    # A ratio's interval may leave out the point itself where few documents were drawn.
-    below = [max(0.0, point - low) for point, (low, _) in zip(points, ends, strict=True)]
-    above = [max(0.0, high - point) for point, (_, high) in zip(points, ends, strict=True)]
-    return points, [below, above]

@@ -9,7 +9,6 @@ each, and a second call with the same file does only what is missing.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.environment import describe
+from benchmarks.results_file import load_rows, write_rows
 from lcc.demo import demo_document
 from lcc.models import EMBEDDED
 from lcc.models.exam import answer, score
@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    rows = load_rows(arguments.out)
     done = {(row["recipe"], row["ratio"], row["seed"]) for row in rows}
     for seed in arguments.seeds:
         for ratio in arguments.ratios:
             if (arguments.recipe, ratio, seed) not in done:
                 rows.append(measure(model, tokenizer, arguments.recipe, ratio, seed))
-                arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+                write_rows(arguments.out, rows)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for row in rows:
         print("| " + " | ".join(f"{row[column]:.3g}" for column in COLUMNS) + " |")

@@ -10,7 +10,6 @@ killed call goes on from its last grade, and what is done is skipped.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import tempfile
 import time
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.environment import describe
+from benchmarks.results_file import load_rows, write_rows
 from lcc.checkpoint import Checkpoint, identity, remove_checkpoint
 from lcc.context import Context, build_context
 from lcc.demo import SEED_OFFSET
@@ -139,11 +139,6 @@ def climb(optimization: Optimization, exam: Exam, points: int = POINTS) -> None:
             optimization.save()
 
 
-def load(path: Path) -> list[dict]:
-    """The rows of earlier calls."""
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
 def first_step(points: list[dict], target: float) -> int | None:
     """The first graded step whose held-out KL is at most ``target``."""
     return next((point["step"] for point in points if point["held_out_kl"] <= target), None)
@@ -200,15 +195,15 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lcc-compile-curve")
     arguments = parser.parse_args()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
-    done = {(row["run"], row["document"], row["seed"]) for row in load(arguments.out)}
+    done = {(row["run"], row["document"], row["seed"]) for row in load_rows(arguments.out)}
     for number in arguments.documents:
         for run in arguments.runs:
             for seed in arguments.seeds:
                 if (run, number, seed) not in done:
                     folder = arguments.checkpoints / f"{run}-{number}-{seed}"
                     row = measure(model, tokenizer, run, number, seed, folder)
-                    arguments.out.write_text(json.dumps({"rows": [*load(arguments.out), row]}) + "\n")
-    rows = load(arguments.out)
+                    write_rows(arguments.out, [*load_rows(arguments.out), row])
+    rows = load_rows(arguments.out)
     plot(rows, arguments.plot)
     print(summary(rows), end="")
 

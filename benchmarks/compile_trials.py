@@ -9,7 +9,6 @@ curves afterwards: a rule changes nothing before it stops. A killed call goes on
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Callable
@@ -20,8 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import compile_curve
-from benchmarks.compile_curve import Exam, climb, load
+from benchmarks.compile_curve import Exam, climb
 from benchmarks.environment import describe
+from benchmarks.results_file import load_rows, write_rows
 from lcc.context import Context, build_context
 from lcc.demo import SEED_OFFSET
 from lcc.encode import Compiler, lora_model, read_text
@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile-trials-2.json"))
     given = parser.parse_args(arguments)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
-    runs = [(row["trial"], row["document"], row["settings"]) for row in load(given.out)]
+    runs = [(row["trial"], row["document"], row["settings"]) for row in load_rows(given.out)]
     done = {(name, number) for name, number, s in runs if (s["seed"], s["steps"]) == (given.seed, given.steps)}
     for number in given.documents:
         missing = [name for name in given.trials if (name, number) not in done]
@@ -209,8 +209,8 @@ def main(arguments: list[str] | None = None) -> None:
         for name in missing:
             settings = make_settings(TRIALS[name].recipe, seed=given.seed, steps=given.steps, patience=0)
             row = {"document": number, **measure(model, prepared, name, settings)}
-            given.out.write_text(json.dumps({"rows": [*load(given.out), row]}) + "\n")
-    print(summary(load(given.out)), end="")
+            write_rows(given.out, [*load_rows(given.out), row])
+    print(summary(load_rows(given.out)), end="")
 
 
 if __name__ == "__main__":

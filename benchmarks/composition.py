@@ -11,7 +11,6 @@ out: what standing elsewhere costs without the other's company. "Side by side" p
 from __future__ import annotations
 
 import argparse
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.environment import describe
+from benchmarks.results_file import write_rows
 from lcc.chat import ChatFormat
 from lcc.demo import SEED_OFFSET, demo_document
 from lcc.encode import read_text
@@ -199,7 +199,7 @@ def main() -> None:
     for seeds in disjoint_pairs(arguments.pairs):
         rows += measure_pair(model, tokenizer, seeds, arguments.ratio, arguments.memories)
     if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        write_rows(arguments.out, rows)
     print(table(rows))
 
 

@@ -33,6 +33,7 @@ from transformers.utils import logging
 
 from benchmarks.environment import describe
 from benchmarks.readers import Reader, Task, storage_bytes
+from benchmarks.results_file import write_rows
 from benchmarks.timing import peak_bytes, synchronized
 from lcc.models import EMBEDDED
 from lcc.models.tokenizer import build_tokenizer
@@ -181,7 +182,7 @@ def main() -> None:
         )
     ]
     if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        write_rows(arguments.out, rows)
     if arguments.plot:
         plot(rows, arguments.plot)
     print(json.dumps({"rows": rows}) if arguments.json else table(rows))

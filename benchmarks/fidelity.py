@@ -11,7 +11,6 @@ without any takes its defaults.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from benchmarks.environment import describe
 from benchmarks.fidelity_peers import PEERS, Options, runnable
 from benchmarks.fidelity_rows import row
 from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents
+from benchmarks.results_file import load_rows, write_rows
 from lcc.errors import InputError
 from lcc.evaluation import Result
 from lcc.settings import RECIPES, make_settings
@@ -94,9 +94,7 @@ def run(study: Study, units: Sequence[Unit], workers: int, write: Callable[[dict
 
 def load_chosen(path: Path) -> dict[str, Options]:
     """The options that the search chose, by method; none if there was no search."""
-    if not path.exists():
-        return {}
-    return {row["method"]: row["options"] for row in json.loads(path.read_text())["rows"] if row["chosen"]}
+    return {row["method"]: row["options"] for row in load_rows(path) if row["chosen"]}
 
 
 def pick(names: Sequence[str] | None) -> list[str]:
@@ -138,12 +136,6 @@ def make_study(arguments: argparse.Namespace, lookups: int, seed: int) -> Study:
         return Study(draw_documents(1, 0, [120], 4, seed), make_settings(**SMOKE), arguments.work)
     documents = draw_documents(arguments.documents, lookups, arguments.lengths, arguments.general, seed)
     return Study(documents, make_settings(**SHARED | {"steps": arguments.steps}), arguments.work)
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]], **told: Any) -> None:
-    """The results file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": list(rows)} | told, indent=1) + "\n")
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

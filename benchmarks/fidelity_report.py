@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.report_parts import error_bars, head, header, line, share
+from benchmarks.results_file import Row, load_rows
 
 TITLES = ("ratio", "method", "questions kept", "other wordings", "general kept", "bytes held", "seconds", "options")
 TASK_TITLES = ("ratio", "method")
 PANELS = (("qa_kept", "interval", "questions about the text"), ("general_kept", "general_interval", "general queries"))
-WHERE = ("device", "torch", "transformers", "commit", "date")
 NEEDED = {"method", "ratio", "qa_kept", "general_kept", "kv_bytes", "seconds", "interval"}
 NOTE = (
     "Kept: score / full-text score, with 95 % intervals over documents and questions. Other wordings: of these, the "
@@ -28,31 +27,17 @@ BY_TASK = (
 # Of LCC, by ratio and column.
 TARGETS = ((16, "qa_kept", 0.98), (16, "general_kept", 0.98), (16, "other_wordings", 0.95), (32, "qa_kept", 0.92))
 COLUMNS = {"qa_kept": TITLES[2], "general_kept": TITLES[4], "other_wordings": TITLES[3]}
-Row = dict[str, Any]
-
-
-def is_fidelity(path: Path) -> bool:
-    """Whether the file holds rows of ``benchmarks.fidelity``."""
-    try:
-        rows = json.loads(path.read_text("utf-8"))["rows"]
-        return bool(rows) and all(row.keys() >= NEEDED for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def read(path: Path) -> list[Row]:
     """The rows: best on the questions first within a ratio, methods without a ratio last."""
-    rows = json.loads(path.read_text("utf-8"))["rows"]
-    return sorted(rows, key=lambda row: (row["ratio"] is None, row["ratio"] or 0, -(row["qa_kept"] or 0)))
+    return sorted(load_rows(path), key=lambda row: (row["ratio"] is None, row["ratio"] or 0, -(row["qa_kept"] or 0)))
 
 
 def markdown(name: str, rows: Sequence[Row]) -> str:
     """Two tables with a line a row, what is kept in all and task by task, and where the methods come from."""
-    first = rows[0]
-    where = ", ".join(f"{key} {first[key]}" for key in WHERE if key in first)
-    asked = f"{first['documents']} documents, {first['questions']} questions, {first['general_questions']} general"
-    lines = [f"## Fidelity ({name})\n", f"{asked}; {where}.\n", _line(TITLES), _line(["---"] * len(TITLES))]
-    lines += [_line(_cells(row)) for row in rows]
+    lines = [f"## Fidelity ({name})\n", header(rows[0]) + "\n", *head(TITLES)]
+    lines += [line(_cells(row)) for row in rows]
     lines += ["", NOTE, "", *_by_task(rows), "", *_targets(rows)]
     sources = {row["method"]: row["source"] for row in rows if "source" in row}
     lines += ["", *(f"- `{method}`: {source}" for method, source in sources.items())]
@@ -71,10 +56,10 @@ def _by_task(rows: Sequence[Row]) -> list[str]:
     ]
     shares = [row["task_scores"] if row["method"] == "full_text" else row["tasks"] for row in told]
     lines = [
-        _line([*_cells(row)[:2], *(_kept(share[task], None) for task in tasks)])
-        for row, share in zip(told, shares, strict=True)
+        line([*_cells(row)[:2], *(share(kept[task], None) for task in tasks)])
+        for row, kept in zip(told, shares, strict=True)
     ]
-    return [BY_TASK, "", _line(titles), _line(["---"] * len(titles)), *lines]
+    return [BY_TASK, "", *head(titles), *lines]
 
 
 def _targets(rows: Sequence[Row]) -> list[str]:
@@ -102,23 +87,17 @@ def _cells(row: Row) -> list[str]:
     return [
         ratio,
         row["method"],
-        _kept(row["qa_kept"], row["interval"]),
+        share(row["qa_kept"], row["interval"]),
         _other_wordings(row),
-        _kept(row["general_kept"], row["general_interval"]),
+        share(row["general_kept"], row["general_interval"]),
         f"{row['kv_bytes']:.0f}",
         f"{row['seconds']:.3g}",
         _options(row),
     ]
 
 
-def _kept(share: float | None, interval: Sequence[float] | None) -> str:
-    if share is None:
-        return ""
-    return f"{share:.1%}" + (f" ({interval[0]:.1%}-{interval[1]:.1%})" if interval else "")
-
-
 def _other_wordings(row: Row) -> str:
-    kept = _kept(row["other_wordings"], row.get("other_wordings_interval"))
+    kept = share(row["other_wordings"], row.get("other_wordings_interval"))
     return kept and f"{kept} of {row['other_wordings_count']}"
 
 
@@ -127,10 +106,6 @@ def _options(row: Row) -> str:
         return ""
     told = ", ".join(f"{name} {value}" for name, value in row["options"].items())
     return told + ("" if row["searched"] or not told else " (not searched)")
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
@@ -147,7 +122,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             drawn = [row for row in mine if row[value] is not None]
             # A method's points at several ratios stand one above the other.
             shift = 0.5 * ((ratios.index(name) + 0.5) / len(ratios) - 0.5) if name in ratios else 0.0
-            _draw(axes, drawn, [methods.index(row["method"]) + shift for row in drawn], value, interval, f"C{number}")
+            heights = [methods.index(row["method"]) + shift for row in drawn]
+            points, errors = error_bars(drawn, value, interval)
+            axes.errorbar(points, heights, xerr=errors, fmt="o", color=f"C{number}", capsize=2, markersize=4)
         axes.set(title=title, xlabel="kept, % of the full text's score", xlim=(-4, 108))
         axes.set_yticks(range(len(methods)), methods)
         axes.grid(axis="x", alpha=0.3)
@@ -159,12 +136,3 @@ def _group(row: Row) -> str:
     if row["method"] in ("full_text", "no_text"):
         return "bounds"
     return "no K and V of the text" if row["ratio"] is None else f"ratio {row['ratio']:g}"
-
-
-def _draw(axes: Axes, rows: Sequence[Row], heights: Sequence[float], value: str, interval: str, colour: str) -> None:
-    kept = [100 * row[value] for row in rows]
-    ends = [[100 * end for end in row[interval] or (row[value], row[value])] for row in rows]
-    # A ratio's interval may leave out the point itself where few documents were drawn.
-    below = [max(0.0, point - low) for point, (low, _) in zip(kept, ends, strict=True)]
-    above = [max(0.0, high - point) for point, (_, high) in zip(kept, ends, strict=True)]
-    axes.errorbar(kept, heights, xerr=[below, above], fmt="o", color=colour, capsize=2, markersize=4)

@@ -10,21 +10,19 @@ call goes on from DIR, and keeps the rows of methods that it was not asked to se
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from benchmarks.environment import describe
-from benchmarks.fidelity import SEARCH_SEED, make_study, parser, pick, write_rows
+from benchmarks.fidelity import SEARCH_SEED, make_study, parser, pick
 from benchmarks.fidelity_peers import PEERS, Options
 from benchmarks.fidelity_peers.workbench import RATES
 from benchmarks.fidelity_rows import row
 from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers
+from benchmarks.results_file import Row, load_rows, write_rows
 from lcc.errors import InputError
 from lcc.evaluation import Result
 
 STRIDES = (2, 1)
-Row = dict[str, Any]
 Try = Callable[[Sequence[Options]], list[Row]]
 
 
@@ -97,7 +95,7 @@ def main(given: list[str] | None = None) -> None:
     study = make_study(arguments, 0, SEARCH_SEED)
     both = answers(study, [Unit(number, BOUNDS) for number in range(len(study.documents))], arguments.workers)
     bounds = [result for _, results in both for result in results or []]
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    rows = load_rows(arguments.out)
     for name in methods:
         ratio = arguments.ratio if PEERS[name].by_ratio else 0.0
         tried = search(attempts(study, name, ratio, arguments.workers, bounds), name)

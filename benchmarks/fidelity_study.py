@@ -57,7 +57,7 @@ class Unit:
     @property
     def folder(self) -> str:
         """A name of its own among the units of its document."""
-        return f"{self.method}-{self.ratio:g}-{_digest(self.options)[:8]}"
+        return f"{self.method}-{self.ratio:g}-{digest(self.options)[:8]}"
 
 
 def draw_documents(reading: int, lookups: int, lengths: Sequence[int], general: int, seed: int) -> tuple[Document, ...]:
@@ -105,7 +105,7 @@ def _end_with_parent() -> None:
 def answer(study: Study, unit: Unit) -> list[Result] | None:
     """One unit's results; None if the method diverged."""
     examples = study.documents[unit.document]
-    folder = study.folder / "answers" / _digest(examples[0].context)[:16] / unit.folder
+    folder = study.folder / "answers" / digest(examples[0].context)[:16] / unit.folder
     try:
         return evaluate(_methods(study, unit), examples, folder, progress=False)
     except DivergedError:
@@ -113,7 +113,7 @@ def answer(study: Study, unit: Unit) -> list[Result] | None:
 
 
 def _methods(study: Study, unit: Unit) -> list[Method]:
-    model, tokenizer = _loaded()
+    model, tokenizer = load()
     if unit.method == BOUNDS:
         return [FullText(model, tokenizer), NoText(model, tokenizer)]
     # Without a ratio: one that any text is long enough for.
@@ -123,10 +123,12 @@ def _methods(study: Study, unit: Unit) -> list[Method]:
 
 
 @cache
-def _loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The embedded model and its tokenizer, once a process."""
     disable_progress_bar()
     return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def digest(value: Any) -> str:
+    """24 hexadecimal digits that tell one JSON-ready value from another: names of files and folders."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:24]

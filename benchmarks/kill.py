@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.environment import describe
+from benchmarks.results_file import write_rows
 from lcc.documents import checkpoint_folder, compile_file
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
@@ -153,7 +154,7 @@ def main() -> None:
     ]
     print(json.dumps({"rows": rows}, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        write_rows(arguments.out, rows)
     if any(row["identical"] != row["finished"] or not row["finished"] for row in rows):
         raise SystemExit("a resumed memory differs from the uninterrupted one")
 

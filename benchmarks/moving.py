@@ -8,7 +8,6 @@ The memory is a document's own K and V; the model's window is raised, which its 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lcc
 from benchmarks.composition import as_read
 from benchmarks.environment import describe
+from benchmarks.results_file import write_rows
 from lcc.chat import ChatFormat
 from lcc.demo import demo_document
 from lcc.kv import KV
@@ -69,7 +69,7 @@ def main() -> None:
         )
         print(rows[-1])
     if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        write_rows(arguments.out, rows)
 
 
 if __name__ == "__main__":

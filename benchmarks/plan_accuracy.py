@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.environment import describe
+from benchmarks.results_file import write_rows
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
 
@@ -55,7 +56,7 @@ def main() -> None:
     rows = [measure(loaded, people, arguments.steps, arguments.seed) for people in arguments.people]
     print(json.dumps({"rows": rows}, indent=1))
     if arguments.out:
-        arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+        write_rows(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ One compilation a line; the file is written after each, and a second call with t
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.environment import describe
+from benchmarks.results_file import load_rows, write_rows
 from lcc.demo import run_demo
 from lcc.models import EMBEDDED
 
@@ -57,14 +57,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    rows = load_rows(arguments.out)
     done = {(row["recipe"], row["ratio"], row["seed"]) for row in rows}
     for recipe in arguments.recipes:
         for ratio in arguments.ratios:
             for seed in arguments.seeds:
                 if (recipe, ratio, seed) not in done:
                     rows.append(measure(model, tokenizer, recipe, ratio, seed, arguments.steps))
-                    arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+                    write_rows(arguments.out, rows)
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for row in rows:
         print("| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from math import floor, log10
@@ -22,6 +22,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import ablations_report, fidelity_report
+from benchmarks.report_parts import has_rows, head, line, where
 
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
@@ -72,7 +73,7 @@ def _row(run: str, found: dict[str, Any]) -> Row:
         float(found["stats"]["median"]),
         info.get("peak_bytes"),
         next((info[name] for name in THROUGHPUTS if name in info), None),
-        ", ".join(f"{name} {info[name]}" for name in WHERE if name in info),
+        where(info, WHERE),
     )
 
 
@@ -87,12 +88,12 @@ def _table(key: tuple[str, ...], rows: list[Row]) -> str:
     seconds = {(row.case, row.direction, row.peer): row.seconds for row in rows}
     titles = ["case", "direction", "peer", "median ms", "peak MiB", "TFLOP/s"]
     titles += [*(f"vs {peer}" for peer in peers), "where"]
-    lines = [f"## {op} ({run})\n", _line(titles), _line(["---"] * len(titles))]
+    lines = [f"## {op} ({run})\n", *head(titles)]
     alike = list(dict.fromkeys((row.case, row.direction) for row in rows))
     for row in sorted(rows, key=lambda row: alike.index((row.case, row.direction))):
         others = (seconds.get((row.case, row.direction, peer)) for peer in peers)
         lines.append(
-            _line(
+            line(
                 [row.case, row.direction, row.peer, _cell(row.seconds * 1e3)]
                 + [_cell(row.peak_bytes and row.peak_bytes / 2**20), _cell(row.tflops)]
                 + [_cell(other and other / row.seconds) for other in others]
@@ -100,10 +101,6 @@ def _table(key: tuple[str, ...], rows: list[Row]) -> str:
             )
         )
     return "\n".join(lines)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _cell(value: float | None) -> str:
@@ -140,9 +137,8 @@ def _grouped(rows: list[Row], key: Callable[[Row], tuple[str, ...]]) -> list[tup
 
 def _reported_alone(path: Path) -> ModuleType | None:
     """What reports the file, if it is not pytest-benchmark's."""
-    if ablations_report.is_ablations(path):
-        return ablations_report
-    return fidelity_report if fidelity_report.is_fidelity(path) else None
+    # Ablations first: their rows have all that those of fidelity need.
+    return next((kind for kind in (ablations_report, fidelity_report) if has_rows(path, kind.NEEDED)), None)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,7 +8,6 @@ Three ways to run the same step: plain, with gradient checkpointing, and with th
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 import lcc_kernels as lk
 from benchmarks import compile_step
 from benchmarks.environment import describe
+from benchmarks.results_file import write_rows
 from benchmarks.timing import peak_bytes
 from lcc.step_memory import step_memory
 
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     rows = [row for context in arguments.contexts for row in measure(arguments, context)]
-    arguments.out.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    write_rows(arguments.out, rows)
     for row in rows:
         print(
             f"{row['context']:6} {row['way']:14} {row['measured_bytes'] / 1e6:8.1f} MB measured, "

@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import ablation_training, ablations, ablations_report, report
+from benchmarks import ablation_training, ablations, report
 from benchmarks.ablation_points import ABLATED, ABLATIONS, SMOKE, Plan
-from benchmarks.ablation_training import Ablated, load, prepare, share, surrogate_of
+from benchmarks.ablation_training import Ablated, prepare, share, surrogate_of
 from benchmarks.ablations_report import Finding, verdict
+from benchmarks.fidelity_study import load
 from lcc.evaluation.suites import general_queries
 from lcc.fingerprint import fingerprint
 
@@ -73,7 +74,14 @@ def test_a_training_takes_its_share_of_the_samples(work):
     assert [sample.stream for sample in share(whole, few).train].count("general") == 5
     assert share(whole, few).self_questions == whole.self_questions != frozenset()
     assert {sample.stream for sample in share(whole, two).train} == {"general"}
-    assert prepare(plan, plan.texts[0]) == prepare(plan, plan.texts[0])
+
+
+def test_a_documents_samples_are_made_once(work, monkeypatch):
+    plan = plan_in(work)
+    prepare(plan, plan.texts[0])
+    monkeypatch.setattr(ablation_training, "build_surrogate", None)
+    prepare(plan, plan.texts[0])
+    assert len(list((work / "surrogates").iterdir())) == 1
 
 
 def test_coupled_reading_keeps_the_lora_and_the_model(work):
@@ -187,12 +195,11 @@ def test_report(tmp_path):
     ]  # fmt: skip
     file = tmp_path / "ablations.json"
     file.write_text(json.dumps({"rows": rows}))
-    assert ablations_report.is_ablations(file)
     report.main([str(file), "-o", str(tmp_path / "out")])
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith("## Ablations (ablations)")
     assert "| Figure 5: MSE over logits is worse than KL | three streams |" in text
-    assert "-20.0% to -10.0% | confirmed |" in text
+    assert "| 90.0% (86.0%-94.0%) | 80.0% (76.0%-84.0%) | -20.0% to -10.0% | confirmed |" in text
     # Of "two streams" there is a base alone.
     assert text.count("Figure 2: without general queries, hardly an answer") == 1
     assert "### loss" in text

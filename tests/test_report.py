@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks.report import main
+from benchmarks.report_parts import error_bars, line
 
 WHERE = {"device": "some GPU", "driver": "1.2", "torch": "2.13", "triton": "3.7", "commit": "abc1234"}
 
@@ -75,3 +76,17 @@ def test_foreign_files_are_refused(content, cause, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{path} {cause}" in error
     assert "--benchmark-json" in error
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert line(["a|b", "c"]) == "| a\\|b | c |"
+
+
+def test_error_bars_reach_to_their_interval_if_the_point_is_in_it():
+    rows = [
+        {"kept": 0.5, "interval": [0.25, 0.625]},
+        {"kept": 0.5, "interval": [0.625, 0.75]},
+        {"kept": 0.5, "interval": None},
+        {"kept": None, "interval": None},
+    ]
+    assert error_bars(rows, "kept", "interval") == ([50, 50, 50, 0], [[25, 0, 0, 0], [12.5, 25, 0, 0]])

@@ -8,7 +8,6 @@ The file is written after each row. A killed call goes on where it stopped, with
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.environment import describe
+from benchmarks.results_file import load_rows, write_rows
 from lcc.chat import ChatFormat
 from lcc.demo import SEED_OFFSET
 from lcc.models import EMBEDDED
@@ -94,16 +94,6 @@ class Subject:
         return {"width": config.hidden_size, "layers": config.num_hidden_layers, "parameters": parameters}
 
 
-def load(path: Path) -> list[dict[str, Any]]:
-    """The rows of earlier calls."""
-    return json.loads(path.read_text())["rows"] if path.exists() else []
-
-
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"rows": rows}) + "\n")
-
-
 def planned(model: str, documents: Sequence[int]) -> list[tuple[str, int]]:
     """Runs of a model with their documents; what is dear or beside the point is measured on the first one alone."""
     memories = list(STREAMS) if model == EMBEDDED_NAME else [TWO, SENTENCES, ALL]
@@ -126,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
         specs, documents, scale = SMOKE_SPECS, documents[:1], SMOKE_SCALE
     for spec in (None, *specs):
         name = spec.name if spec else EMBEDDED_NAME
-        done = {(row["model"], row["run"], row["document"]) for row in load(given.out)}
+        done = {(row["model"], row["run"], row["document"]) for row in load_rows(given.out)}
         missing = [plan for plan in planned(name, documents) if (name, *plan) not in done]
         if not missing or (given.models and name not in given.models):
             continue
@@ -135,8 +125,8 @@ def main(arguments: list[str] | None = None) -> None:
             streams = STREAMS.get(run)
             if streams and given.smoke:
                 streams = replace(streams, steps=SMOKE_STEPS)
-            write(given.out, [*load(given.out), subject.measure(run, streams, number)])
-    rows = load(given.out)
+            write_rows(given.out, [*load_rows(given.out), subject.measure(run, streams, number)])
+    rows = load_rows(given.out)
     if given.plot:
         plot(rows, given.plot)
     print(table(rows), end="")

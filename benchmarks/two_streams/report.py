@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from benchmarks.report_parts import head, line
+from benchmarks.results_file import Row
 
 SCORES = {
     "questions": "questions",
@@ -37,7 +39,6 @@ SHARES = {
     1: "and questions, all facts",
 }
 ASKED, NOT_ASKED = "fact asked, new wording", "fact not asked"
-Row = dict[str, Any]
 
 
 def means(rows: Iterable[Row]) -> list[Row]:
@@ -61,18 +62,14 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def table(rows: Sequence[Row]) -> str:
     """A line for each model and memory: shares of right answers, means over documents."""
-    lines = [_line(TITLES), _line(["---"] * len(TITLES))]
+    lines = head(TITLES)
     for row in means(rows):
         cells = [row["model"], f"{row['parameters'] / 1e6:.2f} M", row["run"], str(row["documents"])]
         cells += [_cell(row["scores"][title], ".0%") for title in SCORES]
         lines.append(
-            _line([*cells, _cell(row["shared"], ".2f"), _cell(row["loss"], ".4f"), _cell(row["seconds"], ".0f")])
+            line([*cells, _cell(row["shared"], ".2f"), _cell(row["loss"], ".4f"), _cell(row["seconds"], ".0f")])
         )
-    return "".join(lines)
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |\n"
+    return "\n".join(lines) + "\n"
 
 
 def _cell(value: float | None, form: str) -> str:
