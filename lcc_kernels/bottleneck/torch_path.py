@@ -17,6 +17,7 @@ from .layout import shared_reads
 from .plain import attend, attend_backward, merge
 
 LONG_SPAN = 512  # rows from which a call of its own costs less than a gathered copy
+SMALL_COPY = 2**20  # elements of queries gathered at once whatever the number of threads: 4 MB in float32
 
 
 def forward(
@@ -147,9 +148,14 @@ def _grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.T
 
 
 def _head_slices(queries: torch.Tensor) -> list[tuple[slice, slice]]:
-    """(key/value heads, group) slices: on the CPU no more heads at a time than threads, to keep temporaries small."""
-    heads, group = queries.shape[:2]
-    at_once = torch.get_num_threads() if queries.device.type == "cpu" else heads * group
+    """(key/value heads, group) slices: on the CPU, of a large row, no more heads at a time than threads.
+
+    That keeps temporaries small; of a small row they are small anyway, and fewer calls cost less.
+    """
+    heads, group, total, head_dim = queries.shape
+    at_once = heads * group
+    if queries.device.type == "cpu":
+        at_once = min(at_once, max(torch.get_num_threads(), SMALL_COPY // max(1, total * head_dim)))
     members, whole = min(at_once, group), max(1, at_once // group)
     return [
         (slice(head, head + whole), slice(member, member + members))

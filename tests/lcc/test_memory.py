@@ -73,7 +73,8 @@ def test_a_fingerprint_without_every_field_fits_no_model(part, memory, llama, to
     "wrong",
     [
         {"prefix_ids": "abc"}, {"prefix_ids": [-1]}, {"prefix_ids": [1.5]}, {"rope": None}, {"fingerprint": ["a"]},
-        {"questions": [1]}, {"questions": [["Who?", "Ada"]]}, {"curve": None}, {"ratio": "8"}, {"source_tokens": "8"}, {"settings": []},
+        {"questions": [1]}, {"questions": [["Who?", "Ada"]]}, {"curve": None},
+        {"ratio": "8"}, {"source_tokens": "8"}, {"settings": []},
     ],
 )  # fmt: skip
 def test_metadata_of_another_type_is_refused(wrong, memory, tmp_path):
