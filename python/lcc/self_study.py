@@ -24,7 +24,7 @@ ASK_PLAIN = "Ask a question about the text."
 ASK_HARD = "Ask a hard question about the text."
 ASK_FOLLOW_UP = "Ask a question about that."
 # Questions sampled at once, and how often as many as are wanted are sampled, at most: many come twice.
-ASKING_ROWS, ASKING_ROUNDS = 32, 4
+ASKING_ROWS, ASKING_ROUNDS = 64, 4
 # Turns of the longest conversation.
 TURNS = 4
 
@@ -79,14 +79,15 @@ class _Asking:
         self.rng = random.Random(settings.seed)
 
     def ask(self, found: dict[Query, None], wanted: int, seen: KV, request: str) -> None:
-        """Add up to ``wanted`` distinct questions about what is in ``seen``."""
-        before = len(found)
+        """Add up to ``wanted`` distinct questions about what is in ``seen``, for as long as there are new ones."""
+        most = len(found) + wanted
         for _ in range(ASKING_ROUNDS * -(-wanted // ASKING_ROWS)):
-            if len(found) == before + wanted:
-                return
+            before = len(found)
             for question in self._sample(seen, [request] * ASKING_ROWS):
-                if question and len(found) < before + wanted:
+                if question and len(found) < most:
                     found.setdefault(question)
+            if len(found) in (before, most):
+                return
 
     def go_on(self, starts: Sequence[Query], wanted: int, seen: KV) -> list[Query]:
         """Conversations that are one turn longer than those of ``starts``, in which the model answers itself."""
