@@ -26,7 +26,8 @@ class CompileSettings:
         buffer_init: where the buffer embeddings start, see ``lcc.initial``.
         rank, alpha: of the LoRA.
         targets: names of the linear layers that it adapts, or None for every attention projection.
-        reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses.
+        reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses, by which the two
+            of queries share a batch too.
         general_queries: how many context-agnostic queries to draw.
         self_study_questions: how many distinct questions the model asks itself about the text; 0 for none.
         self_study_temperature: sampling temperature of those questions.
@@ -56,21 +57,21 @@ class CompileSettings:
     steps: int = 300
     batch: int = 64
     optimizer: str = "muon"
-    learning_rate: float = 1e-2
-    buffer_learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
+    buffer_learning_rate: float = 2e-2
     buffer_init: str = "even"
     rank: int = 64
     alpha: float = 64.0
     targets: tuple[str, ...] | None = None
     reconstruction_weight: float = 1.0
-    general_weight: float = 1.0
+    general_weight: float = 0.25
     self_study_weight: float = 1.0
     general_queries: int = 256
     self_study_questions: int = 1000
     self_study_temperature: float = 0.6
     self_study_piece: int = 40
     self_study_hard: float = 0.35
-    self_study_follow_ups: float = 0.35
+    self_study_follow_ups: float = 0.15
     max_response_tokens: int = 64
     held_out: float = 0.1
     evaluate_every: int = 50
@@ -144,6 +145,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rank": 8,
         "alpha": 16.0,
         "general_queries": 2000,
+        "general_weight": 1.0,
         "self_study_questions": 0,
         "self_study_weight": 0.0,
         "held_out": 0.0,
