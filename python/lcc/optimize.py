@@ -15,6 +15,7 @@ from .distributed import ALONE, Ranks
 from .encode import Writer
 from .errors import DivergedError
 from .kv import KV
+from .muon import Muon
 from .objective import held_out_kl, step_loss, stream_weights
 from .progress import Reporter
 from .settings import CompileSettings
@@ -188,5 +189,5 @@ def _optimizer(params: list[torch.nn.Parameter], lr: float, kind: str = "adamw")
     """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
     group = [{"params": params, "initial_lr": lr}]
     if kind == "muon":
-        return torch.optim.Muon(group, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        return Muon(group, lr)
     return torch.optim.AdamW(group, lr=lr, weight_decay=0.0)
