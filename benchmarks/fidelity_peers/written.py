@@ -46,5 +46,5 @@ def compiled_with(writer: WriterFactory) -> Callable[[str, Workbench, Options], 
 
 
 # A compiler's rank costs nothing once it is thrown away. That of a LoRA which stays costs bytes.
-RANKS: tuple[Options, ...] = ({}, {"rank": 64, "alpha": 64.0})
-LCC = Peer(compiled_with(lora_compiler), "Latent Context Compilation, this package's writer", RANKS, start=2e-2)
+RANK: Options = {"rank": 64, "alpha": 64.0}
+LCC = Peer(compiled_with(lora_compiler), "Latent Context Compilation, this package's writer", (RANK,), start=2e-2)

@@ -39,8 +39,13 @@ def student_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileS
 def reference_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
     """``student_hidden`` in two passes: the encode, then batches of padded samples over [P' | B]."""
     visible = writer.visible(writer.encode(), settings.keep_prefix)
+    found: dict[int, torch.Tensor] = {}
     with writer.active(settings.coupled):
-        return torch.cat([response_hidden(writer.model, visible, group) for group in _alike(samples)])
+        for group in _alike(samples):
+            batch = [samples[index] for index in group]
+            hidden = response_hidden(writer.model, visible, batch)
+            found |= zip(group, hidden.split([len(sample.response_ids) for sample in batch]), strict=True)
+    return torch.cat([found[index] for index in range(len(samples))])
 
 
 def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
@@ -100,12 +105,13 @@ def supervised_rows(samples: Sequence[Sample]) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Runs of samples of like length: the reconstruction sample, far longer than queries, goes alone."""
-    groups: list[list[Sample]] = []
-    for sample in samples:
-        if groups and (groups[-1][0].stream == "reconstruction") == (sample.stream == "reconstruction"):
-            groups[-1].append(sample)
+def _alike(samples: Sequence[Sample]) -> list[list[int]]:
+    """Indices of samples of like length, shortest first: as a batch, padded by a quarter at most."""
+    lengths = [len(sample.input_ids) for sample in samples]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(samples)), key=lengths.__getitem__):
+        if groups and 4 * lengths[index] <= 5 * lengths[groups[-1][0]]:
+            groups[-1].append(index)
         else:
-            groups.append([sample])
+            groups.append([index])
     return groups
