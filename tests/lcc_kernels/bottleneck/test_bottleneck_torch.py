@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcc_kernels as lk
+from lcc_kernels.bottleneck import torch_path
 
 
 class Calls(TorchDispatchMode):
@@ -31,7 +32,7 @@ def watch(layout, heads=2, head_dim=8):
 
 def test_thousands_of_segments_are_a_few_calls():
     layout = lk.BottleneckLayout(2, 50, 4, [1 + number % 40 for number in range(2_000)])
-    assert watch(layout).attentions <= 2 * 2 * 30
+    assert watch(layout).attentions <= 2 * 30
 
 
 def test_never_allocates_the_square():
@@ -40,8 +41,9 @@ def test_never_allocates_the_square():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_long_spans_strided_inputs_and_expanded_gradients(threads):
+def test_long_spans_strided_inputs_and_expanded_gradients(threads, monkeypatch):
     """Spans with calls of their own, head slices of any number of threads, rows that are not contiguous in memory."""
+    monkeypatch.setattr(torch_path, "SMALL_COPY", 0)
     layout = lk.BottleneckLayout(3, 600, 4, (5, 0, 700))
     torch.manual_seed(0)
     wide = [torch.randn(1, heads, layout.total, 8, dtype=torch.float64) for heads in (4, 2, 2)]
