@@ -79,15 +79,20 @@ class _Asking:
         self.rng = random.Random(settings.seed)
 
     def ask(self, found: dict[Query, None], wanted: int, seen: KV, request: str) -> None:
-        """Add up to ``wanted`` distinct questions about what is in ``seen``, for as long as there are new ones."""
-        most = len(found) + wanted
+        """Add up to ``wanted`` distinct questions about what is in ``seen``.
+
+        Until none but known ones come, or twice none that ends.
+        """
+        most, silent = len(found) + wanted, False
         for _ in range(ASKING_ROUNDS * -(-wanted // ASKING_ROWS)):
             before = len(found)
-            for question in self._sample(seen, [request] * ASKING_ROWS):
-                if question and len(found) < most:
+            asked = [question for question in self._sample(seen, [request] * ASKING_ROWS) if question]
+            for question in asked:
+                if len(found) < most:
                     found.setdefault(question)
-            if len(found) in (before, most):
+            if len(found) == most or (len(found) == before and (asked or silent)):
                 return
+            silent = not asked
 
     def go_on(self, starts: Sequence[Query], wanted: int, seen: KV) -> list[Query]:
         """Conversations that are one turn longer than those of ``starts``, in which the model answers itself."""

@@ -18,6 +18,10 @@ from tests.lcc.plain import plain_memory
 runner = CliRunner()
 
 
+# A random model ends hardly any question: few, and short ones.
+SMALL = ("--set", "self_study_questions=6", "--set", "max_response_tokens=8")
+
+
 @pytest.fixture
 def model_folder(tmp_path):
     folder = tmp_path / "model"
@@ -37,6 +41,7 @@ def document(tmp_path, text):
 def run(model_folder):
     def invoke(*arguments: object, model: bool = True, code: int = 0, **options):
         command = [str(argument) for argument in arguments] + (["--model", model_folder] if model else [])
+        command += SMALL if command[0] == "compile" else ()
         result = runner.invoke(cli.app, command, **options)
         assert result.exit_code == code, result.output
         return result
