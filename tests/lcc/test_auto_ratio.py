@@ -177,6 +177,7 @@ def run(tmp_path, text, monkeypatch):
         (tmp_path / f"{name}.txt").write_text(text)
     fast = ("batch=2", "general_queries=8", "self_study_questions=8", "held_out=0.3", "max_response_tokens=8")
     fast += ("self_study_temperature=5", "self_study_piece=6")  # a whole number will do
+    fast += ("self_study_hard=0", "self_study_follow_ups=0")
     small = [part for pair in fast for part in ("--set", pair)]
 
     def invoke(*arguments, code=0):
