@@ -60,7 +60,10 @@ def test_answers_come_in_the_examples_order_whatever_their_length(embedded):
         for i in range(5)
     ]
     found = answer_after(model, chat, visible, examples, batch=2, after_text=False)
-    assert found == [" ".join(words[i : i + 1 + i % 3]) for i in range(5)]
+    alone = [answer_after(model, chat, visible, [example], batch=1, after_text=False)[0] for example in examples]
+    assert found == alone
+    assert len(set(alone)) == len(examples)
+    assert [len(answer.split()) for answer in found] == [1 + i % 3 for i in range(5)]
 
 
 def test_texts_beyond_the_window_are_refused(embedded):
