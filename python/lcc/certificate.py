@@ -168,12 +168,7 @@ def fresh_queries(surrogate: Surrogate, queries: Sequence[str], seed: int) -> li
     rng = random.Random(seed)
     left = [query for query in dict.fromkeys(queries) if query not in drawn]
     found = rng.sample(left, min(GENERAL_QUERIES, len(left)))
-    return found + [
-        query.text
-        for query in general_exam(
-            rng, GENERAL_QUERIES - len(found), [query for query in (*drawn, *found) if isinstance(query, str)]
-        )
-    ]
+    return found + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(found), (*drawn, *found))]
 
 
 def _reconstruction(readers: Readers, chat: ChatFormat, text: str) -> dict[str, Any]:

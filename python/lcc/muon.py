@@ -44,7 +44,9 @@ class Muon(torch.optim.Optimizer):
         """The gradient with Nesterov momentum, float32."""
         assert parameter.grad is not None
         state = self.state[parameter]
-        average = state.setdefault("momentum_buffer", torch.zeros_like(parameter.grad))
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+        average = state["momentum_buffer"]
         average.lerp_(parameter.grad, 1 - MOMENTUM)
         return parameter.grad.lerp(average, MOMENTUM).float()
 
