@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import sys
 
@@ -15,6 +16,11 @@ from lcc import certificate
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
 from lcc.models.tokenizer import build_tokenizer
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes that each take every core wait for one another.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
 
 TINY = {
     "vocab_size": len(build_tokenizer()),
