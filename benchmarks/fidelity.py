@@ -25,6 +25,7 @@ from benchmarks.fidelity_peers import PEERS, Options, runnable
 from benchmarks.fidelity_rows import row
 from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents
 from benchmarks.results_file import load_rows, write_rows
+from lcc.cli.options import parse_settings
 from lcc.errors import InputError
 from lcc.evaluation import Result
 from lcc.settings import RECIPES, make_settings
@@ -121,6 +122,7 @@ def parser(description: str, documents: int) -> argparse.ArgumentParser:
     found.add_argument("--lengths", type=int, nargs="+", default=[300], help="of documents, in words, in turn")
     found.add_argument("--general", type=int, default=20, help="general queries beside each document")
     found.add_argument("--steps", type=int, default=RECIPES["fast"]["steps"], help="of every trained method")
+    found.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every trained method")
     found.add_argument("--workers", type=int, default=1, help="processes, of one thread each if there are several")
     found.add_argument("--smoke", action="store_true", help="one short document and a few steps")
     found.add_argument("--work", type=Path, required=True, help="where answers and memories are kept")
@@ -129,13 +131,19 @@ def parser(description: str, documents: int) -> argparse.ArgumentParser:
 
 
 def make_study(arguments: argparse.Namespace, lookups: int, seed: int) -> Study:
-    """The study that the options describe."""
+    """The study that the options describe.
+
+    Raises:
+        InputError: of a setting.
+    """
     if arguments.workers > 1:
         torch.set_num_threads(1)
+    shared = SMOKE if arguments.smoke else SHARED | {"steps": arguments.steps}
+    settings = make_settings(**shared | parse_settings(arguments.set))
     if arguments.smoke:
-        return Study(draw_documents(1, 0, [120], 4, seed), make_settings(**SMOKE), arguments.work)
+        return Study(draw_documents(1, 0, [120], 4, seed), settings, arguments.work)
     documents = draw_documents(arguments.documents, lookups, arguments.lengths, arguments.general, seed)
-    return Study(documents, make_settings(**SHARED | {"steps": arguments.steps}), arguments.work)
+    return Study(documents, settings, arguments.work)
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -153,16 +161,17 @@ def main(given: list[str] | None = None) -> None:
     arguments = found.parse_args(given)
     if arguments.seed == SEARCH_SEED:
         found.error(f"seed {SEARCH_SEED} draws the documents that options were searched on: take another")
+    began, resumed = time.monotonic(), arguments.work.exists()
     try:
-        methods = pick(arguments.methods)
+        methods, study = pick(arguments.methods), make_study(arguments, arguments.lookups, arguments.seed)
     except InputError as error:
         found.error(str(error))
-    began, resumed = time.monotonic(), arguments.work.exists()
-    study, chosen = make_study(arguments, arguments.lookups, arguments.seed), load_chosen(arguments.options)
+    chosen = load_chosen(arguments.options)
 
     def write(results: dict[Unit, list[Result] | None]) -> None:
-        told = {"wall_seconds": round(time.monotonic() - began), "workers": arguments.workers, "resumed": resumed}
-        write_rows(arguments.out, table(results, chosen, study), **told)
+        told = {"workers": arguments.workers, "resumed": resumed, "set": arguments.set}
+        seconds = round(time.monotonic() - began)
+        write_rows(arguments.out, table(results, chosen, study), wall_seconds=seconds, **told)
 
     run(
         study,

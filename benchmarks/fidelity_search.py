@@ -89,10 +89,9 @@ def main(given: list[str] | None = None) -> None:
     options.add_argument("--ratio", type=float, default=16.0)
     arguments = options.parse_args(given)
     try:
-        methods = pick(arguments.methods)
+        methods, study = pick(arguments.methods), make_study(arguments, 0, SEARCH_SEED)
     except InputError as error:
         options.error(str(error))
-    study = make_study(arguments, 0, SEARCH_SEED)
     both = answers(study, [Unit(number, BOUNDS) for number in range(len(study.documents))], arguments.workers)
     bounds = [result for _, results in both for result in results or []]
     rows = load_rows(arguments.out)

@@ -153,12 +153,21 @@ def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):
         (["--methods", "magic"], "magic: no such method"),
         (["--methods", "attention_matching"], "kvpress 0.5.5 has no press of that name"),
         (["--seed", str(fidelity.SEARCH_SEED)], "searched on"),
+        (["--set", "batch=0"], "batch is 0"),
+        (["--set", "magic=1"], "unknown setting 'magic'"),
     ],
 )
 def test_unusable_options_are_refused(run, given, cause, capsys):
     with pytest.raises(SystemExit):
         run(*given)
     assert cause in capsys.readouterr().err
+
+
+def test_settings_are_those_of_every_trained_method(tmp_path):
+    given = ["--set", "loss=mse", "batch=3", "--work", str(tmp_path), "--out", str(tmp_path / "rows.json")]
+    arguments = fidelity.parser("", 1).parse_args(given)
+    settings = fidelity.make_study(arguments, 0, 0).settings
+    assert (settings.loss, settings.batch, settings.steps) == ("mse", 3, arguments.steps)
 
 
 def test_methods_that_cannot_run_are_named(monkeypatch, capsys):

@@ -1,8 +1,8 @@
 """Questions that the frozen model itself asks about the text: plain ones, hard ones, and those that go on from answers.
 
 What is never asked is what a memory forgets. So plain questions are asked about one piece of the text after another:
-about the whole text at once a model keeps coming back to the same few facts. Questions that join or count need the
-whole text, and a conversation needs answers.
+about the whole text at once a model keeps coming back to the same few facts. Of the hard questions, which join, compare
+or count, half are asked about longer pieces and half about the whole text; and a conversation needs answers.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ ASK_HARD = "Ask a hard question about the text."
 ASK_FOLLOW_UP = "Ask a question about that."
 # Questions sampled at once, and how often as many as are wanted are sampled, at most: many come twice.
 ASKING_ROWS, ASKING_ROUNDS = 64, 4
+# Pieces of text for hard questions, in pieces for plain ones.
+HARD_PIECES = 2
 # Turns of the longest conversation.
 TURNS = 4
 
@@ -41,25 +43,31 @@ def ask_questions(
         progress: called with (what, done, total).
     """
     asking = _Asking(model, context, settings)
-    pieces = text_pieces(context.context_ids, settings.self_study_piece)
-    total, stages = settings.self_study_questions, len(pieces) + TURNS
+    total, ids, length = settings.self_study_questions, context.context_ids, settings.self_study_piece
     hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
-    plain = total - hard - follow_ups
+    pieces, longer = text_pieces(ids, length), text_pieces(ids, HARD_PIECES * length)
+    stages = len(pieces) + len(longer) + TURNS
     prefix = text_kv.head(len(context.prefix_ids))
     found: dict[Query, None] = {}
-    for number, piece in enumerate(pieces):
-        wanted = (plain - len(found)) // (len(pieces) - number)
-        asking.ask(found, wanted, read_text(model, piece, prefix), ASK_PLAIN)
-        progress("asking itself", number + 1, stages)
+
+    def ask_each(request: str, most: int, parts: Sequence[Sequence[int]], done: int) -> None:
+        """Ask about every part, the same number of questions about each, until ``most`` are found in all."""
+        for number, part in enumerate(parts):
+            wanted = (most - len(found)) // (len(parts) - number)
+            asking.ask(found, wanted, read_text(model, part, prefix), request)
+            progress("asking itself", done + number + 1, stages)
+
+    ask_each(ASK_PLAIN, total - hard - follow_ups, pieces, 0)
     starts: list[Query] = list(found)
-    asking.ask(found, hard, text_kv, ASK_HARD)
-    progress("asking itself", len(pieces) + 1, stages)
+    ask_each(ASK_HARD, len(found) + hard // 2, longer, len(pieces))
+    asking.ask(found, len(starts) + hard - len(found), text_kv, ASK_HARD)
+    progress("asking itself", stages - TURNS + 1, stages)
     for turn in range(1, TURNS):
         wanted = follow_ups // (TURNS - turn)
         starts = asking.go_on(starts, wanted, text_kv)
         found.update(dict.fromkeys(starts))
         follow_ups -= wanted
-        progress("asking itself", len(pieces) + 1 + turn, stages)
+        progress("asking itself", stages - TURNS + 1 + turn, stages)
     return list(found)
 
 
