@@ -3,9 +3,9 @@
     python -m benchmarks.fidelity --out benchmarks/results/fidelity.json --work DIR --workers 2
     python -m benchmarks.fidelity --smoke --out smoke.json --work DIR
 
-Every answer is in DIR as soon as it is there, a second call goes on from there, and the table so far is written when
-another document is done. Options that ``benchmarks.fidelity_search`` has chosen are read from ``--options``; a method
-without any takes its defaults.
+Every answer is in DIR as soon as it is there, and the table so far is written when another document is done. A second
+call goes on from there, in another environment if need be: kvpress' methods want one of their own. Options that
+``benchmarks.fidelity_search`` has chosen are read from ``--options``; a method without any takes its defaults.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from benchmarks.environment import describe
 from benchmarks.fidelity_peers import PEERS, Options, runnable
 from benchmarks.fidelity_rows import row
-from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents, made
+from benchmarks.results_file import load_rows, load_told, write_rows
 from lcc.cli.options import parse_settings
 from lcc.errors import InputError
 from lcc.evaluation import Result
@@ -58,11 +57,12 @@ def plan(
 
 def table(found: dict[Unit, list[Result] | None], chosen: dict[str, Options], study: Study) -> list[dict[str, Any]]:
     """The rows of the bounds, and of every method at every ratio, over the documents of ``found``."""
-    where = describe()
-    columns: dict[tuple[str, float], list[list[Result] | None]] = {}
+    columns: dict[tuple[str, float], dict[Unit, list[Result] | None]] = {}
     for unit, results in found.items():
-        columns.setdefault((unit.method, unit.ratio), []).append(results)
-    bounds = [result for results in columns.pop((BOUNDS, 0.0)) for result in results or []]
+        columns.setdefault((unit.method, unit.ratio), {})[unit] = results
+    asked = columns.pop((BOUNDS, 0.0))
+    where = made(study, next(iter(asked)))
+    bounds = [result for results in asked.values() for result in results or []]
     rows = [row(bounds, name, ratio) | where for name, ratio in (("full_text", 1.0), ("no_text", None))]
     for (name, ratio), parts in columns.items():
         told = {
@@ -71,11 +71,11 @@ def table(found: dict[Unit, list[Result] | None], chosen: dict[str, Options], st
             "source": PEERS[name].source,
             "steps": study.settings.steps if PEERS[name].start else None,
         }
-        if None in parts:
-            print(f"{name} diverged at ratio {ratio:g} on {parts.count(None)} documents with {told['options']}")
+        if diverged := list(parts.values()).count(None):
+            print(f"{name} diverged at ratio {ratio:g} on {diverged} documents with {told['options']}")
             continue
-        mine = [result for results in parts for result in results or []]
-        rows.append(row(bounds + mine, name, ratio or None) | told | where)
+        mine = [result for results in parts.values() for result in results or []]
+        rows.append(row(bounds + mine, name, ratio or None) | told | made(study, next(iter(parts))))
     return rows
 
 
@@ -161,7 +161,8 @@ def main(given: list[str] | None = None) -> None:
     arguments = found.parse_args(given)
     if arguments.seed == SEARCH_SEED:
         found.error(f"seed {SEARCH_SEED} draws the documents that options were searched on: take another")
-    began, resumed = time.monotonic(), arguments.work.exists()
+    resumed = arguments.work.exists()
+    began = time.monotonic() - (load_told(arguments.out).get("wall_seconds", 0) if resumed else 0)
     try:
         methods, study = pick(arguments.methods), make_study(arguments, arguments.lookups, arguments.seed)
     except InputError as error:

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from benchmarks.environment import describe
 from benchmarks.fidelity_peers import PEERS, Options, Workbench
 from lcc.errors import DivergedError
 from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
@@ -25,7 +26,7 @@ from lcc.evaluation.suites import general_queries, suite
 from lcc.models import EMBEDDED
 from lcc.settings import CompileSettings
 
-BOUNDS = "bounds"
+BOUNDS, MADE = "bounds", "made.json"
 LOOKUPS = ("needle", "key_value")
 Document = tuple[Example, ...]
 
@@ -37,6 +38,10 @@ class Study:
     documents: tuple[Document, ...]
     settings: CompileSettings
     folder: Path
+
+    def place(self, unit: Unit) -> Path:
+        """Where a unit's answers are kept."""
+        return self.folder / "answers" / digest(self.documents[unit.document][0].context)[:16] / unit.folder
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,19 @@ def _end_with_parent() -> None:
 
 def answer(study: Study, unit: Unit) -> list[Result] | None:
     """One unit's results; None if the method diverged."""
-    examples = study.documents[unit.document]
-    folder = study.folder / "answers" / digest(examples[0].context)[:16] / unit.folder
+    folder = study.place(unit)
     try:
-        return evaluate(_methods(study, unit), examples, folder, progress=False)
+        results = evaluate(_methods(study, unit), study.documents[unit.document], folder, progress=False)
     except DivergedError:
         return None
+    if not (folder / MADE).exists():
+        (folder / MADE).write_text(json.dumps(describe()), "utf-8")
+    return results
+
+
+def made(study: Study, unit: Unit) -> dict[str, str]:
+    """When, from which commit and with which versions a unit was answered: perhaps by another call than this one."""
+    return json.loads((study.place(unit) / MADE).read_text("utf-8"))
 
 
 def _methods(study: Study, unit: Unit) -> list[Method]:

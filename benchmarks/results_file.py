@@ -21,6 +21,16 @@ def load_rows(path: Path) -> list[Row]:
     return json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
 
 
+def load_told(path: Path) -> dict[str, Any]:
+    """What earlier calls told of the run beside the rows; nothing if there is no file.
+
+    Raises:
+        ValueError: the file is not JSON.
+    """
+    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {name: value for name, value in found.items() if name != "rows"}
+
+
 def write_rows(path: Path, rows: Iterable[Row], **told: Any) -> None:
     """Put ``rows``, and what else is ``told`` of the run, in place of the file at once, its folder made if need be.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -66,6 +67,18 @@ def test_a_second_run_asks_nothing_again(run, monkeypatch):
     rows = run()
     monkeypatch.setattr("benchmarks.fidelity_peers.kept_tokens.KeptTokens.answer", None)
     assert run() == rows
+
+
+def test_a_second_call_adds_to_the_first(run, monkeypatch, tmp_path):
+    """Each row says where it was made, and the file how long both took."""
+    run("--methods", "first_tokens", "--ratios", "8")
+    seconds = json.loads((tmp_path / "fidelity-smoke.json").read_text())["wall_seconds"]
+    now = time.monotonic()
+    monkeypatch.setattr(fidelity.time, "monotonic", lambda: now)
+    monkeypatch.setattr(fidelity_study, "describe", lambda: {"commit": "another"})
+    rows = run("--methods", "first_tokens", "last_tokens", "--ratios", "8")
+    assert [row["commit"] == "another" for row in rows] == [False, False, False, True]
+    assert json.loads((tmp_path / "fidelity-smoke.json").read_text())["wall_seconds"] == seconds
 
 
 def test_several_processes_answer_the_same(run, tmp_path):

@@ -64,7 +64,7 @@ def compile(
         model: a causal language model of the Llama, Qwen or Mistral kind.
         tokenizer: the model's own, with a chat template.
         text: the document.
-        recipe: ``default``, ``fast`` (120 steps, not 300), or ``paper`` (the paper's streams, steps and rate).
+        recipe: ``default``, ``fast`` (110 steps, not 300), or ``paper`` (the paper's streams, steps and rate).
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own.
         checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
