@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -38,6 +39,7 @@ SHARES = {
     1 / 2: "and questions, 1/2 of the facts",
     1: "and questions, all facts",
 }
+BELOW: dict[str, Any] = {"fontsize": "small", "loc": "upper center", "bbox_to_anchor": (0.5, -0.25), "ncols": 3}
 ASKED, NOT_ASKED = "fact asked, new wording", "fact not asked"
 
 
@@ -97,9 +99,9 @@ def _abilities(axes: Axes, rows: Sequence[Row]) -> None:
     for number, row in enumerate(rows):
         places = [place + 0.8 * number / len(rows) for place in range(len(ABILITIES))]
         axes.bar(places, [row["scores"][title] for title in ABILITIES], 0.8 / len(rows), align="edge", label=row["run"])
-    axes.set_xticks([place + 0.4 for place in range(len(ABILITIES))], [name.replace(", ", ",\n") for name in ABILITIES])
+    _name(axes, ABILITIES)
     axes.set(title="embedded model: values found")
-    axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+    axes.legend(**BELOW)
 
 
 def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
@@ -120,6 +122,11 @@ def _models(axes: Axes, rows: Sequence[Row]) -> None:
         kept = {name: right[name, run] / (right[name, "full text"] or 1) for name in names if (name, run) in right}
         places = [place + 0.8 * number / len(runs) for place, name in enumerate(names) if name in kept]
         axes.bar(places, kept.values(), 0.8 / len(runs), align="edge", label=run)
-    axes.set_xticks([place + 0.4 for place in range(len(names))], names, rotation=30, ha="right")
+    _name(axes, names)
     axes.set(title="questions kept, of the full text's")
-    axes.legend(fontsize="small")
+    axes.legend(**BELOW)
+
+
+def _name(axes: Axes, names: Sequence[str]) -> None:
+    """Names under the groups of bars, a line a word."""
+    axes.set_xticks([place + 0.4 for place in range(len(names))], [name.replace(" ", "\n") for name in names])
