@@ -1,0 +1,58 @@
+"""How sure the model is of the right answers with the full text in sight, and of which token least.
+
+    python -m benchmarks.certainty [--documents 8] [--below 0.7]
+
+Prints the answers of the fidelity table's joins and comparisons in which some token has a smaller probability, each
+teacher-forced, and how many there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from benchmarks.fidelity import TEST_SEED
+from benchmarks.fidelity_study import draw_documents, load
+from lcc.chat import ChatFormat
+from lcc.encode import read_text
+from lcc.evaluation import Example
+from lcc.kv import KV
+from lcc.surrogate import Sample, response_hidden
+
+TASK = "fiction medium"
+
+
+@torch.no_grad()
+def probabilities(text: KV, example: Example) -> list[tuple[str, float]]:
+    """The right answer's tokens with their probabilities; ``text`` are K and V (rotated) of the prefix and the text."""
+    model, tokenizer = load()
+    chat = ChatFormat.of(tokenizer)
+    ids = (*chat.ids(example.answers[0]), chat.end)
+    sample = Sample("", example.question, tuple(chat.query_ids(example.question)), ids)
+    found = model.lm_head(response_hidden(model, text, [sample])).softmax(-1)
+    return [(tokenizer.decode([token]), found[place, token].item()) for place, token in enumerate(ids)]
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=8)
+    parser.add_argument("--below", type=float, default=0.7)
+    arguments = parser.parse_args(given)
+    model, tokenizer = load()
+    chat, asked, unsure = ChatFormat.of(tokenizer), 0, 0
+    for document in draw_documents(arguments.documents, 0, [300], 0, TEST_SEED):
+        text = read_text(model, [*chat.prefix_ids, *chat.ids(document[0].context)])
+        for example in document:
+            if example.task != TASK:
+                continue
+            token, least = min(probabilities(text, example), key=lambda pair: pair[1])
+            asked += 1
+            if least < arguments.below:
+                unsure += 1
+                print(f"{least:.2f} for {token!r}: {example.question} {example.answers[0]}")
+    print(f"{unsure} of {asked} answers have a token below {arguments.below}")
+
+
+if __name__ == "__main__":
+    main()
