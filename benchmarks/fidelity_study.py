@@ -23,6 +23,7 @@ from benchmarks.fidelity_peers import PEERS, Options, Workbench
 from lcc.errors import DivergedError
 from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
 from lcc.evaluation.suites import general_queries, suite
+from lcc.files import write_bytes
 from lcc.models import EMBEDDED
 from lcc.settings import CompileSettings
 
@@ -115,7 +116,7 @@ def answer(study: Study, unit: Unit) -> list[Result] | None:
     except DivergedError:
         return None
     if not (folder / MADE).exists():
-        (folder / MADE).write_text(json.dumps(describe()), "utf-8")
+        write_bytes(folder / MADE, json.dumps(describe()).encode())
     return results
 
 
