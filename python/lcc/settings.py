@@ -32,7 +32,7 @@ class CompileSettings:
         self_study_questions: how many distinct questions the model asks itself about the text; 0 for none.
         self_study_temperature: sampling temperature of those questions.
         self_study_piece: tokens of text that the model asks about at a time; 0 for the whole text at once.
-        self_study_hard: share of them that are hard, and asked about the whole text.
+        self_study_hard: share of them that are hard: half about pieces twice as long, half about the whole text.
         self_study_follow_ups: share of them that end a conversation, in which the model answers the turns before.
         max_response_tokens: longest teacher response, and longest question that the model may ask itself.
         held_out: share of the query samples kept out of training to measure the held-out KL.
