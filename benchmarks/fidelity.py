@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmarks.fidelity_peers import PEERS, Options, runnable
-from benchmarks.fidelity_rows import row
+from benchmarks.fidelity_rows import difference, row
 from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers, draw_documents, made
 from benchmarks.results_file import load_rows, load_told, write_rows
 from lcc.cli.options import parse_settings
@@ -30,11 +30,14 @@ from lcc.evaluation import Result
 from lcc.settings import RECIPES, make_settings
 
 TEST_SEED, SEARCH_SEED = 0, 1
+OURS = "lcc"
 CHOSEN = Path(__file__).parent / "results" / "peer-options.json"
 # Of every trained method; the search tries others of what is a method's own, such as a LoRA's rank.
 SHARED = {"recipe": "fast", "rank": 8, "alpha": 16.0}
 SMOKE = SHARED | {"steps": 6, "batch": 8, "general_queries": 16, "self_study_questions": 16, "evaluate_every": 3}
 Item = TypeVar("Item")
+# None: the method diverged.
+Answers = dict[Unit, list[Result] | None]
 
 
 def plan(
@@ -55,9 +58,9 @@ def plan(
     return units
 
 
-def table(found: dict[Unit, list[Result] | None], chosen: dict[str, Options], study: Study) -> list[dict[str, Any]]:
+def table(found: Answers, chosen: dict[str, Options], study: Study) -> list[dict[str, Any]]:
     """The rows of the bounds, and of every method at every ratio, over the documents of ``found``."""
-    columns: dict[tuple[str, float], dict[Unit, list[Result] | None]] = {}
+    columns: dict[tuple[str, float], Answers] = {}
     for unit, results in found.items():
         columns.setdefault((unit.method, unit.ratio), {})[unit] = results
     asked = columns.pop((BOUNDS, 0.0))
@@ -75,13 +78,26 @@ def table(found: dict[Unit, list[Result] | None], chosen: dict[str, Options], st
             print(f"{name} diverged at ratio {ratio:g} on {diverged} documents with {told['options']}")
             continue
         mine = [result for results in parts.values() for result in results or []]
-        rows.append(row(bounds + mine, name, ratio or None) | told | made(study, next(iter(parts))))
+        ahead = _ahead(columns.get((OURS, ratio), {}), parts, rows[0]["headline"]) if name != OURS else {}
+        rows.append(row(bounds + mine, name, ratio or None) | told | ahead | made(study, next(iter(parts))))
     return rows
 
 
-def run(study: Study, units: Sequence[Unit], workers: int, write: Callable[[dict], None]) -> None:
+def _ahead(ours: Answers, theirs: Answers, headline: Sequence[str]) -> dict[str, Any]:
+    """By how much of the score LCC is ahead of a peer of its ratio, paired; nothing if it was not asked."""
+    mine, others = (
+        [result for results in parts.values() for result in results or [] if result.task in headline]
+        for parts in (ours, theirs)
+    )
+    if not (mine and others):
+        return {}
+    points, interval = difference(mine, others)
+    return {"lcc_ahead": points, "lcc_ahead_interval": interval}
+
+
+def run(study: Study, units: Sequence[Unit], workers: int, write: Callable[[Answers], None]) -> None:
     """Answer the units, and hand all results on documents that are done to ``write`` whenever there is one more."""
-    found: dict[Unit, list[Result] | None] = {}
+    found: Answers = {}
     left = {document: sum(unit.document == document for unit in units) for document in range(len(study.documents))}
     began = time.monotonic()
     for unit, results in answers(study, units, workers):
@@ -169,7 +185,7 @@ def main(given: list[str] | None = None) -> None:
         found.error(str(error))
     chosen = load_chosen(arguments.options)
 
-    def write(results: dict[Unit, list[Result] | None]) -> None:
+    def write(results: Answers) -> None:
         told = {"workers": arguments.workers, "resumed": resumed, "set": arguments.set}
         seconds = round(time.monotonic() - began)
         write_rows(arguments.out, table(results, chosen, study), wall_seconds=seconds, **told)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
+from lcc.errors import InputError
 from lcc.evaluation import Line, Result, summarize
+from lcc.evaluation.summary import Interval
 from lcc.models.fiction import ASKED_WORDINGS, ATTRIBUTES
 
 BOUND = "full_text"
@@ -30,8 +33,7 @@ def row(results: Sequence[Result], method: str, ratio: float | None) -> dict[str
         results: the method's and the full text's.
     """
     tasks = {task: _line(results, method, lambda result, task=task: result.task == task) for task in _tasks(results)}
-    full = {task: _line(results, BOUND, lambda result, task=task: result.task == task) for task in tasks}
-    headline = [task for task in HEADLINE if task in tasks and full[task].score >= SETTLED]
+    headline = settled(results)
     about = _line(results, method, lambda result: result.task in headline)
     general = _line(results, method, lambda result: result.general)
     unasked = {
@@ -63,6 +65,30 @@ def row(results: Sequence[Result], method: str, ratio: float | None) -> dict[str
         "general_questions": general.questions if general else 0,
         "documents": any_line.contexts,
     }
+
+
+def settled(results: Sequence[Result]) -> list[str]:
+    """The tasks of the headline: those that the full text does not fail more often than not."""
+    full = [result for result in results if result.method == BOUND]
+    scores = {task: [result.score for result in full if result.task == task] for task in HEADLINE}
+    return [task for task, found in scores.items() if found and fmean(found) >= SETTLED]
+
+
+def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> tuple[float, Interval]:
+    """The score of ``ours`` minus that of ``theirs`` on what both were asked, with its paired 95 % interval.
+
+    Raises:
+        InputError: they have no question in common.
+    """
+    left, right = ({(result.key, result.task): result for result in results} for results in (ours, theirs))
+    both = [asked for asked in left if asked in right]
+    if not both:
+        raise InputError("the two have no question in common")
+    paired = [
+        replace(side[asked], method=name, task="") for name, side in (("", left), (BOUND, right)) for asked in both
+    ]
+    first, second = summarize(paired, BOUND)
+    return first.score - second.score, first.difference
 
 
 def _tasks(results: Sequence[Result]) -> list[str]:

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import fidelity, fidelity_rows, fidelity_search, fidelity_study, report
+from benchmarks import fidelity, fidelity_paired, fidelity_rows, fidelity_search, fidelity_study, report
 from benchmarks.fidelity_peers import PEERS, presses
 from benchmarks.fidelity_peers.workbench import RATES
-from lcc.errors import DivergedError
+from lcc.errors import DivergedError, InputError
 from lcc.evaluation import Result
 from lcc.settings import make_settings
 
@@ -149,6 +149,44 @@ def test_other_wordings_are_those_that_the_model_never_asks_in():
     assert (found["other_wordings"], found["other_wordings_count"], found["other_wordings_asked"]) == (0.5, 2, 1)
     low, high = found["other_wordings_interval"]
     assert low <= 0.5 <= high
+
+
+def test_the_table_tells_how_far_lcc_is_ahead(run, monkeypatch, tmp_path, capsys):
+    """And so does the script that compares any two columns."""
+    monkeypatch.setattr(fidelity, "OURS", "last_tokens")
+    *_, other, ours = run("--ratios", "8")
+    assert other["lcc_ahead"] == pytest.approx(ours["qa_score"] - other["qa_score"])
+    low, high = other["lcc_ahead_interval"]
+    assert low <= other["lcc_ahead"] <= high
+    assert low < high
+    assert "lcc_ahead" not in ours
+    fidelity_paired.main([str(tmp_path / "work"), "last_tokens-8", "first_tokens-8"])
+    questions, general = capsys.readouterr().out.splitlines()[-2:]
+    assert questions == f"questions: {100 * other['lcc_ahead']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    assert general.startswith("general queries: ")
+
+
+def test_differences_are_of_the_same_questions():
+    """Where only the second question is common, whatever the order; and paired, so that equal answers have no width."""
+    first = [result("a", "fiction easy", name, score) for name, score in (("x?", 1), ("y?", 0))]
+    second = [result("b", "fiction easy", name, score) for name, score in (("y?", 1), ("z?", 1))]
+    assert fidelity_rows.difference(first, second) == (-1.0, (-1.0, -1.0))
+    unsure = [result("a", "fiction easy", f"{n}?", n % 2) for n in range(8)]
+    assert fidelity_rows.difference(unsure, unsure[::-1]) == (0.0, (0.0, 0.0))
+    with pytest.raises(InputError, match="no question in common"):
+        fidelity_rows.difference(first[:1], second)
+
+
+def test_columns_that_are_not_there_or_not_one_are_refused(run, tmp_path, capsys):
+    run("--ratios", "8")
+    work = tmp_path / "work"
+    (folder,) = work.glob("answers/*/first_tokens-8-*")
+    (folder.with_name("first_tokens-8-other")).symlink_to(folder)
+    for column, cause in (("lcc-8", "no answers of lcc-8"), ("first_tokens-8", f"such as {folder.name}")):
+        with pytest.raises(SystemExit):
+            fidelity_paired.main([str(work), "last_tokens-8", column])
+        assert cause in capsys.readouterr().err
+    fidelity_paired.main([str(work), "last_tokens-8", folder.name])
 
 
 def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):

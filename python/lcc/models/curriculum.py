@@ -2,7 +2,7 @@
 
 Copy random words until copying circuits stand; then documents whose people have one, two and four attributes; then
 questions that join sentences, count, or say "she"; then full documents under a decaying learning rate, some of 2,000
-tokens; a rehearsal of what is weakest; and last the asking of questions.
+tokens; a rehearsal of what is weakest; the asking of questions; and last which of two ages is the greater.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .lessons import (
+    ages_lesson,
     asking_lesson,
     closed_book_lesson,
     comparing_lesson,
@@ -126,8 +127,13 @@ def _asking(rng: random.Random) -> list[Group]:
     ]
 
 
+def _comparing(rng: random.Random) -> list[Group]:
+    """Many comparisons of ages in texts of little else, beside all that asking rehearses."""
+    return [Group(3.0, [ages_lesson(rng, rng.randint(3, 8)) for _ in range(8)]), *_asking(rng)]
+
+
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last four."""
+    """The stages; ``scale`` shortens or lengthens the last five."""
     return (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
@@ -139,4 +145,5 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
         Stage("long documents", int(120 * scale), None, _long_documents, rate=0.5),
         Stage("rehearsal", int(180 * scale), None, _rehearsal, rate=0.5),
         Stage("asking", int(260 * scale), None, _asking, rate=0.5),
+        Stage("comparing", int(240 * scale), None, _comparing, rate=0.5),
     )

@@ -79,10 +79,22 @@ def piece_lesson(rng: random.Random, people: int, attributes: int, words: int) -
 def comparing_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
     """Comparisons and counts alone, about people some of whose ages are told."""
     doc = fiction.document(rng, people, attributes)
-    while not (compared := comparisons(doc)):
+    while not comparisons(doc):
         doc = fiction.document(rng, people, attributes)
-    exercises = [_turns([question], "compare") for question in _drawn(rng, compared, 12)]
-    exercises += [_turns([question], "count") for question in _drawn(rng, aggregate_questions(doc, rng), 6)]
+    return _comparing(doc, rng, 12)
+
+
+def ages_lesson(rng: random.Random, people: int) -> Lesson:
+    """Comparisons and counts about a text that tells everybody's age and nothing else."""
+    everything = fiction.document(rng, people, len(fiction.ATTRIBUTES))
+    ages = fiction.Document(tuple(fact for fact in everything.facts if fact.attribute == "age"))
+    return _comparing(ages, rng, 24)
+
+
+def _comparing(doc: fiction.Document, rng: random.Random, count: int) -> Lesson:
+    """``count`` comparisons and half as many questions about all of the text, where it has as many."""
+    exercises = [_turns([question], "compare") for question in _drawn(rng, comparisons(doc), count)]
+    exercises += [_turns([question], "count") for question in _drawn(rng, aggregate_questions(doc, rng), count // 2)]
     return Lesson(doc.text, tuple(exercises))
 
 
