@@ -5,7 +5,7 @@
 
 The paper's axes (LCC Table 3, Figures 2-5), on the default's three streams and on the paper's two. A document's
 surrogate data are made once and every training takes its share of them. Trainings and answers are in DIR as soon as
-they are done, and a second call goes on from there; rows of ablations that it was not asked for stay in the results.
+they are done, and a second call goes on from there; rows that it was not asked for stay in the results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablation_points import ABLATIONS, SHARED, SMOKE, Plan, Point
+from benchmarks.ablation_points import ABLATED, ABLATIONS, SHARED, SMOKE, Plan, Point
 from benchmarks.ablation_training import Ablated, prepare
 from benchmarks.environment import describe
 from benchmarks.fidelity_rows import row
@@ -165,6 +165,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan:
 def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--streams", nargs="+", choices=ABLATED, default=list(ABLATED))
     parser.add_argument("--values", nargs="+", help="only these values and the bases")
     parser.add_argument("--documents", type=int, default=4)
     parser.add_argument("--words", type=int, default=300, help="of a document")
@@ -176,7 +177,11 @@ def main(given: list[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     plan = make_plan(arguments)
     wanted = arguments.values
-    points = [p for p in plan.points(arguments.only) if p.base or wanted is None or str(p.value) in wanted]
+    points = [
+        point
+        for point in plan.points(arguments.only)
+        if point.streams in arguments.streams and (point.base or wanted is None or str(point.value) in wanted)
+    ]
     with Reporter() as reporter:
         if arguments.workers == 1:
             run(plan, points, arguments.out, map, reporter)

@@ -128,8 +128,7 @@ def _difference(row: Row, measure: str) -> tuple[float, float]:
 
 def markdown(name: str, rows: Sequence[Row]) -> str:
     """The findings with their verdicts, and a table for each ablation."""
-    repeated = "the text is repeated to {full_text:.1%} with the full text and {no_text:.1%} with none"
-    lines = [f"## Ablations ({name})\n", header(rows[0], repeated.format(**rows[0]["repeats_bounds"])) + "\n"]
+    lines = [f"## Ablations ({name})\n", *_headers(rows), ""]
     lines += head(("the paper", "streams", "base", "value", "difference", "verdict"))
     lines += [_finding(finding, *pair) for finding in FINDINGS for pair in _pairs(finding, rows)]
     lines += ["", NOTE]
@@ -137,6 +136,16 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
         lines += ["", f"### {ablation}\n", *head(TITLES)]
         lines += [line(_cells(row)) for row in rows if row["ablation"] == ablation]
     return "\n".join(lines) + "\n"
+
+
+def _headers(rows: Sequence[Row]) -> list[str]:
+    """A line for each run that rows come from, with the ablations that it measured."""
+    repeated = "the text is repeated to {full_text:.1%} with the full text and {no_text:.1%} with none"
+    runs: dict[str, list[str]] = {}
+    for row in rows:
+        said = header(row, repeated.format(**row["repeats_bounds"]))
+        runs.setdefault(said, []).append(f"{row['ablation']} ({row['streams']})")
+    return [f"- {', '.join(dict.fromkeys(measured))}: {said}" for said, measured in runs.items()]
 
 
 def _pairs(finding: Finding, rows: Sequence[Row]) -> list[tuple[Row, Row]]:

@@ -131,6 +131,14 @@ def test_rows_of_other_ablations_stay(run):
     assert run("loss", values="mse") == rows
 
 
+def test_streams_that_are_not_asked_for_stay(run, monkeypatch):
+    both = run("loss")
+    monkeypatch.setattr(ablations, "describe", lambda: {"commit": "another"})
+    rows = run("loss", streams="two streams")
+    assert [row["commit"] == "another" for row in rows] == [False, False, True, True]
+    assert [{**row, "commit": None} for row in rows[:2]] == [{**row, "commit": None} for row in both[:2]]
+
+
 def test_a_training_that_diverges_is_left_out(run, monkeypatch, capsys):
     train = ablation_training.Optimization.run
 
@@ -183,7 +191,7 @@ def test_report(tmp_path):
         measured(
             kept, difference, streams=streams, ablation=ablation, value=value, base=base, repeats=0.9,
             repeats_interval=[0.8, 1.0], general_kept=1.0, general_interval=None, general_difference=[0.0, 0.0],
-            seconds=9.0, method="lcc", ratio=16.0, kv_bytes=1,
+            seconds=9.0, method="lcc", ratio=16.0, kv_bytes=1, **({"documents": 12} if ablation == "loss" else {}),
         )
         for streams, ablation, value, base, kept, difference in (
             ("three streams", "general", 0, False, 0.02, (-0.9, -0.8)),
@@ -203,6 +211,9 @@ def test_report(tmp_path):
     # Of "two streams" there is a base alone.
     assert text.count("Figure 2: without general queries, hardly an answer") == 1
     assert "### loss" in text
+    # A run that measured more documents has a line of its own.
+    assert text.count("- general (three streams), general (two streams): 4 documents, 40 questions") == 1
+    assert text.count("- loss (three streams): 12 documents, 40 questions") == 1
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit):
         report.main([str(file), str(file)])
