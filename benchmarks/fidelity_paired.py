@@ -46,7 +46,8 @@ def compare(work: Path, column: str, other_work: Path, other: str) -> list[str]:
         ours, theirs = (list(filter(which, results)) for results in columns)
         points, interval = difference(ours, theirs)
         low, high = interval or (points, points)
-        lines.append(f"{title}: {100 * points:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})")
+        asked = set.intersection(*({(result.key, result.task) for result in side} for side in (ours, theirs)))
+        lines.append(f"{title}: {100 * points:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) of {len(asked)}")
     return lines
 
 

@@ -162,8 +162,9 @@ def test_the_table_tells_how_far_lcc_is_ahead(run, monkeypatch, tmp_path, capsys
     assert "lcc_ahead" not in ours
     fidelity_paired.main([str(tmp_path / "work"), "last_tokens-8", "first_tokens-8"])
     questions, general = capsys.readouterr().out.splitlines()[-2:]
-    assert questions == f"questions: {100 * other['lcc_ahead']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-    assert general.startswith("general queries: ")
+    span = f"{100 * other['lcc_ahead']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+    assert questions == f"questions: {span} of {other['questions']}"
+    assert general.endswith(f"of {other['general_questions']}")
 
 
 def test_differences_are_of_the_same_questions():
