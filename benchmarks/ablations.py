@@ -25,7 +25,7 @@ import torch
 from benchmarks.ablation_points import ABLATED, ABLATIONS, SHARED, SMOKE, Plan, Point
 from benchmarks.ablation_training import Ablated, prepare
 from benchmarks.environment import describe
-from benchmarks.fidelity_rows import row
+from benchmarks.fidelity_rows import difference, row
 from benchmarks.fidelity_study import digest, load
 from benchmarks.results_file import load_rows, write_rows
 from lcc.chat import ChatFormat
@@ -88,7 +88,8 @@ def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dic
     """The row of a point: what ``benchmarks.fidelity`` says of a method, beside the base."""
     mine = [replace(result, method="lcc") for result in found.results[point.lora_on]]
     told = row([*both.results, *mine], "lcc", point.settings.ratio)
-    pairs = list(zip(mine, base.results[False], strict=True))
+    questions = difference(*([r for r in side if r.task in told["headline"]] for side in (mine, base.results[False])))
+    general = difference(*([r for r in side if r.general] for side in (mine, base.results[False])))
     repeats = found.repeats[point.lora_on]
     documents = [str(number) for number in range(len(repeats))]
     changed = {name: value for name, value in asdict(point.settings).items() if value != getattr(make_settings(), name)}
@@ -98,20 +99,13 @@ def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dic
         "value": point.value,
         "base": point.base,
         **told,
-        "qa_difference": difference([pair for pair in pairs if pair[0].task in told["headline"]]),
-        "general_difference": difference([pair for pair in pairs if pair[0].general]),
+        "qa_difference": questions and questions.interval,
+        "general_difference": general and general.interval,
         "repeats": statistics.fmean(repeats),
         "repeats_interval": interval(means(resample(documents), repeats)),
         "repeats_bounds": both.repeats,
         "settings": changed,
     }
-
-
-def difference(pairs: Sequence[tuple[Result, Result]]) -> tuple[float, float] | None:
-    """The 95 % interval of the scores' difference, first minus second, over documents and questions."""
-    if not pairs:
-        return None
-    return interval(means(resample([first.context for first, _ in pairs]), [a.score - b.score for a, b in pairs]))
 
 
 def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:

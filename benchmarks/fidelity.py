@@ -89,10 +89,8 @@ def _ahead(ours: Answers, theirs: Answers, headline: Sequence[str]) -> dict[str,
         [result for results in parts.values() for result in results or [] if result.task in headline]
         for parts in (ours, theirs)
     )
-    if not (mine and others):
-        return {}
-    points, interval = difference(mine, others)
-    return {"lcc_ahead": points, "lcc_ahead_interval": interval}
+    found = difference(mine, others)
+    return {"lcc_ahead": found.points, "lcc_ahead_interval": found.interval} if found else {}
 
 
 def run(study: Study, units: Sequence[Unit], workers: int, write: Callable[[Answers], None]) -> None:

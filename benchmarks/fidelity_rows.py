@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from lcc.errors import InputError
 from lcc.evaluation import Line, Result, summarize
 from lcc.evaluation.summary import Interval
 from lcc.models.fiction import ASKED_WORDINGS, ATTRIBUTES
@@ -74,21 +73,25 @@ def settled(results: Sequence[Result]) -> list[str]:
     return [task for task, found in scores.items() if found and fmean(found) >= SETTLED]
 
 
-def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> tuple[float, Interval]:
-    """The score of ``ours`` minus that of ``theirs`` on what both were asked, with its paired 95 % interval.
+class Difference(NamedTuple):
+    """Points of the score, their paired 95 % interval, and the number of questions."""
 
-    Raises:
-        InputError: they have no question in common.
-    """
+    points: float
+    interval: Interval
+    questions: int
+
+
+def difference(ours: Sequence[Result], theirs: Sequence[Result]) -> Difference | None:
+    """The score of ``ours`` minus that of ``theirs`` on what both were asked; None if that is nothing."""
     left, right = ({(result.key, result.task): result for result in results} for results in (ours, theirs))
     both = [asked for asked in left if asked in right]
     if not both:
-        raise InputError("the two have no question in common")
+        return None
     paired = [
         replace(side[asked], method=name, task="") for name, side in (("", left), (BOUND, right)) for asked in both
     ]
     first, second = summarize(paired, BOUND)
-    return first.score - second.score, first.difference
+    return Difference(first.score - second.score, first.difference, len(both))
 
 
 def _tasks(results: Sequence[Result]) -> list[str]:

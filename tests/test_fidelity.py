@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 from benchmarks import fidelity, fidelity_paired, fidelity_rows, fidelity_search, fidelity_study, report
 from benchmarks.fidelity_peers import PEERS, presses
 from benchmarks.fidelity_peers.workbench import RATES
-from lcc.errors import DivergedError, InputError
+from lcc.errors import DivergedError
 from lcc.evaluation import Result
 from lcc.settings import make_settings
 
@@ -171,11 +171,10 @@ def test_differences_are_of_the_same_questions():
     """Where only the second question is common, whatever the order; and paired, so that equal answers have no width."""
     first = [result("a", "fiction easy", name, score) for name, score in (("x?", 1), ("y?", 0))]
     second = [result("b", "fiction easy", name, score) for name, score in (("y?", 1), ("z?", 1))]
-    assert fidelity_rows.difference(first, second) == (-1.0, (-1.0, -1.0))
+    assert fidelity_rows.difference(first, second) == (-1.0, (-1.0, -1.0), 1)
     unsure = [result("a", "fiction easy", f"{n}?", n % 2) for n in range(8)]
-    assert fidelity_rows.difference(unsure, unsure[::-1]) == (0.0, (0.0, 0.0))
-    with pytest.raises(InputError, match="no question in common"):
-        fidelity_rows.difference(first[:1], second)
+    assert fidelity_rows.difference(unsure, unsure[::-1]) == (0.0, (0.0, 0.0), 8)
+    assert fidelity_rows.difference(first[:1], second) is None
 
 
 def test_columns_that_are_not_there_or_not_one_are_refused(run, tmp_path, capsys):
