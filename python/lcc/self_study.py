@@ -92,9 +92,12 @@ class _Asking:
         Until none but known ones come, or twice none that ends.
         """
         most, silent = len(found) + wanted, False
+        # All rows ask the same: the request is read once, but for the token whose logits begin each question.
+        *read, last = self.chat.query_ids(request)
+        begun = read_text(self.model, read, seen)
         for _ in range(ASKING_ROUNDS * -(-wanted // ASKING_ROWS)):
             before = len(found)
-            asked = [question for question in self._sample(seen, [request] * ASKING_ROWS) if question]
+            asked = [question for question in self._sample(begun, [[last]] * ASKING_ROWS) if question]
             for question in asked:
                 if len(found) < most:
                     found.setdefault(question)
@@ -112,21 +115,14 @@ class _Asking:
         longer: dict[Query, None] = {}
         for start in range(0, len(answered), ASKING_ROWS):
             rows = answered[start : start + ASKING_ROWS]
-            asked = self._sample(seen, [(*turns, ASK_FOLLOW_UP) for turns in rows])
+            asked = self._sample(seen, [self.chat.query_ids((*turns, ASK_FOLLOW_UP)) for turns in rows])
             longer |= {(*turns, question): None for turns, question in zip(rows, asked, strict=True) if question}
         return list(longer)
 
-    def _sample(self, seen: KV, requests: Sequence[Query]) -> list[str]:
-        """A question for each request; empty if it did not end in time."""
-        longest = self.settings.max_response_tokens
-        sampled = generate_responses(
-            self.model,
-            seen,
-            [self.chat.query_ids(request) for request in requests],
-            longest,
-            end=self.chat.end,
-            temperature=self.settings.self_study_temperature,
-        )
+    def _sample(self, seen: KV, requests: Sequence[Sequence[int]]) -> list[str]:
+        """A question for each request, which are tokens; empty if it did not end in time."""
+        longest, heat = self.settings.max_response_tokens, self.settings.self_study_temperature
+        sampled = generate_responses(self.model, seen, requests, longest, self.chat.end, heat)
         return [self._text(ids) if len(ids) < longest else "" for ids in sampled]
 
     def _text(self, ids: Sequence[int]) -> str:
