@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,9 +13,9 @@ from rich.progress import Progress
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from lcc.models import EMBEDDED, train
-from lcc.models.curriculum import Group, Stage
+from lcc.models.curriculum import Group, Stage, curriculum
 from lcc.models.fiction import ATTRIBUTES, UNKNOWN, Document, Fact, document, unanswerable
-from lcc.models.general import WORDS, general_query
+from lcc.models.general import general_query
 from lcc.models.packing import Exercise, Lesson, Packer
 from lcc.surrogate import REPEAT_REQUEST
 
@@ -23,6 +23,8 @@ RECALL_REQUEST = "Please repeat the text about the {attribute} of {name}."
 QUESTIONS, GENERAL, RECALLED = 12, 3, 4
 REPEAT_WEIGHT = 0.3
 SEED = 0
+# The curriculum's stages up to plain questions about documents: copying, then one, two and four attributes.
+LOOKING_UP = 4
 
 
 def value(fact: Fact) -> str:
@@ -79,33 +81,17 @@ class Spec:
         return LlamaForCausalLM(config)
 
     def stages(self, scale: float = 1.0) -> tuple[Stage, ...]:
-        """Copying, then one attribute, which needs the name, then documents; what is taught on gets these alone."""
+        """Documents, answered in the way of the mix; before them, from nothing, the embedded model's first stages."""
         mix = MIXES[self.mix]
-
-        def copying(rng: random.Random) -> list[Group]:
-            return [Group(1.0, [_copying_lesson(rng) for _ in range(24)])]
-
-        def one_attribute(rng: random.Random) -> list[Group]:
-            people = rng.randint(3, 6)
-            return [Group(1.0, [lesson(document(rng, people, 1, True), rng, mix, n % 4 == 0) for n in range(20)])]
 
         def documents(rng: random.Random) -> list[Group]:
             shape = rng.randint(3, 5), rng.randint(2, 4)
             drawn = [document(rng, *shape, rng.random() < 0.5) for _ in range(10)]
             return [Group(1.0, [lesson(doc, rng, mix, n % 2 == 0) for n, doc in enumerate(drawn)])]
 
-        if self.width is None:
-            return (Stage("documents", int(120 * scale), None, documents, rate=0.5),)
-        return (
-            Stage("copying", int(500 * scale), ("repeat", 0.95), copying),
-            Stage("one attribute", int(300 * scale), ("question", 0.95), one_attribute),
-            Stage("documents", int(320 * scale), None, documents),
-        )
-
-
-def _copying_lesson(rng: random.Random) -> Lesson:
-    text = " ".join(rng.choices(WORDS, k=rng.randint(12, 48)))
-    return Lesson(text, (Exercise(((REPEAT_REQUEST, text),), "repeat"),))
+        first = curriculum()[:LOOKING_UP] if self.width else ()
+        stages = *first, Stage("documents", 120, None, documents, rate=0.5)
+        return tuple(replace(stage, steps=int(stage.steps * scale)) for stage in stages)
 
 
 def lesson(doc: Document, rng: random.Random, mix: Mix, repeat: bool) -> Lesson:
