@@ -92,21 +92,22 @@ class Ablated(Reading):
     def reading(self, text: str) -> Iterator[tuple[Reader, float]]:
         """The trained buffer's reader, and the seconds of its training; the model is left as it came."""
         settings = self.settings
+        # Before there is a LoRA: the model's digest, by which samples are found, would cover that too.
+        samples = share(surrogate_of(self.plan, text), settings)
         context = build_context(self.model, self.tokenizer, text, settings.ratio, settings.max_response_tokens)
         with seeded(self.model, settings.seed), lora_compiler(self.model, context, settings) as compiler:
-            seconds = self._train(compiler, text)
+            seconds = self._train(compiler, text, samples)
             with torch.no_grad():
                 visible = compiler.visible(compiler.encode(), settings.keep_prefix)
             with compiler.active(self.lora_on):
                 yield Reader(self.model, context.chat, visible), seconds
 
-    def _train(self, compiler: Compiler, text: str) -> float:
+    def _train(self, compiler: Compiler, text: str, samples: Surrogate) -> float:
         """Bring the compiler to its trained state: from the folder, or now."""
         path = self.plan.folder / "states" / f"{digest([text, self.identity])}.safetensors"
         parameters = {"buffer": compiler.buffer} | {f"lora.{i}": each for i, each in enumerate(compiler.lora)}
         if not path.exists():
-            mine = share(surrogate_of(self.plan, text), self.settings)
-            optimization = Optimization(compiler, mine, self.settings, None)
+            optimization = Optimization(compiler, samples, self.settings, None)
             optimization.run(Reporter(False), self.settings.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, TRAINED, parameters, {"seconds": optimization.seconds})

@@ -67,6 +67,11 @@ def test_no_query_is_asked_in_the_end(tmp_path):
     }
 
 
+def test_trainings_of_any_lora_find_the_same_samples(run, work):
+    run("rank", streams="three streams", values=2)
+    assert len(list((work / "surrogates").iterdir())) == 1
+
+
 def test_a_training_takes_its_share_of_the_samples(work):
     plan = plan_in(work)
     whole = surrogate_of(plan, plan.texts[0])
