@@ -81,7 +81,7 @@ without width is widened by 3 / questions (the rule of three). *Worse* or *bette
 beyond zero, refuted where it excludes a difference of {MARGIN:.0%} in the claimed direction. *Same*: confirmed within
 {MARGIN:.0%} either way, refuted beyond it. *Hardly an answer*: confirmed where the interval of what is kept is below
 {FLOOR:.0%}, refuted above it. Everything else is open, and so is every claim of a loss where the base itself keeps less
-than {FLOOR:.0%} and of a gain where it keeps all but {MARGIN:.0%}."""
+than {FLOOR:.0%}, and of a gain that the interval leaves room for where the base has less than {MARGIN:.0%} to gain."""
 
 
 def read(path: Path) -> list[Row]:
@@ -91,11 +91,8 @@ def read(path: Path) -> list[Row]:
 
 def verdict(finding: Finding, row: Row, base: Row) -> str:
     """``confirmed``, ``refuted`` or ``open``, by the rule of the report."""
-    base_low, base_high = _bounds(base, finding.measure)
-    if finding.claim != "better" and base_high < FLOOR:
+    if finding.claim != "better" and _bounds(base, finding.measure)[1] < FLOOR:
         return "open: the base keeps next to nothing"
-    if finding.claim == "better" and base_low > 1 - MARGIN:
-        return "open: the base has nothing to gain"
     if finding.claim == "near zero":
         low, high = _bounds(row, finding.measure)
         return _decide(high < FLOOR, low >= FLOOR)
@@ -103,6 +100,8 @@ def verdict(finding: Finding, row: Row, base: Row) -> str:
     if finding.claim == "same":
         return _decide(low > -MARGIN and high < MARGIN, high < -MARGIN or low > MARGIN)
     if finding.claim == "better":
+        if low <= 0 < high and base[MEASURES[finding.measure][0]] > 1 - MARGIN:
+            return "open: the base has next to nothing to gain"
         return _decide(low > 0, high < MARGIN)
     return _decide(high < 0, low > -MARGIN)
 
