@@ -98,7 +98,9 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 def _abilities(axes: Axes, rows: Sequence[Row]) -> None:
     for number, row in enumerate(rows):
         places = [place + 0.8 * number / len(rows) for place in range(len(ABILITIES))]
-        axes.bar(places, [row["scores"][title] for title in ABILITIES], 0.8 / len(rows), align="edge", label=row["run"])
+        axes.bar(
+            places, [row["scores"][title] for title in ABILITIES], 0.8 / len(rows), align="edge", **_style(row["run"])
+        )
     _name(axes, ABILITIES)
     axes.set(title="embedded model: values found")
     axes.legend(**BELOW)
@@ -110,7 +112,7 @@ def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
         points = [(share, value) for share, value in known if value is not None]
         axes.plot([share for share, _ in points], [value for _, value in points], "o-", label=title)
     axes.set(title="questions", xlabel="share of the facts that compile asks about")
-    axes.legend(fontsize="small")
+    axes.legend(**BELOW)
 
 
 def _models(axes: Axes, rows: Sequence[Row]) -> None:
@@ -121,12 +123,18 @@ def _models(axes: Axes, rows: Sequence[Row]) -> None:
     for number, run in enumerate(runs):
         kept = {name: right[name, run] / (right[name, "full text"] or 1) for name in names if (name, run) in right}
         places = [place + 0.8 * number / len(runs) for place, name in enumerate(names) if name in kept]
-        axes.bar(places, kept.values(), 0.8 / len(runs), align="edge", label=run)
+        axes.bar(places, kept.values(), 0.8 / len(runs), align="edge", **_style(run))
     _name(axes, names)
     axes.set(title="questions kept, of the full text's")
     axes.legend(**BELOW)
 
 
+def _style(run: str) -> dict[str, str]:
+    """A memory's name, and its color in every panel."""
+    return {"label": run, "color": f"C{SHOWN.index(run)}"}
+
+
 def _name(axes: Axes, names: Sequence[str]) -> None:
-    """Names under the groups of bars, a line a word."""
-    axes.set_xticks([place + 0.4 for place in range(len(names))], [name.replace(" ", "\n") for name in names])
+    """Names under the groups of bars, a line a word, and one for a size."""
+    lines = [name.replace(" x ", "\u00d7").replace(" ", "\n") for name in names]
+    axes.set_xticks([place + 0.4 for place in range(len(names))], lines)
