@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -34,12 +34,18 @@ def prepare(plan: Plan, text: str) -> None:
     surrogate_of(plan, text)
 
 
+@cache
+def loaded_model() -> dict[str, str]:
+    """The digests of model and tokenizer as they were loaded: while a LoRA is on the model, they would cover it."""
+    return fingerprint(*load())
+
+
 def surrogate_of(plan: Plan, text: str) -> Surrogate:
     """The document's samples, as many as any point takes: from the folder, or made now."""
     model, tokenizer = load()
     settings = plan.settings("three streams", {"general_queries": plan.most_queries})
     context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
-    compilation = identity(settings, context.sha256, fingerprint(model, tokenizer), plan.queries)
+    compilation = identity(settings, context.sha256, loaded_model(), plan.queries)
     store = Checkpoint.shared(plan.folder / "surrogates", compilation)
     stored = store.load_surrogate(model.device)
     if stored is not None:
@@ -70,7 +76,7 @@ class Ablated(Reading):
     def identity(self) -> dict[str, Any]:
         """The model's and tokenizer's digests, the settings and the queries."""
         asked = {"settings": asdict(self.settings), "queries": digest(self.plan.queries)}
-        return fingerprint(self.model, self.tokenizer) | asked
+        return loaded_model() | asked
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
         """Answer from the buffer.
@@ -92,21 +98,20 @@ class Ablated(Reading):
     def reading(self, text: str) -> Iterator[tuple[Reader, float]]:
         """The trained buffer's reader, and the seconds of its training; the model is left as it came."""
         settings = self.settings
-        # Before there is a LoRA: the model's digest, by which samples are found, would cover that too.
-        samples = share(surrogate_of(self.plan, text), settings)
         context = build_context(self.model, self.tokenizer, text, settings.ratio, settings.max_response_tokens)
         with seeded(self.model, settings.seed), lora_compiler(self.model, context, settings) as compiler:
-            seconds = self._train(compiler, text, samples)
+            seconds = self._train(compiler, text)
             with torch.no_grad():
                 visible = compiler.visible(compiler.encode(), settings.keep_prefix)
             with compiler.active(self.lora_on):
                 yield Reader(self.model, context.chat, visible), seconds
 
-    def _train(self, compiler: Compiler, text: str, samples: Surrogate) -> float:
+    def _train(self, compiler: Compiler, text: str) -> float:
         """Bring the compiler to its trained state: from the folder, or now."""
         path = self.plan.folder / "states" / f"{digest([text, self.identity])}.safetensors"
         parameters = {"buffer": compiler.buffer} | {f"lora.{i}": each for i, each in enumerate(compiler.lora)}
         if not path.exists():
+            samples = share(surrogate_of(self.plan, text), self.settings)
             optimization = Optimization(compiler, samples, self.settings, None)
             optimization.run(Reporter(False), self.settings.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
