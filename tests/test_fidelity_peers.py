@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -20,7 +22,10 @@ from lcc.encode import lora_model, read_text
 from lcc.errors import InputError, MismatchError
 from lcc.evaluation import Example
 from lcc.kv import KV
+from lcc.objective import step_loss
 from lcc.settings import make_settings
+from lcc.surrogate import Sample
+from tests.conftest import tiny_model
 
 WRITERS = {"direct_kv": (direct_kv, DirectKV), "memory_embeddings": (memory_embeddings, MemoryEmbeddings)}
 
@@ -76,7 +81,7 @@ def test_memory_embeddings_start_as_tokens_spread_over_the_text(llama, context):
 def test_writers_are_compiled_into_memories(name, llama, tokenizer, text, fast, tmp_path):
     factory, _ = WRITERS[name]
     before = state(llama)
-    rate = {"learning_rate": 0.05, "engine": "reference", "patience": 0}
+    rate = {"learning_rate": 0.05, "patience": 0}
     memory = lcc.compile(llama, tokenizer, text, writer=factory, checkpoint=tmp_path / "c", **fast | rate)
     assert_untouched(llama, before)
     start = lcc.compile(llama, tokenizer, text, writer=factory, **fast | rate | {"learning_rate": 1e-9})
@@ -88,13 +93,35 @@ def test_writers_are_compiled_into_memories(name, llama, tokenizer, text, fast, 
     assert len(attach(llama, loaded).read()) == len(loaded.prefix_ids) + loaded.buffer_tokens
 
 
-def test_the_packed_engine_refuses_other_writers(llama, tokenizer, text, fast):
-    with pytest.raises(InputError, match="engine='reference'"):
-        lcc.compile(llama, tokenizer, text, writer=direct_kv, **fast)
+@pytest.mark.parametrize("variant", [{}, {"keep_prefix": False}, {"gradient_checkpointing": True}], ids=str)
+@pytest.mark.parametrize("make", [DirectKV, MemoryEmbeddings, Adapter])
+def test_every_writer_has_one_gradient_with_both_engines(make, variant, context):
+    model = tiny_model("llama", torch.float64)
+    settings = make_settings(coupled=make is Adapter, **variant)
+    asked = [Sample("general", "a", (5, 6, 7), (8, 9)), Sample("self_study", "b", (5,), (6, 7, 8, 9, 10))]
+    samples = [replace(s, teacher_hidden=torch.randn(len(s.response_ids), 48, dtype=torch.float64)) for s in asked]
+    with lora_model(model, settings) as layers:
+        writer = make(model, context, layers) if make is Adapter else make(model, context)
+        parameters = [parameter for group in writer.parameter_groups(settings) for parameter in group["params"]]
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        reference = replace(settings, engine="reference", gradient_checkpointing="auto")
+        losses = [step_loss(writer, samples, way) for way in (settings, reference)]
+        torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=0)
+        both = [torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in losses]
+    assert both[0][0].any()
+    for one, other in zip(*both, strict=True):
+        assert (one - other).norm() <= 1e-9 * other.norm()
+
+
+def test_a_writer_that_reads_no_text_refuses_chunks(llama, tokenizer, text, fast):
+    with pytest.raises(InputError, match="DirectKV reads no text in chunks"):
+        lcc.compile(llama, tokenizer, text, writer=direct_kv, encode_chunk=64, **fast)
 
 
 def test_a_checkpoint_of_another_writer_is_refused(llama, tokenizer, text, fast, tmp_path):
-    job = fast | {"engine": "reference", "checkpoint": tmp_path / "c", "keep_checkpoint": True}
+    job = fast | {"checkpoint": tmp_path / "c", "keep_checkpoint": True}
     lcc.compile(llama, tokenizer, text, writer=direct_kv, **job)
     with pytest.raises(MismatchError, match="writer"):
         lcc.compile(llama, tokenizer, text, writer=memory_embeddings, **job)

@@ -50,7 +50,7 @@ class AdapterMethod(PeerMethod):
         # Of the plain model: an adapter changes it.
         self.fingerprint = fingerprint(bench.model, bench.tokenizer)
         # The LoRA is on for queries and responses, and what they see is all in ``Adapter.encode``.
-        self.settings = replace(bench.trained(options), engine="reference", coupled=True, keep_prefix=False)
+        self.settings = replace(bench.trained(options), coupled=True, keep_prefix=False)
 
     @abstractmethod
     def train(self, adapter: Adapter) -> Trained:

@@ -31,12 +31,11 @@ def compiled_with(writer: WriterFactory) -> Callable[[str, Workbench, Options], 
     """Builds the method whose memories ``writer`` writes."""
 
     def build(name: str, bench: Workbench, options: Options) -> CompiledMemory:
-        engine = {} if writer is lora_compiler else {"engine": "reference"}
         return CompiledMemory(
             bench.model,
             bench.tokenizer,
             bench.folder / "memories",
-            bench.trained(options | engine),
+            bench.trained(options),
             name=name,
             writer=writer,
             surrogates=bench.surrogates,

@@ -74,7 +74,7 @@ def compile(
         progress: show a progress bar on stderr, or the reporter to show it with.
         distributed: share each step's samples among the processes of torch.distributed's default group, which all make
             this very call; each gets the memory, rank 0 alone writes the checkpoint.
-        writer: what is trained to write the buffer's K and V; LCC's LoRA, or another with ``engine="reference"``.
+        writer: what is trained to write the buffer's K and V; LCC's LoRA, or another ``lcc.encode.Writer``.
         certify: measure the memory beside the full text and nothing, and write that into it: ``memory.certificate``.
         questions: to measure it on, see ``lcc.certificate.read_questions``; by default those that the model asked
             itself and that were held out.

@@ -28,10 +28,12 @@ class Writer(ABC):
 
     Attributes:
         prefix: K and V of P, rotated, as the frozen model reads it.
+        packed: runs packed rows through the model.
     """
 
     def __init__(self, model: PreTrainedModel, context: Context):
         self.model, self.context = model, context
+        self.packed = PackedDecoder(model)
         with torch.no_grad():
             self.prefix = read_text(model, context.prefix_ids)
 
@@ -99,7 +101,6 @@ class Compiler(LoraWriter):
         embeddings = model.get_input_embeddings().weight
         mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
-        self.packed = PackedDecoder(model)
         with torch.no_grad():
             ids = torch.tensor([context.context_ids], device=embeddings.device)
             self._context_embeddings = model.get_input_embeddings()(ids)
@@ -137,10 +138,11 @@ class Compiler(LoraWriter):
         return buffer.unrotated(self.model, start + len(self.context.context_ids))
 
     def encode_in_chunks(self, tokens: int) -> KV:
-        """K and V of B, keys rotated, the text read ``tokens`` at a time (see ``chunked``); ``encode``'s gradient."""
+        """``encode``, the text read ``tokens`` at a time (see ``chunked``); the same gradient."""
         embeddings, text = self.encode_embeddings(), len(self.context.context_ids)
         chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
-        return read_in_chunks(self.model, chunks, self.prefix, self.active)
+        buffer = read_in_chunks(self.model, chunks, self.prefix, self.active)
+        return buffer.unrotated(self.model, len(self.prefix) + text)
 
 
 @contextmanager

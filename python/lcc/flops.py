@@ -46,10 +46,11 @@ def step_flops(
 ) -> StepFlops:
     """Operations of a packed step over [P | C | B | P' | segments].
 
-    P and P' are known and do not run; of C and B the last layer runs B alone, unless they are encoded in chunks.
+    P and P' are known and do not run; of C and B the last layer runs B alone, unless they are encoded in chunks, and
+    its MLP runs on supervised tokens alone, unless layers are compiled.
     Projections have two products a row (output, gradient to the input), the LoRA three (gradient to its weights too),
     attention two forward and five backward, the head three. What the backward computes again is a forward without each
-    layer's last projection.
+    layer's last projection, but for the last layer's where its rows are chosen.
 
     Args:
         model: plain, no LoRA in it.
@@ -58,15 +59,9 @@ def step_flops(
         supervised: tokens of all samples whose prediction is trained.
     """
     layers = decoder(model).layers
-    linears = [
-        (name.rpartition(".")[2], module.in_features, module.out_features)
-        for name, module in layers[0].named_modules()
-        if isinstance(module, torch.nn.Linear)
-    ]
     targets = settings.targets or attention_projections(model)
-    width = sum(inputs * outputs for _, inputs, outputs in linears)
-    inner = width - linears[-1][1] * linears[-1][2]
-    ranks = settings.rank * sum(inputs + outputs for name, inputs, outputs in linears if name in targets)
+    whole = _Linears.of(layers[0], targets)
+    mlp = _Linears.of(getattr(layers[0], "mlp", torch.nn.Identity()), targets)
     config, copied = model.config, prefix if settings.keep_prefix else 0
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = config.num_attention_heads * head_dim
@@ -77,9 +72,44 @@ def step_flops(
     read_pairs = sum(rows * prefix + rows * (rows + 1) // 2 for rows in reads)
     asked_again = int(settings.gradient_checkpointing is True)
     read_again = int(chunked or asked_again)
+    chosen = not settings.torch_compile
+    unread = (0 if chunked else buffer) * chosen, (sum(segments) - supervised) * chosen
+    down = mlp.weights - mlp.inner
+
+    def frozen(linears: _Linears, read: int, asked: int) -> int:
+        return 4 * linears.weights * (read + asked) + 2 * linears.inner * (read_again * read + asked_again * asked)
+
+    def trained(linears: _Linears, read: int, asked: int) -> int:
+        rows = (3 + read_again) * read + (3 + asked_again) * asked * settings.coupled
+        return 2 * settings.rank * linears.adapted * rows
+
     return StepFlops(
-        projections=4 * width * (sum(reads) + asked) + 2 * inner * (read_again * sum(reads) + asked_again * asked),
-        adapter=2 * ranks * ((3 + read_again) * sum(reads) + (3 + asked_again) * asked * settings.coupled),
+        projections=frozen(whole, sum(reads), asked)
+        - frozen(mlp, *unread)
+        + 2 * down * supervised * asked_again * chosen,
+        adapter=trained(whole, sum(reads), asked) - trained(mlp, *unread),
         attention=2 * heads * ((7 + 2 * read_again) * read_pairs + (7 + 2 * asked_again) * asked_pairs),
         head=6 * config.vocab_size * config.hidden_size * supervised,
     )
+
+
+@dataclass(frozen=True)
+class _Linears:
+    """The linear layers of a module.
+
+    Attributes:
+        weights: of all.
+        inner: of all but the last.
+        adapted: inputs and outputs of those with a LoRA.
+    """
+
+    weights: int
+    inner: int
+    adapted: int
+
+    @classmethod
+    def of(cls, module: torch.nn.Module, targets: Sequence[str]) -> _Linears:
+        named = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.Linear)]
+        sizes = [part.in_features * part.out_features for _, part in named]
+        adapted = [part for name, part in named if name.rpartition(".")[2] in targets]
+        return cls(sum(sizes), sum(sizes[:-1]), sum(part.in_features + part.out_features for part in adapted))

@@ -6,7 +6,7 @@ Importing this file makes ``lcc_bottleneck`` a transformers attention implementa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ import lcc_kernels as lk
 
 from .attention import attending, refuse_variants
 from .kv import KV, decoder
+from .last_mlp import mlp_on
 
 NAME = "lcc_bottleneck"
 
@@ -109,17 +110,27 @@ class PackedRow:
         given: (rows that run before it, K and V, rotated) of the rows that do not run, in row order.
         adapted: how many of the rows that run, from the first, the LoRA acts on; None for all.
         skipped: rows of the layer before that this one does not run, from its first.
+        read: which of the rows that run anyone reads the output of, (rows,) int64; None for all. Its MLP runs on no
+            other.
     """
 
     layout: lk.BottleneckLayout
     given: tuple[tuple[int, KV], ...] = ()
     adapted: int | None = 0
     skipped: int = 0
+    read: torch.Tensor | None = None
 
     @property
     def running(self) -> int:
         """How many rows run."""
         return self.layout.total - sum(len(kv) for _, kv in self.given)
+
+    @property
+    def adapted_read(self) -> int | None:
+        """How many of the rows that are read, from the first, the LoRA acts on; None for all."""
+        if self.adapted is None or self.read is None:
+            return self.adapted
+        return int((self.read < self.adapted).sum())
 
     def options(self, layer: int) -> dict[str, Any]:
         """What ``packed_attention`` takes in ``layer``."""
@@ -168,7 +179,7 @@ class PackedDecoder:
         _check(embeddings.shape[1], rows)
         layers = decoder(self.model)
         runs = [
-            partial(self._run, _compiled(layer) if compiled else layer.forward, row, number, checkpointing)
+            partial(self._run, layer, _compiled(layer) if compiled else layer.forward, row, number, checkpointing)
             for number, (layer, row) in enumerate(zip(layers.layers, rows, strict=True))
         ]
         with attending(layers, NAME), running(layers.layers, runs):
@@ -176,6 +187,7 @@ class PackedDecoder:
 
     def _run(
         self,
+        layer: torch.nn.Module,
         forward: Callable[..., torch.Tensor],
         row: PackedRow,
         number: int,
@@ -190,12 +202,18 @@ class PackedDecoder:
         options |= row.options(number)
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            with attending(decoder(self.model), NAME), self._adapting(row.adapted):
+            with attending(decoder(self.model), NAME), self._adapting(row.adapted), self._reading(layer, row):
                 return forward(hidden[:, row.skipped :], position_embeddings=(cos, sin), **options)
 
         if checkpointing and torch.is_grad_enabled():
             return checkpoint(run, hidden, use_reentrant=False, preserve_rng_state=False)
         return run(hidden)
+
+    def _reading(self, layer: torch.nn.Module, row: PackedRow) -> AbstractContextManager:
+        """Keeps the MLP to the rows that are read."""
+        if row.read is None:
+            return nullcontext()
+        return mlp_on(layer, row.read, partial(self._adapting, row.adapted_read))
 
     @contextmanager
     def _adapting(self, rows: int | None) -> Iterator[None]:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 import lcc_kernels as lk
 
 from .control_groups import group_bytes
-from .encode import Writer, lora_model
+from .encode import Compiler, Writer, lora_model
 from .packed import PackedDecoder, PackedRow
 from .settings import CompileSettings
 
@@ -87,14 +87,16 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
 def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
     """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
 
-    The reference engine knows neither.
+    The reference engine knows neither; a writer other than LCC's has no text to read in chunks.
 
     Args:
         answers: rows of all samples of a step.
         free: bytes, as ``available_bytes`` says; None settles for the fastest.
     """
     context = writer.context
-    layout = lk.BottleneckLayout(len(writer.prefix), len(context.context_ids), context.buffer, (answers,))
+    reads = isinstance(writer, Compiler)
+    text = len(context.context_ids) if reads else 0
+    layout = lk.BottleneckLayout(len(writer.prefix), text, context.buffer, (answers,))
     checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
 
     def settled(on: bool, size: int) -> CompileSettings:
@@ -106,7 +108,7 @@ def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | Non
 
     if free is None or settings.engine == "reference" or "auto" not in (checkpointing, chunk):
         return settled(False, 0)
-    tries = [settled(False, 0), settled(True, 0), settled(True, CHUNK)]
+    tries = [settled(False, 0), settled(True, 0), *[settled(True, CHUNK)] * reads]
     fitting = (found for found in tries if step_memory(writer.model, layout, found).total <= HEADROOM * free)
     return next(fitting, tries[-1])
 

@@ -1,13 +1,15 @@
 """The student: the frozen model answering from B alone, each sample's response predicted (LCC section 3.2).
 
 ``packed`` runs one row [P | C | B | P' | sample | sample | ...] a step, the K and V of P and P' being known; of C and
-B, the last layer runs B alone, whose K and V the samples read. ``reference`` runs [P | C | B], then the samples over a
-cache. They are the same function (identities 1, 6 and 7).
+B, the last layer runs B alone, whose K and V the samples read. After a chunked encode, or that of a writer other than
+LCC's, it runs the samples alone, in one row too. ``reference`` runs [P | C | B], then the samples over a cache. They
+are the same function (identities 1, 6 and 7).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -27,12 +29,10 @@ def student_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileS
     Differentiable in what the writer trains.
 
     Raises:
-        InputError: ``engine="packed"`` with a writer other than LCC's.
+        InputError: ``encode_chunk`` is a number, and the writer is not LCC's.
     """
     if settings.engine == "reference":
         return reference_hidden(writer, samples, settings)
-    if not isinstance(writer, Compiler):
-        raise InputError(f"engine is packed, which {type(writer).__name__} cannot run: take engine='reference'")
     return packed_hidden(writer, samples, settings)
 
 
@@ -48,30 +48,43 @@ def reference_hidden(writer: Writer, samples: Sequence[Sample], settings: Compil
     return torch.cat([found[index] for index in range(len(samples))])
 
 
-def packed_hidden(compiler: Compiler, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
-    """``student_hidden`` in one pass that runs C, B and the samples, or after a chunked encode the samples alone."""
+def packed_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> torch.Tensor:
+    """``student_hidden`` in one pass that runs C, B and the samples, or after an encode the samples alone."""
     ids = [token for sample in samples for token in sample.input_ids]
-    own = compiler.model.get_input_embeddings()(torch.tensor([ids], device=compiler.model.device))
+    own = writer.model.get_input_embeddings()(torch.tensor([ids], device=writer.model.device))
     segments = tuple(len(sample.input_ids) for sample in samples)
-    behind = len(compiler.prefix) + len(compiler.context.context_ids) + compiler.context.buffer
-    positions = torch.cat([behind + torch.arange(length) for length in segments])
-    if settings.encode_chunk not in (0, "auto"):
-        buffer = compiler.encode_in_chunks(int(settings.encode_chunk))
-        rows = [_samples_alone(compiler, segments, settings, buffer)] * compiler.model.config.num_hidden_layers
-        embeddings = own
+    before = torch.empty(1, 0, own.shape[2], dtype=own.dtype, device=own.device)
+    if isinstance(writer, Compiler) and settings.encode_chunk in (0, "auto"):
+        before, rows = writer.encode_embeddings(), _rows(writer, segments, settings)
+        first = len(writer.prefix)
     else:
-        rows = _rows(compiler, segments, settings)
-        embeddings = torch.cat((compiler.encode_embeddings(), own), 1)
-        positions = torch.cat((torch.arange(len(compiler.prefix), behind), positions))
-    hidden = compiler.packed(
-        embeddings,
-        positions.to(embeddings.device),
+        visible = writer.visible(_encoded(writer, settings), settings.keep_prefix)
+        rows = [_samples_alone(visible, segments, settings)] * writer.model.config.num_hidden_layers
+        first = len(visible)
+    behind = first + before.shape[1]
+    positions = torch.cat([torch.arange(first, behind), *(behind + torch.arange(length) for length in segments)])
+    # The samples are the last layer's last rows. A compiled layer would be compiled again for every choice of rows.
+    read = (rows[-1].running - own.shape[1] + supervised_rows(samples)).to(own.device)
+    if not settings.torch_compile:
+        rows[-1] = replace(rows[-1], read=read)
+    hidden = writer.packed(
+        torch.cat((before, own), 1),
+        positions.to(own.device),
         rows,
         checkpointing=settings.gradient_checkpointing is True,
         compiled=settings.torch_compile,
     )
-    first = hidden.shape[1] - own.shape[1]
-    return hidden[0, first + supervised_rows(samples).to(hidden.device)]
+    return hidden[0, read]
+
+
+def _encoded(writer: Writer, settings: CompileSettings) -> KV:
+    """K and V of B, keys unrotated."""
+    if settings.encode_chunk in (0, "auto"):
+        return writer.encode()
+    if not isinstance(writer, Compiler):
+        name = type(writer).__name__
+        raise InputError(f"encode_chunk is {settings.encode_chunk}, and {name} reads no text in chunks: leave it out")
+    return writer.encode_in_chunks(int(settings.encode_chunk))
 
 
 def _rows(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings) -> list[PackedRow]:
@@ -88,11 +101,10 @@ def _rows(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettin
     return [row(0)] * (compiler.model.config.num_hidden_layers - 1) + [row(text)]
 
 
-def _samples_alone(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings, buffer: KV) -> PackedRow:
-    """The packed row in which only samples run, after a B that is known."""
-    layout = lk.BottleneckLayout(len(compiler.prefix), 0, len(buffer), segments, settings.keep_prefix)
-    given = [compiler.prefix, buffer] + [compiler.copied_prefix] * settings.keep_prefix
-    return PackedRow(layout, tuple((0, kv) for kv in given), None if settings.coupled else 0)
+def _samples_alone(visible: KV, segments: tuple[int, ...], settings: CompileSettings) -> PackedRow:
+    """The packed row in which only samples run, after K and V that are known."""
+    layout = lk.BottleneckLayout(0, 0, len(visible), segments, False)
+    return PackedRow(layout, ((0, visible),), None if settings.coupled else 0)
 
 
 def supervised_rows(samples: Sequence[Sample]) -> torch.Tensor:

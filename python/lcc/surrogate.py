@@ -20,6 +20,7 @@ from .context import Context
 from .errors import InputError
 from .generate import batch_rows, greedy_responses
 from .kv import KV, decoder
+from .last_mlp import mlp_on
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
 from .teacher_states import TeacherStates
@@ -162,15 +163,17 @@ def response_hidden(model: PreTrainedModel, visible: KV, samples: Sequence[Sampl
     ids = [[*sample.input_ids, *[0] * (length - len(sample.input_ids))] for sample in samples]
     # Padding stands on the right of every token that is read: causality alone keeps it out of sight.
     positions = torch.arange(len(visible), len(visible) + length, device=model.device)
-    hidden = decoder(model)(
-        input_ids=torch.tensor(ids, device=model.device),
-        position_ids=positions[None],
-        past_key_values=visible.cache(),
-    ).last_hidden_state
     chosen = torch.zeros(len(samples), length, dtype=torch.bool)
     for row, sample in enumerate(samples):
         chosen[row, len(sample.query_ids) - 1 : len(sample.input_ids)] = True
-    return hidden[chosen.to(hidden.device)]
+    read = chosen.flatten().nonzero()[:, 0].to(model.device)
+    with mlp_on(decoder(model).layers[-1], read):
+        hidden = decoder(model)(
+            input_ids=torch.tensor(ids, device=model.device),
+            position_ids=positions[None],
+            past_key_values=visible.cache(),
+        ).last_hidden_state
+    return hidden.flatten(0, 1)[read]
 
 
 def _hold_out(samples: Sequence[Sample], share: float) -> list[Sample]:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lcc_kernels as lk
 from lcc.encode import read_text
+from lcc.last_mlp import mlp_on
 from lcc.packed import PackedDecoder, PackedRow, packed_attention
 from tests.conftest import TINY, tiny_model
 
@@ -156,3 +157,19 @@ def test_a_layer_is_one_graph_for_all_lengths_and_layers(monkeypatch):
     embeddings, positions = torch.cat((embeddings, embeddings[:, :3]), 1), torch.cat((positions, positions[-3:] + 9))
     gradients(packed, lora, [longer] * 3, embeddings, positions, compiled=True)
     assert len(graphs) == traced
+
+
+def test_the_mlp_runs_on_chosen_rows_alone_and_is_itself_afterwards(llama):
+    layer = llama.model.layers[-1]
+    hidden, rows = torch.randn(2, 5, llama.config.hidden_size), torch.tensor([1, 7, 8])
+    whole, seen = layer.mlp(hidden), []
+    handle = layer.mlp.down_proj.register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1].numel()))
+    with mlp_on(layer, rows):
+        chosen = layer.mlp(hidden)
+    handle.remove()
+    assert seen == [3]
+    torch.testing.assert_close(chosen.flatten(0, 1)[rows], whole.flatten(0, 1)[rows])
+    assert chosen.flatten(0, 1).any(1).nonzero()[:, 0].tolist() == rows.tolist()
+    assert torch.equal(layer.mlp(hidden), whole)
+    with mlp_on(torch.nn.Identity(), rows):
+        pass
