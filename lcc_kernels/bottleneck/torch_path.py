@@ -17,6 +17,7 @@ from .layout import shared_reads
 from .plain import attend, attend_backward, merge
 
 LONG_SPAN = 512  # rows from which a call of its own costs less than a gathered copy
+PADDING = 128  # rows that cost less than a batch of their own
 SMALL_COPY = 2**20  # elements of queries gathered at once whatever the number of threads: 4 MB in float32
 
 
@@ -165,9 +166,16 @@ def _head_slices(queries: torch.Tensor) -> list[tuple[slice, slice]]:
 
 
 def _batches(spans: list[tuple[int, int]], device: torch.device) -> list[_Batch]:
-    """Batches of short spans (start, length), padded by a quarter at most."""
+    """Batches of short spans (start, length): padded by a quarter at most, or by few rows in all."""
     alike: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for start, length in spans:
         quarter = 1 << max(0, length.bit_length() - 3)
         alike[-(-length // quarter) * quarter].append((start, length))
-    return [_Batch(members, device) for members in alike.values()]
+    batches: list[list[tuple[int, int]]] = []
+    for _, members in sorted(alike.items()):
+        longest = max(length for _, length in members)
+        if batches and sum(longest - length for _, length in batches[-1]) <= PADDING:
+            batches[-1] += members
+        else:
+            batches.append(members)
+    return [_Batch(members, device) for members in batches]
