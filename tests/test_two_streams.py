@@ -114,3 +114,11 @@ def test_a_table_line_is_a_mean_over_documents(tmp_path):
     assert table(rows).splitlines()[-1].startswith("| m | 1.00 M | two streams | 2 | 50% |")
     plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists()
+
+
+def test_a_seed_draws_other_first_weights_under_another_name(tokenizer):
+    one, other = (Spec("values", 32, 2, seed=seed) for seed in (0, 1))
+    assert (one.name, other.name) == ("values, 32 x 2", "values, 32 x 2, seed 1")
+    first, second, again = (spec.untaught(tokenizer).model.embed_tokens.weight for spec in (one, other, one))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)

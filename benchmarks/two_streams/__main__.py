@@ -38,10 +38,11 @@ FULL_TEXT, NO_TEXT = "full text", "no text"
 TWO, SENTENCES, ALL = "two streams", "and sentences", "and questions, all facts"
 PAPER = "two streams, the paper's rate and steps"
 EMBEDDED_NAME = "embedded"
-# In the order in which they are measured: the mixes, then the sizes.
+# In the order in which they are measured: the mixes, the sizes, and two sizes from another seed.
 SPECS = (
     *(Spec(mix) for mix in MIXES),
     *(Spec("values", width, layers) for width, layers in ((128, 2), (128, 4), (64, 4), (192, 4), (128, 6))),
+    *(Spec("values", 128, layers, seed=1) for layers in (2, 4)),
 )
 SMOKE_SPECS, SMOKE_SCALE, SMOKE_STEPS = (Spec("own words", width=32, layers=2),), 0.01, 2
 

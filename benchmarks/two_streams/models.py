@@ -22,7 +22,6 @@ from lcc.surrogate import REPEAT_REQUEST
 RECALL_REQUEST = "Please repeat the text about the {attribute} of {name}."
 QUESTIONS, GENERAL, RECALLED = 12, 3, 4
 REPEAT_WEIGHT = 0.3
-SEED = 0
 # The curriculum's stages up to plain questions about documents: copying, then one, two and four attributes.
 LOOKING_UP = 4
 
@@ -60,15 +59,21 @@ MIXES = {
 
 @dataclass(frozen=True)
 class Spec:
-    """A model to train: the embedded one taught on, or with a size one of its own from nothing."""
+    """A model to train: the embedded one taught on, or with a size one of its own from nothing.
+
+    Attributes:
+        seed: of the first weights and of the lessons.
+    """
 
     mix: str
     width: int | None = None
     layers: int | None = None
+    seed: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.mix}, {self.width} x {self.layers}" if self.width else f"embedded, then {self.mix}"
+        taught = f"{self.mix}, {self.width} x {self.layers}" if self.width else f"embedded, then {self.mix}"
+        return f"{taught}, seed {self.seed}" if self.seed else taught
 
     def untaught(self, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         """The model before any stage; heads are the embedded model's in every size, and with them a token's K and V."""
@@ -77,7 +82,7 @@ class Spec:
         config = train.build_model(tokenizer).config
         size = {"hidden_size": self.width, "intermediate_size": 3 * self.width, "num_hidden_layers": self.layers}
         config.update(size)
-        torch.manual_seed(SEED)
+        torch.manual_seed(self.seed)
         return LlamaForCausalLM(config)
 
     def stages(self, scale: float = 1.0) -> tuple[Stage, ...]:
@@ -119,7 +124,7 @@ def trained(spec: Spec, tokenizer: PreTrainedTokenizerBase, work: Path, scale: f
             if not folder.exists():
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 state = folder.with_name("unfinished.safetensors")
-                rows = train.StageRun(model, packer, stage, SEED, state).run(progress)
+                rows = train.StageRun(model, packer, stage, spec.seed, state).run(progress)
                 _finish(model, folder, rows)
                 state.unlink(missing_ok=True)
             model = LlamaForCausalLM.from_pretrained(folder)

@@ -103,7 +103,8 @@ def _abilities(axes: Axes, rows: Sequence[Row]) -> None:
         )
     _name(axes, ABILITIES)
     axes.set(title="embedded model: values found")
-    axes.legend(**BELOW)
+    if rows:
+        axes.legend(**BELOW)
 
 
 def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
