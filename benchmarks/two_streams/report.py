@@ -80,10 +80,11 @@ def _cell(value: float | None, form: str) -> str:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """What the embedded model can do with each memory, what questions about a few facts do for the rest, all models."""
-    found = means(rows)
-    embedded, others = ([row for row in found if (row["mix"] == "embedded") == mine] for mine in (True, False))
-    figure = Figure(figsize=(15 if others else 10, 4.5), layout="constrained")
-    axes = figure.subplots(1, 3 if others else 2, width_ratios=(4, 2, 4) if others else (4, 2))
+    embedded = means(row for row in rows if row["mix"] == "embedded")
+    others = [row for row in rows if row["mix"] != "embedded"]
+    widths = [5.5, 3.0] + [0.8 * len({row["model"] for row in others})] * bool(others)
+    figure = Figure(figsize=(sum(widths) + 1, 4.5), layout="constrained")
+    axes = figure.subplots(1, len(widths), width_ratios=widths)
     _abilities(axes[0], [row for row in embedded if row["run"] in SHOWN])
     _shares(axes[1], {row["run"]: row["scores"] for row in embedded})
     if others:
@@ -117,17 +118,23 @@ def _shares(axes: Axes, scores: dict[str, dict[str, float | None]]) -> None:
 
 
 def _models(axes: Axes, rows: Sequence[Row]) -> None:
-    """Answers kept of the full text's, model by model."""
-    names = [row["model"] for row in rows if row["run"] == "full text"]
-    right = {(row["model"], row["run"]): row["scores"]["questions"] for row in rows}
-    runs = [run for run in SHOWN[1:] if any(row["run"] == run for row in rows)]
+    """Answers kept of the full text's on the same documents, model by model."""
+    right: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        right[row["model"], row["run"]][row["document"]] = row["scores"][SCORES["questions"]]
+    names = [name for name, run in right if run == "full text"]
+    runs = [run for run in SHOWN[1:] if any((name, run) in right for name in names)]
     for number, run in enumerate(runs):
-        kept = {name: right[name, run] / (right[name, "full text"] or 1) for name in names if (name, run) in right}
+        kept = {name: _kept(right[name, run], right[name, "full text"]) for name in names if (name, run) in right}
         places = [place + 0.8 * number / len(runs) for place, name in enumerate(names) if name in kept]
         axes.bar(places, kept.values(), 0.8 / len(runs), align="edge", **_style(run))
     _name(axes, names)
     axes.set(title="questions kept, of the full text's")
     axes.legend(**BELOW)
+
+
+def _kept(memory: dict[int, float], text: dict[int, float]) -> float:
+    return sum(memory.values()) / (sum(text[document] for document in memory) or 1)
 
 
 def _style(run: str) -> dict[str, str]:
@@ -138,4 +145,4 @@ def _style(run: str) -> dict[str, str]:
 def _name(axes: Axes, names: Sequence[str]) -> None:
     """Names under the groups of bars, a line a word, and one for a size."""
     lines = [name.replace(" x ", "\u00d7").replace(" ", "\n") for name in names]
-    axes.set_xticks([place + 0.4 for place in range(len(names))], lines)
+    axes.set_xticks([place + 0.4 for place in range(len(names))], lines, fontsize="small")
