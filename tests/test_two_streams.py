@@ -12,7 +12,7 @@ from benchmarks.two_streams import __main__ as two_streams
 from benchmarks.two_streams import heads
 from benchmarks.two_streams.models import MIXES, Spec, lesson, trained
 from benchmarks.two_streams.probes import Probe, stem, value_at
-from benchmarks.two_streams.report import SCORES, means, plot, table
+from benchmarks.two_streams.report import SCORES, kept, means, plot, table
 from benchmarks.two_streams.streams import STREAMS, continuations
 from lcc.chat import ChatFormat
 from lcc.models.exam import general_exam, read_chat
@@ -106,14 +106,20 @@ def test_smoke_goes_on_and_reports_every_run(tmp_path, monkeypatch):
 def test_a_table_line_is_a_mean_over_documents(tmp_path):
     row = {"model": "m", "mix": "values", "width": 8, "layers": 1, "parameters": 10**6}
     rows = [
-        {**row, "run": run, "scores": dict.fromkeys(SCORES.values(), score)}
-        for score in (0.0, 1.0)
+        {**row, "run": run, "document": document, "scores": dict.fromkeys(SCORES.values(), float(document))}
+        for document in (0, 1)
         for run in ("full text", "two streams")
     ]
     assert [mean["scores"]["questions"] for mean in means(rows)] == [0.5, 0.5]
     assert table(rows).splitlines()[-1].startswith("| m | 1.00 M | two streams | 2 | 50% |")
     plot(rows, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").exists()
+
+
+def test_what_is_kept_is_of_the_same_documents():
+    assert kept({0: 0.4}, {0: 0.8, 1: 0.1}) == 0.5
+    assert kept({0: 0.4, 1: 0.1}, {0: 0.8, 1: 0.2}) == 0.5
+    assert kept({0: 0.0}, {0: 0.0}) == 0.0
 
 
 def test_a_seed_draws_other_first_weights_under_another_name(tokenizer):

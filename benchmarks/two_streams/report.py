@@ -125,15 +125,16 @@ def _models(axes: Axes, rows: Sequence[Row]) -> None:
     names = [name for name, run in right if run == "full text"]
     runs = [run for run in SHOWN[1:] if any((name, run) in right for name in names)]
     for number, run in enumerate(runs):
-        kept = {name: _kept(right[name, run], right[name, "full text"]) for name in names if (name, run) in right}
-        places = [place + 0.8 * number / len(runs) for place, name in enumerate(names) if name in kept]
-        axes.bar(places, kept.values(), 0.8 / len(runs), align="edge", **_style(run))
+        bars = {name: kept(right[name, run], right[name, "full text"]) for name in names if (name, run) in right}
+        places = [place + 0.8 * number / len(runs) for place, name in enumerate(names) if name in bars]
+        axes.bar(places, bars.values(), 0.8 / len(runs), align="edge", **_style(run))
     _name(axes, names)
     axes.set(title="questions kept, of the full text's")
     axes.legend(**BELOW)
 
 
-def _kept(memory: dict[int, float], text: dict[int, float]) -> float:
+def kept(memory: dict[int, float], text: dict[int, float]) -> float:
+    """What a memory keeps of the text's scores; both are by document, and the memory's documents count."""
     return sum(memory.values()) / (sum(text[document] for document in memory) or 1)
 
 
