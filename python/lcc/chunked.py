@@ -17,8 +17,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .attention import attending
+from .forwards import running
 from .kv import KV, decoder
-from .packed import running
 
 # The implementation that takes a boolean mask as one; eager would add it to the scores.
 ATTENTION = "sdpa"

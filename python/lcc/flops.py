@@ -67,7 +67,7 @@ def step_flops(
     heads = config.num_attention_heads * head_dim
     asked = len(layers) * sum(segments)
     asked_pairs = sum(length * (copied + buffer) + length * (length + 1) // 2 for length in segments) * len(layers)
-    chunked = settings.encode_chunk not in (0, "auto")
+    chunked = settings.chunk > 0
     reads = [text + buffer] * (len(layers) - 1) + [text + buffer if chunked else buffer]
     read_pairs = sum(rows * prefix + rows * (rows + 1) // 2 for rows in reads)
     asked_again = int(settings.gradient_checkpointing is True)

@@ -20,8 +20,8 @@ from transformers import AttentionInterface, PreTrainedModel
 import lcc_kernels as lk
 
 from .attention import attending, refuse_variants
+from .forwards import mlp_on, running
 from .kv import KV, decoder
-from .last_mlp import mlp_on
 
 NAME = "lcc_bottleneck"
 
@@ -244,18 +244,3 @@ def _check(count: int, rows: Sequence[PackedRow]) -> None:
         count -= row.skipped
         if count != row.running:
             raise ValueError(f"layer {number} gets {count} rows, and its packed row runs {row.running}")
-
-
-@contextmanager
-def running(layers: torch.nn.ModuleList, runs: Sequence[Callable]) -> Iterator[None]:
-    """Let ``runs`` be the layers' forwards inside the block."""
-    before = [vars(layer).get("forward") for layer in layers]
-    try:
-        for layer, run in zip(layers, runs, strict=True):
-            layer.forward = run
-        yield
-    finally:
-        for layer, forward in zip(layers, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward

@@ -87,6 +87,11 @@ class CompileSettings:
     teacher_gigabytes: float = 4.0
     seed: int = 0
 
+    @property
+    def chunk(self) -> int:
+        """``encode_chunk`` as a number: 0 for all of the text at once, and while ``auto`` is not settled."""
+        return 0 if self.encode_chunk == "auto" else int(self.encode_chunk)
+
     def __post_init__(self) -> None:
         """Check ranges.
 

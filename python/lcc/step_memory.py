@@ -72,7 +72,7 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
         # Of C and B, the last layer runs B alone.
         return StepMemory(held + int(whole - text_row * read / layers), max(backward, logits))
 
-    chunk = min(_chunk(settings), text)
+    chunk = min(settings.chunk, text)
     if not chunk:
         return phase(text, 0)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -124,10 +124,6 @@ def available_bytes(device: torch.device) -> int | None:
     fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
     free, limited = int(fields["MemAvailable"].split()[0]) * 1024, group_bytes()
     return free if limited is None else min(free, limited)
-
-
-def _chunk(settings: CompileSettings) -> int:
-    return 0 if settings.encode_chunk == "auto" else int(settings.encode_chunk)
 
 
 def _saved_per_row(model: PreTrainedModel, adapted: bool) -> float:

@@ -54,7 +54,7 @@ def packed_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSe
     own = writer.model.get_input_embeddings()(torch.tensor([ids], device=writer.model.device))
     segments = tuple(len(sample.input_ids) for sample in samples)
     before = torch.empty(1, 0, own.shape[2], dtype=own.dtype, device=own.device)
-    if isinstance(writer, Compiler) and settings.encode_chunk in (0, "auto"):
+    if isinstance(writer, Compiler) and not settings.chunk:
         before, rows = writer.encode_embeddings(), _rows(writer, segments, settings)
         first = len(writer.prefix)
     else:
@@ -79,12 +79,12 @@ def packed_hidden(writer: Writer, samples: Sequence[Sample], settings: CompileSe
 
 def _encoded(writer: Writer, settings: CompileSettings) -> KV:
     """K and V of B, keys unrotated."""
-    if settings.encode_chunk in (0, "auto"):
+    if not settings.chunk:
         return writer.encode()
     if not isinstance(writer, Compiler):
         name = type(writer).__name__
-        raise InputError(f"encode_chunk is {settings.encode_chunk}, and {name} reads no text in chunks: leave it out")
-    return writer.encode_in_chunks(int(settings.encode_chunk))
+        raise InputError(f"encode_chunk is {settings.chunk}, and {name} reads no text in chunks: leave it out")
+    return writer.encode_in_chunks(settings.chunk)
 
 
 def _rows(compiler: Compiler, segments: tuple[int, ...], settings: CompileSettings) -> list[PackedRow]:

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from .chat import Query
 from .context import Context
 from .errors import InputError
+from .forwards import mlp_on
 from .generate import batch_rows, greedy_responses
 from .kv import KV, decoder
-from .last_mlp import mlp_on
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
 from .teacher_states import TeacherStates

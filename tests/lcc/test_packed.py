@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import lcc_kernels as lk
 from lcc.encode import read_text
-from lcc.last_mlp import mlp_on
+from lcc.forwards import mlp_on
 from lcc.packed import PackedDecoder, PackedRow, packed_attention
 from tests.conftest import TINY, tiny_model
 
