@@ -91,7 +91,8 @@ def read(path: Path) -> list[Row]:
 
 def verdict(finding: Finding, row: Row, base: Row) -> str:
     """``confirmed``, ``refuted`` or ``open``, by the rule of the report."""
-    if finding.claim != "better" and _bounds(base, finding.measure)[1] < FLOOR:
+    kept = base[MEASURES[finding.measure][0]]
+    if finding.claim != "better" and kept < FLOOR:
         return "open: the base keeps next to nothing"
     if finding.claim == "near zero":
         low, high = _bounds(row, finding.measure)
@@ -100,7 +101,7 @@ def verdict(finding: Finding, row: Row, base: Row) -> str:
     if finding.claim == "same":
         return _decide(low > -MARGIN and high < MARGIN, high < -MARGIN or low > MARGIN)
     if finding.claim == "better":
-        if low <= 0 < high and base[MEASURES[finding.measure][0]] > 1 - MARGIN:
+        if low <= 0 < high and kept > 1 - MARGIN:
             return "open: the base has next to nothing to gain"
         return _decide(low > 0, high < MARGIN)
     return _decide(high < 0, low > -MARGIN)
