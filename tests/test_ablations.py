@@ -173,6 +173,8 @@ def measured(kept, difference=(0.0, 0.0), **more):
         ("worse", 0.9, 0.9, (-0.04, 0.02), "refuted"),
         ("worse", 0.9, 0.8, (-0.2, 0.02), "open"),
         ("worse", 0.04, 0.0, (-0.08, 0.0), "open: the base keeps next to nothing"),
+        # By the base itself, not by what its interval reaches.
+        ("worse", 0.08, 0.0, (-0.12, -0.02), "open: the base keeps next to nothing"),
         ("better", 0.5, 0.9, (0.3, 0.5), "confirmed"),
         ("better", 0.5, 0.5, (-0.1, 0.04), "refuted"),
         ("better", 1.0, 1.0, (0.0, 0.0), "open: the base has next to nothing to gain"),
