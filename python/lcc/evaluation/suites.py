@@ -19,7 +19,7 @@ from .examples import Example
 
 SEED_OFFSET = 9_000_000
 # Lengths of documents in words and punctuation marks, about the tokens of the embedded model's tokenizer.
-LENGTHS = (300, 700)
+LENGTHS = (300, 700, 1300, 1900)
 QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
 SENTENCE_WORDS, ENTRY_WORDS = 10.7, 5.0
 ANSWER_TOKENS = 48

@@ -2,7 +2,8 @@
 
 Copy random words until copying circuits stand; then documents whose people have one, two and four attributes; then
 questions that join sentences, count, or say "she"; then full documents under a decaying learning rate, some of 2,000
-tokens; a rehearsal of what is weakest; the asking of questions; and last which of two ages is the greater.
+tokens; a rehearsal of what is weakest; the asking of questions; which of two ages is the greater; and last texts of up
+to 2,000 tokens, in each step beside all of it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from .lessons import (
     repeating_lesson,
 )
 from .packing import Lesson
+
+SENTENCE_WORDS = 11
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,24 @@ def _comparing(rng: random.Random) -> list[Group]:
     return [Group(3.0, [ages_lesson(rng, rng.randint(3, 8)) for _ in range(8)]), *_asking(rng)]
 
 
+def _long_texts(rng: random.Random) -> list[Group]:
+    """A text of 700 to 2,000 tokens of each kind, asked about, repeated and asking, beside all that came before."""
+    attributes = rng.randint(5, 7)
+    people = rng.randint(700, 2000) // (SENTENCE_WORDS * attributes)
+    repeated = rng.choice((repeating_lesson(rng, people, attributes), key_value_lesson(rng, 80, repeat=True)))
+    return [
+        Group(2.0, [document_lesson(rng, people, attributes, False, reasoning=4, questions=30)]),
+        Group(0.7, [needle_lesson(rng, people, attributes)]),
+        Group(0.7, [key_value_lesson(rng, rng.randint(120, 400))]),
+        Group(0.7, [asking_lesson(rng, people, attributes)]),
+        Group(1.0, [repeated]),
+        Group(1.0, [ages_lesson(rng, rng.randint(3, 8)) for _ in range(4)]),
+        *_asking(rng),
+    ]
+
+
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last five."""
+    """The stages; ``scale`` shortens or lengthens the last six."""
     return (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
@@ -146,4 +165,5 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
         Stage("rehearsal", int(180 * scale), None, _rehearsal, rate=0.5),
         Stage("asking", int(260 * scale), None, _asking, rate=0.5),
         Stage("comparing", int(240 * scale), None, _comparing, rate=0.5),
+        Stage("long texts", int(420 * scale), None, _long_texts, rate=0.7),
     )

@@ -30,15 +30,21 @@ def copying_lesson(rng: random.Random, length: int, words: int | None = None) ->
 
 
 def document_lesson(
-    rng: random.Random, people: int, attributes: int, alike: bool, repeat: bool = False, reasoning: int = 0
+    rng: random.Random,
+    people: int,
+    attributes: int,
+    alike: bool,
+    repeat: bool = False,
+    reasoning: int = 0,
+    questions: int = 12,
 ) -> Lesson:
-    """Questions of one to three turns, general queries, asking, continuing and (``repeat``) repeating.
+    """``questions`` of one to three turns, general queries, asking, continuing and (``repeat``) repeating.
 
     ``reasoning`` adds so many joins, comparisons, counts and dialogues with pronouns.
     """
     doc = fiction.document(rng, people, attributes, alike)
     exercises = []
-    for _ in range(12):
+    for _ in range(questions):
         turns = rng.choices((1, 2, 3), (6, 1, 1))[0]
         exercises.append(_turns((doc.question(rng.choice(doc.facts), rng) for _ in range(turns)), "question"))
     exercises.append(_untold(fiction.unanswerable(rng, doc).text))
