@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..models.dialogue import dialogue
 from ..models.exam import general_exam
-from ..models.fiction import Document, Question, document
+from ..models.fiction import Document, Question, document, people_for
 from ..models.needles import Lookup, hidden_numbers, key_values
 from ..models.reasoning import aggregate_questions, comparisons, described_questions
 from ..queries import load_queries
@@ -21,7 +21,7 @@ SEED_OFFSET = 9_000_000
 # Lengths of documents in words and punctuation marks, about the tokens of the embedded model's tokenizer.
 LENGTHS = (300, 700, 1300, 1900)
 QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
-SENTENCE_WORDS, ENTRY_WORDS = 10.7, 5.0
+ENTRY_WORDS = 5.0
 ANSWER_TOKENS = 48
 Item = TypeVar("Item")
 
@@ -104,7 +104,7 @@ def _conversations(doc: Document, rng: random.Random) -> list[Example]:
 
 def _document(rng: random.Random, words: int) -> Document:
     attributes = rng.randint(5, 7)
-    return document(rng, max(3, round(words / (SENTENCE_WORDS * attributes))), attributes)
+    return document(rng, people_for(words, attributes), attributes)
 
 
 def _exact(text: str, question: Question, task: str, history: tuple[tuple[str, str], ...] = ()) -> Example:

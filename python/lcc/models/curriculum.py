@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .fiction import people_for
 from .lessons import (
     ages_lesson,
     asking_lesson,
@@ -25,8 +26,6 @@ from .lessons import (
     repeating_lesson,
 )
 from .packing import Lesson
-
-SENTENCE_WORDS = 11
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def _comparing(rng: random.Random) -> list[Group]:
 def _long_texts(rng: random.Random) -> list[Group]:
     """A text of 700 to 2,000 tokens of each kind, asked about, repeated and asking, beside all that came before."""
     attributes = rng.randint(5, 7)
-    people = rng.randint(700, 2000) // (SENTENCE_WORDS * attributes)
+    people = people_for(rng.randint(700, 2000), attributes)
     repeated = rng.choice((repeating_lesson(rng, people, attributes), key_value_lesson(rng, 80, repeat=True)))
     return [
         Group(2.0, [document_lesson(rng, people, attributes, False, reasoning=4, questions=30)]),

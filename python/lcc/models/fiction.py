@@ -118,6 +118,8 @@ ATTRIBUTES = {
 }
 
 UNKNOWN = "unknown"
+# Words and punctuation marks of a sentence, on average: about the tokens of the embedded model's tokenizer.
+SENTENCE_WORDS = 10.7
 # The embedded model asks in the first so many wordings: the others are for questions that compile never asked itself.
 ASKED_WORDINGS = 2
 
@@ -193,6 +195,11 @@ def document(rng: random.Random, people: int, attributes: int, alike: bool = Fal
     if rng.random() < 0.5:
         rng.shuffle(facts)
     return Document(tuple(facts))
+
+
+def people_for(words: int, attributes: int) -> int:
+    """How many people with so many ``attributes`` each make a document of about ``words`` words."""
+    return max(3, round(words / (SENTENCE_WORDS * attributes)))
 
 
 def unanswerable(rng: random.Random, doc: Document | None) -> Question:
