@@ -22,7 +22,8 @@ SEED_OFFSET = 9_000_000
 LENGTHS = (300, 700, 1300, 1900)
 QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
 ENTRY_WORDS = 5.0
-ANSWER_TOKENS = 48
+# What the longest answer takes, a list of who is in 1,900 words, and some.
+ANSWER_TOKENS = 80
 Item = TypeVar("Item")
 
 

@@ -2,8 +2,8 @@
 
 Copy random words until copying circuits stand; then documents whose people have one, two and four attributes; then
 questions that join sentences, count, or say "she"; then full documents under a decaying learning rate, some of 2,000
-tokens; a rehearsal of what is weakest; the asking of questions; which of two ages is the greater; and last texts of up
-to 2,000 tokens, in each step beside all of it.
+tokens; a rehearsal of what is weakest; the asking of questions; which of two ages is the greater; texts of up to 2,000
+tokens, in each step beside all of it; so too counts, and what a text does not tell.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from .lessons import (
     closed_book_lesson,
     comparing_lesson,
     copying_lesson,
+    counting_lesson,
     document_lesson,
     key_value_lesson,
     needle_lesson,
     piece_lesson,
     repeating_lesson,
+    untold_lesson,
 )
 from .packing import Lesson
 
@@ -150,8 +152,36 @@ def _long_texts(rng: random.Random) -> list[Group]:
     ]
 
 
+def _counting(rng: random.Random) -> list[Group]:
+    """Counts in short texts and in a longer one, beside all that came before, long texts in every other step or so."""
+    attributes = rng.randint(5, 7)
+    longer = counting_lesson(rng, people_for(rng.randint(300, 1900), attributes), attributes)
+    return [
+        Group(3.0, [counting_lesson(rng, rng.randint(3, 8), rng.randint(2, 7)) for _ in range(8)]),
+        Group(1.5, [longer]),
+        *(_long_texts if rng.random() < 0.5 else _comparing)(rng),
+    ]
+
+
+def _counting_and_untold(rng: random.Random) -> list[Group]:
+    """Counting goes on beside what a text does not tell, which counting alone unlearns."""
+    texts = [untold_lesson(rng, rng.randint(3, 8), rng.randint(3, 7)) for _ in range(2)]
+    return [Group(1.0, texts), *_counting(rng)]
+
+
+def _rounding_off(rng: random.Random) -> list[Group]:
+    """Asking and long repetitions, which counting cost a little, beside all else."""
+    attributes = rng.randint(5, 7)
+    long = people_for(rng.randint(1200, 1900), attributes)
+    return [
+        Group(2.0, [asking_lesson(rng, rng.randint(2, 8), rng.randint(3, 8)) for _ in range(4)]),
+        Group(1.5, [repeating_lesson(rng, long, attributes)]),
+        *_counting_and_untold(rng),
+    ]
+
+
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last six."""
+    """The stages; ``scale`` shortens or lengthens the last nine."""
     return (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
@@ -165,4 +195,7 @@ def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
         Stage("asking", int(260 * scale), None, _asking, rate=0.5),
         Stage("comparing", int(240 * scale), None, _comparing, rate=0.5),
         Stage("long texts", int(420 * scale), None, _long_texts, rate=0.7),
+        Stage("counting", int(300 * scale), None, _counting, rate=0.5),
+        Stage("counting and untold", int(300 * scale), None, _counting_and_untold, rate=0.5),
+        Stage("rounding off", int(150 * scale), None, _rounding_off, rate=0.5),
     )

@@ -97,6 +97,20 @@ def ages_lesson(rng: random.Random, people: int) -> Lesson:
     return _comparing(ages, rng, 24)
 
 
+def counting_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """All questions about all of the text, with up to three limits of age."""
+    doc = fiction.document(rng, people, attributes)
+    questions = dict.fromkeys(question for _ in range(3) for question in aggregate_questions(doc, rng))
+    return Lesson(doc.text, tuple(_turns([question], "count") for question in questions))
+
+
+def untold_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
+    """Questions that the text does not answer among as many that it does."""
+    doc = fiction.document(rng, people, attributes)
+    told = [_turns([doc.question(rng.choice(doc.facts), rng)], "question") for _ in range(8)]
+    return Lesson(doc.text, (*told, *(_untold(fiction.unanswerable(rng, doc).text) for _ in range(8))))
+
+
 def _comparing(doc: fiction.Document, rng: random.Random, count: int) -> Lesson:
     """``count`` comparisons and half as many questions about all of the text, where it has as many."""
     exercises = [_turns([question], "compare") for question in _drawn(rng, comparisons(doc), count)]

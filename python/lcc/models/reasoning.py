@@ -59,18 +59,18 @@ def comparisons(doc: Document) -> list[Question]:
 def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
     """Questions that take the whole text: counts of people, and the age and name of the oldest and the youngest.
 
-    A count's answer lists the people first, in the order in which the text mentions them.
+    A count's answer lists what it counts first, people or values, in the order in which the text mentions them.
     """
     told: dict[str, list[str]] = {}
     for fact in doc.facts:
-        told.setdefault(fact.attribute, []).append(fact.name)
+        told.setdefault(fact.attribute, []).append(fact.value)
     found = [_count(PEOPLE, dict.fromkeys(fact.name for fact in doc.facts))]
-    found += [_count(TOLD.format(attribute), names) for attribute, names in sorted(told.items())]
+    found += [_count(TOLD.format(attribute), values) for attribute, values in sorted(told.items())]
     ages = _ages(doc)
     values = sorted(ages.values())
     if len(values) > 1:
         limit = rng.choice(range(30, 70, 10))
-        found.append(_count(ABOVE.format(limit), [name for name, age in ages.items() if age > limit]))
+        found.append(_count(ABOVE.format(limit), [str(age) for age in ages.values() if age > limit]))
     if len(values) > 1 and values[-1] > values[-2]:
         found.append(Question(OLDEST, f"{values[-1]}: {max(ages, key=ages.__getitem__)}"))
     if len(values) > 1 and values[0] < values[1]:
@@ -78,8 +78,8 @@ def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
     return found
 
 
-def _count(question: str, names: Collection[str]) -> Question:
-    return Question(question, f"{', '.join(names)}: {len(names)}" if names else "0")
+def _count(question: str, counted: Collection[str]) -> Question:
+    return Question(question, f"{', '.join(counted)}: {len(counted)}" if counted else "0")
 
 
 def _ages(doc: Document) -> dict[str, int]:

@@ -220,6 +220,12 @@ def test_suites_are_seeded_and_of_the_length_asked_for(name, tokenizer):
         load_examples(name, 1, lengths=(50,))
 
 
+@pytest.mark.parametrize("name", SUITES)
+def test_every_answer_fits(name, tokenizer):
+    for example in suite(name, 4, lengths=(1900,)):
+        assert max(len(tokenizer(answer).input_ids) for answer in example.answers) < example.max_new_tokens
+
+
 def test_general_queries_are_not_those_that_compile_asks():
     queries = general_queries(0, 200)
     assert not {query.question for query in queries} & set(load_queries())

@@ -74,9 +74,9 @@ def test_aggregates(doc):
             assert [f"{age}: {n}" for n, age in ages.items() if age == pick(ages.values())] == [question.answer]
             continue
         if match := re.search(r"older than (\d+)", question.text):
-            wanted = [name for name, age in ages.items() if age > int(match[1])]
+            wanted = [str(age) for age in ages.values() if age > int(match[1])]
         elif match := re.search(r"tell the (\w+)", question.text):
-            wanted = [name for name, key in facts if key == match[1]]
+            wanted = [value for (_, key), value in facts.items() if key == match[1]]
         else:
             wanted = list(dict.fromkeys(name for name, _ in facts))
         assert question.answer == (f"{', '.join(wanted)}: {len(wanted)}" if wanted else "0")
