@@ -33,7 +33,7 @@ SHORT, LONG = (300, 700), (1300, 1900)
 SUITE_SCORES = {
     "fiction easy": (0.97, 0.97),
     "fiction medium": (0.88, 0.85),
-    "fiction hard": (0.2, 0.05),
+    "fiction hard": (0.65, 0.1),
     "dialogue opening": (0.95, 0.95),
     "dialogue": (0.95, 0.95),
     "needle": (0.95, 0.95),
