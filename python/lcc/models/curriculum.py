@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .fiction import people_for
 from .lessons import (
@@ -172,30 +172,31 @@ def _counting_and_untold(rng: random.Random) -> list[Group]:
 def _rounding_off(rng: random.Random) -> list[Group]:
     """Asking and long repetitions, which counting cost a little, beside all else."""
     attributes = rng.randint(5, 7)
-    long = people_for(rng.randint(1200, 1900), attributes)
+    people = people_for(rng.randint(1200, 1900), attributes)
     return [
         Group(2.0, [asking_lesson(rng, rng.randint(2, 8), rng.randint(3, 8)) for _ in range(4)]),
-        Group(1.5, [repeating_lesson(rng, long, attributes)]),
+        Group(1.5, [repeating_lesson(rng, people, attributes)]),
         *_counting_and_untold(rng),
     ]
 
 
 def curriculum(scale: float = 1.0) -> tuple[Stage, ...]:
-    """The stages; ``scale`` shortens or lengthens the last nine."""
-    return (
+    """The stages; ``scale`` shortens or lengthens those that no goal ends."""
+    stages = (
         Stage("copy", 900, ("repeat", 0.97), _copying),
         Stage("1 attribute", 600, ("question", 0.95), _short_documents(24, (3, 6), (1, 1), alike=1.0)),
         Stage("2 attributes", 500, ("question", 0.95), _short_documents(16, (3, 6), (2, 2), alike=0.8)),
         Stage("4 attributes", 400, ("question", 0.95), _short_documents(10, (4, 7), (3, 5), alike=0.5)),
         Stage("joins", 600, ("join", 0.95), _reasoning),
         Stage("counts", 700, ("count", 0.9), _reasoning),
-        Stage("documents", int(700 * scale), None, _full_documents),
-        Stage("long documents", int(120 * scale), None, _long_documents, rate=0.5),
-        Stage("rehearsal", int(180 * scale), None, _rehearsal, rate=0.5),
-        Stage("asking", int(260 * scale), None, _asking, rate=0.5),
-        Stage("comparing", int(240 * scale), None, _comparing, rate=0.5),
-        Stage("long texts", int(420 * scale), None, _long_texts, rate=0.7),
-        Stage("counting", int(300 * scale), None, _counting, rate=0.5),
-        Stage("counting and untold", int(300 * scale), None, _counting_and_untold, rate=0.5),
-        Stage("rounding off", int(150 * scale), None, _rounding_off, rate=0.5),
+        Stage("documents", 700, None, _full_documents),
+        Stage("long documents", 120, None, _long_documents, rate=0.5),
+        Stage("rehearsal", 180, None, _rehearsal, rate=0.5),
+        Stage("asking", 260, None, _asking, rate=0.5),
+        Stage("comparing", 240, None, _comparing, rate=0.5),
+        Stage("long texts", 420, None, _long_texts, rate=0.7),
+        Stage("counting", 300, None, _counting, rate=0.5),
+        Stage("counting and untold", 300, None, _counting_and_untold, rate=0.5),
+        Stage("rounding off", 150, None, _rounding_off, rate=0.5),
     )
+    return tuple(stage if stage.goal else replace(stage, steps=int(stage.steps * scale)) for stage in stages)

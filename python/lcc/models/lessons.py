@@ -107,7 +107,7 @@ def counting_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
 def untold_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
     """Questions that the text does not answer among as many that it does."""
     doc = fiction.document(rng, people, attributes)
-    told = [_turns([doc.question(rng.choice(doc.facts), rng)], "question") for _ in range(8)]
+    told = _plain(doc, rng, 8)
     return Lesson(doc.text, (*told, *(_untold(fiction.unanswerable(rng, doc).text) for _ in range(8))))
 
 
@@ -131,7 +131,7 @@ def needle_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
     """Numbers hidden in a document are looked up, and the document is asked about as ever."""
     doc = fiction.document(rng, people, attributes)
     text, lookups = hidden_numbers(doc, rng)
-    questions = [_turns([doc.question(rng.choice(doc.facts), rng)], "question") for _ in range(4)]
+    questions = _plain(doc, rng, 4)
     return Lesson(text, (*_look_up(lookups, rng), _untold(absent_number(text, rng)), *questions, *_general(rng, 3)))
 
 
@@ -164,6 +164,11 @@ def _reasoning(doc: fiction.Document, rng: random.Random, count: int) -> list[Ex
     for kind, questions in slowest.items():
         exercises += [_turns([question], kind, SLOWEST_WEIGHT) for question in _drawn(rng, questions, 2 * count)]
     return exercises + [_turns(dialogue(doc, rng, rng.randint(2, 5)), "dialogue") for _ in range(count)]
+
+
+def _plain(doc: fiction.Document, rng: random.Random, count: int) -> list[Exercise]:
+    """``count`` questions of one turn each."""
+    return [_turns([doc.question(rng.choice(doc.facts), rng)], "question") for _ in range(count)]
 
 
 def _look_up(lookups: list[Lookup], rng: random.Random) -> list[Exercise]:

@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model, tokenizer and training_log.jsonl")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="length of the last nine stages, relative to the default"
+        "--scale", type=float, default=1.0, help="length of the stages that no goal ends, relative to the default"
     )
     arguments = parser.parse_args()
     train(arguments.out, curriculum(arguments.scale), arguments.seed)
