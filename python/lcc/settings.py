@@ -35,7 +35,8 @@ class CompileSettings:
         self_study_hard: share of them that are hard: half about pieces twice as long, half about the whole text.
         self_study_follow_ups: share of them that end a conversation, in which the model answers the turns before.
         max_response_tokens: longest teacher response, and longest question that the model may ask itself.
-        held_out: share of the query samples kept out of training to measure the held-out KL.
+        held_out: share of the query samples kept out of training to measure the held-out KL; of self-asked questions
+            first those whose answer another one teaches.
         evaluate_every: steps between two measurements.
         patience: measurements without a better held-out KL before stopping early; the best state is kept. 0 never
             stops, and keeps the last state.

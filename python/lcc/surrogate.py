@@ -177,9 +177,20 @@ def response_hidden(model: PreTrainedModel, visible: KV, samples: Sequence[Sampl
 
 
 def _hold_out(samples: Sequence[Sample], share: float) -> list[Sample]:
-    """The first ``share`` of each stream's samples."""
+    """``share`` of each stream's samples; of self-study those first whose response another one teaches.
+
+    What only one question asks for would be lost with that question.
+    """
     kept: list[Sample] = []
     for stream in STREAMS:
         mine = [sample for sample in samples if sample.stream == stream]
+        if stream == "self_study":
+            mine = _taught_elsewhere_first(mine)
         kept += mine[: int(len(mine) * share)]
     return kept
+
+
+def _taught_elsewhere_first(samples: Sequence[Sample]) -> list[Sample]:
+    """All but one sample of each response, then those."""
+    last = {sample.response_ids: sample.query for sample in samples}
+    return sorted(samples, key=lambda sample: last[sample.response_ids] == sample.query)
