@@ -23,7 +23,7 @@ from .teacher_states import TeacherStates
 
 # With ratio="auto", the checkpoint of each ratio is in a folder of its own.
 RATIO_FOLDER = "ratio-"
-STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-3"
+STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-4"
 SURROGATE_FILE, STATE_FILE = "surrogate", "state"
 # Of a compilation's identity, what its surrogate data does not depend on; a stream without weight is left out of it.
 NOT_OF_SURROGATE = {
@@ -124,6 +124,7 @@ def unpack_surrogate(
             tuple(row["query_ids"]),
             tuple(row["response_ids"]),
             states.load(tensors[f"hidden.{index}"], device),
+            row["times"],
         )
         for index, row in enumerate(metadata["rows"])
     ]

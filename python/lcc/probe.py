@@ -98,7 +98,7 @@ def _ask(model: PreTrainedModel, context: Context, text_kv: KV, settings: Compil
     pieces = text_pieces(context.context_ids, settings.self_study_piece)
     first = replace(context, context_ids=tuple(pieces[0]))
     share = replace(settings, self_study_questions=-(-settings.self_study_questions // len(pieces)))
-    return ask_questions(model, first, text_kv, share, lambda *_: None)
+    return list(ask_questions(model, first, text_kv, share, lambda *_: None))
 
 
 def _answer(

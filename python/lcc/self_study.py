@@ -35,8 +35,8 @@ Progress = Callable[[str, int, int], None]
 
 def ask_questions(
     model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, progress: Progress
-) -> list[Query]:
-    """Distinct questions and conversations, each kind's share as the settings say.
+) -> dict[Query, int]:
+    """Distinct questions and conversations, each kind's share as the settings say, and how often each was asked.
 
     Args:
         text_kv: K and V of [P | C], rotated.
@@ -48,7 +48,7 @@ def ask_questions(
     pieces, longer = text_pieces(ids, length), text_pieces(ids, HARD_PIECES * length)
     stages = len(pieces) + len(longer) + TURNS
     prefix = text_kv.head(len(context.prefix_ids))
-    found: dict[Query, None] = {}
+    found: dict[Query, int] = {}
 
     def ask_each(request: str, most: int, parts: Sequence[Sequence[int]], done: int) -> None:
         """Ask about every part, the same number of questions about each, until ``most`` are found in all."""
@@ -65,10 +65,10 @@ def ask_questions(
     for turn in range(1, TURNS):
         wanted = follow_ups // (TURNS - turn)
         starts = asking.go_on(starts, wanted, text_kv)
-        found.update(dict.fromkeys(starts))
+        found.update(dict.fromkeys(starts, 1))
         follow_ups -= wanted
         progress("asking itself", stages - TURNS + 1 + turn, stages)
-    return list(found)
+    return found
 
 
 def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:
@@ -86,8 +86,8 @@ class _Asking:
         self.model, self.chat, self.settings = model, context.chat, settings
         self.rng = random.Random(settings.seed)
 
-    def ask(self, found: dict[Query, None], wanted: int, seen: KV, request: str) -> None:
-        """Add up to ``wanted`` distinct questions about what is in ``seen``.
+    def ask(self, found: dict[Query, int], wanted: int, seen: KV, request: str) -> None:
+        """Add up to ``wanted`` distinct questions about what is in ``seen``, and count how often each comes.
 
         Until none but known ones come, or twice none that ends.
         """
@@ -99,8 +99,8 @@ class _Asking:
             before = len(found)
             asked = [question for question in self._sample(begun, [[last]] * ASKING_ROWS) if question]
             for question in asked:
-                if len(found) < most:
-                    found.setdefault(question)
+                if question in found or len(found) < most:
+                    found[question] = found.get(question, 0) + 1
             if len(found) == most or (len(found) == before and (asked or silent)):
                 return
             silent = not asked

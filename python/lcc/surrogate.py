@@ -8,7 +8,7 @@ the full-context teacher's own, generated once, greedily.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Sample:
         response_ids: the response and its end token; each is supervised.
         teacher_hidden: (response tokens, H), the teacher's last hidden state where each is predicted; empty until it
             is known.
+        times: how often the query was asked, see ``lcc.self_study``.
     """
 
     stream: str
@@ -45,6 +46,7 @@ class Sample:
     query_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     teacher_hidden: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
+    times: int = 1
 
     @property
     def input_ids(self) -> tuple[int, ...]:
@@ -89,13 +91,13 @@ def build_surrogate(
     """
     rng = random.Random(settings.seed)
     general = _draw(queries, settings.general_queries, rng) if settings.general_weight else []
-    asked: dict[str, Sequence[Query]] = {"general": general}
+    asked: dict[str, Mapping[Query, int]] = {"general": dict.fromkeys(general, 1)}
     if settings.self_study_questions and settings.self_study_weight:
         asked["self_study"] = ask_questions(model, context, text_kv, settings, progress)
     unanswered = [
-        Sample(stream, query, tuple(context.chat.query_ids(query)), ())
+        Sample(stream, query, tuple(context.chat.query_ids(query)), (), times=times)
         for stream, texts in asked.items()
-        for query in texts
+        for query, times in texts.items()
     ]
     samples = _respond(model, context, text_kv, unanswered, settings, progress)
     repeat = Sample(

@@ -84,7 +84,7 @@ def naive_loss(model, compiler, lora, scaling, samples, settings):
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, text, monkeypatch):
-    monkeypatch.setattr("lcc.surrogate.ask_questions", lambda *_: ["Where does Mara live?"])
+    monkeypatch.setattr("lcc.surrogate.ask_questions", lambda *_: {"Where does Mara live?": 1})
     model = tiny_model(family, torch.float64)
     plain = copy.deepcopy(model)
     settings = make_settings(

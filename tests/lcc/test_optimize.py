@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 import torch
 
@@ -10,9 +13,9 @@ from lcc import optimize
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_model, read_text
 from lcc.initial import initial_buffer
-from lcc.optimize import Optimization
+from lcc.optimize import Optimization, draw_samples
 from lcc.settings import OPTIMIZERS, make_settings
-from lcc.surrogate import build_surrogate
+from lcc.surrogate import Sample, build_surrogate
 
 RATE, STEPS = 0.01, 5
 
@@ -128,3 +131,14 @@ def test_paper_recipe_is_the_papers():
 def test_unknown_names_are_refused(wrong):
     with pytest.raises(lcc.InputError, match=next(iter(wrong.values()))):
         make_settings(**wrong)
+
+
+def test_what_is_asked_often_is_drawn_often():
+    pool = [Sample("self_study", f"{times}", (), (), times=times) for times in (1, 4, 16, 1, 1)]
+    rng = random.Random(0)
+    drawn = Counter(sample.times for _ in range(4000) for sample in draw_samples(pool, 1, rng))
+    # Roots 1, 2, 4, 1 and 1, of nine.
+    assert [drawn[times] / 4000 for times in (1, 4, 16)] == pytest.approx([3 / 9, 2 / 9, 4 / 9], abs=0.03)
+    three = draw_samples(pool, 3, rng)
+    assert len({id(sample) for sample in three}) == 3
+    assert len(draw_samples(pool, 5, rng)) == 5
