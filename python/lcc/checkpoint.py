@@ -124,7 +124,7 @@ def unpack_surrogate(
             tuple(row["query_ids"]),
             tuple(row["response_ids"]),
             states.load(tensors[f"hidden.{index}"], device),
-            row["times"],
+            row["weight"],
         )
         for index, row in enumerate(metadata["rows"])
     ]

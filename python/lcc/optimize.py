@@ -188,13 +188,11 @@ class Optimization:
 
 
 def draw_samples(pool: Sequence[Sample], count: int, rng: random.Random) -> list[Sample]:
-    """``count`` distinct samples, the likelier the more often they were asked.
+    """``count`` distinct samples, drawn by their weights.
 
-    A model asks most about what a text says plainly or as a whole: counts, of which a text allows few, would else be
-    lost among joins, of which it allows hundreds. The weights are the roots, so that these keep their share. Drawn as
-    in Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006.
+    As in Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006.
     """
-    return nlargest(count, pool, key=lambda sample: rng.random() ** (1 / math.sqrt(sample.times)))
+    return nlargest(count, pool, key=lambda sample: rng.random() ** (1 / sample.weight))
 
 
 def _optimizer(params: list[torch.nn.Parameter], lr: float, kind: str = "adamw") -> torch.optim.Optimizer:

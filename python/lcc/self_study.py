@@ -7,8 +7,9 @@ or count, half are asked about longer pieces and half about the whole text; and 
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle, islice
 
 from transformers import PreTrainedModel
@@ -35,8 +36,8 @@ Progress = Callable[[str, int, int], None]
 
 def ask_questions(
     model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, progress: Progress
-) -> dict[Query, int]:
-    """Distinct questions and conversations, each kind's share as the settings say, and how often each was asked.
+) -> dict[Query, float]:
+    """Distinct questions and conversations, each kind's share as the settings say, with weights to draw them by.
 
     Args:
         text_kv: K and V of [P | C], rotated.
@@ -58,17 +59,28 @@ def ask_questions(
             progress("asking itself", done + number + 1, stages)
 
     ask_each(ASK_PLAIN, total - hard - follow_ups, pieces, 0)
-    starts: list[Query] = list(found)
-    ask_each(ASK_HARD, len(found) + hard // 2, longer, len(pieces))
-    asking.ask(found, len(starts) + hard - len(found), text_kv, ASK_HARD)
+    plain: list[Query] = list(found)
+    starts = plain
+    ask_each(ASK_HARD, len(plain) + hard // 2, longer, len(pieces))
+    asking.ask(found, len(plain) + hard - len(found), text_kv, ASK_HARD)
     progress("asking itself", stages - TURNS + 1, stages)
+    weights = _weights({query: found.pop(query) for query in plain}) | _weights(found)
     for turn in range(1, TURNS):
         wanted = follow_ups // (TURNS - turn)
         starts = asking.go_on(starts, wanted, text_kv)
-        found.update(dict.fromkeys(starts, 1))
+        weights |= dict.fromkeys(starts, 1.0)
         follow_ups -= wanted
         progress("asking itself", stages - TURNS + 1 + turn, stages)
-    return found
+    return weights
+
+
+def _weights(times: Mapping[Query, int]) -> dict[Query, float]:
+    """The roots of how often each was asked, with a mean of 1: a kind of question keeps its share of what is drawn.
+
+    A text allows few counts and hundreds of joins: drawn alike, counts would be lost among them.
+    """
+    mean = sum(map(math.sqrt, times.values())) / max(1, len(times))
+    return {query: math.sqrt(often) / mean for query, often in times.items()}
 
 
 def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:

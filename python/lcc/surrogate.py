@@ -38,7 +38,7 @@ class Sample:
         response_ids: the response and its end token; each is supervised.
         teacher_hidden: (response tokens, H), the teacher's last hidden state where each is predicted; empty until it
             is known.
-        times: how often the query was asked, see ``lcc.self_study``.
+        weight: how likely the sample is drawn, of its stream's.
     """
 
     stream: str
@@ -46,7 +46,7 @@ class Sample:
     query_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
     teacher_hidden: torch.Tensor = field(default_factory=lambda: torch.empty(0), compare=False)
-    times: int = 1
+    weight: float = 1.0
 
     @property
     def input_ids(self) -> tuple[int, ...]:
@@ -91,13 +91,13 @@ def build_surrogate(
     """
     rng = random.Random(settings.seed)
     general = _draw(queries, settings.general_queries, rng) if settings.general_weight else []
-    asked: dict[str, Mapping[Query, int]] = {"general": dict.fromkeys(general, 1)}
+    asked: dict[str, Mapping[Query, float]] = {"general": dict.fromkeys(general, 1.0)}
     if settings.self_study_questions and settings.self_study_weight:
         asked["self_study"] = ask_questions(model, context, text_kv, settings, progress)
     unanswered = [
-        Sample(stream, query, tuple(context.chat.query_ids(query)), (), times=times)
-        for stream, texts in asked.items()
-        for query, times in texts.items()
+        Sample(stream, query, tuple(context.chat.query_ids(query)), (), weight=weight)
+        for stream, weights in asked.items()
+        for query, weight in weights.items()
     ]
     samples = _respond(model, context, text_kv, unanswered, settings, progress)
     repeat = Sample(
