@@ -239,9 +239,9 @@ def test_methods_that_cannot_run_are_named(monkeypatch, capsys):
 def test_the_search_climbs_until_the_best_rate_is_at_no_edge(best, tried):
     def attempt(rates):
         score = {rate: -abs(RATES.index(rate) - RATES.index(best)) for rate in rates}
-        return [{"rate": rate, "diverged": False, "qa_kept": score[rate], "general_kept": 0} for rate in rates]
+        return [[{"rate": rate, "diverged": False, "qa_kept": score[rate], "general_kept": 0}] for rate in rates]
 
-    assert [found["rate"] for found in fidelity_search.climb(attempt, 1e-2)] == tried
+    assert [found["rate"] for [found] in fidelity_search.climb(attempt, 1e-2)] == tried
 
 
 def test_search_chooses_the_best_options(tmp_path, run, monkeypatch):
@@ -249,12 +249,12 @@ def test_search_chooses_the_best_options(tmp_path, run, monkeypatch):
     monkeypatch.setitem(PEERS, "first_tokens", fidelity_peer(variants))
     out = tmp_path / "chosen.json"
     given = ["--smoke", "--methods", "first_tokens", "--work", str(tmp_path / "search"), "--out", str(out)]
-    fidelity_search.main([*given, "--ratio", "4"])
+    fidelity_search.main([*given, "--ratios", "4", "2"])
     rows = json.loads(out.read_text())["rows"]
-    assert [row["options"] for row in rows] == list(variants)
-    kept = [row["qa_kept"] + row["general_kept"] for row in rows]
+    assert [(row["options"], row["ratio"]) for row in rows] == [(it, ratio) for it in variants for ratio in (4, 2)]
+    kept = [sum(row["qa_kept"] + row["general_kept"] for row in rows if row["options"] == it) for it in variants]
     assert kept[0] != kept[1]
-    assert [row["chosen"] for row in rows] == [total == max(kept) for total in kept]
+    assert [row["chosen"] for row in rows] == [total == max(kept) for total in kept for _ in range(2)]
     chosen = next(row["options"] for row in rows if row["chosen"])
     assert fidelity.load_chosen(out) == {"first_tokens": chosen}
     table = {row["method"]: row for row in run("--ratios", "4")}
