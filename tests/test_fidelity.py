@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import fidelity, fidelity_paired, fidelity_rows, fidelity_search, fidelity_study, report
+from benchmarks import fidelity, fidelity_asked, fidelity_paired, fidelity_rows, fidelity_search, fidelity_study, report
 from benchmarks.fidelity_peers import PEERS, presses
 from benchmarks.fidelity_peers.workbench import RATES
 from lcc.errors import DivergedError
@@ -187,6 +188,25 @@ def test_columns_that_are_not_there_or_not_one_are_refused(run, tmp_path, capsys
             fidelity_paired.main([str(work), "last_tokens-8", column])
         assert cause in capsys.readouterr().err
     fidelity_paired.main([str(work), "last_tokens-8", folder.name])
+
+
+def test_what_compile_asked_is_told_from_what_it_did_not(run, tmp_path, capsys):
+    rows = run("--methods", "lcc", "--ratios", "8")
+    work = tmp_path / "work"
+    fidelity_asked.main([str(work), "lcc-8"])
+    *_, total = capsys.readouterr().out.splitlines()
+    trained, held_out, never = map(int, re.findall(r"of (\d+)", total))
+    assert min(trained, never) > 0
+    full = rows[0]
+    assert trained + held_out + never == full["questions"] == full["qa_score"] * full["questions"]
+    with pytest.raises(SystemExit):
+        fidelity_asked.main([str(tmp_path), "lcc-8"])
+    assert "has no answers of bounds-0" in capsys.readouterr().err
+    for path in work.glob("surrogates/*"):
+        path.unlink()
+    with pytest.raises(SystemExit):
+        fidelity_asked.main([str(work), "lcc-8"])
+    assert "no questions that a model asked itself" in capsys.readouterr().err
 
 
 def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):
