@@ -68,7 +68,7 @@ class CompileSettings:
     general_weight: float = 0.25
     self_study_weight: float = 1.0
     general_queries: int = 256
-    self_study_questions: int = 1000
+    self_study_questions: int = 2000
     self_study_temperature: float = 0.6
     self_study_piece: int = 40
     self_study_hard: float = 0.35
