@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.fidelity_paired import read_column
+from benchmarks.fidelity_rows import BOUND
 from benchmarks.fidelity_study import BOUNDS, digest, load
 from lcc.chat import turns_of
 from lcc.checkpoint import SURROGATE, unpack_surrogate
@@ -56,7 +57,7 @@ def count(work: Path, column: str) -> dict[str, tuple[Counter[str], Counter[str]
         InputError: of the column or the folder, or a text of the one is not in the other.
     """
     bounds = read_column(work, f"{BOUNDS}-0")
-    right = {_place(result) for result in bounds if result.method == "full_text" and result.score >= 0.5}
+    right = {_place(result) for result in bounds if result.method == BOUND and result.score >= 0.5}
     ways = read_ways(work)
     found: dict[str, tuple[Counter[str], Counter[str]]] = {}
     for result in read_column(work, column):
