@@ -85,7 +85,7 @@ class Plan:
 
     def settings(self, streams: str, changes: dict[str, Any]) -> CompileSettings:
         """Those that all points share, with the paper's mixture and a point's own."""
-        mixture = {"general_queries": SAMPLES, "general_weight": 1.0, "seed": SEED}
+        mixture = {"general_queries": SAMPLES, "general_weight": 1.0, "reconstruction_weight": 1.0, "seed": SEED}
         return replace(make_settings(**self.shared | mixture | STREAMS[streams]), **changes)
 
     def points(self, only: Sequence[str]) -> list[Point]:

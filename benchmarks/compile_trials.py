@@ -58,8 +58,8 @@ class Trial:
 TRIALS = {
     "fast": Trial(),
     "default": Trial(recipe="default"),
-    "repeat-decays": Trial(weights=lambda done: {"reconstruction_weight": 2 * (1 - done)}),
-    "repeat-grows": Trial(weights=lambda done: {"reconstruction_weight": 2 * done}),
+    "repeat-decays": Trial(weights=lambda done: {"reconstruction_weight": (1 - done) / 2}),
+    "repeat-grows": Trial(weights=lambda done: {"reconstruction_weight": done / 2}),
     "about-grows": Trial(weights=lambda done: {"self_study_weight": 2 * done, "general_weight": 2 * (1 - done)}),
     "about-decays": Trial(weights=lambda done: {"self_study_weight": 2 * (1 - done), "general_weight": 2 * done}),
     "window-1/2": Trial(window=1 / 2),

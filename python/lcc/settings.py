@@ -64,10 +64,10 @@ class CompileSettings:
     rank: int = 64
     alpha: float = 64.0
     targets: tuple[str, ...] | None = None
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: float = 0.25
     general_weight: float = 0.25
     self_study_weight: float = 1.0
-    general_queries: int = 256
+    general_queries: int = 600
     self_study_questions: int = 2000
     self_study_temperature: float = 0.6
     self_study_piece: int = 40
@@ -138,7 +138,7 @@ class CompileSettings:
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     # What every method of the fidelity table is given: as many steps as fit all of them into an hour.
-    "fast": {"steps": 110, "general_queries": 128, "evaluate_every": 55},
+    "fast": {"steps": 110, "evaluate_every": 55},
     # Sections 3.4, 4.1, appendix A. 45 epochs of 2,000 queries and 2,000 reconstructions in batches of 64 (appendix A)
     # are 2,812 steps, and half of a batch is reconstruction. Section 4.1 has batches of 8: batch=4, steps=22500.
     "paper": {
@@ -151,6 +151,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rank": 8,
         "alpha": 16.0,
         "general_queries": 2000,
+        "reconstruction_weight": 1.0,
         "general_weight": 1.0,
         "self_study_questions": 0,
         "self_study_weight": 0.0,

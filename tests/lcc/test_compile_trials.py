@@ -58,7 +58,7 @@ def test_a_trial_changes_weights_rates_and_the_average(optimization):
     for _ in range(3):
         grows.advance()
         weights.append(grows.settings.reconstruction_weight)
-    assert weights == pytest.approx([0, 2 / 3, 4 / 3])
+    assert weights == pytest.approx([0, 1 / 6, 1 / 3])
     warm = optimization("warm-up")
     warm.advance()
     assert [group["lr"] for group in warm.groups] == pytest.approx([0.1 * rate for rate in warm.rates])
