@@ -27,6 +27,7 @@ from lcc.demo import SEED_OFFSET
 from lcc.encode import Compiler, lora_model, read_text
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
+from lcc.muon import MOMENTUM
 from lcc.objective import held_out_kl
 from lcc.optimize import Optimization
 from lcc.queries import load_queries
@@ -46,6 +47,7 @@ class Trial:
         window: share of the text that a step repeats.
         schedule: factor of the learning rates; None for linear decay.
         average: decay of an exponential moving average of what is trained, which is then graded; 0 for none.
+        momentum: of Muon.
     """
 
     recipe: str = "fast"
@@ -53,6 +55,7 @@ class Trial:
     window: float = 1.0
     schedule: Callable[[float], float] | None = None
     average: float = 0.0
+    momentum: float = MOMENTUM
 
 
 TRIALS = {
@@ -67,6 +70,9 @@ TRIALS = {
     "average": Trial(average=0.9),
     "cosine": Trial(schedule=lambda done: (1 + math.cos(math.pi * done)) / 2),
     "warm-up": Trial(schedule=lambda done: min(1.0, 0.1 + 10 * done) * (1 - done)),
+    "momentum-0.95": Trial(momentum=0.95),
+    "momentum-0.9": Trial(momentum=0.9),
+    "momentum-0.5": Trial(momentum=0.5),
 }
 
 
@@ -79,6 +85,9 @@ class TrialOptimization(Optimization):
         self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.rates = [group["initial_lr"] for group in self.groups]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
+        for group in self.groups:
+            if "momentum" in group:
+                group["momentum"] = trial.momentum
 
     def advance(self) -> float:
         done = self.step / self.settings.steps

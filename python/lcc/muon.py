@@ -11,21 +11,23 @@ from collections.abc import Iterable
 
 import torch
 
-MOMENTUM = 0.95
+# Over the few hundred steps of a compilation the usual 0.95 remembers too long (benchmarks/LOG.md).
+MOMENTUM = 0.7
 # The quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon), as in torch.
 COEFFICIENTS, ITERATIONS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """``torch.optim.Muon(params, lr, weight_decay=0, adjust_lr_fn="match_rms_adamw")``, in float32.
+    """``torch.optim.Muon(params, lr, momentum=momentum, weight_decay=0, adjust_lr_fn="match_rms_adamw")``, in float32.
 
     Args:
         params: matrices, or groups of them.
         lr: an update has the root mean square that AdamW's has at this learning rate (arXiv 2502.16982, section 2.2).
+        momentum: share of the average gradient that a step keeps.
     """
 
-    def __init__(self, params: Iterable, lr: float) -> None:
-        super().__init__(params, {"lr": lr})
+    def __init__(self, params: Iterable, lr: float, momentum: float = MOMENTUM) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -36,19 +38,21 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
             for shape, parameters in alike.items():
-                updates = orthogonalized(torch.stack([self._momentum(parameter) for parameter in parameters]))
+                updates = orthogonalized(
+                    torch.stack([self._averaged(parameter, group["momentum"]) for parameter in parameters])
+                )
                 for parameter, update in zip(parameters, updates, strict=True):
                     parameter.sub_(update, alpha=group["lr"] * 0.2 * max(shape) ** 0.5)
 
-    def _momentum(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+    def _averaged(self, parameter: torch.nn.Parameter, momentum: float) -> torch.Tensor:
         """The gradient with Nesterov momentum, float32."""
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter.grad)
         average = state["momentum_buffer"]
-        average.lerp_(parameter.grad, 1 - MOMENTUM)
-        return parameter.grad.lerp(average, MOMENTUM).float()
+        average.lerp_(parameter.grad, 1 - momentum)
+        return parameter.grad.lerp(average, momentum).float()
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:

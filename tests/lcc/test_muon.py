@@ -10,14 +10,16 @@ from lcc.muon import Muon, orthogonalized
 SHAPES = [(6, 20), (20, 6), (6, 20), (8, 8)]
 
 
-@pytest.fixture
-def both():
+@pytest.fixture(params=[0.95, 0.7])
+def both(request):
     """The same matrices under torch's Muon and under ours."""
     torch.manual_seed(0)
     theirs = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     ours = [torch.nn.Parameter(matrix.detach().clone()) for matrix in theirs]
-    reference = torch.optim.Muon(theirs, lr=0.1, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-    return theirs, reference, ours, Muon(ours, lr=0.1)
+    reference = torch.optim.Muon(
+        theirs, lr=0.1, weight_decay=0.0, momentum=request.param, adjust_lr_fn="match_rms_adamw"
+    )
+    return theirs, reference, ours, Muon(ours, lr=0.1, momentum=request.param)
 
 
 def test_the_same_steps_as_torch_but_for_bfloat16(both):
