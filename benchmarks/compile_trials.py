@@ -27,7 +27,6 @@ from lcc.demo import SEED_OFFSET
 from lcc.encode import Compiler, lora_model, read_text
 from lcc.models import EMBEDDED
 from lcc.models.fiction import document
-from lcc.muon import MOMENTUM
 from lcc.objective import held_out_kl
 from lcc.optimize import Optimization
 from lcc.queries import load_queries
@@ -47,7 +46,7 @@ class Trial:
         window: share of the text that a step repeats.
         schedule: factor of the learning rates; None for linear decay.
         average: decay of an exponential moving average of what is trained, which is then graded; 0 for none.
-        momentum: of Muon.
+        momentum: in place of the recipe's.
     """
 
     recipe: str = "fast"
@@ -55,7 +54,7 @@ class Trial:
     window: float = 1.0
     schedule: Callable[[float], float] | None = None
     average: float = 0.0
-    momentum: float = MOMENTUM
+    momentum: float | None = None
 
 
 TRIALS = {
@@ -85,9 +84,6 @@ class TrialOptimization(Optimization):
         self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.rates = [group["initial_lr"] for group in self.groups]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
-        for group in self.groups:
-            if "momentum" in group:
-                group["momentum"] = trial.momentum
 
     def advance(self) -> float:
         done = self.step / self.settings.steps
@@ -216,7 +212,9 @@ def main(arguments: list[str] | None = None) -> None:
             continue
         prepared = prepare(model, tokenizer, number, make_settings(seed=given.seed))
         for name in missing:
-            settings = make_settings(TRIALS[name].recipe, seed=given.seed, steps=given.steps, patience=0)
+            trial = TRIALS[name]
+            changed = {"seed": given.seed, "steps": given.steps, "momentum": trial.momentum}
+            settings = make_settings(trial.recipe, **changed, patience=0)
             row = {"document": number, **measure(model, prepared, name, settings)}
             write_rows(given.out, [*load_rows(given.out), row])
     print(summary(load_rows(given.out)), end="")

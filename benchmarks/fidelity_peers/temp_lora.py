@@ -19,7 +19,9 @@ class TempLora(AdapterMethod):
         prefix, text = adapter.context.prefix_ids, adapter.context.context_ids
         ids = torch.tensor([[*prefix, *text]], device=self.model.device)
         labels = torch.tensor([[*[-100] * len(prefix), *text]], device=self.model.device)
-        optimizer = torch.optim.AdamW(adapter.lora, self.settings.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            adapter.lora, self.settings.learning_rate, (self.settings.momentum, 0.999), weight_decay=0.0
+        )
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.settings.steps)
         for _ in range(self.settings.steps):
             with adapter.active():

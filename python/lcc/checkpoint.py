@@ -27,9 +27,9 @@ STATE, SURROGATE = "lcc-state-1", "lcc-surrogate-4"
 SURROGATE_FILE, STATE_FILE = "surrogate", "state"
 # Of a compilation's identity, what its surrogate data does not depend on; a stream without weight is left out of it.
 NOT_OF_SURROGATE = {
-    "writer", "ratio", "steps", "batch", "optimizer", "learning_rate", "buffer_learning_rate", "buffer_init", "rank",
-    "alpha", "targets", "reconstruction_weight", "evaluate_every", "patience", "keep_prefix", "loss", "coupled",
-    "engine", "gradient_checkpointing", "encode_chunk", "torch_compile", "teacher_gigabytes",
+    "writer", "ratio", "steps", "batch", "optimizer", "learning_rate", "buffer_learning_rate", "momentum",
+    "buffer_init", "rank", "alpha", "targets", "reconstruction_weight", "evaluate_every", "patience", "keep_prefix",
+    "loss", "coupled", "engine", "gradient_checkpointing", "encode_chunk", "torch_compile", "teacher_gigabytes",
 }  # fmt: skip
 STREAM_WEIGHTS = ("general_weight", "self_study_weight")
 # Tensors on the CPU, and JSON-ready metadata.

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 
 import torch
 
-# Over the few hundred steps of a compilation the usual 0.95 remembers too long (benchmarks/LOG.md).
-MOMENTUM = 0.7
 # The quintic iteration of Keller Jordan's Muon (kellerjordan.github.io/posts/muon), as in torch.
 COEFFICIENTS, ITERATIONS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7
 
@@ -26,7 +24,7 @@ class Muon(torch.optim.Optimizer):
         momentum: share of the average gradient that a step keeps.
     """
 
-    def __init__(self, params: Iterable, lr: float, momentum: float = MOMENTUM) -> None:
+    def __init__(self, params: Iterable, lr: float, momentum: float) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

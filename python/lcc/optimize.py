@@ -42,7 +42,7 @@ class Optimization:
         self.checkpoint, self.ranks = checkpoint, ranks
         writer.start(settings)
         groups = writer.parameter_groups(settings)
-        self.optimizers = [_optimizer(**group) for group in groups]
+        self.optimizers = [_optimizer(momentum=settings.momentum, **group) for group in groups]
         self._optimizer_of = {
             parameter: optimizer
             for group, optimizer in zip(groups, self.optimizers, strict=True)
@@ -195,9 +195,11 @@ def draw_samples(pool: Sequence[Sample], count: int, rng: random.Random) -> list
     return nlargest(count, pool, key=lambda sample: rng.random() ** (1 / sample.weight))
 
 
-def _optimizer(params: list[torch.nn.Parameter], lr: float, kind: str = "adamw") -> torch.optim.Optimizer:
+def _optimizer(
+    params: list[torch.nn.Parameter], lr: float, momentum: float, kind: str = "adamw"
+) -> torch.optim.Optimizer:
     """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
     group = [{"params": params, "initial_lr": lr}]
     if kind == "muon":
-        return Muon(group, lr)
-    return torch.optim.AdamW(group, lr=lr, weight_decay=0.0)
+        return Muon(group, lr, momentum)
+    return torch.optim.AdamW(group, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)

@@ -23,6 +23,8 @@ class CompileSettings:
         optimizer: of the LoRA, ``muon`` or ``adamw``; the buffer embeddings always have AdamW.
         learning_rate: of the LoRA, decaying linearly to zero.
         buffer_learning_rate: of the buffer embeddings.
+        momentum: share of the average gradient that a step keeps, of both optimisers (AdamW's first beta). The usual
+            0.9 and more remembers too long for some hundred steps (benchmarks/LOG.md).
         buffer_init: where the buffer embeddings start, see ``lcc.initial``.
         rank, alpha: of the LoRA.
         targets: names of the linear layers that it adapts, or None for every attention projection.
@@ -58,8 +60,9 @@ class CompileSettings:
     steps: int = 300
     batch: int = 64
     optimizer: str = "muon"
-    learning_rate: float = 2e-2
-    buffer_learning_rate: float = 2e-2
+    learning_rate: float = 3e-2
+    buffer_learning_rate: float = 3e-2
+    momentum: float = 0.7
     buffer_init: str = "even"
     rank: int = 64
     alpha: float = 64.0
@@ -112,7 +115,8 @@ class CompileSettings:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
-        _require(0 <= self.held_out < 1, "held_out", self.held_out, "in [0, 1)")
+        for name in ("held_out", "momentum"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         shares = (self.self_study_hard, self.self_study_follow_ups)
         plain = 1 - sum(shares)
         possible = min(shares) >= 0 and (plain > 0 or plain == self.self_study_follow_ups == 0)
@@ -147,6 +151,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": "adamw",
         "learning_rate": 2e-5,
         "buffer_learning_rate": 2e-5,
+        "momentum": 0.9,
         "buffer_init": "vocabulary",
         "rank": 8,
         "alpha": 16.0,

@@ -103,6 +103,17 @@ def test_learning_rates_decay_linearly_to_zero(start, optimizer):
     torch.testing.assert_close(torch.tensor(seen), torch.tensor(expected))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_momentum_is_of_both_optimizers(start, momentum):
+    optimization = start(momentum=momentum)
+    optimization.advance()
+    buffer, *lora = optimization.parameters
+    averages = [(optimization._state_of(buffer)["exp_avg"], buffer)]
+    averages += [(optimization._state_of(parameter)["momentum_buffer"], parameter) for parameter in lora]
+    for average, parameter in averages:
+        torch.testing.assert_close(average, (1 - momentum) * parameter.grad)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_both_optimizers_resume(llama, tokenizer, text, fast, tmp_path, monkeypatch, optimizer):
     def job(**more):
@@ -125,6 +136,7 @@ def test_paper_recipe_is_the_papers():
     assert settings.batch == 64 // 2
     assert (settings.optimizer, settings.buffer_init) == ("adamw", "vocabulary")
     assert settings.learning_rate == settings.buffer_learning_rate == 2e-5
+    assert settings.momentum == 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "sgd"}, {"buffer_init": "zeros"}])
