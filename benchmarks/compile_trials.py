@@ -213,8 +213,9 @@ def main(arguments: list[str] | None = None) -> None:
         prepared = prepare(model, tokenizer, number, make_settings(seed=given.seed))
         for name in missing:
             trial = TRIALS[name]
-            changed = {"seed": given.seed, "steps": given.steps, "momentum": trial.momentum}
-            settings = make_settings(trial.recipe, **changed, patience=0)
+            settings = make_settings(
+                trial.recipe, seed=given.seed, steps=given.steps, momentum=trial.momentum, patience=0
+            )
             row = {"document": number, **measure(model, prepared, name, settings)}
             write_rows(given.out, [*load_rows(given.out), row])
     print(summary(load_rows(given.out)), end="")

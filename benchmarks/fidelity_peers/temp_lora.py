@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from lcc.optimize import build_optimizer
+
 from .adapter import Adapter, AdapterMethod, Trained
 from .workbench import Peer
 
@@ -19,9 +21,7 @@ class TempLora(AdapterMethod):
         prefix, text = adapter.context.prefix_ids, adapter.context.context_ids
         ids = torch.tensor([[*prefix, *text]], device=self.model.device)
         labels = torch.tensor([[*[-100] * len(prefix), *text]], device=self.model.device)
-        optimizer = torch.optim.AdamW(
-            adapter.lora, self.settings.learning_rate, (self.settings.momentum, 0.999), weight_decay=0.0
-        )
+        optimizer = build_optimizer(adapter.lora, self.settings.learning_rate, self.settings.momentum)
         decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.settings.steps)
         for _ in range(self.settings.steps):
             with adapter.active():

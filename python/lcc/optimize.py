@@ -42,7 +42,7 @@ class Optimization:
         self.checkpoint, self.ranks = checkpoint, ranks
         writer.start(settings)
         groups = writer.parameter_groups(settings)
-        self.optimizers = [_optimizer(momentum=settings.momentum, **group) for group in groups]
+        self.optimizers = [build_optimizer(momentum=settings.momentum, **group) for group in groups]
         self._optimizer_of = {
             parameter: optimizer
             for group, optimizer in zip(groups, self.optimizers, strict=True)
@@ -195,7 +195,7 @@ def draw_samples(pool: Sequence[Sample], count: int, rng: random.Random) -> list
     return nlargest(count, pool, key=lambda sample: rng.random() ** (1 / sample.weight))
 
 
-def _optimizer(
+def build_optimizer(
     params: list[torch.nn.Parameter], lr: float, momentum: float, kind: str = "adamw"
 ) -> torch.optim.Optimizer:
     """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""

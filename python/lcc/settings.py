@@ -23,8 +23,8 @@ class CompileSettings:
         optimizer: of the LoRA, ``muon`` or ``adamw``; the buffer embeddings always have AdamW.
         learning_rate: of the LoRA, decaying linearly to zero.
         buffer_learning_rate: of the buffer embeddings.
-        momentum: share of the average gradient that a step keeps, of both optimisers (AdamW's first beta). The usual
-            0.9 and more remembers too long for some hundred steps (benchmarks/LOG.md).
+        momentum: share of the average gradient that a step keeps, of both optimisers (AdamW's first beta). Muon's
+            usual 0.95 remembers too long for some hundred steps (benchmarks/LOG.md).
         buffer_init: where the buffer embeddings start, see ``lcc.initial``.
         rank, alpha: of the LoRA.
         targets: names of the linear layers that it adapts, or None for every attention projection.
