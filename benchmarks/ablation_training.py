@@ -13,9 +13,9 @@ import torch
 from benchmarks.ablation_points import Plan
 from benchmarks.fidelity_study import digest, load
 from lcc.checkpoint import Checkpoint, identity
-from lcc.compile import seeded
+from lcc.compile import seeded, surrogate_data
 from lcc.context import build_context
-from lcc.encode import Compiler, lora_compiler, read_text
+from lcc.encode import Compiler, lora_compiler
 from lcc.evaluation import Answers, Example, answer_after
 from lcc.evaluation.methods import Reading
 from lcc.files import read_tensors, write_tensors
@@ -24,7 +24,7 @@ from lcc.optimize import Optimization
 from lcc.progress import Reporter
 from lcc.readers import Reader
 from lcc.settings import CompileSettings
-from lcc.surrogate import REPEAT_REQUEST, Surrogate, build_surrogate
+from lcc.surrogate import REPEAT_REQUEST, Surrogate
 
 TRAINED = "lcc-ablation-1"
 
@@ -47,14 +47,7 @@ def surrogate_of(plan: Plan, text: str) -> Surrogate:
     context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
     compilation = identity(settings, context.sha256, loaded_model(), plan.queries)
     store = Checkpoint.shared(plan.folder / "surrogates", compilation)
-    stored = store.load_surrogate(model.device)
-    if stored is not None:
-        return stored
-    with torch.no_grad(), seeded(model, settings.seed):
-        text_kv = read_text(model, [*context.prefix_ids, *context.context_ids])
-        made = build_surrogate(model, context, text_kv, settings, plan.queries, lambda *_: None)
-    store.save_surrogate(made)
-    return made
+    return surrogate_data(model, context, settings, plan.queries, store, Reporter(False))
 
 
 def share(surrogate: Surrogate, settings: CompileSettings) -> Surrogate:

@@ -222,7 +222,6 @@ def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):
     ("given", "cause"),
     [
         (["--methods", "magic"], "magic: no such method"),
-        (["--methods", "attention_matching"], "kvpress 0.5.5 has no press of that name"),
         (["--seed", str(fidelity.SEARCH_SEED)], "searched on"),
         (["--set", "batch=0"], "batch is 0"),
         (["--set", "magic=1"], "unknown setting 'magic'"),

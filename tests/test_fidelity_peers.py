@@ -10,6 +10,14 @@ import torch
 import lcc
 from benchmarks.fidelity_peers import PEERS, Workbench
 from benchmarks.fidelity_peers.adapter import Adapter
+from benchmarks.fidelity_peers.attention_matching import (
+    KEYS,
+    Biased,
+    attending_with,
+    biased_attention,
+    match,
+    match_head,
+)
 from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
 from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
@@ -24,7 +32,7 @@ from lcc.evaluation import Example
 from lcc.kv import KV
 from lcc.objective import step_loss
 from lcc.settings import make_settings
-from lcc.surrogate import Sample
+from lcc.surrogate import Sample, response_hidden
 from tests.conftest import tiny_model
 
 WRITERS = {"direct_kv": (direct_kv, DirectKV), "memory_embeddings": (memory_embeddings, MemoryEmbeddings)}
@@ -217,12 +225,70 @@ def test_every_trained_method_can_climb_both_ways():
 
 
 def test_methods_share_a_documents_surrogate_data(bench, text, examples, surrogates_made):
-    for name in ("lcc", "direct_kv", "memory_embeddings"):
+    for name in ("lcc", "direct_kv", "memory_embeddings", "attention_matching"):
         PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples)
     assert len(surrogates_made) == 1
     everything = PEERS["synthetic_qa_lora"].options(1e-2, {})
     PEERS["synthetic_qa_lora"].build("synthetic_qa_lora", bench, everything).answer(text, examples)
     assert len(surrogates_made) == 1
+
+
+def test_a_bias_counts_a_key_as_often_as_it_says():
+    query, key, value = (torch.randn(1, heads, 5, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    module = torch.nn.Module()
+    module.matching = Biased(torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64).log())
+    found, _ = biased_attention(module, query, key, value, torch.zeros(1, 1, 5, 5, dtype=torch.float64))
+    for head, often in enumerate(([0, 0, 1, 2, 3, 4], [0, 1, 1, 1, 2, 3, 4])):
+        several, values = key[0, head, often], value[0, head, often]
+        for mine in (2 * head, 2 * head + 1):
+            expected = (query[0, mine] @ several.T / 8**0.5).softmax(-1) @ values
+            torch.testing.assert_close(found[0, :, mine], expected)
+    assert torch.equal(module.matching.query, query)
+
+
+def test_pursuit_finds_the_keys_that_stand_for_several():
+    keys, values = torch.randn(3, 8, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
+    often = [0, 1, 2, 0, 1, 0, 0]
+    queries = torch.randn(200, 8, dtype=torch.float64)
+    kept, bias, fitted = match_head(queries, keys[often], values, 3, KEYS["omp"])
+    for index, added, value in zip(kept.tolist(), bias, fitted, strict=True):
+        mine = [place for place, key in enumerate(often) if key == often[index]]
+        torch.testing.assert_close(added.exp().item(), float(len(mine)), atol=1e-4, rtol=0)
+        torch.testing.assert_close(value, values[mine].mean(0), atol=1e-4, rtol=0)
+    assert {often[index] for index in kept.tolist()} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_matching_comes_closer_the_more_is_kept_and_all_of_it_changes_nothing(keys, llama, context):
+    ids, prefix = [*context.prefix_ids, *context.context_ids], len(context.prefix_ids)
+    samples = [Sample("general", "a", (5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(40)]
+    text = read_text(llama, ids)
+    errors = []
+    with torch.no_grad():
+        expected = response_hidden(llama, text, samples)
+        for tokens in (2, 8, len(context.context_ids)):
+            found = match(llama, text, prefix, tokens, samples, KEYS[keys])
+            assert found.kv.keys.shape[2] == found.bias.shape[2] == prefix + tokens
+            assert torch.equal(found.kv.head(prefix).values, text.head(prefix).values)
+            visible = moved(llama, found.kv, len(found.kv) - len(ids))
+            with attending_with(llama, found.bias):
+                errors.append((response_hidden(llama, visible, samples) - expected).abs().max().item())
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 1e-4
+
+
+def test_attention_matching_has_a_memorys_bytes_and_its_biases(bench, llama, text, examples):
+    before = state(llama)
+    method = PEERS["attention_matching"].build("am", bench, PEERS["attention_matching"].default)
+    found = method.answer(text, examples)
+    assert_untouched(llama, before)
+    assert not any(hasattr(layer.self_attn, "matching") for layer in llama.model.layers)
+    assert len(found.texts) == len(examples)
+    assert found.trained_on
+    memory = PEERS["first_tokens"].build("first_tokens", bench, {}).answer(text, examples).kv_bytes
+    config = llama.config
+    biases = config.num_hidden_layers * config.num_key_value_heads * method.tokens(text) * 4
+    assert found.kv_bytes == memory + biases
 
 
 @pytest.mark.skipif(not installed(), reason="kvpress is not installed")

@@ -1,15 +1,16 @@
 """The methods of the fidelity table: LCC and its peers, one file an idea, all behind ``lcc.evaluation.Method``."""
 
-from . import direct_kv, kept_tokens, memory_embeddings, synthetic_qa_lora, temp_lora, written
+from . import attention_matching, direct_kv, kept_tokens, memory_embeddings, synthetic_qa_lora, temp_lora, written
 from .presses import MISSING, PRESSES, installed
 from .workbench import Options, Peer, Workbench
 
-__all__ = ["MISSING", "NOT_RUN", "PEERS", "Options", "Peer", "Workbench", "runnable"]
+__all__ = ["MISSING", "PEERS", "Options", "Peer", "Workbench", "runnable"]
 
 PEERS: dict[str, Peer] = {
     "lcc": written.LCC,
     "direct_kv": direct_kv.PEER,
     "memory_embeddings": memory_embeddings.PEER,
+    "attention_matching": attention_matching.PEER,
     "temp_lora": temp_lora.PEER,
     "synthetic_qa_lora": synthetic_qa_lora.PEER,
     "first_tokens": kept_tokens.FIRST,
@@ -17,10 +18,8 @@ PEERS: dict[str, Peer] = {
     "surprising_tokens": kept_tokens.SURPRISING,
     **PRESSES,
 }
-NOT_RUN = {"attention_matching": "kvpress 0.5.5 has no press of that name, and there is no implementation of ours"}
 
 
 def runnable() -> dict[str, str | None]:
     """Every method, with None or the reason why it cannot run here."""
-    reasons = {name: MISSING if name in PRESSES and not installed() else None for name in PEERS}
-    return reasons | NOT_RUN
+    return {name: MISSING if name in PRESSES and not installed() else None for name in PEERS}

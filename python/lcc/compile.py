@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -207,7 +207,7 @@ def write(
     """
     model = writer.model
     with autocast(model, settings):
-        surrogate = _surrogate(writer, settings, queries, shared or store, ranks, reporter)
+        surrogate = surrogate_data(model, writer.context, settings, queries, shared or store, reporter, ranks)
         # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
         free = None if is_sharded(model) else ranks.least(available_bytes(model.device))
         fitting = fit(writer, _most_rows(surrogate, settings), settings, free)
@@ -216,34 +216,39 @@ def write(
     return Written(kv, surrogate, optimization.curve)
 
 
-def _surrogate(
-    writer: Writer,
+def surrogate_data(
+    model: PreTrainedModel,
+    context: Context,
     settings: CompileSettings,
-    queries: list[str],
+    queries: Sequence[str],
     store: Checkpoint | None,
-    ranks: Ranks,
     reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> Surrogate:
-    """The surrogate data: from ``store``, or made now by rank 0."""
-    device, budget = writer.model.device, settings.teacher_gigabytes * 2**30
-    stored = store.load_surrogate(device, budget) if store else None
+    """What a text is compiled with: from ``store``, or made now by rank 0.
+
+    Args:
+        model: frozen, no adapter active.
+    """
+    budget = settings.teacher_gigabytes * 2**30
+    stored = store.load_surrogate(model.device, budget) if store else None
     if stored is not None:
         return stored
 
     def make() -> Surrogate:
-        # Seeded anew, so that the data is the same whatever the writer has drawn.
-        with torch.no_grad(), seeded(writer.model, settings.seed):
-            text_kv = read_text(writer.model, writer.context.context_ids, writer.prefix)
+        # Seeded anew, so that the data is the same whatever has been drawn before.
+        with torch.no_grad(), seeded(model, settings.seed):
+            text_kv = read_text(model, context.context_ids, read_text(model, context.prefix_ids))
             folder = store.folder if store else None
-            made = build_surrogate(writer.model, writer.context, text_kv, settings, queries, reporter.count, folder)
+            made = build_surrogate(model, context, text_kv, settings, queries, reporter.count, folder)
         if store:
             store.save_surrogate(made)
         return made
 
     if ranks.count == 1:
         return make()
-    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(writer.model))
-    return unpack_surrogate(*packed, device, budget)
+    packed = ranks.from_main(lambda: pack_surrogate(make()), together=is_sharded(model))
+    return unpack_surrogate(*packed, model.device, budget)
 
 
 def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
