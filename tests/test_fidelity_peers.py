@@ -13,10 +13,12 @@ from benchmarks.fidelity_peers.adapter import Adapter
 from benchmarks.fidelity_peers.attention_matching import (
     KEYS,
     Biased,
+    Head,
+    Matching,
     attending_with,
     biased_attention,
-    match,
-    match_head,
+    by_head,
+    uniform,
 )
 from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
@@ -250,7 +252,7 @@ def test_pursuit_finds_the_keys_that_stand_for_several():
     keys, values = torch.randn(3, 8, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
     often = [0, 1, 2, 0, 1, 0, 0]
     queries = torch.randn(200, 8, dtype=torch.float64)
-    kept, bias, fitted = match_head(queries, keys[often], values, 3, KEYS["omp"])
+    kept, bias, fitted = Head(queries, keys[often], values).match(3, KEYS["omp"])
     for index, added, value in zip(kept.tolist(), bias, fitted, strict=True):
         mine = [place for place, key in enumerate(often) if key == often[index]]
         torch.testing.assert_close(added.exp().item(), float(len(mine)), atol=1e-4, rtol=0)
@@ -267,19 +269,56 @@ def test_matching_comes_closer_the_more_is_kept_and_all_of_it_changes_nothing(ke
     with torch.no_grad():
         expected = response_hidden(llama, text, samples)
         for tokens in (2, 8, len(context.context_ids)):
-            found = match(llama, text, prefix, tokens, samples, KEYS[keys])
-            assert found.kv.keys.shape[2] == found.bias.shape[2] == prefix + tokens
-            assert torch.equal(found.kv.head(prefix).values, text.head(prefix).values)
-            visible = moved(llama, found.kv, len(found.kv) - len(ids))
-            with attending_with(llama, found.bias):
+            matching = Matching(llama, text, prefix, samples, KEYS[keys])
+            matching.fit(uniform(matching, tokens))
+            kv, bias = matching.kept()
+            assert kv.keys.shape[2] == bias.shape[2] == prefix + tokens
+            assert torch.equal(kv.head(prefix).values, text.head(prefix).values)
+            visible = moved(llama, kv, len(kv) - len(ids))
+            with attending_with(llama, bias):
                 errors.append((response_hidden(llama, visible, samples) - expected).abs().max().item())
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
 
 
-def test_attention_matching_has_a_memorys_bytes_and_its_biases(bench, llama, text, examples):
+def test_budgets_go_to_the_heads_that_matter(context):
+    model = tiny_model("llama", torch.float64)
+    width = model.config.head_dim
+    group = model.config.num_attention_heads // model.config.num_key_value_heads
+    with torch.no_grad():
+        # Nothing is made of what any head finds but the second K/V head of the second layer.
+        for layer, decoder_layer in enumerate(model.model.layers):
+            for head in range(model.config.num_attention_heads):
+                if (layer, head // group) != (1, 1):
+                    decoder_layer.self_attn.o_proj.weight[:, head * width : (head + 1) * width] = 0
+        ids, prefix = [*context.prefix_ids, *context.context_ids], len(context.prefix_ids)
+        asked = [Sample("self_study", "a", (5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(20)]
+        text = read_text(model, ids)
+        samples = [replace(s, teacher_hidden=response_hidden(model, text, [s])) for s in asked]
+        matching = Matching(model, text, prefix, samples, KEYS["highest_attention"])
+        budgets = by_head(matching, 4)
+        assert matching.bias.isfinite().all()
+        assert torch.equal(matching.kv.values, text.values)
+        heads = len(budgets) * len(budgets[0])
+        assert sum(map(sum, budgets)) <= 4 * heads
+        assert budgets[1][1] == max(map(max, budgets)) > 4
+        losses = []
+        for several in (budgets, uniform(matching, 4)):
+            trial = Matching(model, text, prefix, samples, KEYS["highest_attention"])
+            trial.fit(several)
+            losses.append(trial.divergence(samples))
+            kv, bias = trial.kept()
+            assert len(kv) == prefix + max(map(max, several))
+            pairs = sum(map(sum, several))
+            assert trial.nbytes == 8 * (2 * width * (pairs + heads * prefix) + pairs)
+            assert int(bias[:, :, prefix:].isfinite().sum()) == pairs
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("options", PEERS["attention_matching"].variants, ids=str)
+def test_attention_matching_has_a_memorys_bytes_and_its_biases(options, bench, llama, text, examples):
     before = state(llama)
-    method = PEERS["attention_matching"].build("am", bench, PEERS["attention_matching"].default)
+    method = PEERS["attention_matching"].build("am", bench, options)
     found = method.answer(text, examples)
     assert_untouched(llama, before)
     assert not any(hasattr(layer.self_attn, "matching") for layer in llama.model.layers)
@@ -288,7 +327,8 @@ def test_attention_matching_has_a_memorys_bytes_and_its_biases(bench, llama, tex
     memory = PEERS["first_tokens"].build("first_tokens", bench, {}).answer(text, examples).kv_bytes
     config = llama.config
     biases = config.num_hidden_layers * config.num_key_value_heads * method.tokens(text) * 4
-    assert found.kv_bytes == memory + biases
+    held = memory + biases
+    assert found.kv_bytes == held if options["budgets"] == "uniform" else found.kv_bytes <= held
 
 
 @pytest.mark.skipif(not installed(), reason="kvpress is not installed")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from math import exp
 
 import torch
@@ -30,6 +31,7 @@ from lcc.evaluation.methods import last_questions
 from lcc.fingerprint import fingerprint
 from lcc.generate import batch_rows
 from lcc.kv import KV, decoder
+from lcc.objective import state_divergence
 from lcc.progress import Reporter
 from lcc.queries import load_queries
 from lcc.surrogate import Sample, response_hidden
@@ -38,9 +40,12 @@ from .presses import moved
 from .workbench import Options, Peer, PeerMethod, Workbench
 
 IMPLEMENTATION = "attention_matching"
-# Of a head; more are thinned out evenly.
-MOST_QUERIES = 1 << 15
-# Of the mean of the diagonal: keeps the normal equations of alike keys solvable.
+# Of the samples that are read behind the text.
+MOST_TOKENS = 1 << 13
+# Samples on which heads are compared, and budgets that a head may get, in shares of the mean one.
+PROBED = 32
+SHARES = (0, 1 / 4, 1 / 2, 1, 2, 4, 8)
+# Of the mean of the diagonal, added to it.
 RIDGE = 1e-9
 # What a kept key's share of attention may be multiplied by, e^-3 to e^3 as in the authors' code: no value grows wild.
 WEIGHTS = (exp(-3), exp(3))
@@ -54,20 +59,14 @@ class Biased:
     query: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
-@dataclass(frozen=True)
-class Matched:
-    """K and V (keys rotated), and what is added to the scores of each: (layers, kv_heads, tokens)."""
-
-    kv: KV
-    bias: torch.Tensor
-
-
 # Picks keys by the queries' attention: from its Gram matrix (T, T) and its sums (T,), so many tokens' indices.
 Selection = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
+# Tokens of each K/V head of each layer.
+Budgets = list[list[int]]
 
 
 class AttentionMatching(PeerMethod):
-    """Matches the text's K and V on samples that LCC trains on; the chat's prefix stays."""
+    """Matches the text's K and V on what the model asked itself for LCC; the chat's prefix stays."""
 
     def __init__(self, name: str, bench: Workbench, options: Options):
         super().__init__(name, bench, options)
@@ -82,74 +81,156 @@ class AttentionMatching(PeerMethod):
         store = Checkpoint.shared(self.surrogates, compilation)
         with frozen(model), torch.no_grad():
             surrogate = surrogate_data(model, prepared, settings, queries, store, Reporter(False))
-            samples = [sample for sample in surrogate.train if sample.stream in self.options["streams"]]
+            samples = [sample for sample in surrogate.train if sample.stream == "self_study"]
             began = time.monotonic()
-            found = match(model, read_text(model, ids), prefix, prepared.buffer, samples, KEYS[self.options["keys"]])
-            visible = moved(model, found.kv, len(found.kv) - len(ids))
+            matching = Matching(model, read_text(model, ids), prefix, samples, KEYS[self.options["keys"]])
+            matching.fit(BUDGETS[self.options["budgets"]](matching, prepared.buffer))
+            kv, bias = matching.kept()
+            visible = moved(model, kv, len(kv) - len(ids))
             seconds = time.monotonic() - began
-            with attending_with(model, found.bias):
+            with attending_with(model, bias):
                 # A batch would share what all sequences see, by an attention without biases.
                 texts = answer_after(model, self.chat, visible, examples, batch=1)
-        held = visible.nbytes + found.bias[:, :, prefix:].nbytes
-        return Answers(texts, held, seconds, last_questions(surrogate.self_questions))
+        return Answers(texts, matching.nbytes, seconds, last_questions(surrogate.self_questions))
 
 
-def match(
-    model: PreTrainedModel, text: KV, prefix: int, tokens: int, samples: Sequence[Sample], select: Selection
-) -> Matched:
-    """``tokens`` K and V a head in place of all those of ``text`` behind the first ``prefix``, which stay."""
-    keys, values, bias = text.keys, text.values.clone(), text.keys.new_zeros(text.keys.shape[:3])
-    layers, heads, _, width = keys.shape
-    kept = torch.arange(prefix + tokens).repeat(layers, heads, 1)
-    for layer in range(layers):
-        queries = reference_queries(model, KV(keys, values), bias, layer, samples)
+class Matching:
+    """A text's K and V while they are matched, all at their places: what is dropped has a bias of -inf.
+
+    Args:
+        text: keys rotated.
+        prefix: how many of the first tokens stay as they are.
+        samples: some of which, spread evenly, are read behind the text.
+    """
+
+    def __init__(self, model: PreTrainedModel, text: KV, prefix: int, samples: Sequence[Sample], select: Selection):
+        self.model, self.text, self.prefix, self.select = model, text, prefix, select
+        self.samples = thinned(samples, MOST_TOKENS)
+        self.kv = KV(text.keys, text.values.clone())
+        self.bias = text.keys.new_zeros(text.keys.shape[:3])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the K and V that are kept, and of the biases behind the prefix."""
+        text, width = self.bias[:, :, self.prefix :], self.kv.keys.shape[3]
+        pairs, biases = int(self.bias.isfinite().sum()), int(text.isfinite().sum())
+        return (2 * width * pairs + biases) * self.bias.element_size()
+
+    def fit(self, budgets: Budgets) -> None:
+        """Match layer by layer, each behind those that are matched already."""
+        for layer, sizes in enumerate(budgets):
+            for number, (head, size) in enumerate(zip(self.heads(layer), sizes, strict=True)):
+                self.replace(layer, number, head, size)
+
+    def heads(self, layer: int) -> list[Head]:
+        """A layer's K/V heads over the text, with the queries that they get while the samples are read."""
+        found, rows = [], batch_rows(len(self.kv))
+        with attending_with(self.model, self.bias) as layers:
+            for batch in (self.samples[at : at + rows] for at in range(0, len(self.samples), rows)):
+                response_hidden(self.model, self.kv, batch)
+                states = zip(layers[layer].query, batch, strict=True)
+                found += [query[:, : len(sample.input_ids)] for query, sample in states]
+        queries = torch.cat(found, 1) * decoder(self.model).layers[layer].self_attn.scaling
+        keys, values = (states[layer, :, self.prefix :] for states in (self.text.keys, self.text.values))
         # What stands side by side is a K/V head's group of queries.
-        for head, mine in enumerate(queries.reshape(heads, -1, width)):
-            chosen, added, fitted = match_head(
-                mine, keys[layer, head, prefix:], values[layer, head, prefix:], tokens, select
-            )
-            bias[layer, head, prefix:] = -torch.inf
-            kept[layer, head, prefix:] = chosen + prefix
-            bias[layer, head, chosen + prefix], values[layer, head, chosen + prefix] = added, fitted
-    index = kept[..., None].expand(-1, -1, -1, width)
-    return Matched(KV(keys.gather(2, index), values.gather(2, index)), bias.gather(2, kept))
+        grouped = queries.reshape(len(keys), -1, queries.shape[2])
+        return [Head(*states) for states in zip(grouped, keys, values, strict=True)]
+
+    def replace(self, layer: int, number: int, head: Head, tokens: int) -> None:
+        """Keep ``tokens`` of a head's K, with biases and values that match the text."""
+        self.bias[layer, number, self.prefix :] = -torch.inf
+        if tokens:
+            kept, bias, values = head.match(tokens, self.select)
+            self.bias[layer, number, self.prefix + kept] = bias
+            self.kv.values[layer, number, self.prefix + kept] = values
+
+    def restore(self, layer: int, number: int) -> None:
+        """Give a head the text's own K and V again."""
+        self.bias[layer, number] = 0
+        self.kv.values[layer, number] = self.text.values[layer, number]
+
+    def divergence(self, samples: Sequence[Sample]) -> float:
+        """Mean KL from the full text over the samples' response tokens, in nats a token."""
+        with attending_with(self.model, self.bias):
+            found = response_hidden(self.model, self.kv, samples)
+        teacher = torch.cat([sample.teacher_hidden for sample in samples])
+        weights = torch.full((len(found),), 1 / len(found), dtype=found.dtype)
+        return state_divergence(self.model, found, teacher, weights, "kl").item()
+
+    def kept(self) -> tuple[KV, torch.Tensor]:
+        """K, V and biases of what is kept, heads that keep less filled up with some that a bias of -inf hides."""
+        seen = self.bias.isfinite()
+        most = int(seen.sum(-1).max())
+        index = seen.int().argsort(dim=-1, descending=True, stable=True)[:, :, :most]
+        wide = index[..., None].expand(-1, -1, -1, self.kv.keys.shape[3])
+        return KV(self.kv.keys.gather(2, wide), self.kv.values.gather(2, wide)), self.bias.gather(2, index)
 
 
-def reference_queries(
-    model: PreTrainedModel, text: KV, bias: torch.Tensor, layer: int, samples: Sequence[Sample]
-) -> torch.Tensor:
-    """The scaled queries of ``layer`` while ``samples`` are read behind ``text``: (heads, queries, head_dim)."""
-    found, rows = [], batch_rows(len(text))
+def thinned(samples: Sequence[Sample], tokens: int) -> list[Sample]:
+    """So many of the samples, short and long ones, that they have ``tokens`` tokens at the most; shorter ones first."""
     ordered = sorted(samples, key=lambda sample: len(sample.input_ids))
-    with attending_with(model, bias) as layers:
-        for batch in (ordered[start : start + rows] for start in range(0, len(ordered), rows)):
-            response_hidden(model, text, batch)
-            states = zip(layers[layer].query, batch, strict=True)
-            found += [query[:, : len(sample.input_ids)] for query, sample in states]
-    queries = torch.cat(found, 1) * decoder(model).layers[layer].self_attn.scaling
-    return queries[:, :: -(-queries.shape[1] // MOST_QUERIES)]
+    return ordered[:: -(-sum(len(sample.input_ids) for sample in ordered) // tokens)]
 
 
-def match_head(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, tokens: int, select: Selection
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Which keys are kept, in their order, their biases and their values.
+def uniform(matching: Matching, tokens: int) -> Budgets:
+    """As many for every head."""
+    layers, heads = matching.bias.shape[:2]
+    return [[tokens] * heads for _ in range(layers)]
+
+
+def by_head(matching: Matching, tokens: int) -> Budgets:
+    """As many in the mean, given to the heads that need them: least divergence if what each head adds to it adds up.
+
+    The paper fits such budgets to a model once; these are of the text itself.
+    """
+    layers, heads, text = *matching.bias.shape[:2], len(matching.text) - matching.prefix
+    sizes = sorted({min(round(share * tokens), text) for share in SHARES})
+    samples = matching.samples[:: -(-len(matching.samples) // PROBED)]
+    # The least divergence of the heads so far with so many tokens, and their budgets.
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for layer in range(layers):
+        for number, head in enumerate(matching.heads(layer)):
+            curve = {}
+            for size in sizes:
+                matching.replace(layer, number, head, size)
+                curve[size] = matching.divergence(samples)
+            matching.restore(layer, number)
+            longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+            for (used, (loss, before)), size in product(best.items(), sizes):
+                option = (loss + curve[size], (*before, size))
+                if used + size <= tokens * layers * heads:
+                    longer[used + size] = min(longer.get(used + size, option), option)
+            best = longer
+    _, found = min(best.values())
+    return [list(found[layer * heads : (layer + 1) * heads]) for layer in range(layers)]
+
+
+class Head:
+    """A K/V head over the text, and what its queries find there.
 
     Args:
         queries: (n, head_dim), scaled.
         keys, values: (T, head_dim).
-
-    Returns:
-        (tokens,) int64, (tokens,) and (tokens, head_dim).
     """
-    scores = queries @ keys.T
-    attention = scores.softmax(-1)
-    gram, sums = (attention.T @ attention).double(), attention.sum(0).double()
-    kept = select(gram, sums, tokens).sort().values
-    bias = mass_weights(gram[kept][:, kept], sums[kept]).log().to(scores.dtype)
-    mixed = (scores[:, kept] + bias).softmax(-1)
-    fitted = torch.linalg.lstsq(mixed.double(), (attention @ values).double()).solution
-    return kept, bias, fitted.to(values.dtype)
+
+    def __init__(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor):
+        self.scores = queries @ keys.T
+        attention = self.scores.softmax(-1)
+        self.found = (attention @ values).double()
+        self.gram, self.sums = (attention.T @ attention).double(), attention.sum(0).double()
+
+    def match(self, tokens: int, select: Selection) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Which keys are kept, in their order, (tokens,) int64; their biases, (tokens,); values, (tokens, head_dim)."""
+        kept = select(self.gram, self.sums, tokens).sort().values
+        bias = mass_weights(self.gram[kept][:, kept], self.sums[kept]).log().to(self.scores.dtype)
+        mixed = (self.scores[:, kept] + bias).softmax(-1).double()
+        values = torch.linalg.solve(ridged(mixed.T @ mixed), mixed.T @ self.found)
+        return kept, bias, values.to(self.scores.dtype)
+
+
+def ridged(gram: torch.Tensor) -> torch.Tensor:
+    """A Gram matrix that can be inverted though its columns be alike."""
+    return gram + RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
 
 
 def mass_weights(gram: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
@@ -158,8 +239,7 @@ def mass_weights(gram: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     Args:
         gram, sums: of A, (tokens, tokens) and (tokens,).
     """
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    root = torch.linalg.cholesky(gram + ridge)
+    root = torch.linalg.cholesky(ridged(gram))
     right = torch.linalg.solve_triangular(root, sums[:, None], upper=False)[:, 0]
     return torch.from_numpy(lsq_linear(root.T.numpy(), right.numpy(), WEIGHTS).x)
 
@@ -225,9 +305,9 @@ AttentionInterface.register(IMPLEMENTATION, biased_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 KEYS: dict[str, Selection] = {"omp": pursuit, "highest_attention": highest_attention}
-STREAMS = (["self_study"], ["self_study", "general"])
+BUDGETS: dict[str, Callable[[Matching, int], Budgets]] = {"uniform": uniform, "by_head": by_head}
 PEER = Peer(
     AttentionMatching,
-    "Attention Matching, the same budget for every head, on LCC's data: our implementation",
-    tuple({"keys": keys, "streams": streams} for keys in KEYS for streams in STREAMS),
+    "Attention Matching, its budgets of heads fitted to the text, on LCC's data: our implementation",
+    tuple({"keys": keys, "budgets": budgets} for keys in KEYS for budgets in BUDGETS),
 )
