@@ -10,16 +10,8 @@ import torch
 import lcc
 from benchmarks.fidelity_peers import PEERS, Workbench
 from benchmarks.fidelity_peers.adapter import Adapter
-from benchmarks.fidelity_peers.attention_matching import (
-    KEYS,
-    Biased,
-    Head,
-    Matching,
-    attending_with,
-    biased_attention,
-    by_head,
-    uniform,
-)
+from benchmarks.fidelity_peers.attention_matching import KEYS, Head, Matching, by_head, uniform
+from benchmarks.fidelity_peers.biased_attention import Biased, attending_with, biased_attention
 from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
 from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
@@ -238,14 +230,14 @@ def test_methods_share_a_documents_surrogate_data(bench, text, examples, surroga
 def test_a_bias_counts_a_key_as_often_as_it_says():
     query, key, value = (torch.randn(1, heads, 5, 8, dtype=torch.float64) for heads in (4, 2, 2))
     module = torch.nn.Module()
-    module.matching = Biased(torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64).log())
+    module.biased = Biased(torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64).log())
     found, _ = biased_attention(module, query, key, value, torch.zeros(1, 1, 5, 5, dtype=torch.float64))
     for head, often in enumerate(([0, 0, 1, 2, 3, 4], [0, 1, 1, 1, 2, 3, 4])):
         several, values = key[0, head, often], value[0, head, often]
         for mine in (2 * head, 2 * head + 1):
             expected = (query[0, mine] @ several.T / 8**0.5).softmax(-1) @ values
             torch.testing.assert_close(found[0, :, mine], expected)
-    assert torch.equal(module.matching.query, query)
+    assert torch.equal(module.biased.query, query)
 
 
 def test_pursuit_finds_the_keys_that_stand_for_several():
@@ -321,7 +313,7 @@ def test_attention_matching_has_a_memorys_bytes_and_its_biases(options, bench, l
     method = PEERS["attention_matching"].build("am", bench, options)
     found = method.answer(text, examples)
     assert_untouched(llama, before)
-    assert not any(hasattr(layer.self_attn, "matching") for layer in llama.model.layers)
+    assert not any(hasattr(layer.self_attn, "biased") for layer in llama.model.layers)
     assert len(found.texts) == len(examples)
     assert found.trained_on
     memory = PEERS["first_tokens"].build("first_tokens", bench, {}).answer(text, examples).kv_bytes

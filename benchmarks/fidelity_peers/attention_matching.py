@@ -2,26 +2,20 @@
 
 Of each head's keys some are kept, each with a bias that makes up for the attention that all keys got together, and
 values that make the output what it was: both by least squares over the queries of samples that are read behind the
-text. Layer by layer, each behind those that are matched already. Importing this file makes ``attention_matching`` a
-transformers attention implementation.
+text. Layer by layer, each behind those that are matched already.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from itertools import product
 from math import exp
 
 import torch
 from scipy.optimize import lsq_linear
-from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
+from transformers import PreTrainedModel
 
-from lcc.attention import attending
 from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import surrogate_data
 from lcc.context import build_context
@@ -36,10 +30,10 @@ from lcc.progress import Reporter
 from lcc.queries import load_queries
 from lcc.surrogate import Sample, response_hidden
 
+from .biased_attention import attending_with
 from .presses import moved
 from .workbench import Options, Peer, PeerMethod, Workbench
 
-IMPLEMENTATION = "attention_matching"
 # Of the samples that are read behind the text.
 MOST_TOKENS = 1 << 13
 # Samples on which heads are compared, and budgets that a head may get, in shares of the mean one.
@@ -49,14 +43,6 @@ SHARES = (0, 1 / 4, 1 / 2, 1, 2, 4, 8)
 RIDGE = 1e-9
 # What a kept key's share of attention may be multiplied by, e^-3 to e^3 as in the authors' code: no value grows wild.
 WEIGHTS = (exp(-3), exp(3))
-
-
-@dataclass
-class Biased:
-    """What a layer adds to the scores of the first keys, (kv_heads, tokens), and the queries it attended with last."""
-
-    bias: torch.Tensor
-    query: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 # Picks keys by the queries' attention: from its Gram matrix (T, T) and its sums (T,), so many tokens' indices.
@@ -258,51 +244,6 @@ def pursuit(gram: torch.Tensor, sums: torch.Tensor, tokens: int) -> torch.Tensor
         missing = sums - gram[:, kept] @ mass_weights(gram[kept][:, kept], sums[kept])
     return torch.tensor(kept)
 
-
-@contextmanager
-def attending_with(model: PreTrainedModel, bias: torch.Tensor) -> Iterator[list[Biased]]:
-    """Let ``model`` add ``bias``, (layers, kv_heads, tokens), to the scores of its first keys inside the block."""
-    modules = [layer.self_attn for layer in decoder(model).layers]
-    found = [Biased(mine) for mine in bias]
-    for module, mine in zip(modules, found, strict=True):
-        module.matching = mine
-    try:
-        with attending(model, IMPLEMENTATION):
-            yield found
-    finally:
-        for module in modules:
-            del module.matching
-
-
-def biased_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float | None = None,
-    **options: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it, inside ``attending_with``.
-
-    Args:
-        query: (batch, heads, q_len, head_dim), rotated.
-        key, value: (batch, kv_heads, kv_len, head_dim).
-        attention_mask: (batch, 1, q_len, kv_len), added to the scores.
-
-    Returns:
-        (batch, q_len, heads, head_dim), and no weights.
-    """
-    module.matching.query = query
-    bias = module.matching.bias
-    added = pad(bias, (0, key.shape[2] - bias.shape[1])).repeat_interleave(query.shape[1] // len(bias), 0)
-    mask = attention_mask + added[None, :, None].to(query.dtype)
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register(IMPLEMENTATION, biased_attention)
-AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 KEYS: dict[str, Selection] = {"omp": pursuit, "highest_attention": highest_attention}
 BUDGETS: dict[str, Callable[[Matching, int], Budgets]] = {"uniform": uniform, "by_head": by_head}
