@@ -81,12 +81,11 @@ def test_a_training_takes_its_share_of_the_samples(work):
     assert {sample.stream for sample in share(whole, two).train} == {"general"}
 
 
-def test_a_documents_samples_are_made_once(work, monkeypatch):
-    plan = plan_in(work)
+def test_a_documents_samples_are_made_once(tmp_path, surrogates_made):
+    plan = plan_in(tmp_path)
     prepare(plan, plan.texts[0])
-    monkeypatch.setattr(ablation_training, "build_surrogate", None)
     prepare(plan, plan.texts[0])
-    assert len(list((work / "surrogates").iterdir())) == 1
+    assert len(surrogates_made) == len(list((tmp_path / "surrogates").iterdir())) == 1
 
 
 def test_coupled_reading_keeps_the_lora_and_the_model(work):
