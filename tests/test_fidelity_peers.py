@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 import lcc
 from benchmarks.fidelity_peers import PEERS, Workbench
 from benchmarks.fidelity_peers.adapter import Adapter
-from benchmarks.fidelity_peers.attention_matching import KEYS, Head, Matching, by_head, uniform
+from benchmarks.fidelity_peers.attention_matching import KEYS, Head, Matching, by_head, least_sum, uniform
 from benchmarks.fidelity_peers.biased_attention import Biased, attending_with, biased_attention
 from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
@@ -271,6 +273,15 @@ def test_matching_comes_closer_the_more_is_kept_and_all_of_it_changes_nothing(ke
                 errors.append((response_hidden(llama, visible, samples) - expected).abs().max().item())
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
+
+
+def test_the_least_sum_is_that_of_all_choices():
+    rng = random.Random(0)
+    for total in (0, 3, 8, 40):
+        curves = [{size: rng.random() for size in (0, 1, 2, 4, 8)} for _ in range(4)]
+        choices = [sizes for sizes in product(*curves) if sum(sizes) <= total]
+        best = min(choices, key=lambda sizes: sum(curve[size] for curve, size in zip(curves, sizes, strict=True)))
+        assert least_sum(curves, total) == best
 
 
 def test_budgets_go_to_the_heads_that_matter(context):

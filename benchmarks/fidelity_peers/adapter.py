@@ -13,7 +13,6 @@ from lcc.compile import seeded
 from lcc.context import build_context
 from lcc.encode import LoraWriter, lora_model, read_text
 from lcc.evaluation import Answers, Example, answer_after
-from lcc.fingerprint import fingerprint
 from lcc.kv import KV
 from lcc.settings import CompileSettings
 
@@ -46,9 +45,6 @@ class AdapterMethod(PeerMethod):
 
     def __init__(self, name: str, bench: Workbench, options: Options):
         super().__init__(name, bench, options)
-        self.surrogates = bench.surrogates
-        # Of the plain model: an adapter changes it.
-        self.fingerprint = fingerprint(bench.model, bench.tokenizer)
         # The LoRA is on for queries and responses, and what they see is all in ``Adapter.encode``.
         self.settings = replace(bench.trained(options), coupled=True, keep_prefix=False)
 

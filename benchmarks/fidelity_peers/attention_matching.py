@@ -16,13 +16,11 @@ import torch
 from scipy.optimize import lsq_linear
 from transformers import PreTrainedModel
 
-from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import surrogate_data
 from lcc.context import build_context
 from lcc.encode import frozen, read_text
 from lcc.evaluation import Answers, Example, answer_after
 from lcc.evaluation.methods import last_questions
-from lcc.fingerprint import fingerprint
 from lcc.generate import batch_rows
 from lcc.kv import KV, decoder
 from lcc.objective import state_divergence
@@ -32,7 +30,7 @@ from lcc.surrogate import Sample, response_hidden
 
 from .biased_attention import attending_with
 from .presses import moved
-from .workbench import Options, Peer, PeerMethod, Workbench
+from .workbench import Peer, PeerMethod
 
 # Of the samples that are read behind the text.
 MOST_TOKENS = 1 << 13
@@ -44,7 +42,6 @@ RIDGE = 1e-9
 # What a kept key's share of attention may be multiplied by, e^-3 to e^3 as in the authors' code: no value grows wild.
 WEIGHTS = (exp(-3), exp(3))
 
-
 # Picks keys by the queries' attention: from its Gram matrix (T, T) and its sums (T,), so many tokens' indices.
 Selection = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 # Tokens of each K/V head of each layer.
@@ -54,19 +51,14 @@ Budgets = list[list[int]]
 class AttentionMatching(PeerMethod):
     """Matches the text's K and V on what the model asked itself for LCC; the chat's prefix stays."""
 
-    def __init__(self, name: str, bench: Workbench, options: Options):
-        super().__init__(name, bench, options)
-        self.surrogates = bench.surrogates
-
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
         """Answer from the matched K and V, at the positions that follow the full text."""
-        settings, queries, model = self.settings, load_queries(), self.model
+        settings, model = self.settings, self.model
         prepared = build_context(model, self.tokenizer, context, settings.ratio, settings.max_response_tokens)
         prefix, ids = len(prepared.prefix_ids), [*prepared.prefix_ids, *prepared.context_ids]
-        compilation = identity(settings, prepared.sha256, fingerprint(model, self.tokenizer), queries)
-        store = Checkpoint.shared(self.surrogates, compilation)
+        store = self.shared(prepared.sha256)
         with frozen(model), torch.no_grad():
-            surrogate = surrogate_data(model, prepared, settings, queries, store, Reporter(False))
+            surrogate = surrogate_data(model, prepared, settings, load_queries(), store, Reporter(False))
             samples = [sample for sample in surrogate.train if sample.stream == "self_study"]
             began = time.monotonic()
             matching = Matching(model, read_text(model, ids), prefix, samples, KEYS[self.options["keys"]])
@@ -105,18 +97,24 @@ class Matching:
     def fit(self, budgets: Budgets) -> None:
         """Match layer by layer, each behind those that are matched already."""
         for layer, sizes in enumerate(budgets):
-            for number, (head, size) in enumerate(zip(self.heads(layer), sizes, strict=True)):
+            for number, (head, size) in enumerate(zip(self.heads(layer, self.queries()[layer]), sizes, strict=True)):
                 self.replace(layer, number, head, size)
 
-    def heads(self, layer: int) -> list[Head]:
-        """A layer's K/V heads over the text, with the queries that they get while the samples are read."""
-        found, rows = [], batch_rows(len(self.kv))
+    def queries(self) -> list[torch.Tensor]:
+        """Each layer's scaled queries while the samples are read, (heads, queries, head_dim)."""
+        found: list[list[torch.Tensor]] = [[] for _ in self.bias]
+        rows = batch_rows(len(self.kv))
         with attending_with(self.model, self.bias) as layers:
             for batch in (self.samples[at : at + rows] for at in range(0, len(self.samples), rows)):
                 response_hidden(self.model, self.kv, batch)
-                states = zip(layers[layer].query, batch, strict=True)
-                found += [query[:, : len(sample.input_ids)] for query, sample in states]
-        queries = torch.cat(found, 1) * decoder(self.model).layers[layer].self_attn.scaling
+                for mine, layer in zip(found, layers, strict=True):
+                    states = zip(layer.query, batch, strict=True)
+                    mine += [query[:, : len(sample.input_ids)] for query, sample in states]
+        scales = (layer.self_attn.scaling for layer in decoder(self.model).layers)
+        return [torch.cat(mine, 1) * scale for mine, scale in zip(found, scales, strict=True)]
+
+    def heads(self, layer: int, queries: torch.Tensor) -> list[Head]:
+        """A layer's K/V heads over the text, for the layer's ``queries``."""
         keys, values = (states[layer, :, self.prefix :] for states in (self.text.keys, self.text.values))
         # What stands side by side is a K/V head's group of queries.
         grouped = queries.reshape(len(keys), -1, queries.shape[2])
@@ -172,23 +170,30 @@ def by_head(matching: Matching, tokens: int) -> Budgets:
     layers, heads, text = *matching.bias.shape[:2], len(matching.text) - matching.prefix
     sizes = sorted({min(round(share * tokens), text) for share in SHARES})
     samples = matching.samples[:: -(-len(matching.samples) // PROBED)]
-    # The least divergence of the heads so far with so many tokens, and their budgets.
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for layer in range(layers):
-        for number, head in enumerate(matching.heads(layer)):
-            curve = {}
+    curves: list[dict[int, float]] = []
+    for layer, queries in enumerate(matching.queries()):
+        for number, head in enumerate(matching.heads(layer, queries)):
+            curves.append({})
             for size in sizes:
                 matching.replace(layer, number, head, size)
-                curve[size] = matching.divergence(samples)
+                curves[-1][size] = matching.divergence(samples)
             matching.restore(layer, number)
-            longer: dict[int, tuple[float, tuple[int, ...]]] = {}
-            for (used, (loss, before)), size in product(best.items(), sizes):
-                option = (loss + curve[size], (*before, size))
-                if used + size <= tokens * layers * heads:
-                    longer[used + size] = min(longer.get(used + size, option), option)
-            best = longer
-    _, found = min(best.values())
+    found = least_sum(curves, tokens * layers * heads)
     return [list(found[layer * heads : (layer + 1) * heads]) for layer in range(layers)]
+
+
+def least_sum(curves: Sequence[dict[int, float]], total: int) -> tuple[int, ...]:
+    """A size of each curve, together at most ``total``, with the least sum of values."""
+    # By the sizes' sum: the least sum of values so far, and its sizes.
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for curve in curves:
+        longer: dict[int, tuple[float, tuple[int, ...]]] = {}
+        for (used, (value, before)), (size, added) in product(best.items(), curve.items()):
+            option = (value + added, (*before, size))
+            if used + size <= total:
+                longer[used + size] = min(longer.get(used + size, option), option)
+        best = longer
+    return min(best.values())[1]
 
 
 class Head:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lcc.checkpoint import Checkpoint, identity
 from lcc.compile import write
 from lcc.progress import Reporter
 from lcc.queries import load_queries
@@ -18,11 +17,9 @@ class SyntheticQALora(AdapterMethod):
 
     def train(self, adapter: Adapter) -> Trained:
         """The same data, loss, loop and early stopping as ``lcc.compile``."""
-        queries = load_queries()
-        compilation = identity(self.settings, adapter.context.sha256, self.fingerprint, queries)
-        shared = Checkpoint.shared(self.surrogates, compilation)
+        shared = self.shared(adapter.context.sha256)
         with Reporter(False) as reporter:
-            written = write(adapter, self.settings, queries, reporter, shared=shared)
+            written = write(adapter, self.settings, load_queries(), reporter, shared=shared)
         return Trained(written.curve[-1]["seconds"], written.surrogate.self_questions)
 
 

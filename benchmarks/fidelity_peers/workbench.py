@@ -12,9 +12,12 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lcc.chat import ChatFormat
+from lcc.checkpoint import Checkpoint
+from lcc.checkpoint import identity as identity_of
 from lcc.evaluation import Method
 from lcc.evaluation.methods import Reading
 from lcc.fingerprint import fingerprint
+from lcc.queries import load_queries
 from lcc.settings import CompileSettings
 
 Options = dict[str, Any]
@@ -76,12 +79,19 @@ class PeerMethod(Reading):
     def __init__(self, name: str, bench: Workbench, options: Options):
         super().__init__(bench.model, bench.tokenizer)
         self.name, self.options, self.settings = name, options, bench.settings
-        self.chat = ChatFormat.of(bench.tokenizer)
+        self.chat, self.surrogates = ChatFormat.of(bench.tokenizer), bench.surrogates
+        # Of the plain model: an adapter changes it.
+        self.fingerprint = fingerprint(bench.model, bench.tokenizer)
 
     @cached_property
     def identity(self) -> Options:
         """The model's and tokenizer's digests, the shared settings and the options."""
-        return {**fingerprint(self.model, self.tokenizer), "settings": asdict(self.settings), "options": self.options}
+        return {**self.fingerprint, "settings": asdict(self.settings), "options": self.options}
+
+    def shared(self, source_sha256: str) -> Checkpoint:
+        """Where all methods find the surrogate data of a text."""
+        compilation = identity_of(self.settings, source_sha256, self.fingerprint, load_queries())
+        return Checkpoint.shared(self.surrogates, compilation)
 
     def tokens(self, context: str) -> int:
         """K: the buffer tokens that the ratio allows."""
