@@ -79,7 +79,7 @@ class Probe:
             self.model, self.visible.cache(), [request], chat.end, max_new_tokens=len(chat.ids(self.doc.text)) + 8
         )
         recitation = chat.tokenizer.decode(recited, skip_special_tokens=True)
-        asked = [[*request, *recited, chat.end, *chat.turn_ids(wordings(fact)[0])] for fact in facts]
+        asked = [[*request, *recited, *chat.turn_ids(wordings(fact)[0])] for fact in facts]
         answers = self._answers(asked)
         reordered = [*facts[len(facts) // 2 :], *facts[: len(facts) // 2]]
         further = moved(self.model, self.visible, -MOVED)

@@ -14,6 +14,7 @@ from .errors import InputError
 from .generate import answer_queries
 from .generate import prompt as batched_prompt
 from .memory import Memory
+from .window import check_window
 
 
 def ask(
@@ -23,6 +24,7 @@ def ask(
     questions: Sequence[str],
     max_new_tokens: int = 64,
     batch: int = 32,
+    parse_special_tokens: bool = False,
     **options: Any,
 ) -> list[str]:
     """Answer questions about the text that ``memory`` was compiled from; the text itself is not needed.
@@ -31,20 +33,24 @@ def ask(
         memory: one, or several that are read together: see ``lcc.attach``.
         questions: asked independently of each other.
         batch: questions answered at once.
+        parse_special_tokens: let special tokens that are written in a question be control tokens; by default they are
+            plain text.
         **options: those of ``generate`` (greedy decoding by default).
 
     Returns:
         An answer a question, in their order; ``num_return_sequences`` in a row for each where that is given.
 
     Raises:
-        InputError: an empty question, a single string where a list is meant, or a batch below 1.
+        InputError: an empty question, a single string where a list is meant, a batch below 1, or a question and answer
+            that go beyond the model's window.
         MismatchError: the memory belongs to another model or tokenizer.
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
-    for each in stack_of(memory):
+    memories = stack_of(memory)
+    for each in memories:
         each.verify(model, tokenizer)
-    chat = ChatFormat.of(tokenizer)
+    chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
     queries = _query_ids(chat, questions)
     visible = attach(model, memory).read()
     return answer_queries(model, chat, visible, queries, batch, max_new_tokens=max_new_tokens, **options)
@@ -56,6 +62,7 @@ def prompt(
     memory: Memory | Sequence[Memory],
     questions: Sequence[str],
     start: int = 0,
+    parse_special_tokens: bool = False,
 ) -> dict[str, torch.Tensor]:
     """What goes with ``attach(model, memory, start)`` into ``model.generate``.
 
@@ -64,13 +71,18 @@ def prompt(
         tokens + longest question), padded between memory and question.
 
     Raises:
-        InputError: no question, an empty one, or a single string where a list is meant.
+        InputError: no question, an empty one, a single string where a list is meant, or a question that ends beyond the
+            model's window.
     """
-    chat = ChatFormat.of(tokenizer)
+    memories = stack_of(memory)
+    chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
     queries = _query_ids(chat, questions)
     if not queries:
         raise InputError("there is no question: give at least one")
-    return batched_prompt(cached_tokens(memory), queries, chat.end, model.device, start)
+    past = cached_tokens(memories)
+    end = start + past + max(map(len, queries)) + 1
+    check_window(model, end, "memory, question and answer", "shorten the question, or start further in front", start)
+    return batched_prompt(past, queries, chat.prefix_ids[0], model.device, start)
 
 
 def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:

@@ -117,7 +117,7 @@ def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:
         if other.prefix_ids != memories[0].prefix_ids:
             raise MismatchError(
                 f"memory {number} stands behind another prefix than memory 1: compile both with the same chat "
-                "template and keep_prefix"
+                "template and keep_prefix, and on the same date if the template writes the date"
             )
         if other.fingerprint != memories[0].fingerprint:
             raise MismatchError(f"memory {number} was compiled for another model or tokenizer than memory 1")

@@ -20,7 +20,7 @@ from .chat import ChatFormat, Query, turns_of
 from .encode import frozen
 from .errors import InputError
 from .evaluation.examples import JUDGE, Example
-from .evaluation.methods import answer_after, check_window
+from .evaluation.methods import answer_after, check_examples_fit
 from .evaluation.metrics import METRICS
 from .memory import Memory
 from .models.exam import general_exam, read_chat
@@ -79,7 +79,7 @@ def read_questions(
             f"none of the {len(rows)} questions is about this text: leave their context out, or make it the text"
         )
     chat = ChatFormat.of(tokenizer)
-    check_window(model, chat, len(chat.prefix_ids) + len(chat.ids(text)), [each.example for each in found])
+    check_examples_fit(model, chat, len(chat.prefix_ids) + len(chat.ids(text)), [each.example for each in found])
     return found
 
 
@@ -140,7 +140,7 @@ def measure(
         JSON-ready figures.
     """
     began = time.monotonic()
-    chat = ChatFormat.of(tokenizer)
+    chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=settings.parse_special_tokens)
     with frozen(model):
         readers = {
             "full_text": Reader(model, chat, read_chat(model, chat, text)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,7 @@ from .errors import InputError
 from .fingerprint import fingerprint
 from .kv import KV, check_architecture
 from .memory import Memory
+from .model_copy import share_weights
 from .optimize import Optimization
 from .progress import Reporter, reporting
 from .queries import load_queries
@@ -31,10 +33,14 @@ from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 
+_SEEDED = threading.RLock()
+
 if TYPE_CHECKING:
     from .certificate import Questions
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def compile(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -104,7 +110,11 @@ def compile(
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
     chosen = make_settings(recipe, **settings)
     check_architecture(model)
-    context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
+    _check_trainable(model)
+    model = share_weights(model)
+    context = build_context(
+        model, tokenizer, text, chosen.ratio, chosen.max_response_tokens, None, chosen.parse_special_tokens
+    )
     asked = load_queries(queries)
     given = None if questions is None else certificate.read_questions(questions, text, model, tokenizer)
     print_of = fingerprint(model, tokenizer)
@@ -275,14 +285,28 @@ def _memory(
         settings=asdict(settings),
         curve=written.curve,
         questions=tuple(sorted(written.surrogate.self_questions, key=turns_of)),
+        date=context.chat.date,
     )
+
+
+def _check_trainable(model: PreTrainedModel) -> None:
+    """Refuse weights that no gradient can flow through.
+
+    Raises:
+        InputError: the model was made inside ``torch.inference_mode``.
+    """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("the model was loaded inside torch.inference_mode: load it outside, compile trains through it")
 
 
 @contextmanager
 def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Seed torch inside the block and give the caller's random state back after it."""
+    """Seed torch inside the block and give the caller's random state back after it.
+
+    torch's random state belongs to the process: one thread is inside at a time.
+    """
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with _SEEDED, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
 

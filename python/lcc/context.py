@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import ChatFormat
 from .errors import InputError
-from .kv import check_one_rope
+from .window import check_window
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,20 @@ class Context:
 
 
 def build_context(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, ratio: float, response_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    ratio: float,
+    response_tokens: int,
+    date: str | None = None,
+    parse_special_tokens: bool = False,
 ) -> Context:
     """Tokenise ``text`` and check that model, tokenizer and length fit.
 
     Args:
         ratio: context tokens a buffer token, at least 1.
         response_tokens: room that queries and responses need after the text.
+        date, parse_special_tokens: see ``ChatFormat.of``.
 
     Raises:
         InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
@@ -44,7 +51,7 @@ def build_context(
     if not text.strip():
         raise InputError("the text is empty")
     check_tokenizer(model, tokenizer)
-    chat = ChatFormat.of(tokenizer)
+    chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
     prefix, ids = chat.prefix_ids, chat.ids(text)
     buffer = math.ceil(len(ids) / ratio)
     if len(ids) < 2 * ratio:
@@ -52,7 +59,9 @@ def build_context(
             f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
             "tokens, or lower the ratio"
         )
-    _check_window(model, len(prefix) + 2 * len(ids) + buffer + response_tokens, len(ids))
+    needed = len(prefix) + 2 * len(ids) + buffer + response_tokens
+    what = f"{len(ids)} tokens of text, read and repeated,"
+    check_window(model, needed, what, "split the text, or take a model with a longer window")
     return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
 
 
@@ -83,13 +92,3 @@ def _token_ids(model: PreTrainedModel, name: str) -> list[int]:
         value = getattr(config, name, None)
         found += value if isinstance(value, list) else [] if value is None else [value]
     return found
-
-
-def _check_window(model: PreTrainedModel, needed: int, text_tokens: int) -> None:
-    window = getattr(model.config, "max_position_embeddings", None)
-    if window is not None and needed > window:
-        raise InputError(
-            f"the text has {text_tokens} tokens; to read it and repeat it the model needs a window of {needed}, and "
-            f"its window is {window}: split the text or take a model with a longer window"
-        )
-    check_one_rope(model, 0, needed)

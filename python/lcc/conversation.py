@@ -13,21 +13,34 @@ from .memory import Memory
 class Conversation:
     """Keeps the tokens of the questions and answers so far, and their K and V: a turn reads what is new alone.
 
+    Args:
+        parse_special_tokens: let special tokens that are written in a message be control tokens.
+
     Raises:
         MismatchError: the memory belongs to another model or tokenizer.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: Memory):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        memory: Memory,
+        parse_special_tokens: bool = False,
+    ):
         memory.verify(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
-        self.chat = ChatFormat.of(tokenizer)
+        self.chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=parse_special_tokens)
         self.memory = memory
         self._cache = attach(model, memory)
         self._attached = self._cache.get_seq_length()
         self._history: list[int] = []
 
     def say(self, message: str, max_new_tokens: int = 64) -> str:
-        """Answer ``message`` in the light of the memory and the turns so far."""
+        """Answer ``message`` in the light of the memory and the turns so far.
+
+        Raises:
+            InputError: the conversation would grow beyond the model's window; the turns so far stand.
+        """
         new = self.chat.turn_ids(message) if self._history else self.chat.query_ids(message)
         query = [*self._history, *new]
         read = self._cache.get_seq_length() - self._attached
@@ -39,5 +52,5 @@ class Conversation:
             # Stopped halfway through the layers: the next turn reads the history again.
             self._cache.reset()
             raise
-        self._history = [*query, *response, self.chat.end]
+        self._history = [*query, *response]
         return self.tokenizer.decode(response, skip_special_tokens=True).strip()

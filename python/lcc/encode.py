@@ -19,6 +19,7 @@ from .context import Context
 from .errors import InputError
 from .initial import initial_buffer
 from .kv import KV, SharedCache, decoder
+from .model_copy import without_dropout
 from .packed import PackedDecoder
 from .settings import CompileSettings
 
@@ -155,8 +156,9 @@ def lora_compiler(model: PreTrainedModel, context: Context, settings: CompileSet
 def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, start: int = 0) -> KV:
     """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included.
 
-    ``start`` is the position of the first token of all.
+    ``start`` is the position of the first token of all. No dropout acts, also if the model is in train mode.
     """
+    model = without_dropout(model)
     cache = SharedCache(past) if past is not None else None
     start += 0 if past is None else len(past)
     tokens = torch.tensor([list(ids)], device=model.device)

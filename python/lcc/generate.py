@@ -11,14 +11,16 @@ from transformers import PreTrainedModel
 
 from .chat import ChatFormat
 from .errors import InputError
-from .kv import KV, SharedCache, check_one_rope
+from .kv import KV, SharedCache
+from .model_copy import share_weights, without_dropout
 from .shared_prefix import sharing, supports_sharing
+from .window import check_window
 
 # A checkpoint may say otherwise; without a cache, generate would read the placeholders.
-FIXED: dict[str, Any] = {"use_cache": True, "return_dict_in_generate": False}
+FIXED: dict[str, Any] = {"use_cache": True, "return_dict_in_generate": False, "cache_implementation": None}
 # Passes over rows that each hold a copy of the cached tokens hold at most this many copies.
 CACHED_TOKENS = 1 << 15
-# With a filled cache, transformers' assisted decoding reads the placeholders too.
+# With a filled cache, transformers' assisted decoding reads the placeholders too; a checkpoint may ask for it.
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
 
 
@@ -27,9 +29,13 @@ def prompt(
 ) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask`` for ``generate`` behind ``past`` cached tokens.
 
-    The cached tokens get placeholder ids, which ``generate`` never reads; shorter queries are padded on the left,
-    between the cached tokens and themselves, where the mask hides the padding and positions stay contiguous. When the
-    first cached token stands at another position than 0, ``position_ids`` say so: ``generate`` counts from 0.
+    The cached tokens get placeholder ids, which plain decoding never reads and penalties do. Shorter queries are padded
+    on the left, between the cached tokens and themselves, where the mask hides the padding and positions stay
+    contiguous. When the first cached token stands at another position than 0, ``position_ids`` say so: ``generate``
+    counts from 0.
+
+    Args:
+        filler: the placeholder: a token that no response holds, so that penalties of repeated tokens change nothing.
 
     Returns:
         All (queries, past + longest query).
@@ -47,27 +53,35 @@ def prompt(
 
 
 def generate_after(
-    model: PreTrainedModel, cache: SharedCache, queries: Sequence[Sequence[int]], end: int, **options: Any
+    model: PreTrainedModel,
+    cache: SharedCache,
+    queries: Sequence[Sequence[int]],
+    end: int,
+    filler: int | None = None,
+    **options: Any,
 ) -> list[list[int]]:
     """New token ids for each query, cut at the first end token.
 
     Args:
         cache: what all queries see, held once for all of them; it grows with what is generated.
         end: the chat's end-of-response token; the model's own end tokens end a response too.
+        filler: see ``prompt``; by default ``end``.
         **options: those of ``generate``, ``max_new_tokens`` among them.
 
     Raises:
-        InputError: the answers might reach a position where the model's rope is another one; options that would read
-            the placeholders.
+        InputError: the answers might reach beyond the model's window, or a position where its rope is another one;
+            options that would read the placeholders.
     """
     _check_options(options)
     ends = {end, *_end_tokens(model)}
     longest = max(len(query) for query in queries) + options["max_new_tokens"]
-    check_one_rope(model, 0, cache.get_seq_length() + longest)
-    inputs = prompt(cache.get_seq_length(), queries, end, model.device)
-    # A checkpoint's own penalty would count the placeholders for the cached tokens, and not these tokens.
+    remedy = "ask less at once, begin a new chat, or take a model with a longer window"
+    check_window(model, cache.get_seq_length() + longest, "text or memory, question and answer", remedy)
+    inputs = prompt(cache.get_seq_length(), queries, end if filler is None else filler, model.device)
+    # A checkpoint's own penalties would count the placeholders for the cached tokens, and not these tokens.
     greedy: dict[str, Any] = {
         "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0, **dict.fromkeys(ASSISTED),
     }  # fmt: skip
     options = greedy | {"pad_token_id": end, "eos_token_id": sorted(ends)} | options
     if not options["do_sample"]:
@@ -75,7 +89,9 @@ def generate_after(
         options = {"temperature": None, "top_p": None, "top_k": None} | options
     rows = len(queries) * max(options["num_beams"], options["num_return_sequences"])
     # A single sequence has nothing to share, and one tensor is read faster than two.
-    with torch.no_grad(), sharing(model) if rows > 1 else nullcontext():
+    shared = rows > 1 and supports_sharing(model)
+    model = share_weights(model) if shared else without_dropout(model)
+    with torch.no_grad(), sharing(model) if shared else nullcontext():
         output = model.generate(**inputs, past_key_values=cache.follow(model), **options | FIXED)
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
@@ -119,8 +135,10 @@ def answer_queries(
         **options: those of ``generate``.
     """
     answers: list[str] = []
+    # What a chat begins with, no response holds.
+    filler = chat.prefix_ids[0]
     for start in range(0, len(queries), batch):
-        rows = generate_after(model, visible.cache(), queries[start : start + batch], chat.end, **options)
+        rows = generate_after(model, visible.cache(), queries[start : start + batch], chat.end, filler, **options)
         answers += [chat.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
     return answers
 

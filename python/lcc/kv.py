@@ -218,6 +218,17 @@ class SharedCache(DynamicCache):
         """The K and V of a single sequence."""
         return KV.of(self)
 
+    def activate_past_recording(self) -> None:
+        """What transformers calls before assisted decoding, which this cache does not allow.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "assisted decoding (an assistant model, prompt lookup) reads the ids of the cached tokens, and a memory's "
+            "have none: leave assistant_model, assistant_early_exit and prompt_lookup_num_tokens out"
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the storages that the cache keeps alive, room to grow included."""

@@ -28,6 +28,7 @@ METADATA_TYPES: dict[str, tuple[type, ...]] = {
     "settings": (dict,),
     "curve": (list,),
     "quantization": (dict, type(None)),
+    "date": (str, type(None)),
 }
 
 
@@ -51,6 +52,7 @@ class Memory:
         quantization: what quantising cost, measured: see ``quantize``.
         certificate: what the memory keeps and changes, measured when it was compiled: see docs/memory-format.md.
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
+        date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
 
     Raises:
         InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
@@ -72,6 +74,7 @@ class Memory:
     quantization: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None
+    date: str | None = None
 
     def __post_init__(self) -> None:
         self.check()

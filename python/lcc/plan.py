@@ -19,7 +19,8 @@ from .context import Context, build_context
 from .encode import Compiler, lora_model
 from .flops import StepFlops, step_flops
 from .kv import check_architecture
-from .probe import Probe, probe
+from .model_copy import share_weights
+from .probe import Probe, probe, step_queries
 from .queries import load_queries
 from .settings import CompileSettings, make_settings
 from .step_memory import CHUNK, HEADROOM, available_bytes, fit, step_memory
@@ -99,6 +100,8 @@ class Geometry:
     supervised: int
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def plan(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -118,7 +121,10 @@ def plan(
     """
     chosen = make_settings(recipe, **settings)
     check_architecture(model)
-    context = build_context(model, tokenizer, text, chosen.ratio, chosen.max_response_tokens)
+    model = share_weights(model)
+    context = build_context(
+        model, tokenizer, text, chosen.ratio, chosen.max_response_tokens, None, chosen.parse_special_tokens
+    )
     asked = load_queries(queries)
     samples = _samples(chosen, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
@@ -179,8 +185,7 @@ def geometry(
     context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int
 ) -> Geometry:
     """The samples of a step: the reconstruction, if it has weight, and a batch of queries of these mean lengths."""
-    trained = samples - int(samples * settings.held_out)
-    batch = min(settings.batch, trained)
+    batch = step_queries(settings, samples)
     repeat = len(context.chat.query_ids(REPEAT_REQUEST)) + len(context.context_ids)
     repeats = bool(settings.reconstruction_weight)
     segments = (repeat,) * repeats + (query_tokens + response_tokens - 1,) * batch

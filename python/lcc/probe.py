@@ -39,7 +39,7 @@ class Probe:
         query_tokens, response_tokens: means over the answers of the frozen model.
         asking_seconds: of all self-study questions, from those about one piece of the text.
         answering_seconds: of all teacher responses, from the first few of them.
-        step_seconds: median of a few steps with a full batch.
+        step_seconds: median of a few steps with as many samples as a real one.
         step_bytes: what such a step holds at its worst beyond weights and optimizer state.
     """
 
@@ -70,7 +70,7 @@ def probe(
                 surrogate, answering = _timed(
                     lambda: _answer(model, context, text_kv, settings, [*asked, *queries], count), model.device
                 )
-            batch = [surrogate.reconstruction, *islice(cycle(surrogate.train), settings.batch)]
+            batch = [surrogate.reconstruction, *islice(cycle(surrogate.train), step_queries(settings, samples))]
 
             def step() -> object:
                 return torch.autograd.grad(
@@ -89,6 +89,11 @@ def probe(
         step_seconds=statistics.median(seconds),
         step_bytes=step_bytes,
     )
+
+
+def step_queries(settings: CompileSettings, samples: int) -> int:
+    """Queries of a step, at most, when the teacher has answered ``samples``."""
+    return min(settings.batch, samples - int(samples * settings.held_out))
 
 
 def _ask(model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings) -> list[Query]:

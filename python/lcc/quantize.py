@@ -16,6 +16,7 @@ from .chat import ChatFormat, Query
 from .errors import InputError
 from .kv import KV
 from .memory import Memory
+from .model_copy import share_weights
 from .queries import load_queries
 from .readers import Reader, changed_share, kl_between
 
@@ -64,7 +65,7 @@ def quantize(
     kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
     quantized = replace(memory, kv=kv, key_scale=key_scale, value_scale=value_scale)
     asked: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries)}
-    chat = ChatFormat.of(tokenizer)
+    chat, model = ChatFormat.of(tokenizer, date=memory.date), share_weights(model)
     reference, reader = (Reader(model, chat, attach(model, each).read()) for each in (memory, quantized))
     report: dict[str, Any] = {"source_dtype": memory.dtype}
     for stream, asking in asked.items():

@@ -42,6 +42,8 @@ class CompileSettings:
         evaluate_every: steps between two measurements.
         patience: measurements without a better held-out KL before stopping early; the best state is kept. 0 never
             stops, and keeps the last state.
+        parse_special_tokens: let special tokens that are written in the text, the queries and the questions be control
+            tokens; by default they are plain text.
         keep_prefix: whether queries see the system prompt and user header beside the memory.
         loss: ``kl`` (nats a token) or ``mse`` over logits (the paper's ablation).
         coupled: leave the LoRA on for queries and responses while training (the paper's ablation).
@@ -80,6 +82,7 @@ class CompileSettings:
     held_out: float = 0.1
     evaluate_every: int = 50
     patience: int = 8
+    parse_special_tokens: bool = False
     keep_prefix: bool = True
     loss: str = "kl"
     coupled: bool = False

@@ -19,7 +19,7 @@ from ..chat import ChatFormat, Query, turns_of
 from ..checkpoint import remove_checkpoint
 from ..compile import compile
 from ..encode import WriterFactory, lora_compiler
-from ..errors import InputError, MemoryFileError
+from ..errors import MemoryFileError
 from ..fingerprint import fingerprint
 from ..generate import answer_queries
 from ..kv import KV
@@ -27,6 +27,7 @@ from ..memory import Memory
 from ..models.exam import read_chat
 from ..queries import load_queries
 from ..settings import CompileSettings
+from ..window import check_window
 from .examples import Example
 
 
@@ -89,7 +90,7 @@ class FullText(Reading):
             InputError: the context is beyond the model's window.
         """
         chat = ChatFormat.of(self.tokenizer)
-        check_window(self.model, chat, len(chat.prefix_ids) + len(chat.ids(context)), examples)
+        check_examples_fit(self.model, chat, len(chat.prefix_ids) + len(chat.ids(context)), examples)
         began = time.monotonic()
         visible = read_chat(self.model, chat, context)
         seconds = time.monotonic() - began
@@ -208,7 +209,7 @@ def answer_after(
     Raises:
         InputError: text, question and answer together are beyond the model's window.
     """
-    check_window(model, chat, len(visible), examples)
+    check_examples_fit(model, chat, len(visible), examples)
     queries = [query_ids(chat, example, after_text) for example in examples]
     texts: dict[int, str] = {}
     order = sorted(range(len(examples)), key=lambda index: examples[index].max_new_tokens)
@@ -225,19 +226,15 @@ def query_ids(chat: ChatFormat, example: Example, after_text: bool = True) -> li
     return chat.query_ids(turns, after_text) + chat.ids(example.answer_prefix)
 
 
-def check_window(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:
+def check_examples_fit(model: PreTrainedModel, chat: ChatFormat, past: int, examples: Sequence[Example]) -> None:
     """Refuse what does not fit behind ``past`` tokens.
 
     Raises:
         InputError: question and answer are beyond the model's window.
     """
-    window = getattr(model.config, "max_position_embeddings", None)
     needed = past + max(len(query_ids(chat, example)) + example.max_new_tokens for example in examples)
-    if window is not None and needed > window:
-        raise InputError(
-            f"text, question and answer need a window of {needed} tokens and the model's is {window}: "
-            "leave longer texts out or take a model with a longer window"
-        )
+    remedy = "leave longer texts out, or take a model with a longer window"
+    check_window(model, needed, "text, question and answer", remedy)
 
 
 def _digest(value: Any) -> str:

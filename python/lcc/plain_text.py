@@ -1,0 +1,92 @@
+"""Text as data: a control token that is written in a document, a question or an answer is encoded as plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from .errors import InputError
+
+
+def template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of what the chat template wrote, control tokens among them; nothing is added."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase, written: Iterable[int] = ()) -> frozenset[int]:
+    """The tokens that text must never become.
+
+    These are the tokenizer's special tokens but the unknown one, and those added tokens that the chat template writes
+    or names. Added tokens of white space or of a plain word are text.
+
+    Args:
+        written: ids that the chat template writes.
+    """
+    written, template = set(written), str(tokenizer.chat_template)
+    control = set(tokenizer.all_special_ids)
+    for token, added in tokenizer.added_tokens_decoder.items():
+        is_text = not added.content.strip() or added.content.strip().isalnum()
+        if added.special or (not is_text and (token in written or added.content in template)):
+            control.add(token)
+    return frozenset(control - {tokenizer.unk_token_id})
+
+
+def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, control: frozenset[int]) -> list[int]:
+    """Token ids of ``text``, none of which is in ``control``; nothing is added.
+
+    Raises:
+        InputError: the tokenizer has no way to write a control token's name as text.
+    """
+    ids = template_ids(tokenizer, text)
+    if control.isdisjoint(ids):
+        return ids
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        ids = list(tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
+    else:
+        ids = _without_control(backend.to_str(), control).encode(text, add_special_tokens=False).ids
+    left = control.intersection(ids)
+    if left:
+        names = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(sorted(left))))
+        raise InputError(
+            f"the text holds {names}, which this tokenizer cannot write as plain text: take it out of the text, or let "
+            "it be the control token with parse_special_tokens=True"
+        )
+    return ids
+
+
+@lru_cache(maxsize=2)
+def _without_control(serialized: str, control: frozenset[int]) -> Tokenizer:
+    """A tokenizer of its own, with the same ids, that no text leads to a token of ``control``.
+
+    Setting ``split_special_tokens`` on the caller's tokenizer would reach other threads, and it spares neither added
+    tokens that are not special nor tokens that the vocabulary holds as pieces of text.
+    """
+    state = json.loads(serialized)
+    for added in state["added_tokens"]:
+        added["special"] = added["special"] or added["id"] in control
+    _hide_pieces(state["model"], control)
+    plain = Tokenizer.from_str(json.dumps(state))
+    plain.encode_special_tokens = True
+    plain.no_padding()
+    plain.no_truncation()
+    return plain
+
+
+def _hide_pieces(model: dict[str, Any], control: frozenset[int]) -> None:
+    """Give the vocabulary's pieces of ``control`` names that no text has."""
+    vocab = model["vocab"]
+    if isinstance(vocab, list):
+        for token in control & set(range(len(vocab))):
+            vocab[token] = [f"\0control {token}\0", min(score for _, score in vocab) - 1e6]
+        return
+    hidden = {piece for piece, token in vocab.items() if token in control}
+    model["vocab"] = {f"\0control {token}\0" if piece in hidden else piece: token for piece, token in vocab.items()}
+    if "merges" in model:
+        pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+        model["merges"] = [pair for pair in pairs if hidden.isdisjoint((*pair, "".join(pair)))]
