@@ -59,7 +59,8 @@ def search_ratio(
 
     Raises:
         InputError: a certificate without ``kept``: the full text's score is zero.
-        TargetError: none meets the target; the error holds the memory that keeps most.
+        TargetError: none meets the target, or the full text is no help with the questions, so that none can; the error
+            holds the memory that keeps most.
     """
     ratios = [ratio for ratio in LADDER if text_tokens >= 2 * ratio] or LADDER[-1:]
     tried: list[dict[str, Any]] = []
@@ -72,12 +73,13 @@ def search_ratio(
         tried.append({"ratio": ratio, "buffer_tokens": memory.buffer_tokens, "kept": kept})
         if kept > most:
             best, most = memory, kept
-        if kept >= target:
+        if kept >= target or not text_helps(memory):
             break
     reporter.ratio(f"ratio {ratio:g}{_so_far(tried)}", len(ratios), len(ratios))
     assert best is not None
-    found = replace(best, ratio_search={"target": target, "met": most >= target, "tried": tried})
-    if most < target:
+    met = most >= target and text_helps(best)
+    found = replace(best, ratio_search={"target": target, "met": met, "tried": tried})
+    if not met:
         raise TargetError(missed_target(found), found)
     return found
 
@@ -96,14 +98,31 @@ def kept_share(memory: Memory) -> float:
     return measured["kept"]
 
 
+def text_helps(memory: Memory) -> bool:
+    """Whether the full text answers the certificate's questions better than nothing does."""
+    score = _score(memory)
+    return score["full_text"] > score["no_text"]
+
+
 def missed_target(memory: Memory) -> str:
     """What to tell whoever asked for more than ``memory``, the best of a search, keeps."""
     search = memory.ratio_search or {}
+    if not text_helps(memory):
+        score = _score(memory)
+        return (
+            f"the model scores {score['full_text']:.3f} with the full text and {score['no_text']:.3f} without it, so "
+            "that no score can tell what a memory keeps: give questions that the text answers, or take a model that "
+            f"reads it; the memory of ratio {memory.ratio:g} is the one that was tried"
+        )
     shares = ", ".join(f"{each['kept']:.3f} at {each['ratio']:g}" for each in search["tried"])
     return (
         f"no ratio keeps {search['target']:g} of the full text's score ({shares}): lower the target, raise steps or "
         f"self_study_questions, split the text, or take the best, ratio {memory.ratio:g}"
     )
+
+
+def _score(memory: Memory) -> dict[str, float]:
+    return (memory.certificate or {})["questions"]["score"]
 
 
 def _so_far(tried: Sequence[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from .encode import read_text
 from .generate import generate_responses, greedy_responses
 from .kv import KV
 from .settings import CompileSettings
+from .window import window_of
 
 ASK_PLAIN = "Ask a question about the text."
 ASK_HARD = "Ask a hard question about the text."
@@ -96,6 +97,8 @@ class _Asking:
 
     def __init__(self, model: PreTrainedModel, context: Context, settings: CompileSettings):
         self.model, self.chat, self.settings = model, context.chat, settings
+        # The student reads what is asked here behind text and buffer.
+        self.room = window_of(model) - context.buffer - settings.max_response_tokens
         self.rng = random.Random(settings.seed)
 
     def ask(self, found: dict[Query, int], wanted: int, seen: KV, request: str) -> None:
@@ -118,8 +121,12 @@ class _Asking:
             silent = not asked
 
     def go_on(self, starts: Sequence[Query], wanted: int, seen: KV) -> list[Query]:
-        """Conversations that are one turn longer than those of ``starts``, in which the model answers itself."""
+        """Conversations that are one turn longer than those of ``starts``, in which the model answers itself.
+
+        Those that the model's window has no room for are left out.
+        """
         chosen = list(islice(cycle(self.rng.sample(starts, len(starts))), wanted))
+        chosen = [query for query in chosen if self._fits(seen, self.chat.query_ids(query))]
         ids = [self.chat.query_ids(query) for query in chosen]
         batches = greedy_responses(self.model, seen, ids, self.settings.max_response_tokens, self.chat.end)
         answers = [self._text(response) for batch in batches for response in batch]
@@ -132,10 +139,19 @@ class _Asking:
         return list(longer)
 
     def _sample(self, seen: KV, requests: Sequence[Sequence[int]]) -> list[str]:
-        """A question for each request, which are tokens; empty if it did not end in time."""
+        """A question for each request, which are tokens; empty if it did not end in time or finds no room."""
         longest, heat = self.settings.max_response_tokens, self.settings.self_study_temperature
-        sampled = generate_responses(self.model, seen, requests, longest, self.chat.end, heat)
-        return [self._text(ids) if len(ids) < longest else "" for ids in sampled]
+        fitting = [index for index, ids in enumerate(requests) if self._fits(seen, ids)]
+        asked = [""] * len(requests)
+        if fitting:
+            rows = [requests[index] for index in fitting]
+            sampled = generate_responses(self.model, seen, rows, longest, self.chat.end, heat)
+            for index, ids in zip(fitting, sampled, strict=True):
+                asked[index] = self._text(ids) if len(ids) < longest else ""
+        return asked
+
+    def _fits(self, seen: KV, ids: Sequence[int]) -> bool:
+        return len(seen) + len(ids) <= self.room
 
     def _text(self, ids: Sequence[int]) -> str:
         return self.chat.tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -24,6 +24,7 @@ from .kv import KV, decoder
 from .self_study import Progress, ask_questions
 from .settings import CompileSettings
 from .teacher_states import TeacherStates
+from .window import check_window
 
 REPEAT_REQUEST = "Please repeat the context."
 STREAMS = ("reconstruction", "general", "self_study")
@@ -86,11 +87,12 @@ def build_surrogate(
         folder: where teacher states go that are too many to hold.
 
     Raises:
-        InputError: there is no sample to train on.
+        InputError: there is no sample to train on, or a general query is too long for the model's window.
         MemoryFileError: teacher states fit neither into memory nor on disk.
     """
     rng = random.Random(settings.seed)
     general = _draw(queries, settings.general_queries, rng) if settings.general_weight else []
+    _check_general(model, context, len(text_kv), general, settings)
     asked: dict[str, Mapping[Query, float]] = {"general": dict.fromkeys(general, 1.0)}
     if settings.self_study_questions and settings.self_study_weight:
         asked["self_study"] = ask_questions(model, context, text_kv, settings, progress)
@@ -122,6 +124,14 @@ def build_surrogate(
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:
     distinct = list(dict.fromkeys(queries))
     return rng.sample(distinct, min(count, len(distinct)))
+
+
+def _check_general(
+    model: PreTrainedModel, context: Context, past: int, queries: Sequence[str], settings: CompileSettings
+) -> None:
+    longest = max((len(context.chat.query_ids(query)) for query in queries), default=0)
+    end = past + context.buffer + longest + settings.max_response_tokens
+    check_window(model, end, "text, memory and the longest general query", "leave long queries out")
 
 
 def _respond(

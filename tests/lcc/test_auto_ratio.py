@@ -20,21 +20,22 @@ from lcc.progress import Reporter
 from tests.conftest import tiny_model
 
 
-def memory_of(ratio, kept):
+def memory_of(ratio, kept, no_text=0.0):
+    score = {"full_text": 0.5, "no_text": no_text}
     kv = KV(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
     return lcc.Memory(
         kv, prefix_ids=(), ratio=ratio, source_tokens=64, source_sha256="", rope={}, fingerprint={}, settings={},
-        certificate={"questions": None if kept is None else {"kept": kept[ratio]}},
+        certificate={"questions": None if kept is None else {"kept": kept[ratio], "score": score}},
     )  # fmt: skip
 
 
-def search(kept, target=0.9, tokens=64, folder=None):
+def search(kept, target=0.9, tokens=64, folder=None, no_text=0.0):
     """Search among memories that keep so much at each ratio; returns the result and what was attempted."""
     attempts = []
 
     def attempt(*, ratio, checkpoint):
         attempts.append((ratio, checkpoint))
-        return memory_of(ratio, kept)
+        return memory_of(ratio, kept, no_text)
 
     try:
         return search_ratio(attempt, tokens, target, folder, Reporter(False)), attempts
@@ -67,6 +68,17 @@ def test_the_best_is_kept_when_none_is_enough():
     assert "lower the target" in str(error)
     sent = copy.copy(error)  # as between processes
     assert (str(sent), sent.memory) == (str(error), error.memory)
+
+
+@pytest.mark.parametrize("no_text", [0.5, 0.7])
+def test_a_text_that_is_no_help_meets_no_target(no_text):
+    """Whatever a memory keeps of a score that the model has without the text says nothing."""
+    error, attempts = search(dict.fromkeys((32, 16, 8, 4, 2), 1.0), no_text=no_text)
+    assert isinstance(error, lcc.TargetError)
+    assert len(attempts) == 1
+    assert error.memory.ratio_search["met"] is False
+    assert f"0.500 with the full text and {no_text:.3f} without it" in str(error)
+    assert "give questions that the text answers" in str(error)
 
 
 @pytest.mark.parametrize("kept", [None, dict.fromkeys((32, 16, 8, 4, 2))])
