@@ -22,6 +22,8 @@ FIXED: dict[str, Any] = {"use_cache": True, "return_dict_in_generate": False, "c
 CACHED_TOKENS = 1 << 15
 # With a filled cache, transformers' assisted decoding reads the placeholders too; a checkpoint may ask for it.
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
+# Holds options of every kind, which those of a question would override one by one.
+CONFIG = "generation_config"
 
 
 def prompt(
@@ -144,6 +146,8 @@ def answer_queries(
 
 
 def _check_options(options: dict[str, Any]) -> None:
+    if options.get(CONFIG) is not None:
+        raise InputError(f"{CONFIG} cannot be given: give the options that it holds by their names")
     refused = [name for name in ASSISTED if options.get(name) is not None]
     refused += [name for name, value in FIXED.items() if options.get(name, value) != value]
     if refused:

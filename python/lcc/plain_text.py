@@ -12,6 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from .errors import InputError
 
+# A hieroglyph, which few vocabularies have: bytes spell it, or it is unknown.
+_RARE_LETTER = "\U00013000"
+
 
 def template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of what the chat template wrote, control tokens among them; nothing is added."""
@@ -21,8 +24,8 @@ def template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def control_ids(tokenizer: PreTrainedTokenizerBase, written: Iterable[int] = ()) -> frozenset[int]:
     """The tokens that text must never become.
 
-    These are the tokenizer's special tokens but the unknown one, and those added tokens that the chat template writes
-    or names. Added tokens of white space or of a plain word are text.
+    These are the tokenizer's special tokens, and those added tokens that the chat template writes or names. White space
+    and plain words are text though they be added tokens. So is an unknown token that letters of any text become.
 
     Args:
         written: ids that the chat template writes.
@@ -33,7 +36,13 @@ def control_ids(tokenizer: PreTrainedTokenizerBase, written: Iterable[int] = ())
         is_text = not added.content.strip() or added.content.strip().isalnum()
         if added.special or (not is_text and (token in written or added.content in template)):
             control.add(token)
-    return frozenset(control - {tokenizer.unk_token_id})
+    unknown = tokenizer.unk_token_id
+    if unknown in template_ids(tokenizer, _RARE_LETTER) and unknown not in (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    ):
+        control.discard(unknown)
+    return frozenset(control)
 
 
 def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str, control: frozenset[int]) -> list[int]:
@@ -87,6 +96,8 @@ def _hide_pieces(model: dict[str, Any], control: frozenset[int]) -> None:
         return
     hidden = {piece for piece, token in vocab.items() if token in control}
     model["vocab"] = {f"\0control {token}\0" if piece in hidden else piece: token for piece, token in vocab.items()}
+    if model.get("unk_token") in hidden:
+        model["unk_token"] = f"\0control {vocab[model['unk_token']]}\0"
     if "merges" in model:
         pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
         model["merges"] = [pair for pair in pairs if hidden.isdisjoint((*pair, "".join(pair)))]

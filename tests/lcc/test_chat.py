@@ -19,7 +19,7 @@ from lcc.models.tokenizer import build_tokenizer
 from tests.lcc.tokenizers_by_kind import KINDS
 
 ORDINARY = "see where mara does live  now. the end of it?"
-ROUND_TRIPS = ("byte-level BPE", "SentencePiece BPE", "the embedded model's")
+ROUND_TRIPS = ("byte-level BPE", "GPT-2", "SentencePiece BPE", "the embedded model's")
 
 
 @pytest.fixture(params=KINDS)
@@ -33,11 +33,11 @@ def any_tokenizer(kind):
 
 
 def control_tokens(tokenizer) -> list[str]:
-    """Every added token that is neither white space nor the unknown one."""
+    """Every added token but white space and an unknown token that a snowman becomes."""
     return [
         a.content
         for i, a in tokenizer.added_tokens_decoder.items()
-        if a.content.strip() and i != tokenizer.unk_token_id
+        if a.content.strip() and not (i == tokenizer.unk_token_id and i in tokenizer("\u2603").input_ids)
     ]
 
 

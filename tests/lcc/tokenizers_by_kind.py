@@ -38,6 +38,15 @@ def byte_bpe() -> PreTrainedTokenizerFast:
     return _finished(backend)
 
 
+def gpt2() -> PreTrainedTokenizerFast:
+    """GPT-2's own: one token begins and ends texts and stands for the unknown too."""
+    one = ("<|endoftext|>",) * 3
+    pieces = dict.fromkeys([one[0], "<|user|>", *sorted(ByteLevel.alphabet())])
+    backend = Tokenizer(BPE({piece: index for index, piece in enumerate(pieces)}, [], unk_token=one[0]))
+    backend.pre_tokenizer, backend.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return _finished(backend, (*one, "<|user|>"))
+
+
 def sentencepiece_bpe() -> PreTrainedTokenizerFast:
     """Llama 2's kind: white space as a letter, bytes for the rest, whole words looked up first."""
     pieces = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *LETTERS, "</", "s>"]
@@ -85,6 +94,7 @@ def word_level() -> PreTrainedTokenizerFast:
 
 KINDS = {
     "byte-level BPE": byte_bpe,
+    "GPT-2": gpt2,
     "SentencePiece BPE": sentencepiece_bpe,
     "Unigram": unigram,
     "WordPiece": wordpiece,
