@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attach import attach
@@ -34,13 +36,18 @@ class Conversation:
         self._cache = attach(model, memory)
         self._attached = self._cache.get_seq_length()
         self._history: list[int] = []
+        self._turn = threading.Lock()
 
     def say(self, message: str, max_new_tokens: int = 64) -> str:
-        """Answer ``message`` in the light of the memory and the turns so far.
+        """Answer ``message`` in the light of the memory and the turns so far; of several threads, one takes its turn.
 
         Raises:
             InputError: the conversation would grow beyond the model's window; the turns so far stand.
         """
+        with self._turn:
+            return self._say(message, max_new_tokens)
+
+    def _say(self, message: str, max_new_tokens: int) -> str:
         new = self.chat.turn_ids(message) if self._history else self.chat.query_ids(message)
         query = [*self._history, *new]
         read = self._cache.get_seq_length() - self._attached

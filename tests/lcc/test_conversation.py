@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from itertools import permutations
+
 import pytest
 
 import lcc
@@ -53,3 +56,19 @@ def test_an_interrupted_turn_leaves_nothing_behind(conversation, llama, where):
     again = Conversation(llama, conversation.tokenizer, conversation.memory)
     again.say(MESSAGES[0], max_new_tokens=4)
     assert again.say(MESSAGES[2], max_new_tokens=6) == interrupted
+
+
+def test_threads_take_turns(conversation, llama):
+    """Whichever comes first, the history is that of turns one after the other."""
+    threads = [threading.Thread(target=conversation.say, args=(message, 4)) for message in MESSAGES[:3]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    histories = []
+    for order in permutations(MESSAGES[:3]):
+        alone = Conversation(llama, conversation.tokenizer, conversation.memory)
+        for message in order:
+            alone.say(message, 4)
+        histories.append(alone._history)
+    assert conversation._history in histories
