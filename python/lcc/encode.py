@@ -22,6 +22,7 @@ from .kv import KV, SharedCache, decoder
 from .model_copy import without_dropout
 from .packed import PackedDecoder
 from .settings import CompileSettings
+from .window import check_window
 
 
 class Writer(ABC):
@@ -157,10 +158,16 @@ def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None
     """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included.
 
     ``start`` is the position of the first token of all. No dropout acts, also if the model is in train mode.
+
+    Raises:
+        InputError: the tokens go beyond the model's window.
     """
     model = without_dropout(model)
     cache = SharedCache(past) if past is not None else None
     start += 0 if past is None else len(past)
+    check_window(
+        model, start + len(ids), "the tokens to read", "give fewer, or take a model with a longer window", start
+    )
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = torch.arange(start, start + len(ids), device=model.device)
     output = decoder(model)(input_ids=tokens, position_ids=positions[None], past_key_values=cache, use_cache=True)

@@ -47,6 +47,7 @@ def test_every_way_of_answering_keeps_to_the_window(llama, tokenizer, text, memo
         "full text": lambda: FullText(llama, tokenizer).answer(text, [example]),
         "no text": lambda: NoText(llama, tokenizer).answer(text, [example]),
         "exam": lambda: answer(llama, tokenizer, text, [LONG]),
+        "prefill": lambda: read_chat(llama, chat, LONG),
         "teacher": lambda: list(greedy_responses(llama, seen, [query], 2, chat.end)),
     }
     for name, way in ways.items():
