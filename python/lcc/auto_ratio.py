@@ -13,7 +13,6 @@ from .memory import Memory
 from .progress import Reporter
 from .settings import CompileSettings
 
-AUTO = "auto"
 LADDER = (32.0, 16.0, 8.0, 4.0, 2.0)
 TARGET = 0.98
 

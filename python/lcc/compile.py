@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .auto_ratio import AUTO, TARGET, check_search, search_ratio
+from .auto_ratio import TARGET, check_search, search_ratio
 from .chat import ChatFormat, turns_of
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
@@ -28,7 +28,7 @@ from .model_copy import share_weights
 from .optimize import Optimization
 from .progress import Reporter, reporting
 from .queries import load_queries
-from .settings import CompileSettings, make_settings
+from .settings import AUTO, CompileSettings, make_settings
 from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate

@@ -18,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .auto_ratio import AUTO, TARGET, missed_target
+from .auto_ratio import TARGET, missed_target
 from .checkpoint import remove_checkpoint
 from .compile import compile, reread
 from .context import text_digest
@@ -28,7 +28,7 @@ from .files import remove_partial
 from .fingerprint import fingerprint
 from .memory import Memory
 from .progress import Reporter, reporting
-from .settings import make_settings
+from .settings import AUTO, make_settings
 
 SUFFIX = ".lcc.safetensors"
 # Options of ``lcc.compile`` that no memory records: they do not tell whether one is the one that is asked for.

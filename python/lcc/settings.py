@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Literal, get_args, get_type_hints
 
 from .errors import InputError
+from .values import check, require
 
-OPTIMIZERS = ("muon", "adamw")
-BUFFER_INITS = ("vocabulary", "sampled", "even")
+# A ratio that is searched for, or a setting that is chosen when it is known what fits.
+AUTO = "auto"
+Optimizer = Literal["muon", "adamw"]
+OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
+# Most of whatever is counted, largest number, and the seeds that torch takes.
+MOST, LARGEST, SEEDS = 10**9, 1e30, range(-(2**63), 2**64)
 
 
 @dataclass(frozen=True)
@@ -61,11 +67,11 @@ class CompileSettings:
     ratio: float = 16.0
     steps: int = 300
     batch: int = 64
-    optimizer: str = "muon"
+    optimizer: Optimizer = "muon"
     learning_rate: float = 3e-2
     buffer_learning_rate: float = 3e-2
     momentum: float = 0.7
-    buffer_init: str = "even"
+    buffer_init: Literal["vocabulary", "sampled", "even"] = "even"
     rank: int = 64
     alpha: float = 64.0
     targets: tuple[str, ...] | None = None
@@ -84,12 +90,12 @@ class CompileSettings:
     patience: int = 8
     parse_special_tokens: bool = False
     keep_prefix: bool = True
-    loss: str = "kl"
+    loss: Literal["kl", "mse"] = "kl"
     coupled: bool = False
-    precision: str = "auto"
-    engine: str = "packed"
-    gradient_checkpointing: bool | str = "auto"
-    encode_chunk: int | str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["packed", "reference"] = "packed"
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    encode_chunk: int | Literal["auto"] = "auto"
     torch_compile: bool = False
     teacher_gigabytes: float = 4.0
     seed: int = 0
@@ -100,46 +106,49 @@ class CompileSettings:
         return 0 if self.encode_chunk == "auto" else int(self.encode_chunk)
 
     def __post_init__(self) -> None:
-        """Check ranges.
+        """Check types and ranges.
 
         Raises:
-            InputError: a setting is out of range.
+            InputError: a setting has another type than its field, or is out of range.
         """
-        for name in ("steps", "batch", "rank", "max_response_tokens", "evaluate_every"):
+        for name, kind in setting_types().items():
             value = getattr(self, name)
-            _require(type(value) is int and value >= 1, name, value, "a whole number of at least 1")
-        _require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
+            check(name, value, kind)
+            if type(value) is int and name != "seed":
+                require(value <= MOST, name, value, f"{MOST} at most")
+            if isinstance(value, float):
+                require(abs(value) < LARGEST, name, value, f"finite, and less than {LARGEST:g}")
+        for name in ("steps", "batch", "rank", "max_response_tokens", "evaluate_every"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
         for name in ("learning_rate", "self_study_temperature", "alpha"):
-            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "positive and finite")
+            require(getattr(self, name) > 0, name, getattr(self, name), "positive and finite")
         for name in (
             "buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience",
             "teacher_gigabytes",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "zero or more")
+        require(self.seed in SEEDS, "seed", self.seed, f"from {SEEDS.start} to {SEEDS.stop - 1}")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
-        _require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
+        require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
         for name in ("held_out", "momentum"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         shares = (self.self_study_hard, self.self_study_follow_ups)
         plain = 1 - sum(shares)
         possible = min(shares) >= 0 and (plain > 0 or plain == self.self_study_follow_ups == 0)
         wanted = "zero or more, and leave plain questions for conversations to go on from"
-        _require(possible, "self_study_hard and self_study_follow_ups", shares, wanted)
-        _require(self.loss in ("kl", "mse"), "loss", self.loss, "kl or mse")
-        _require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, " or ".join(OPTIMIZERS))
-        _require(self.buffer_init in BUFFER_INITS, "buffer_init", self.buffer_init, " or ".join(BUFFER_INITS))
-        _require(self.engine in ("packed", "reference"), "engine", self.engine, "packed or reference")
-        checkpointing, chunk = self.gradient_checkpointing, self.encode_chunk
-        valid = checkpointing == "auto" or isinstance(checkpointing, bool)
-        _require(valid, "gradient_checkpointing", checkpointing, "auto, True or False")
-        valid = chunk == "auto" or (type(chunk) is int and chunk >= 0)
-        _require(valid, "encode_chunk", chunk, "auto, or a whole number of at least 0")
+        require(possible, "self_study_hard and self_study_follow_ups", shares, wanted)
+        require(self.encode_chunk == AUTO or self.chunk >= 0, "encode_chunk", self.encode_chunk, "auto, or 0 or more")
         if self.engine == "reference":
             for name in ("gradient_checkpointing", "encode_chunk", "torch_compile"):
                 value = getattr(self, name)
-                _require(value in (False, "auto"), name, value, "left out with engine='reference', or take 'packed'")
-        precisions = ("auto", "float32", "bfloat16")
-        _require(self.precision in precisions, "precision", self.precision, "auto, float32 or bfloat16")
+                require(value in (False, AUTO), name, value, "left out with engine='reference', or take 'packed'")
+
+
+@cache
+def setting_types() -> dict[str, Any]:
+    """The type of each field of ``CompileSettings``."""
+    return get_type_hints(CompileSettings)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -173,24 +182,25 @@ def make_settings(recipe: str = "default", **overrides: Any) -> CompileSettings:
     """The settings of ``recipe`` with ``overrides``; None means "not given".
 
     Raises:
-        InputError: unknown recipe or setting, or a value out of range.
+        InputError: unknown recipe or setting, or a value of another type or out of range.
     """
-    if recipe not in RECIPES:
+    if recipe not in list(RECIPES):
         raise InputError(f"unknown recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    known = {field.name for field in fields(CompileSettings)}
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise InputError(f"unknown setting {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    for name in overrides:
+        require_setting(name)
     given = {name: value for name, value in overrides.items() if value is not None}
-    if "targets" in given:
-        _require(not isinstance(given["targets"], str), "targets", given["targets"], "a list of names")
+    if isinstance(given.get("targets"), list):
         given["targets"] = tuple(given["targets"])
-    try:
-        return replace(CompileSettings(**RECIPES[recipe]), **given)
-    except TypeError as error:
-        raise InputError(f"a setting has the wrong type: {error}") from None
+    return replace(CompileSettings(**RECIPES[recipe]), **given)
 
 
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise InputError(f"{name} is {value}; it must be {expected}")
+def require_setting(name: str) -> None:
+    """Refuse a name that is no setting's.
+
+    Raises:
+        InputError: naming the setting that is nearest to it.
+    """
+    known = setting_types()
+    if name not in known:
+        near = "".join(f"did you mean {match}? " for match in get_close_matches(name, known, 1))
+        raise InputError(f"unknown setting {name!r}; {near}there are {', '.join(sorted(known))}")
