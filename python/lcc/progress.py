@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +15,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from .terminal import Terminal, shown
 
 # What is gone through piece by piece, the outermost first.
 SERIES = DOCUMENTS, RATIOS = "documents", "ratios"
@@ -33,7 +33,7 @@ class Reporter:
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             TextColumn("left"),
-            console=Console(stderr=True),
+            console=Terminal(stderr=True),
             disable=not enabled,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -60,7 +60,7 @@ class Reporter:
         for what in [what for what in self._tasks if what not in outer]:
             self._progress.remove_task(self._tasks.pop(what))
         self.count(series, done, total)
-        self._progress.update(self._tasks[series], figures=escape(name))
+        self._progress.update(self._tasks[series], figures=shown(name))
 
     def start(self, what: str, total: int, done: int = 0) -> None:
         """Begin a piece of work, ``done`` of which is there already."""

@@ -1,5 +1,18 @@
 """The ``lcc`` command."""
 
-from .app import main
+from __future__ import annotations
 
-__all__ = ["main"]
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Entry point. An interrupt ends it with one line, also while it is still being imported."""
+    try:
+        from .app import run
+
+        run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
+from ..errors import InputError
+from ..settings import make_settings
+from ..terminal import Terminal, plain, shown, shown_lines
+from .boundary import boundary, reports_errors
 from .compile import compile_command
 from .eval import eval_command
 from .options import (
@@ -21,14 +26,33 @@ from .options import (
     SeedOption,
     SettingsOption,
     StepsOption,
-    parse_settings,
+    chosen_settings,
     print_json,
-    reports_errors,
+    require_text,
     require_writable,
 )
 
+UsageError: Any = typer.BadParameter.__base__
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with their usage is told without the control characters of a file's name."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named.
+
+        Raises:
+            UsageError: its options or arguments are wrong.
+        """
+        try:
+            return super().invoke(ctx)
+        except UsageError as error:
+            error.message = plain(error.message)
+            raise
+
+
 app = typer.Typer(
-    help="Compile a long document once, ask it many times.",
+    cls=Commands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,14 +61,36 @@ app.command("compile")(compile_command)
 app.command("eval")(eval_command)
 
 
-def main() -> None:
-    """Entry point."""
-    app()
+def run() -> None:
+    """Run the command line, whatever the terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with boundary():
+        app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from ..version import __version__
+
+        typer.echo(f"lcc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Compile a long document once, ask it many times."""
 
 
 @app.command()
 @reports_errors
 def demo(
+    context: typer.Context,
     ratio: RatioOption = 8.0,
     seed: SeedOption = 0,
     steps: StepsOption = None,
@@ -58,10 +104,11 @@ def demo(
     from .load import load_model
     from .show import show_demo, show_document
 
-    chosen = parse_settings(settings or [])
+    chosen = chosen_settings(context, settings, seed=seed, ratio=ratio, steps=steps)
+    make_settings(recipe, **chosen)
     if not as_json:
-        show_document(demo_document(seed))
-    report = run_demo(*load_model(model), seed=seed, ratio=ratio, steps=steps, recipe=recipe, **chosen)
+        show_document(demo_document(chosen["seed"]))
+    report = run_demo(*load_model(model), recipe=recipe, **chosen)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -73,7 +120,7 @@ def demo(
 def ask(
     memory: MemoryArgument,
     questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,14 +129,16 @@ def ask(
     from ..memory import Memory
     from .load import load_model
 
+    for number, question in enumerate(questions, 1):
+        require_text(f"question {number}", question)
     stored = Memory.load(memory)
     answers = ask(*load_model(model), stored, questions, max_new_tokens=max_new_tokens)
     if as_json:
         print_json({"answers": [{"question": q, "answer": a} for q, a in zip(questions, answers, strict=True)]})
     else:
         for question, answer in zip(questions, answers, strict=True):
-            heading = f"[bold]{escape(question)}[/bold]\n" if len(questions) > 1 else ""
-            Console().print(heading + escape(answer))
+            heading = f"[bold]{shown(question)}[/bold]\n" if len(questions) > 1 else ""
+            Terminal().print(heading + shown_lines(answer))
 
 
 @app.command()
@@ -100,16 +149,26 @@ def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
     from ..memory import Memory
     from .load import load_model
 
-    conversation = Conversation(*load_model(model), Memory.load(memory))
-    console = Console()
-    while True:
-        try:
-            message = console.input("[bold cyan]you:[/bold cyan] ")
-        except (EOFError, KeyboardInterrupt):
-            break
-        if not message.strip():
-            break
-        console.print(f"[bold green]memory:[/bold green] {escape(conversation.say(message))}")
+    stored = Memory.load(memory)
+    conversation = Conversation(*load_model(model), stored)
+    terminal = Terminal()
+    while message := _next_message(terminal):
+        terminal.print(f"[bold green]memory:[/bold green] {shown_lines(conversation.say(message))}")
+
+
+def _next_message(terminal: Terminal) -> str:
+    """What is typed next; empty at the end.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    try:
+        message = terminal.input("[bold cyan]you:[/bold cyan] ")
+    except (EOFError, KeyboardInterrupt):
+        return ""
+    except UnicodeDecodeError:
+        raise InputError("standard input is not UTF-8 text: type it in a UTF-8 terminal") from None
+    return require_text("the message", message).strip() and message
 
 
 @app.command()
@@ -173,7 +232,7 @@ def export(
     if as_json:
         print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
     else:
-        Console().print(f"wrote {escape(str(path))}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
+        Terminal().print(f"wrote {shown(path)}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
 
 
 @app.command()
@@ -187,4 +246,4 @@ def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOptio
     if as_json:
         print_json({"path": str(memory), "verified": True})
     else:
-        Console().print(f"{escape(str(memory))} is whole and belongs to this model", soft_wrap=True)
+        Terminal().print(f"{shown(memory)} is whole and belongs to this model", soft_wrap=True)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from ..auto_ratio import AUTO
 from ..errors import InputError, MemoryFileError, TargetError
+from ..settings import AUTO
+from ..terminal import Terminal, shown
+from .boundary import reports_errors
 from .options import (
     JsonOption,
     ModelOption,
@@ -19,9 +19,8 @@ from .options import (
     SeedOption,
     SettingsOption,
     StepsOption,
-    parse_settings,
+    chosen_settings,
     print_json,
-    reports_errors,
     require_writable,
 )
 
@@ -38,6 +37,7 @@ def _parse_ratio(given: str) -> float | str:
 
 @reports_errors
 def compile_command(
+    context: typer.Context,
     texts: Annotated[
         list[Path],
         typer.Argument(help="UTF-8 files, or - for standard input.", metavar="TEXT...", allow_dash=True),
@@ -76,9 +76,9 @@ def compile_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
-    options = {"recipe": recipe, "queries": queries, "ratio": ratio, "steps": steps, "seed": seed}
-    options |= parse_settings(settings or [])
-    if dry_run and ratio == AUTO:
+    options: dict[str, Any] = {"recipe": recipe, "queries": queries}
+    options |= chosen_settings(context, settings, ratio=ratio, steps=steps, seed=seed)
+    if dry_run and options["ratio"] == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run:
         _plan(texts, model, options, as_json)
@@ -110,7 +110,7 @@ def _compile_one(text: Path, output: Path, model: str | None, options: dict[str,
         try:
             memory = compile_file(*loaded, document, output, distributed=ranks.count > 1, **options)
         except KeyboardInterrupt:
-            _say(f"stopped; run the same command again to go on from {escape(str(checkpoint_folder(output)))}")
+            _say(f"stopped; run the same command again to go on from {shown(checkpoint_folder(output))}")
             raise
         except TargetError as missed:
             memory, failure = missed.memory, missed
@@ -166,4 +166,4 @@ def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json
 
 
 def _say(message: str) -> None:
-    Console(stderr=True).print(message, soft_wrap=True)
+    Terminal(stderr=True).print(message, soft_wrap=True)

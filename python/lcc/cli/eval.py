@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..errors import InputError
 from ..settings import CompileSettings, make_settings
+from ..terminal import Terminal, shown
+from .boundary import reports_errors
 from .options import (
     JsonOption,
     ModelOption,
@@ -23,9 +23,8 @@ from .options import (
     SeedOption,
     SettingsOption,
     StepsOption,
-    parse_settings,
+    chosen_settings,
     print_json,
-    reports_errors,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +35,7 @@ METHODS = ("full_text", "no_text", "memory")
 
 @reports_errors
 def eval_command(
+    context: typer.Context,
     sources: Annotated[
         list[str],
         typer.Argument(
@@ -52,7 +52,7 @@ def eval_command(
     general: Annotated[
         str, typer.Option(help="Queries beside each text: general (generated), gpqa, alpaca, or as SOURCE.")
     ] = "general",
-    general_count: Annotated[int, typer.Option(help="How many of them; 0 for none.")] = 30,
+    general_count: Annotated[int, typer.Option(min=0, help="How many of them; 0 for none.")] = 30,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
     metric: Annotated[
         str | None, typer.Option(help="exact_match, f1, rouge_l, string_match, string_match_any or judge for all.")
@@ -73,10 +73,10 @@ def eval_command(
     from ..evaluation import evaluate, load_examples, load_general, summarize
     from .load import load_model
 
-    loaded = load_model(model)
-    chosen = {"ratio": ratio, "steps": steps, "seed": seed} | parse_settings(settings or [])
-    compared = _methods(methods, loaded, output, make_settings(recipe, **chosen), batch)
+    chosen = make_settings(recipe, **chosen_settings(context, settings, ratio=ratio, steps=steps, seed=seed))
     grader = _judge(judge, judge_model, judge_key_file)
+    loaded = load_model(model)
+    compared = _methods(methods, loaded, output, chosen, batch)
 
     def fits(text: str) -> bool:
         return bool(text) and (longest is None or len(loaded[1](text).input_ids) <= longest)
@@ -84,13 +84,13 @@ def eval_command(
     lengths = {"lengths": tuple(words)} if words else {}
     examples: list[Example] = []
     for source in sources:
-        examples += load_examples(source, texts, seed, fits=fits, **lengths)
+        examples += load_examples(source, texts, chosen.seed, fits=fits, **lengths)
     if general_count:
         contexts = list(dict.fromkeys(example.context for example in examples))
-        examples += load_general(general, general_count, contexts, seed)
+        examples += load_general(general, general_count, contexts, chosen.seed)
     if metric:
         examples = [replace(example, metric=metric) for example in examples]
-    lines = summarize(evaluate(compared, examples, output, grader), seed=seed)
+    lines = summarize(evaluate(compared, examples, output, grader), seed=chosen.seed)
     if as_json:
         print_json({"results": str(output / "results.jsonl"), "lines": [asdict(line) for line in lines]})
     else:
@@ -114,11 +114,11 @@ def _methods(names: str, loaded: tuple[Any, Any], folder: Path, settings: Compil
 
 def _judge(url: str | None, model: str, key_file: Path | None) -> Judge | None:
     from ..evaluation import Judge
-    from .load import read_document
+    from ..evaluation.endpoint import read_key
 
     if url is None:
         return None
-    return Judge(url, model, read_document(key_file).strip() if key_file else None)
+    return Judge(url, model, read_key(key_file) if key_file else None)
 
 
 def show_lines(lines: Sequence[Line]) -> None:
@@ -134,10 +134,10 @@ def show_lines(lines: Sequence[Line]) -> None:
     )
     previous = None
     for line in lines:
-        task = escape(f"{line.task} (general)" if line.general and line.task != "general" else line.task)
+        task = shown(f"{line.task} (general)" if line.general and line.task != "general" else line.task)
         table.add_row(
             task if task != previous else "",
-            line.method,
+            shown(line.method),
             f"{line.questions}",
             _percent(line.score, line.interval),
             _percent(line.kept, line.kept_interval),
@@ -146,10 +146,12 @@ def show_lines(lines: Sequence[Line]) -> None:
             _whole_percent(line.other_wordings if line.other_wordings_count < line.questions else None),
         )
         previous = task
-    console = Console()
-    console.print(table)
+    terminal = Terminal()
+    terminal.print(table)
     for method, line in {line.method: line for line in lines}.items():
-        console.print(f"{method}: {line.kv_bytes / 1024:.0f} KiB of K and V, {line.seconds:.2f} s a text (medians)")
+        terminal.print(
+            f"{shown(method)}: {line.kv_bytes / 1024:.0f} KiB of K and V, {line.seconds:.2f} s a text (medians)"
+        )
 
 
 def _percent(share: float | None, interval: tuple[float, float] | None = None) -> str:

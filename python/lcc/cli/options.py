@@ -1,24 +1,20 @@
-"""What the commands share: options, exit codes and JSON."""
+"""What the commands share: options, settings and JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
-
-# Exit codes that scripts can use; 2 is also the shell convention for wrong usage.
-EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
-INTERRUPTED = 130
+from ..errors import InputError, MemoryFileError
+from ..settings import AUTO, require_setting, setting_types
+from ..values import is_text, parse
 
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -34,40 +30,56 @@ QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSON
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 
-def reports_errors(command: Callable) -> Callable:
-    """Turn this package's errors into one line on stderr and an exit code."""
+def chosen_settings(context: typer.Context, pairs: list[str] | None, **own: Any) -> dict[str, Any]:
+    """The settings of ``--set``, and those of ``own`` that have an option of their own.
 
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        console = Console(stderr=True, highlight=False)
-        try:
-            command(*args, **kwargs)
-        except LCCError as error:
-            console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-            raise typer.Exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)) from None
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
-
-    return guarded
-
-
-def parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs as settings; values are JSON where they can be, else strings.
+    Args:
+        context: of the command, whose options no pair may name unless they are settings.
 
     Raises:
-        InputError: a pair without ``=``.
+        InputError: as ``parse_settings``, or a setting that is given in both ways with two values.
+    """
+    options = {str(parameter.name): parameter.opts[-1] for parameter in context.command.params}
+    parsed = parse_settings(pairs or [], options)
+    for name in parsed.keys() & own.keys():
+        source = context.get_parameter_source(name)
+        if source and source.name == "COMMANDLINE" and own[name] != parsed[name]:
+            given = f"{options[name]} is {own[name]} and --set {name} is {parsed[name]}"
+            raise InputError(f"{given}: leave one of them out")
+    return own | parsed
+
+
+def parse_settings(pairs: list[str], options: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as settings, each value by the type of its field in ``CompileSettings``.
+
+    Args:
+        options: the command's own, by name.
+
+    Raises:
+        InputError: a pair without ``=``, the name of no setting, or a value of another type.
     """
     parsed = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair} has no value: write --set NAME=VALUE")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
+        if name in options and name not in setting_types():
+            raise InputError(f"{name} is no setting but an option of its own: give {options[name]}")
+        require_setting(name)
+        searched = name == "ratio" and value == AUTO
+        parsed[name] = AUTO if searched else parse(name, value, setting_types()[name])
     return parsed
+
+
+def require_text(what: str, text: str) -> str:
+    """``text``, if it is any.
+
+    Raises:
+        InputError: it was not UTF-8 when it was typed.
+    """
+    if not is_text(text):
+        raise InputError(f"{what} is not UTF-8 text: type it in a UTF-8 terminal")
+    return text
 
 
 def print_json(value: dict) -> None:

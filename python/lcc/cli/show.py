@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
@@ -17,6 +15,7 @@ from ..documents import Outcome
 from ..memory import Memory
 from ..models.fiction import Document
 from ..plan import Plan, gibibytes
+from ..terminal import Terminal, shown
 
 SHOWN_QUESTIONS = 12
 READERS = ("full_text", "memory", "no_text")
@@ -25,17 +24,17 @@ READERS = ("full_text", "memory", "no_text")
 def show_document(document: Document) -> None:
     """The beginning of the document that the demo compiles."""
     facts = document.facts
-    shown = " ".join(fact.sentence for fact in facts[:4])
+    beginning = shown(" ".join(fact.sentence for fact in facts[:4]))
     title = f"an unseen document: {len(facts)} facts about {len(document.names)} people"
-    Console().print(Panel(f"{shown} [dim]… and {len(facts) - 4} sentences more[/dim]", title=title))
+    Terminal().print(Panel(f"{beginning} [dim]… and {len(facts) - 4} sentences more[/dim]", title=title))
 
 
 def show_demo(report: DemoReport) -> None:
     """The demo's answers, scores, bytes and times."""
-    console = Console()
-    console.print(_answers(report))
-    console.print(_scores(report))
-    console.print(
+    terminal = Terminal()
+    terminal.print(_answers(report))
+    terminal.print(_scores(report))
+    terminal.print(
         f"{report.text_tokens} tokens of text became {report.buffer_tokens} buffer tokens in "
         f"{report.compile_seconds:.0f} s ({report.steps} steps, held-out KL {report.held_out_kl:.4f} nats a token). "
         f"{report.unseen_wordings} of {len(report.rows)} questions did not occur among the {report.self_questions} "
@@ -48,13 +47,13 @@ def _answers(report: DemoReport) -> Table:
     for heading in ("question", "full text", "memory", "nothing"):
         table.add_column(heading)
     for row in report.rows[:: max(1, len(report.rows) // SHOWN_QUESTIONS)][:SHOWN_QUESTIONS]:
-        table.add_row(row.question, *(_mark(a, row.expected) for a in (row.full_text, row.memory, row.no_text)))
+        table.add_row(shown(row.question), *(_mark(a, row.expected) for a in (row.full_text, row.memory, row.no_text)))
     return table
 
 
 def _mark(answer: str, expected: str) -> str:
-    shown = escape(answer) or "(empty)"
-    return f"[green]{shown}[/green]" if answer == expected else f"[red]{shown}[/red]"
+    colour = "green" if answer == expected else "red"
+    return f"[{colour}]{shown(answer) or '(empty)'}[/{colour}]"
 
 
 def _scores(report: DemoReport) -> Table:
@@ -75,50 +74,55 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+def _nats(divergence: float | None, digits: str = ".4f") -> str:
+    return "-" if divergence is None else format(divergence, digits)
+
+
 def show_memory(memory: Memory, path: Path) -> None:
     """What ``lcc inspect`` says."""
     summary = memory.summary()
-    table = Table(title=escape(str(path)), show_header=False)
+    table = Table(title=shown(path), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("text", f"{memory.source_tokens} tokens, SHA-256 {memory.source_sha256}")
+    table.add_row("text", f"{memory.source_tokens} tokens, SHA-256 {shown(memory.source_sha256)}")
     table.add_row("buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})")
     table.add_row("shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary))
     table.add_row("size", ", ".join(f"{part} {size / 1024:.1f} KiB" for part, size in summary["bytes"].items()))
     for stream, cost in _quantization_costs(memory.quantization or {}):
         table.add_row(stream, cost)
     table.add_row("prefix", f"{len(memory.prefix_ids)} tokens")
-    table.add_row("rope", ", ".join(f"{name} {value}" for name, value in memory.rope.items()))
+    table.add_row("rope", _pairs(memory.rope))
     if memory.curve:
-        best = min(memory.curve, key=lambda point: point["held_out_kl"])
         table.add_row("steps", f"{memory.curve[-1]['step']:g}, {memory.curve[-1]['seconds']:.1f} s")
+    if measured := [point for point in memory.curve if point["held_out_kl"] is not None]:
+        best = min(measured, key=lambda point: point["held_out_kl"])
         table.add_row("held-out KL", f"{best['held_out_kl']:.4f} nats a token at step {best['step']:g}")
     table.add_row("self-asked questions", str(len(memory.questions)))
     for name, digest in memory.fingerprint.items():
-        table.add_row(name.replace("_", " "), digest[:16])
-    settings = ", ".join(f"{name} {value}" for name, value in memory.settings.items() if value is not None)
-    table.add_row("settings", settings)
+        table.add_row(shown(name.replace("_", " ")), shown(digest[:16]))
+    table.add_row("settings", _pairs(memory.settings))
     for tried in (memory.ratio_search or {"tried": []})["tried"]:
         kept = f"keeps {_percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"
         table.add_row(f"tried ratio {tried['ratio']:g}", kept)
-    console = Console()
-    console.print(table)
+    terminal = Terminal()
+    terminal.print(table)
     if memory.certificate:
-        console.print(_certificate(memory.certificate, memory.dtype))
+        terminal.print(_certificate(memory.certificate, memory.dtype))
+
+
+def _pairs(named: Mapping[str, Any]) -> str:
+    return ", ".join(shown(f"{name} {value}") for name, value in named.items() if value is not None)
 
 
 def _certificate(measured: dict[str, Any], dtype: str) -> Table:
     """What the memory keeps and changes, a reader a column."""
-    of = f" of the {measured['dtype']} memory, before it became {dtype}" if measured["dtype"] != dtype else ""
+    of = f" of the {shown(measured['dtype'])} memory, before it became {dtype}" if measured["dtype"] != dtype else ""
     table = Table(title=f"certificate{of}")
     for heading in ("", "full text", "memory", "nothing"):
         table.add_column(heading, justify="right" if heading else "left")
 
-    def add(what: str, figures: dict[str, Any], shown: Callable[[Any], str] = _percent) -> None:
-        table.add_row(what, *(shown(figures[name]) if name in figures else "" for name in READERS))
-
-    def nats(value: float) -> str:
-        return f"{value:.4f}"
+    def add(what: str, figures: dict[str, Any], formatted: Callable[[Any], str] = _percent) -> None:
+        table.add_row(what, *(formatted(figures[name]) if name in figures else "" for name in READERS))
 
     questions, held_out, general = measured["questions"], measured["held_out"], measured["general"]
     if questions:
@@ -128,11 +132,11 @@ def _certificate(measured: dict[str, Any], dtype: str) -> Table:
     repeated = measured["reconstruction"]
     add(f"{repeated['tokens']} tokens of text repeated right", repeated["accuracy"])
     if held_out:
-        add(f"KL from the full text, {held_out['answers']} held-out answers", held_out["kl"], nats)
+        add(f"KL from the full text, {held_out['answers']} held-out answers", held_out["kl"], _nats)
     for reference, words in (("from_full_text", "the full text"), ("from_no_text", "nothing")):
         drift = general[reference]
         kls, shares = ({name: each[figure] for name, each in drift.items()} for figure in ("kl", "changed"))
-        add(f"KL from {words}, {general['answers']} general queries", kls, nats)
+        add(f"KL from {words}, {general['answers']} general queries", kls, _nats)
         add("  answers changed", shares)
     return table
 
@@ -141,12 +145,9 @@ def _quantization_costs(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """A row for each stream of questions that quantising was measured on."""
     for stream, asked in (("self_study", "self-asked questions"), ("general", "general queries")):
         if stream in measured:
-            cost = measured[stream]
-            yield (
-                f"quantised, {asked}",
-                f"{cost['kl']:.2g} nats a token from {measured['source_dtype']}, {_percent(cost['changed'])} of "
-                f"{cost['answers']} answers changed",
-            )
+            cost, source = measured[stream], shown(measured["source_dtype"])
+            changed = f"{_percent(cost['changed'])} of {cost['answers']} answers changed"
+            yield f"quantised, {asked}", f"{_nats(cost['kl'], '.2g')} nats a token from {source}, {changed}"
 
 
 def show_outcomes(outcomes: Sequence[Outcome]) -> None:
@@ -157,15 +158,15 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         colour = "red" if outcome.status == "failed" else "green"
         status = f"[{colour}]{outcome.status}[/{colour}]"
-        table.add_row(escape(outcome.source), status, f"{outcome.seconds:.1f}", escape(outcome.error or outcome.output))
-    Console().print(table)
+        table.add_row(shown(outcome.source), status, f"{outcome.seconds:.1f}", shown(outcome.error or outcome.output))
+    Terminal().print(table)
     counts = Counter(outcome.status for outcome in outcomes)
-    Console().print(", ".join(f"{count} {status}" for status, count in counts.items()))
+    Terminal().print(", ".join(f"{count} {status}" for status, count in counts.items()))
 
 
 def show_plan(plan: Plan, source: str) -> None:
     """What ``lcc compile --dry-run`` says."""
-    table = Table(title=escape(source), show_header=False)
+    table = Table(title=shown(source), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("tokens", f"{plan.text_tokens} text, {plan.buffer_tokens} buffer, {plan.prefix_tokens} prefix")
@@ -184,8 +185,8 @@ def show_plan(plan: Plan, source: str) -> None:
         table.add_row("settled", ", ".join(f"{name} {value}" for name, value in plan.settled.items()))
     table.add_row("verdict", "[green]it fits[/green]" if plan.fits else "[red]it does not fit[/red]")
     for advice in plan.advice:
-        table.add_row("try", escape(advice))
-    Console().print(table)
+        table.add_row("try", shown(advice))
+    Terminal().print(table)
 
 
 def _probed(plan: Plan) -> str:
