@@ -17,6 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import MemoryFileError
+from .safe_json import JSONError, finite_json, parse_json
+from .terminal import first_line
+from .values import quoted
 
 METADATA_KEY = "lcc"
 PARTIAL = ".partial"
@@ -25,10 +28,13 @@ PARTIAL = ".partial"
 def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
     """Write ``tensors`` and ``metadata`` to ``path`` at once: readers see the old file or the whole new one.
 
+    NaN and infinity in the metadata become null: JSON has no such numbers.
+
     Raises:
         MemoryFileError: the folder is missing or read-only, or the disk is full; an older file is left as it was.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = finite_json(metadata)
     header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
     with _replacing(Path(path)) as temporary:
         save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
@@ -77,6 +83,8 @@ def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, t
     Raises:
         MemoryFileError: no such file, a truncated or foreign one, or one whose content does not match its digest.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise MemoryFileError(f"{path} is no regular file: name a file")
     try:
         with safe_open(path, framework="pt") as file:
             raw = (file.metadata() or {}).get(METADATA_KEY)
@@ -86,16 +94,18 @@ def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, t
     except FileNotFoundError:
         raise MemoryFileError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:
-        raise MemoryFileError(f"{path} is truncated or no safetensors file: {error}") from error
+        raise MemoryFileError(f"{path} is truncated or no safetensors file: {first_line(error)}") from error
     try:
-        header = json.loads(raw)
+        header = parse_json(raw)
         found, digest, metadata = header["format"], header["digest"], header["metadata"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise MemoryFileError(f"{path}: its metadata cannot be read: {error}") from error
+    except JSONError as error:
+        raise MemoryFileError(f"{path}: its metadata {error}") from error
+    except (KeyError, TypeError) as error:
+        raise MemoryFileError(f"{path}: its metadata has no format, digest and metadata: {error}") from error
     if not isinstance(metadata, dict):
         raise MemoryFileError(f"{path}: its metadata is no JSON object")
     if found != format_name:
-        raise MemoryFileError(f"{path} has format {found!r}; expected {format_name!r}")
+        raise MemoryFileError(f"{path} has format {quoted(found)!r}; expected {format_name!r}")
     if digest != _digest(tensors, metadata):
         raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
     return tensors, metadata

@@ -10,26 +10,16 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .chat import Query, read_query
+from .chat import Query
 from .errors import InputError, MemoryFileError, MismatchError
 from .files import read_tensors, write_tensors
 from .fingerprint import fingerprint
 from .kv import KV
+from .metadata import check_metadata
 
 FORMAT = "lcc-memory-1"
 FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 QUANTIZED = (torch.int8, torch.float8_e4m3fn)
-METADATA_TYPES: dict[str, tuple[type, ...]] = {
-    "ratio": (int, float),
-    "source_tokens": (int,),
-    "source_sha256": (str,),
-    "rope": (dict,),
-    "fingerprint": (dict,),
-    "settings": (dict,),
-    "curve": (list,),
-    "quantization": (dict, type(None)),
-    "date": (str, type(None)),
-}
 
 
 @dataclass(frozen=True)
@@ -56,7 +46,7 @@ class Memory:
 
     Raises:
         InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
-            finite, or not positive; metadata of another type than above.
+            finite, or not positive; metadata that is not as in ``lcc.metadata``.
     """
 
     kv: KV
@@ -98,17 +88,7 @@ class Memory:
         layers, heads, tokens, width = keys.shape
         self._check_scale("key_scale", self.key_scale, (layers, heads, width))
         self._check_scale("value_scale", self.value_scale, (layers, heads, tokens))
-        self._check_metadata()
-
-    def _check_metadata(self) -> None:
-        for name, types in METADATA_TYPES.items():
-            value = getattr(self, name)
-            if not isinstance(value, types):
-                raise InputError(f"{name} is a {type(value).__name__}; it must be {types[0].__name__}")
-        if not all(type(token) is int and token >= 0 for token in self.prefix_ids):
-            raise InputError(f"prefix_ids must be token ids; got {self.prefix_ids}")
-        for question in self.questions:
-            read_query(question)
+        check_metadata(vars(self))
 
     def _check_scale(self, name: str, scale: torch.Tensor | None, shape: tuple[int, ...]) -> None:
         if not self.quantized:
@@ -173,8 +153,8 @@ class Memory:
         metadata.pop("dtype", None)
         try:
             kv = KV(tensors.pop("keys"), tensors.pop("values"))
-            metadata["prefix_ids"] = tuple(metadata["prefix_ids"])
-            metadata["questions"] = tuple(map(read_query, metadata["questions"]))
+            for name in ("prefix_ids", "questions"):
+                metadata[name] = _as_tuples(metadata[name])
             fields: dict[str, Any] = {**metadata, **tensors}
             return cls(kv, **fields)
         except (KeyError, TypeError) as error:
@@ -228,6 +208,11 @@ class Memory:
         sizes["metadata"] = len(json.dumps(metadata).encode())
         del metadata["questions"]
         return shape | {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)} | metadata
+
+
+def _as_tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .rows import load_rows, read_jsonl
+from .values import is_text
 
 
 def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
@@ -25,6 +26,8 @@ def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
     else:
         rows = [{"query": query} for query in source]
     queries = [query for row in rows if (query := _query_of(row))]
+    if not all(map(is_text, queries)):
+        raise InputError(f"a query of {source} holds half of a surrogate pair: give text that can be encoded")
     if not queries:
         raise InputError(f"no queries in {source}: give rows with query, instruction, prompt or text")
     return queries

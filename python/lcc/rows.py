@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from .errors import InputError
+from .safe_json import JSONError, parse_json
+from .terminal import first_line
 
 
 def load_rows(source: str, split: str = "train", config: str | None = None) -> list[dict]:
@@ -27,10 +28,14 @@ def load_rows(source: str, split: str = "train", config: str | None = None) -> l
     except ImportError:
         raise InputError(f"{source} is no file; to read it as a dataset, pip install datasets") from None
     try:
-        found = datasets.load_from_disk(source) if path.is_dir() else datasets.load_dataset(source, config, split=split)
+        if path.is_dir():
+            found = datasets.load_from_disk(source)
+        else:
+            found = datasets.load_dataset(source, config, split=split, trust_remote_code=False)
         return list(found[split] if isinstance(found, datasets.DatasetDict) else found)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"cannot read the {split} split of the dataset {source}: {error}") from error
+    except Exception as error:
+        # The library raises errors of many kinds, its own and those of the formats that it reads.
+        raise InputError(f"cannot read the {split} split of the dataset {source}: {first_line(error)}") from error
 
 
 def read_jsonl(content: str, name: str) -> list[dict]:
@@ -43,9 +48,9 @@ def read_jsonl(content: str, name: str) -> list[dict]:
     for number, line in enumerate(content.split("\n"), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{name}, line {number} is not JSON: {error}") from None
+                row = parse_json(line)
+            except JSONError as error:
+                raise InputError(f"{name}, line {number} {error}") from None
             if not isinstance(row, dict):
                 raise InputError(f"{name}, line {number} is no JSON object: write one object a line")
             rows.append(row)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import InputError
+from ..values import is_text
 from .metrics import METRICS
 
 JUDGE = "judge"
@@ -55,7 +56,7 @@ class Example:
             "history": tuple(text for turn in self.history for text in turn),
         }
         for name, values in texts.items():
-            if not all(isinstance(value, str) for value in values):
+            if not all(map(is_text, values)):
                 raise InputError(f"{name} must be text")
         if not self.answers:
             raise InputError("the list of answers is empty")

@@ -22,8 +22,8 @@ from .store import RowStore
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Columns of what is kept of an answer, and of a verdict.
-ANSWER = ("key", "prediction", "trained_on", "kv_bytes", "seconds")
-VERDICT = ("key", "prediction", "score", "reason")
+ANSWER = {"key": str, "prediction": str, "trained_on": bool, "kv_bytes": int, "seconds": float}
+VERDICT = {"key": str, "prediction": str, "score": float, "reason": str}
 
 
 @dataclass(frozen=True)

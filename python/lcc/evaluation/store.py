@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import MemoryFileError, MismatchError
+from ..safe_json import parse_json
+from ..values import check
 
 
 class RowStore:
@@ -16,14 +18,14 @@ class RowStore:
 
     Args:
         identity: JSON-ready; the file is refused when it was written under another.
-        columns: what every row has, and nothing else.
+        columns: what every row has, and nothing else, with the type of each; see ``lcc.values.check``.
 
     Raises:
         MismatchError: the file holds rows of another identity.
         MemoryFileError: the file cannot be read or written, or a line of it is damaged.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], columns: Collection[str]):
+    def __init__(self, path: Path, identity: dict[str, Any], columns: Mapping[str, Any]):
         self.path = path
         identity = json.loads(json.dumps(identity))
         self.rows: list[dict[str, Any]] = []
@@ -36,11 +38,13 @@ class RowStore:
             self._write("wb", [{"identity": identity}])
             return
         try:
-            header, *self.rows = (json.loads(line) for line in whole.decode().splitlines())
+            header, *self.rows = map(parse_json, whole.splitlines())
             found = dict(header["identity"])
             for number, row in enumerate(self.rows, 2):
-                if set(dict(row)) != set(columns):
+                if dict(row).keys() != columns.keys():
                     raise ValueError(f"line {number} has not the columns {', '.join(columns)}")
+                for name, kind in columns.items():
+                    check(f"{name} of line {number}", row[name], kind)
         except (ValueError, KeyError, TypeError) as error:
             raise MemoryFileError(f"{path} is damaged ({error}): delete it or name another folder") from error
         differing = [name for name in sorted({*identity, *found}) if identity.get(name) != found.get(name)]
