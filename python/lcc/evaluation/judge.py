@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import re
+import threading
 import time
-import urllib.error
-import urllib.request
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..errors import InputError
+from ..safe_json import parse_json
+from .endpoint import RetryError, check_address, check_key, in_background, post, without
 from .examples import Example
 
 HIGHEST_SCORE = 5
@@ -32,7 +33,6 @@ Additions that do not contradict the context cost at most one. An answer in the 
 right, gets 5.
 
 Reply with one JSON object and nothing else: {"reason": "one sentence", "score": a number from 0 to 5}"""
-RETRIED = {408, 409, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Judge:
         key: sent as a bearer token, if given.
         attempts: requests an answer, when the endpoint is busy or its reply holds no score.
         patience: seconds before the second attempt; it doubles with each.
+        timeout: seconds of an attempt, from its beginning to the end of the reply.
         workers: requests at once.
+        longest: seconds of all attempts at an answer.
     """
 
     url: str
@@ -63,21 +65,18 @@ class Judge:
     patience: float = 1.0
     timeout: float = 120.0
     workers: int = 4
+    longest: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check the address.
+        """Check address and key.
 
         Raises:
-            InputError: no http address, or one that would send the key in the clear.
+            InputError: no http address, one with a password in it or that would send the key in the clear, or a key
+                that is not one line of printable ASCII.
         """
-        try:
-            parts = urlsplit(self.url)
-        except ValueError as error:
-            raise InputError(f"the judge's address {self.url!r} is no URL: {error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"the judge's address {self.url!r} is no http(s) URL, such as https://api.openai.com/v1")
-        if self.key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-            raise InputError(f"the judge's address {self.url} would send the key unencrypted: use https")
+        check_address(self.url, self.key)
+        if self.key is not None:
+            check_key(self.key)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -90,11 +89,20 @@ class Judge:
         Raises:
             InputError: the endpoint cannot be reached, refuses, or gives no score after all attempts.
         """
-        pool = ThreadPoolExecutor(self.workers)
+        stopped = threading.Event()
+
+        def begin(pair: tuple[Example, str]) -> Future[Verdict]:
+            return in_background(lambda: self._verdict(*pair, stopped))
+
+        pairs = iter(answered)
+        running = deque(map(begin, islice(pairs, self.workers)))
         try:
-            yield from pool.map(lambda pair: self.verdict(*pair), answered)
+            while running:
+                verdict = running.popleft().result()
+                running.extend(map(begin, islice(pairs, 1)))
+                yield verdict
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stopped.set()
 
     def verdict(self, example: Example, answer: str) -> Verdict:
         """Grade one answer.
@@ -102,56 +110,31 @@ class Judge:
         Raises:
             InputError: as ``verdicts``.
         """
-        body = {
-            "model": self.model,
-            "temperature": 0,
-            "messages": [
-                {"role": "system", "content": RUBRIC},
-                {"role": "user", "content": _case(example, answer)},
-            ],
-        }
-        problem = ""
-        for attempt in range(self.attempts):
-            if attempt:
-                time.sleep(self.patience * 2 ** (attempt - 1))
+        return self._verdict(example, answer, threading.Event())
+
+    def _verdict(self, example: Example, answer: str, stopped: threading.Event) -> Verdict:
+        """``verdict``, with no attempt after ``stopped`` is set."""
+        messages = [{"role": "system", "content": RUBRIC}, {"role": "user", "content": _case(example, answer)}]
+        body = json.dumps({"model": self.model, "temperature": 0, "messages": messages}).encode()
+        deadline, pause, problem, made = time.monotonic() + self.longest, 0.0, "", 0
+        while made < self.attempts and not stopped.wait(pause) and (left := deadline - time.monotonic()) > 0:
+            made += 1
+            pause = min(self.patience * 2 ** (made - 1), max(0.0, left))
             try:
-                return _read_verdict(self._post(body))
-            except _RetryError as error:
+                verdict = _read_verdict(self._ask(body, min(self.timeout, left)))
+                return replace(verdict, reason=without(self.key, verdict.reason))
+            except RetryError as error:
                 problem = str(error)
-        raise InputError(f"the judge {self.model} at {self.url} gave no score in {self.attempts} attempts: {problem}")
+        raise InputError(f"the judge {self.model} at {self.url} gave no score in {made} attempts: {problem}")
 
-    def _post(self, body: dict[str, Any]) -> str:
+    def _ask(self, body: bytes, seconds: float) -> str:
         """The reply's text."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
-        address = self.url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        reply = post(self.url.rstrip("/") + "/chat/completions", body, self.key, seconds)
         try:
-            with _OPENER.open(request, timeout=self.timeout) as response:
-                reply = json.load(response)
-            return str(reply["choices"][0]["message"]["content"])
-        except urllib.error.HTTPError as error:
-            said = f"HTTP {error.code}: {error.read(300).decode(errors='replace')}"
-            if error.code in RETRIED:
-                raise _RetryError(said) from None
-            raise InputError(f"the judge at {self.url} refuses: {said}") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _RetryError(f"no connection ({error})") from None
+            return without(self.key, str(parse_json(reply)["choices"][0]["message"]["content"]))
         except (ValueError, LookupError, TypeError) as error:
-            raise InputError(f"{address} does not speak OpenAI's chat protocol: {error!r}") from None
-
-
-class _RetryError(Exception):
-    """Worth another attempt."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        return None
-
-
-_OPENER = urllib.request.build_opener(_NoRedirect)
+            said = without(self.key, str(error))
+            raise InputError(f"{self.url} does not speak OpenAI's chat protocol: its reply {said}") from None
 
 
 def _case(example: Example, answer: str) -> str:
@@ -171,10 +154,10 @@ def _read_verdict(reply: str) -> Verdict:
     """The score and the reason in a judge's reply, bare or inside other text."""
     found = re.search(r"\{.*\}", reply, re.DOTALL)
     try:
-        fields = json.loads(found[0] if found else reply)
+        fields = parse_json(found[0] if found else reply)
         score, reason = float(fields["score"]), str(fields.get("reason", ""))
     except (ValueError, LookupError, TypeError):
-        raise _RetryError(f"no score in the reply {reply[:200]!r}") from None
+        raise RetryError(f"no score in the reply {reply[:200]!r}") from None
     if not 0 <= score <= HIGHEST_SCORE:
-        raise _RetryError(f"the score {score:g} is not between 0 and {HIGHEST_SCORE}")
+        raise RetryError(f"the score {score:g} is not between 0 and {HIGHEST_SCORE}")
     return Verdict(score, reason)

@@ -87,7 +87,7 @@ def test_busy_endpoints_and_replies_without_a_score_are_asked_again(endpoint):
     ("reply", "message", "requests"),
     [
         (says('{"score": 7}'), "gave no score in 3 attempts: the score 7 is not between", 3),
-        (says('{"score": NaN}'), "gave no score in 3 attempts: the score nan", 3),
+        (says('{"score": NaN}'), "gave no score in 3 attempts: no score in the reply", 3),
         ((503, "down"), "HTTP 503: down", 3),
         ((401, "wrong key"), "refuses: HTTP 401: wrong key", 1),
         ((302, ""), "refuses: HTTP 302", 1),
