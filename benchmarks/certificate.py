@@ -12,13 +12,11 @@ import argparse
 import time
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.demo import demo_document
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.exam import answer, score
 
 COLUMNS = ("seed", "ratio", "exam_kept", "kept", "count", "repeated", "general_changed", "cost")
@@ -58,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    model, tokenizer = load_embedded()
     rows = load_rows(arguments.out)
     done = {(row["recipe"], row["ratio"], row["seed"]) for row in rows}
     for seed in arguments.seeds:

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
@@ -30,7 +29,7 @@ from lcc.encode import Compiler, lora_model, read_text
 from lcc.fingerprint import fingerprint
 from lcc.generate import answer_queries
 from lcc.kv import KV
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.exam import general_exam, score
 from lcc.models.fiction import Document, Question, document
 from lcc.objective import held_out_kl
@@ -194,7 +193,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("docs/compile-curve.png"))
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lcc-compile-curve")
     arguments = parser.parse_args()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    model, tokenizer = load_embedded()
     done = {(row["run"], row["document"], row["seed"]) for row in load_rows(arguments.out)}
     for number in arguments.documents:
         for run in arguments.runs:

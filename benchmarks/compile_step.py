@@ -30,7 +30,7 @@ from benchmarks.timing import synchronized
 from lcc.context import Context, build_context
 from lcc.encode import Compiler, lora_model, read_text
 from lcc.kv import decoder
-from lcc.models import EMBEDDED
+from lcc.models import EMBEDDED, load_embedded
 from lcc.models.fiction import document
 from lcc.objective import divergence, row_weights, step_loss
 from lcc.settings import CompileSettings
@@ -123,7 +123,7 @@ def prepare(model: PreTrainedModel, arguments: argparse.Namespace) -> Iterator[J
 
 def _context(model: PreTrainedModel, arguments: argparse.Namespace) -> Context:
     """Documents of the embedded model's world, one behind the other, cut at ``arguments.context`` tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED, trust_remote_code=False)
     rng, text = random.Random(arguments.seed), ""
     while len(tokenizer(text).input_ids) < arguments.context:
         text += " " + document(rng, people=5, attributes=7).text
@@ -256,12 +256,13 @@ def load(arguments: argparse.Namespace, dtype: torch.dtype) -> PreTrainedModel:
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.model == "embedded":
-        return AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=dtype).to(device)
+        return load_embedded(dtype)[0].to(device)
     if device == "cpu":
         raise SystemExit("llama-8b-shape needs a GPU")
     shape = LLAMA_8B | ({"num_hidden_layers": 2} if dtype == torch.float64 else {})
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape), dtype=dtype).eval()
+        config = AutoConfig.for_model("llama", **shape)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import compile_curve
 from benchmarks.compile_curve import Exam, climb
@@ -25,7 +24,7 @@ from benchmarks.results_file import load_rows, write_rows
 from lcc.context import Context, build_context
 from lcc.demo import SEED_OFFSET
 from lcc.encode import Compiler, lora_model, read_text
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.fiction import document
 from lcc.objective import held_out_kl
 from lcc.optimize import Optimization
@@ -203,7 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile-trials-2.json"))
     given = parser.parse_args(arguments)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    model, tokenizer = load_embedded()
     runs = [(row["trial"], row["document"], row["settings"]) for row in load_rows(given.out)]
     done = {(name, number) for name, number, s in runs if (s["seed"], s["steps"]) == (given.seed, given.steps)}
     for number in given.documents:

@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.environment import describe
@@ -25,7 +24,7 @@ from benchmarks.results_file import write_rows
 from lcc.chat import ChatFormat
 from lcc.demo import SEED_OFFSET, demo_document
 from lcc.encode import read_text
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.exam import answer, general_exam, score
 from lcc.models.fiction import UNKNOWN, Document
 
@@ -194,7 +193,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=8.0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    model, tokenizer = load_embedded()
     rows = []
     for seeds in disjoint_pairs(arguments.pairs):
         rows += measure_pair(model, tokenizer, seeds, arguments.ratio, arguments.memories)

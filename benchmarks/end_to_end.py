@@ -28,14 +28,14 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
 from benchmarks.environment import describe
 from benchmarks.readers import Reader, Task, storage_bytes
 from benchmarks.results_file import write_rows
 from benchmarks.timing import peak_bytes, synchronized
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.tokenizer import build_tokenizer
 
 CONTEXT = {"embedded": 1000, "llama-8b-shape": 8192}
@@ -99,7 +99,8 @@ def load(name: str, layers: int | None, hidden: int | None) -> tuple[Any, Any, s
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "embedded":
-        return AutoModelForCausalLM.from_pretrained(EMBEDDED).to(device), AutoTokenizer.from_pretrained(EMBEDDED), name
+        model, tokenizer = load_embedded()
+        return model.to(device), tokenizer, name
     scaled = layers is not None or hidden is not None
     if device == "cpu" and not scaled:
         raise SystemExit(f"{name} needs a GPU; --layers and --hidden scale it down for a CPU")
@@ -121,7 +122,7 @@ def load(name: str, layers: int | None, hidden: int | None) -> tuple[Any, Any, s
     )
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
     return model, build_tokenizer(), f"{name} ({layers} layers, hidden {hidden})" if scaled else name
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.environment import describe
@@ -24,7 +24,7 @@ from lcc.errors import DivergedError
 from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
 from lcc.evaluation.suites import general_queries, suite
 from lcc.files import write_bytes
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.settings import CompileSettings
 
 BOUNDS, MADE = "bounds", "made.json"
@@ -139,7 +139,7 @@ def _methods(study: Study, unit: Unit) -> list[Method]:
 def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The embedded model and its tokenizer, once a process."""
     disable_progress_bar()
-    return AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    return load_embedded()
 
 
 def digest(value: Any) -> str:

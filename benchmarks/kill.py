@@ -23,13 +23,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
 from lcc.documents import checkpoint_folder, compile_file
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.fiction import document
 
 fork = multiprocessing.get_context("fork")
@@ -146,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Children are forked: no thread may have been started by then.
     torch.set_num_threads(1)
-    loaded = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    loaded = load_embedded()
     text = document(random.Random(arguments.seed), people=2, attributes=4).text
     rows = [
         measure(loaded, text, processes, arguments.kills, arguments.steps, arguments.seed) | describe()

@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lcc
 from benchmarks.composition import as_read
@@ -20,7 +19,7 @@ from benchmarks.results_file import write_rows
 from lcc.chat import ChatFormat
 from lcc.demo import demo_document
 from lcc.kv import KV
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 
 WINDOW = 1 << 15
 
@@ -48,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    model, tokenizer = load_embedded()
     model.config.max_position_embeddings = WINDOW
     document = demo_document(arguments.seed)
     memory = text_memory(model, tokenizer, document.text)

@@ -13,12 +13,10 @@ import random
 import time
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.fiction import document
 
 
@@ -52,7 +50,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    loaded = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    loaded = load_embedded()
     rows = [measure(loaded, people, arguments.steps, arguments.seed) for people in arguments.people]
     print(json.dumps({"rows": rows}, indent=1))
     if arguments.out:

@@ -10,12 +10,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.demo import run_demo
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 
 # two streams: the default's optimisation on the paper's streams alone.
 RECIPES = {
@@ -56,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(EMBEDDED), AutoTokenizer.from_pretrained(EMBEDDED)
+    model, tokenizer = load_embedded()
     rows = load_rows(arguments.out)
     done = {(row["recipe"], row["ratio"], row["seed"]) for row in rows}
     for recipe in arguments.recipes:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.chat import ChatFormat
 from lcc.demo import SEED_OFFSET
-from lcc.models import EMBEDDED
+from lcc.models import load_embedded
 from lcc.models.exam import general_exam, read_chat
 from lcc.models.fiction import Fact, document
 from lcc.models.tokenizer import build_tokenizer
@@ -59,8 +59,8 @@ class Subject:
 
     @classmethod
     def embedded(cls) -> Subject:
-        model = AutoModelForCausalLM.from_pretrained(EMBEDDED)
-        return cls(EMBEDDED_NAME, model, AutoTokenizer.from_pretrained(EMBEDDED), value, {"mix": "embedded"})
+        model, tokenizer = load_embedded()
+        return cls(EMBEDDED_NAME, model, tokenizer, value, {"mix": "embedded"})
 
     @classmethod
     def of(cls, spec: Spec, work: Path, scale: float) -> Subject:

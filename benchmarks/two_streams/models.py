@@ -78,7 +78,7 @@ class Spec:
     def untaught(self, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
         """The model before any stage; heads are the embedded model's in every size, and with them a token's K and V."""
         if self.width is None:
-            return LlamaForCausalLM.from_pretrained(EMBEDDED)
+            return LlamaForCausalLM.from_pretrained(EMBEDDED, trust_remote_code=False)
         config = train.build_model(tokenizer).config
         size = {"hidden_size": self.width, "intermediate_size": 3 * self.width, "num_hidden_layers": self.layers}
         config.update(size)
@@ -127,7 +127,7 @@ def trained(spec: Spec, tokenizer: PreTrainedTokenizerBase, work: Path, scale: f
                 rows = train.StageRun(model, packer, stage, spec.seed, state).run(progress)
                 _finish(model, folder, rows)
                 state.unlink(missing_ok=True)
-            model = LlamaForCausalLM.from_pretrained(folder)
+            model = LlamaForCausalLM.from_pretrained(folder, trust_remote_code=False)
     return model.eval()
 
 

@@ -182,7 +182,7 @@ def train(out: Path, stages: tuple[Stage, ...], seed: int = 0) -> None:
         for number, stage in enumerate(stages):
             folder, state = finished / str(number), finished / "unfinished.safetensors"
             if folder.exists():
-                model = LlamaForCausalLM.from_pretrained(folder)
+                model = LlamaForCausalLM.from_pretrained(folder, trust_remote_code=False)
                 continue
             rows = StageRun(model, packer, stage, seed, state).run(progress)
             _finish(model, folder, out / "training_log.jsonl", rows)
