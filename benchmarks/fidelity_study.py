@@ -23,8 +23,8 @@ from benchmarks.fidelity_peers import PEERS, Options, Workbench
 from lcc.errors import DivergedError
 from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
 from lcc.evaluation.suites import general_queries, suite
-from lcc.files import write_bytes
 from lcc.models import load_embedded
+from lcc.outputs import write_bytes
 from lcc.settings import CompileSettings
 
 BOUNDS, MADE = "bounds", "made.json"

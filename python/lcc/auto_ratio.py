@@ -100,14 +100,14 @@ def kept_share(memory: Memory) -> float:
 def text_helps(memory: Memory) -> bool:
     """Whether the full text answers the certificate's questions better than nothing does."""
     score = _score(memory)
-    return score["full_text"] > score["no_text"]
+    return score is None or score["full_text"] > score["no_text"]
 
 
 def missed_target(memory: Memory) -> str:
     """What to tell whoever asked for more than ``memory``, the best of a search, keeps."""
     search = memory.ratio_search or {}
-    if not text_helps(memory):
-        score = _score(memory)
+    score = _score(memory)
+    if score is not None and not text_helps(memory):
         return (
             f"the model scores {score['full_text']:.3f} with the full text and {score['no_text']:.3f} without it, so "
             "that no score can tell what a memory keeps: give questions that the text answers, or take a model that "
@@ -120,8 +120,9 @@ def missed_target(memory: Memory) -> str:
     )
 
 
-def _score(memory: Memory) -> dict[str, float]:
-    return (memory.certificate or {})["questions"]["score"]
+def _score(memory: Memory) -> dict[str, float] | None:
+    questions = (memory.certificate or {}).get("questions")
+    return None if questions is None else questions["score"]
 
 
 def _so_far(tried: Sequence[dict[str, Any]]) -> str:

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import torch
 from .chat import read_query
 from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
-from .files import PARTIAL, read_tensors, write_tensors
+from .files import read_tensors, write_tensors
+from .outputs import PARTIAL, check_folder, is_file, make_folder, os_errors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
 from .teacher_states import TeacherStates
@@ -32,6 +34,8 @@ NOT_OF_SURROGATE = {
     "loss", "coupled", "engine", "gradient_checkpointing", "encode_chunk", "torch_compile", "teacher_gigabytes",
 }  # fmt: skip
 STREAM_WEIGHTS = ("general_weight", "self_study_weight")
+# In the metadata of a state: the run went on from it and diverged.
+DIVERGED = "diverged"
 # Tensors on the CPU, and JSON-ready metadata.
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -39,30 +43,40 @@ Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
 class Checkpoint:
     """A folder that belongs to one compilation: one text, model, tokenizer, query set and settings.
 
-    Of several processes rank 0 alone touches the folder; the others are told what it read.
+    Its surrogate data serves any compilation that differs only in what the data does not depend on. Of several
+    processes rank 0 alone touches the folder; the others are told what it read.
+
+    Args:
+        restart: remove what is of another compilation, or damaged, instead of refusing it.
+
+    Raises:
+        MemoryFileError: the folder is a link, or cannot be made, read or written.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], ranks: Ranks = ALONE, surrogate: str = SURROGATE_FILE):
-        self.folder, self.identity, self.ranks, self._surrogate = folder, identity, ranks, surrogate
-        ranks.from_main(self._make_folder)
+    def __init__(
+        self,
+        folder: Path,
+        identity: dict[str, Any],
+        ranks: Ranks = ALONE,
+        restart: bool = False,
+        surrogate: str = SURROGATE_FILE,
+    ):
+        self.folder, self.identity, self.ranks, self.restart = folder, identity, ranks, restart
+        self._surrogate = surrogate
+        ranks.from_main(lambda: make_folder(folder))
 
     @classmethod
-    def shared(cls, folder: Path, compilation: dict[str, Any], ranks: Ranks = ALONE) -> Checkpoint:
+    def shared(
+        cls, folder: Path, compilation: dict[str, Any], ranks: Ranks = ALONE, restart: bool = False
+    ) -> Checkpoint:
         """Where compilations find one another's surrogate data: a file for whatever the data depends on.
 
         Args:
             compilation: the ``identity`` of one of them.
         """
-        same = {name: value for name, value in compilation.items() if name not in NOT_OF_SURROGATE}
-        same |= {name: compilation[name] > 0 for name in STREAM_WEIGHTS}
+        same = of_surrogate(compilation)
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(folder, same, ranks, f"{SURROGATE_FILE}-{digest}")
-
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MemoryFileError(f"cannot make the checkpoint folder {self.folder}: {error.strerror}") from error
+        return cls(folder, same, ranks, restart, f"{SURROGATE_FILE}-{digest}")
 
     def save_surrogate(self, surrogate: Surrogate) -> None:
         """Write the samples with their teacher hidden states."""
@@ -70,16 +84,19 @@ class Checkpoint:
 
     def load_surrogate(self, device: torch.device, budget: float = math.inf) -> Surrogate | None:
         """The samples that an earlier run wrote, or None; see ``unpack_surrogate``."""
-        stored = self._read(self._surrogate, SURROGATE)
-        return None if stored is None else unpack_surrogate(*stored, device, budget)
+        stored = self.ranks.from_main(lambda: self._read(self._surrogate, SURROGATE))
+        if stored is None:
+            return None
+        with whole(self._path(self._surrogate)):
+            return unpack_surrogate(*stored, device, budget)
 
     def save_state(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Write the optimisation's state."""
         self._write(STATE_FILE, STATE, tensors, metadata)
 
     def load_state(self) -> Stored | None:
-        """The optimisation's last written state, or None."""
-        return self._read(STATE_FILE, STATE)
+        """The optimisation's last written state; None if there is none, or only that of another run that diverged."""
+        return self.ranks.from_main(lambda: self._read(STATE_FILE, STATE))
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
@@ -89,19 +106,67 @@ class Checkpoint:
             write_tensors(self._path(name), kind, tensors, {"identity": self.identity} | metadata)
 
     def _read(self, name: str, kind: str) -> Stored | None:
-        return self.ranks.from_main(lambda: self._read_here(name, kind))
-
-    def _read_here(self, name: str, kind: str) -> Stored | None:
-        if not self._path(name).exists():
+        path = self._path(name)
+        if not is_file(path):
             return None
-        tensors, metadata = read_tensors(self._path(name), kind)
-        differing = [key for key, value in self.identity.items() if metadata["identity"].get(key) != value]
-        if differing:
-            raise MismatchError(
-                f"{self.folder} holds an unfinished compilation that differs in {', '.join(differing)}: finish it "
-                "with what it was started with, name another checkpoint folder, or delete this one"
-            )
-        return tensors, metadata
+        try:
+            tensors, metadata = read_tensors(path, kind)
+            with whole(path):
+                belongs = self._belongs(kind, metadata)
+        except (MemoryFileError, MismatchError):
+            if not self.restart:
+                raise
+            with os_errors(f"cannot remove {path}"):
+                path.unlink()
+            return None
+        return (tensors, metadata) if belongs else None
+
+    def _belongs(self, kind: str, metadata: dict[str, Any]) -> bool:
+        """Whether this compilation goes on from what has ``metadata``, and does not pass over it.
+
+        Raises:
+            MismatchError: another compilation has to go on from it.
+        """
+        found, wanted = metadata["identity"], self.identity
+        same_data = of_surrogate(found) == of_surrogate(wanted)
+        differing = [name for name, value in wanted.items() if found.get(name) != value]
+        if not differing or (kind == SURROGATE and same_data):
+            return True
+        if same_data and metadata.get(DIVERGED):
+            return False
+        raise MismatchError(
+            f"{self.folder} holds an unfinished compilation that differs in {', '.join(differing)}: finish it with "
+            "what it was started with, start afresh with --force (restart=True), or delete this folder"
+        )
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[None]:
+    """Read, inside the block, what is stored at ``path``.
+
+    Raises:
+        MemoryFileError: a part is missing, or is not what it should be.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise MemoryFileError(f"{path} lacks a part of a checkpoint ({error!r}): delete it") from error
+
+
+def of_surrogate(compilation: dict[str, Any]) -> dict[str, Any]:
+    """Of a compilation's ``identity``, what its surrogate data depends on."""
+    same = {name: value for name, value in compilation.items() if name not in NOT_OF_SURROGATE}
+    return same | {name: compilation[name] > 0 for name in STREAM_WEIGHTS if name in compilation}
+
+
+def mark_diverged(folder: Path) -> None:
+    """Let compilations with other settings pass over the state in ``folder``, and over those of all ratios tried."""
+    if folder.name.startswith(RATIO_FOLDER):
+        folder = folder.parent
+    for path in (folder / f"{STATE_FILE}.safetensors", *folder.glob(f"{RATIO_FOLDER}*/{STATE_FILE}.safetensors")):
+        if is_file(path):
+            tensors, metadata = read_tensors(path, STATE)
+            write_tensors(path, STATE, tensors, metadata | {DIVERGED: True})
 
 
 def pack_surrogate(surrogate: Surrogate) -> Stored:
@@ -133,15 +198,22 @@ def unpack_surrogate(
 
 
 def remove_checkpoint(folder: str | os.PathLike) -> None:
-    """Delete a compilation's checkpoint, those of all ratios tried included; other files are left alone."""
+    """Delete a compilation's checkpoint, those of all ratios tried included; other files are left alone.
+
+    Raises:
+        MemoryFileError: the folder is a link, or may not be read and written.
+    """
     path = Path(folder)
-    for tried in path.glob(f"{RATIO_FOLDER}*"):
-        remove_checkpoint(tried)
-    for name in (f"{SURROGATE_FILE}*", STATE_FILE):
-        for file in (*path.glob(f"{name}.safetensors"), *path.glob(f".{name}.safetensors.*{PARTIAL}")):
-            file.unlink(missing_ok=True)
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+    check_folder(path)
+    with os_errors(f"cannot remove the checkpoint {path}"):
+        for tried in path.glob(f"{RATIO_FOLDER}*"):
+            if not tried.is_symlink():
+                remove_checkpoint(tried)
+        for name in (f"{SURROGATE_FILE}*", STATE_FILE):
+            for file in (*path.glob(f"{name}.safetensors"), *path.glob(f".{name}.safetensors.*{PARTIAL}")):
+                file.unlink(missing_ok=True)
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def identity(

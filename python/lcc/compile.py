@@ -27,7 +27,7 @@ from .memory import Memory
 from .model_copy import share_weights
 from .optimize import Optimization
 from .progress import Reporter, reporting
-from .queries import load_queries
+from .queries import load_queries, reread
 from .settings import AUTO, CompileSettings, make_settings
 from .shards import is_sharded
 from .step_memory import available_bytes, fit
@@ -51,6 +51,7 @@ def compile(
     checkpoint: str | os.PathLike | None = None,
     checkpoint_every: int = 50,
     keep_checkpoint: bool = False,
+    restart: bool = False,
     surrogates: str | os.PathLike | None = None,
     progress: bool | Reporter = True,
     distributed: bool = False,
@@ -75,6 +76,7 @@ def compile(
         checkpoint: a folder to resume from after a kill.
         checkpoint_every: steps between two checkpoints.
         keep_checkpoint: leave the finished checkpoint for ``lcc.remove_checkpoint``, until the memory is safely saved.
+        restart: remove a checkpoint of another compilation, or a damaged one, instead of refusing it.
         surrogates: a folder where compilations share their surrogate data, which depends on neither ratio, writer nor
             learning rate; whoever needs it first makes it, and nothing removes it.
         progress: show a progress bar on stderr, or the reporter to show it with.
@@ -104,7 +106,7 @@ def compile(
     if settings.get("ratio") == AUTO:
         options: dict[str, Any] = {"recipe": recipe, "queries": queries, "questions": questions, "certify": certify}
         options |= {"checkpoint_every": checkpoint_every, "distributed": distributed, "writer": writer}
-        options |= {"surrogates": surrogates}
+        options |= {"surrogates": surrogates, "restart": restart}
         return _search(model, tokenizer, text, target, checkpoint, keep_checkpoint, progress, options, settings)
     if target is not None:
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
@@ -123,8 +125,8 @@ def compile(
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
     same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
     ranks.require_same(same)
-    store = Checkpoint(Path(checkpoint), same, ranks) if checkpoint is not None else None
-    shared = Checkpoint.shared(Path(surrogates), same, ranks) if surrogates is not None else None
+    store = Checkpoint(Path(checkpoint), same, ranks, restart) if checkpoint is not None else None
+    shared = Checkpoint.shared(Path(surrogates), same, ranks, restart) if surrogates is not None else None
     with (
         reporting(ranks.main and progress) as reporter,
         seeded(model, chosen.seed),
@@ -177,12 +179,6 @@ def _search(
     if folder and ranks.main and not keep_checkpoint:
         remove_checkpoint(folder)
     return memory
-
-
-def reread(options: dict[str, Any]) -> dict[str, Any]:
-    """``compile``'s options for more than one call: an iterable of queries or questions may be read only once."""
-    names = [name for name in ("queries", "questions") if not isinstance(options.get(name), (str, Path, type(None)))]
-    return options | {name: list(options[name]) for name in names}
 
 
 @dataclass(frozen=True)

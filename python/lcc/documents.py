@@ -6,11 +6,11 @@ compiled, and the operating system drops the lock of a process that dies.
 
 from __future__ import annotations
 
-import json
+import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +18,32 @@ import torch
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .auto_ratio import TARGET, missed_target
 from .checkpoint import remove_checkpoint
-from .compile import compile, reread
-from .context import text_digest
+from .compile import compile
 from .distributed import ALONE, Ranks
-from .errors import InputError, LCCError, MemoryFileError, MismatchError, TargetError
-from .files import remove_partial
+from .errors import InputError, LCCError, MemoryFileError, TargetError
 from .fingerprint import fingerprint
+from .finished import Wanted, is_done, memory_output
 from .memory import Memory
+from .outputs import Output, check_folder, input_paths, make_folder, os_errors, remove_partial
 from .progress import Reporter, reporting
-from .settings import AUTO, make_settings
+from .queries import reread
+from .utf8 import read_file
 
 SUFFIX = ".lcc.safetensors"
-# Options of ``lcc.compile`` that no memory records: they do not tell whether one is the one that is asked for.
-UNRECORDED = ("queries", "questions", "certify", "surrogates", "checkpoint_every")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A document and the memory file that it becomes."""
+    """A document, the memory file that it becomes, and all files that are read along the way."""
 
     source: Path
     output: Path
+    inputs: tuple[Path, ...] = ()
+
+    def absolute(self) -> Job:
+        """The same for a process that works in another folder."""
+        return Job(self.source.absolute(), self.output.absolute(), tuple(path.absolute() for path in self.inputs))
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def compile_documents(
     are not recorded in a memory: delete the memories after changing them.
 
     Args:
-        force: compile again what is there but differs.
+        force: compile again what is there but differs, and replace files that are no memories.
         distributed: see ``lcc.compile``; the processes work on each document together.
         **options: those of ``lcc.compile``; of the questions each document gets those whose context it is, and those
             without a context.
@@ -89,7 +92,7 @@ def compile_documents(
         InputError: no documents, two that would become the same file, or a setting that cannot be used.
         MemoryFileError: the folder cannot be made.
     """
-    jobs = make_jobs(sources, folder)
+    jobs = make_jobs(sources, folder, options)
     ranks = Ranks.of_group() if distributed else ALONE
     outcomes, options = [], reread(options)
     with reporting(ranks.main and progress) as reporter:
@@ -102,26 +105,27 @@ def compile_documents(
     return outcomes
 
 
-def make_jobs(sources: Iterable[str | Path], folder: str | Path) -> list[Job]:
+def make_jobs(sources: Iterable[str | Path], folder: str | Path, options: Mapping[str, Any]) -> list[Job]:
     """The documents with their files in ``folder``, which is made if it is missing.
+
+    Args:
+        options: those of ``compile_documents``.
 
     Raises:
         InputError: no documents, or two that would become the same file.
-        MemoryFileError: the folder cannot be made.
+        MemoryFileError: the folder is a link, or cannot be made.
     """
-    folder = Path(folder)
+    folder, paths = Path(folder), list(map(Path, sources))
+    inputs = input_paths(*paths, options.get("queries"), options.get("questions"))
     jobs: dict[Path, Job] = {}
-    for source in map(Path, sources):
+    for source in paths:
         output = folder / (source.stem + SUFFIX)
         if output in jobs:
             raise InputError(f"{jobs[output].source} and {source} would both become {output}: rename one")
-        jobs[output] = Job(source, output)
+        jobs[output] = Job(source, output, inputs)
     if not jobs:
         raise InputError("there are no documents to compile")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MemoryFileError(f"cannot make the folder {folder}: {error.strerror}") from error
+    make_folder(folder)
     return list(jobs.values())
 
 
@@ -143,36 +147,69 @@ def compile_job(
     Raises:
         InputError: a setting that cannot be used, for any document.
     """
-    wanted = _Wanted.of(**options)
+    # A setting that cannot be used is no document's fault.
+    Wanted.of(**options)
     ranks = Ranks.of_group() if distributed else ALONE
     began = time.monotonic()
-    status, error = "compiled", None
+    error = None
     try:
-        # Of sharded weights all processes take the fingerprint together.
-        print_of = fingerprint(model, tokenizer)
-        with claimed(job.output, ranks) as mine:
-            text = ranks.from_main(lambda: read_document(job.source))
-            if not mine:
-                status = "elsewhere"
-            elif ranks.from_main(lambda: _is_done(job.output, text, wanted, print_of, force)):
-                status = "skipped"
-            else:
-                compile_file(model, tokenizer, text, job.output, distributed=distributed, progress=progress, **options)
-    except LCCError as failure:
-        status, error = "failed", str(failure)
-    except torch.OutOfMemoryError as failure:
-        if ranks.count > 1:
+        text = ranks.from_main(lambda: read_file(job.source))
+        output = memory_output(job.output, text, job.inputs, force)
+        status = compile_to(model, tokenizer, text, output, distributed=distributed, progress=progress, **options)
+    except Exception as failure:
+        if ranks.count > 1 and not isinstance(failure, LCCError):
             # The other processes wait for this one: its end is what tells them.
             raise
-        status, error = "failed", f"out of memory, see lcc compile --dry-run: {failure}"
+        status, error = "failed", _described(failure)
     return Outcome(str(job.source), str(job.output), status, round(time.monotonic() - began, 3), error)
+
+
+def _described(failure: Exception) -> str:
+    if isinstance(failure, LCCError):
+        return str(failure)
+    if isinstance(failure, torch.OutOfMemoryError):
+        return f"out of memory, see lcc compile --dry-run: {failure}"
+    return f"{type(failure).__name__}: {failure}"
+
+
+def compile_to(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    output: Output,
+    *,
+    distributed: bool = False,
+    progress: bool | Reporter = True,
+    **options: Any,
+) -> str:
+    """Compile ``text`` into ``output``, unless it is done or another process is at it.
+
+    Returns:
+        ``compiled``, ``skipped`` or ``elsewhere``, as in ``Outcome``.
+
+    Raises:
+        MismatchError: the memory in ``output``, or the checkpoint beside it, differs in what was asked for.
+        TargetError: as ``lcc.compile`` does; the memory that keeps most is in ``output`` all the same.
+    """
+    wanted = Wanted.of(**options)
+    ranks = Ranks.of_group() if distributed else ALONE
+    # Of sharded weights all processes take the fingerprint together.
+    print_of = fingerprint(model, tokenizer)
+    with claimed(output, ranks) as mine:
+        if not mine:
+            return "elsewhere"
+        if ranks.from_main(lambda: is_done(output, text, wanted, print_of)):
+            return "skipped"
+        options |= {"distributed": distributed, "progress": progress, "restart": output.force}
+        compile_file(model, tokenizer, text, output, **options)
+    return "compiled"
 
 
 def compile_file(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
-    output: Path,
+    output: str | os.PathLike,
     distributed: bool = False,
     **options: Any,
 ) -> Memory:
@@ -201,100 +238,47 @@ def compile_file(
     return memory
 
 
-def checkpoint_folder(output: Path) -> Path:
+def checkpoint_folder(output: str | os.PathLike) -> Path:
     """Where a compilation into ``output`` keeps its state."""
-    return output.with_name(output.name + ".checkpoint")
+    return _beside(output, ".checkpoint")
+
+
+def _beside(output: str | os.PathLike, suffix: str) -> Path:
+    return Path(os.fspath(output) + suffix)
 
 
 @contextmanager
-def claimed(output: Path, ranks: Ranks) -> Iterator[bool]:
+def claimed(output: str | os.PathLike, ranks: Ranks) -> Iterator[bool]:
     """Whether ``output`` is these ranks' to write inside the block, or another process has claimed it.
 
     Raises:
-        MemoryFileError: the folder is missing or read-only.
+        MemoryFileError: the folder is missing or read-only, or something else is where the lock or the checkpoint goes.
     """
-    lock = FileLock(output.with_name(output.name + ".lock"))
-    mine = ranks.from_main(lambda: _acquire(lock))
+    remedy = "move it away, or name another memory file"
+    file = replace(Output.of(output), path=_beside(output, ".lock"), force=False, ours=_empty, remedy=remedy)
+    lock = FileLock(file)
+
+    def acquire() -> bool:
+        file.check()
+        check_folder(checkpoint_folder(output))
+        with os_errors(f"cannot write {file}"):
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                return False
+        return True
+
+    mine = ranks.from_main(acquire)
     try:
         yield mine
     finally:
         if lock.is_locked:
-            Path(lock.lock_file).unlink(missing_ok=True)
-            lock.release()
+            with os_errors(f"cannot remove {file}"):
+                file.path.unlink(missing_ok=True)
+                lock.release()
 
 
-def _acquire(lock: FileLock) -> bool:
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    except OSError as error:
-        raise MemoryFileError(f"cannot write {lock.lock_file}: {error.strerror}") from error
-    return True
-
-
-def read_document(path: Path) -> str:
-    """The text of a UTF-8 file.
-
-    Raises:
-        InputError: no such file, or not UTF-8.
-    """
-    try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a memory must have been compiled with: its settings, and for ``ratio="auto"`` the target."""
-
-    settings: dict[str, Any]
-    target: float | None
-
-    @classmethod
-    def of(cls, recipe: str = "default", target: float | None = None, **options: Any) -> _Wanted:
-        """As ``lcc.compile`` reads its options.
-
-        Raises:
-            InputError: a setting that cannot be used.
-        """
-        settings = {name: value for name, value in options.items() if name not in UNRECORDED}
-        searched = settings.get("ratio") == AUTO
-        chosen = asdict(make_settings(recipe, **settings | ({"ratio": None} if searched else {})))
-        if not searched:
-            return cls(chosen, None)
-        del chosen["ratio"]
-        return cls(chosen, TARGET if target is None else target)
-
-
-def _is_done(output: Path, text: str, wanted: _Wanted, print_of: dict[str, str], force: bool) -> bool:
-    """Whether ``output`` holds what compiling would give.
-
-    Raises:
-        MismatchError: it holds something else, and ``force`` is not set.
-        TargetError: compiling would give what it holds, a memory that misses the target.
-    """
-    if not output.exists():
-        return False
-    try:
-        memory = Memory.load(output)
-    except MemoryFileError:
-        if force:
-            return False
-        raise
-    search = memory.ratio_search or {"target": None, "met": True}
-    found = {"text": memory.source_sha256, "target": search["target"]} | memory.settings | memory.fingerprint
-    expected = {"text": text_digest(text), "target": wanted.target}
-    expected |= json.loads(json.dumps(wanted.settings)) | print_of
-    differing = [name for name, value in expected.items() if found.get(name) != value]
-    if differing and not force:
-        raise MismatchError(
-            f"{output} is there already and differs in {', '.join(differing)}: compile it again with --force "
-            "(force=True), or choose another folder"
-        )
-    if not differing and not search["met"]:
-        raise TargetError(f"{missed_target(memory)}, which is in {output}", memory)
-    return not differing
+def _empty(path: Path) -> None:
+    """The rule of a lock, which is an empty file."""
+    if path.stat().st_size:
+        raise MemoryFileError(f"{path} has the name of a lock and is none")

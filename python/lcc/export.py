@@ -5,26 +5,37 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from peft import CartridgeConfig, TaskType
 from peft.utils import CONFIG_NAME
-from safetensors.torch import save
 from transformers import PreTrainedModel
 
 from .attach import attach, stack_of
-from .errors import InputError, MemoryFileError
-from .files import remove_partial, write_bytes, write_tensors
+from .errors import InputError
+from .files import ours, write_tensors
 from .kv import KV
 from .memory import Memory
+from .outputs import Output, check_folder, make_folder, os_errors, remove_partial, write_bytes
 
-CACHE_FORMAT = "lcc-cache-1"
-CACHE_FILE, CARTRIDGE_FILE = "cache.safetensors", "adapter_model.safetensors"
+CACHE_FORMAT, CARTRIDGE_FORMAT = "lcc-cache-1", "lcc-cartridge-1"
+# The file with the tensors of each target, and its format.
+TENSORS = {
+    "cartridge": ("adapter_model.safetensors", CARTRIDGE_FORMAT),
+    "safetensors": ("cache.safetensors", CACHE_FORMAT),
+}
 
 
 def export(
-    model: PreTrainedModel, memory: Memory | Sequence[Memory], folder: str | os.PathLike, to: str = "cartridge"
+    model: PreTrainedModel,
+    memory: Memory | Sequence[Memory],
+    folder: str | os.PathLike,
+    to: str = "cartridge",
+    *,
+    force: bool = False,
+    inputs: Sequence[Path] = (),
 ) -> Path:
     """Write what ``attach`` puts into a cache (prefix and buffer tokens, turned, in the model's dtype) to a folder.
 
@@ -34,26 +45,50 @@ def export(
     ``ChatFormat.query_ids``, or the chat template's text from the end of the prefix on. An export that was killed is
     not readable, and the next one into the folder replaces it.
 
+    Args:
+        force: replace files of these names that are no exports.
+        inputs: files that are never replaced, such as the memory's own.
+
     Returns:
         The file with the tensors.
 
     Raises:
         InputError: an unknown target, or what ``attach`` refuses.
         MismatchError: the memory does not fit the model.
-        MemoryFileError: the folder cannot be written.
+        MemoryFileError: the folder cannot be written, or a file in it must not be replaced.
+    """
+    files = export_files(folder, to, force, inputs)
+    kv = attach(model, memory).read()
+    make_folder(Path(folder))
+    return WRITERS[to](model, stack_of(memory), kv, files)
+
+
+def export_files(
+    folder: str | os.PathLike, to: str, force: bool = False, inputs: Sequence[Path] = ()
+) -> tuple[Output, ...]:
+    """The files of an export, the one with the tensors first; they replace those of an earlier one.
+
+    Raises:
+        InputError: an unknown target.
+        MemoryFileError: the folder cannot be used, or a file in it must not be replaced.
     """
     if to not in WRITERS:
         raise InputError(f"unknown target {to!r}; there are {', '.join(WRITERS)}")
-    kv = attach(model, memory).read()
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return WRITERS[to](model, stack_of(memory), kv, folder)
-    except OSError as error:
-        raise MemoryFileError(f"cannot write to the folder {folder}: {error.strerror or error}") from error
+    name, format_name = TENSORS[to]
+    earlier = ours(format_name)
+    files = [Output(folder / name, tuple(inputs), force, earlier)]
+    if to == "cartridge":
+        # A config says nothing of who wrote it: it is of the tensors beside it.
+        files.append(replace(files[0], path=folder / CONFIG_NAME, ours=lambda _: earlier(folder / name)))
+    check_folder(folder)
+    if folder.is_dir():
+        for file in files:
+            file.check()
+    return tuple(files)
 
 
-def _write_cartridge(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, folder: Path) -> Path:
+def _write_cartridge(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, files: Sequence[Output]) -> Path:
     """peft's layout: (tokens, layers x [key, value] x kv_heads x head_dim), flattened."""
     layers, heads, tokens, width = kv.keys.shape
     config = CartridgeConfig(
@@ -69,18 +104,19 @@ def _write_cartridge(model: PreTrainedModel, memories: Sequence[Memory], kv: KV,
     )
     # (layers, 2, heads, tokens, width) becomes (tokens, layers, 2, heads, width).
     stacked = torch.stack((kv.keys, kv.values), 1).permute(3, 0, 1, 2, 4)
-    path, config_path = folder / CARTRIDGE_FILE, folder / CONFIG_NAME
-    content = save({"prompt_embeddings": stacked.reshape(tokens, -1).contiguous().cpu()})
+    file, config_file = files
     # peft finds no adapter in a folder without a config, as which an interrupted export is left.
-    config_path.unlink(missing_ok=True)
-    write_bytes(path, content)
-    write_bytes(config_path, json.dumps(config.to_dict(), indent=2, sort_keys=True).encode())
-    remove_partial(path)
-    remove_partial(config_path)
-    return path
+    config_file.check()
+    with os_errors(f"cannot write {config_file}"):
+        config_file.path.unlink(missing_ok=True)
+    write_tensors(file, CARTRIDGE_FORMAT, {"prompt_embeddings": stacked.reshape(tokens, -1)}, {})
+    write_bytes(config_file, json.dumps(config.to_dict(), indent=2, sort_keys=True).encode())
+    remove_partial(file)
+    remove_partial(config_file)
+    return file.path
 
 
-def _write_cache(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, folder: Path) -> Path:
+def _write_cache(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, files: Sequence[Output]) -> Path:
     metadata = {
         "prefix_ids": memories[0].prefix_ids,
         "buffer_tokens": [memory.buffer_tokens for memory in memories],
@@ -88,13 +124,13 @@ def _write_cache(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, fol
         "fingerprint": memories[0].fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
     }
-    path = folder / CACHE_FILE
-    write_tensors(path, CACHE_FORMAT, {"keys": kv.keys, "values": kv.values}, metadata)
-    remove_partial(path)
-    return path
+    (file,) = files
+    write_tensors(file, CACHE_FORMAT, {"keys": kv.keys, "values": kv.values}, metadata)
+    remove_partial(file)
+    return file.path
 
 
-WRITERS: dict[str, Callable[[PreTrainedModel, Sequence[Memory], KV, Path], Path]] = {
+WRITERS: dict[str, Callable[[PreTrainedModel, Sequence[Memory], KV, Sequence[Output]], Path]] = {
     "cartridge": _write_cartridge,
     "safetensors": _write_cache,
 }

@@ -1,14 +1,10 @@
-"""Files that are whole or not there: safetensors with JSON metadata, a digest, and an atomic replace."""
+"""Files that are whole or not there: safetensors with JSON metadata and a digest."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import MemoryFileError
+from .errors import MemoryFileError, MismatchError
+from .outputs import Rule, replacing
 from .safe_json import JSONError, finite_json, parse_json
 from .terminal import first_line
 from .values import quoted
 
 METADATA_KEY = "lcc"
-PARTIAL = ".partial"
 
 
 def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
@@ -30,51 +26,31 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
 
     NaN and infinity in the metadata become null: JSON has no such numbers.
 
+    Args:
+        path: an ``Output``, or the path of a file that may be replaced whatever it is.
+
     Raises:
-        MemoryFileError: the folder is missing or read-only, or the disk is full; an older file is left as it was.
+        MemoryFileError: the folder is missing or read-only, the disk is full, or what is at ``path`` must not be
+            replaced, see ``Output``; an older file is left as it was.
+        MismatchError: as ``Output.check``.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = finite_json(metadata)
     header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
-    with _replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Put ``content`` in place of the file at ``path``, at once.
+def ours(format_name: str, **same: Any) -> Rule:
+    """The rule of an ``Output`` that replaces files of ``format_name`` whose metadata has ``same``."""
 
-    Raises:
-        MemoryFileError: as ``write_tensors`` does.
-    """
-    with _replacing(Path(path)) as temporary:
-        temporary.write_bytes(content)
+    def check(path: Path) -> None:
+        metadata = read_tensors(path, format_name)[1]
+        differing = [name for name, value in same.items() if metadata.get(name) != value]
+        if differing:
+            raise MismatchError(f"{path} is there already and differs in {', '.join(differing)}")
 
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to; it takes the place of ``path`` when the block ends well."""
-    temporary = None
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        os.close(handle)
-        temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MemoryFileError(f"cannot write {path}: {reason}; nothing was changed there") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def remove_partial(path: Path) -> None:
-    """Delete what writers of ``path`` that were killed have left beside it; nobody may be writing it now."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
-        left.unlink(missing_ok=True)
+    return check
 
 
 def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -123,9 +99,3 @@ def _digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The raw bytes of a tensor, whatever its dtype; of a contiguous one on the CPU no copy."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, mark_diverged, whole
 from .distributed import ALONE, Ranks
 from .encode import Writer
 from .errors import DivergedError
@@ -60,8 +60,16 @@ class Optimization:
         """Optimise to the end, or to an early stop; returns B's K and V, keys unrotated, of the best state.
 
         Raises:
-            DivergedError: the loss became NaN or infinite.
+            DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite.
         """
+        try:
+            return self._run(reporter, checkpoint_every)
+        except DivergedError:
+            if self.checkpoint and self.ranks.main:
+                mark_diverged(self.checkpoint.folder)
+            raise
+
+    def _run(self, reporter: Reporter, checkpoint_every: int) -> KV:
         reporter.start("compiling", self.settings.steps, self.step)
         try:
             while self.step < self.settings.steps and not self._stale():
@@ -79,7 +87,10 @@ class Optimization:
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-            return self.writer.encode()
+            buffer = self.writer.encode()
+        for name, tensor in (("keys", buffer.keys), ("values", buffer.values)):
+            self._require_finite(f"largest of the {name}", tensor.abs().max().item())
+        return buffer
 
     def advance(self) -> float:
         """One optimiser step; returns its loss."""
@@ -88,8 +99,7 @@ class Optimization:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * (1 - self.step / self.settings.steps)
         value, gradients = self._gradients()
-        if not math.isfinite(value):
-            raise DivergedError(self._divergence(value))
+        self._require_finite("loss", value)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -135,6 +145,7 @@ class Optimization:
         """Append to the curve, and keep this state if it is the best so far."""
         held_out = self.surrogate.held_out
         kl = self.ranks.first(held_out_kl(self.writer, held_out, self.settings)) if held_out else loss
+        self._require_finite("held-out KL", kl)
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
         if kl < self.best_kl or not held_out or not self.settings.patience:
@@ -144,9 +155,18 @@ class Optimization:
     def _stale(self) -> bool:
         return 0 < self.settings.patience <= self.stale
 
-    def _divergence(self, value: float) -> str:
-        kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
-        return f"the loss became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate"
+    def _require_finite(self, what: str, value: float) -> None:
+        """Check that the run is on its way.
+
+        Raises:
+            DivergedError: it is not.
+        """
+        if not math.isfinite(value):
+            kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
+            raise DivergedError(
+                f"the {what} became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate "
+                "and compile again"
+            )
 
     def save(self) -> None:
         """Write the checkpoint, if one is kept."""
@@ -166,9 +186,13 @@ class Optimization:
 
     def _resume(self) -> None:
         stored = self.checkpoint.load_state() if self.checkpoint else None
-        if stored is None:
+        if self.checkpoint is None or stored is None:
             return
-        tensors, metadata = stored
+        with whole(self.checkpoint.folder):
+            self._restore(*stored)
+
+    def _restore(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+        """Go on from what ``save`` wrote."""
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
         self.curve, self.settings = metadata["curve"], replace(self.settings, encode_chunk=metadata["encode_chunk"])
         self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]

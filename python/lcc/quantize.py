@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .attach import attach
 from .chat import ChatFormat, Query
-from .errors import InputError
+from .errors import InputError, MismatchError
 from .kv import KV
 from .memory import Memory
 from .model_copy import share_weights
+from .outputs import Output
 from .queries import load_queries
 from .readers import Reader, changed_share, kl_between
 
@@ -55,12 +56,7 @@ def quantize(
         InputError: an unknown dtype, no answers to measure with, or a memory that is quantised already.
         MismatchError: the memory belongs to another model or tokenizer.
     """
-    if dtype not in FORMATS:
-        raise InputError(f"unknown dtype {dtype!r}; there are {', '.join(FORMATS)}")
-    if answers < 1:
-        raise InputError(f"answers is {answers}; quantising is measured on at least 1")
-    if memory.quantized:
-        raise InputError(f"the memory is {memory.dtype} already: quantise the float memory that it was made from")
+    check_request(memory, dtype, answers)
     memory.verify(model, tokenizer)
     kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
     quantized = replace(memory, kv=kv, key_scale=key_scale, value_scale=value_scale)
@@ -73,6 +69,31 @@ def quantize(
         if drawn:
             report[stream] = _compare(reference, reader, drawn, max_new_tokens)
     return replace(quantized, quantization=report)
+
+
+def check_request(memory: Memory, dtype: str, answers: int) -> None:
+    """Refuse what cannot be quantised, or measured.
+
+    Raises:
+        InputError: an unknown dtype, no answers to measure with, or a memory that is quantised already.
+    """
+    if dtype not in FORMATS:
+        raise InputError(f"unknown dtype {dtype!r}; there are {', '.join(FORMATS)}")
+    if answers < 1:
+        raise InputError(f"answers is {answers}; quantising is measured on at least 1")
+    if memory.quantized:
+        raise InputError(f"the memory is {memory.dtype} already: quantise the float memory that it was made from")
+
+
+def quantized_output(path: Path, memory: Memory, inputs: Iterable[Path] = (), force: bool = False) -> Output:
+    """The file that a quantised ``memory`` goes to: it replaces quantised memories of the same text."""
+
+    def quantized_one(path: Path) -> None:
+        found = Memory.load(path)
+        if found.source_sha256 != memory.source_sha256 or not found.quantized:
+            raise MismatchError(f"{path} is there already, and is no quantised memory of the same text")
+
+    return Output(path, tuple(inputs), force, quantized_one)
 
 
 def quantize_kv(kv: KV, dtype: str) -> tuple[KV, torch.Tensor, torch.Tensor]:

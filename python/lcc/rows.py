@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from .errors import InputError
 from .safe_json import JSONError, parse_json
 from .terminal import first_line
+from .utf8 import STANDARD_INPUT, read_file
 
 
 def load_rows(source: str, split: str = "train", config: str | None = None) -> list[dict]:
-    """The rows of a JSONL file, of a folder that ``Dataset.save_to_disk`` wrote, or of a datasets name on the hub.
+    """The rows of a JSONL file or pipe, of a folder of ``Dataset.save_to_disk``, or of a datasets name on the hub.
 
     Args:
+        source: ``-`` is standard input.
         split, config: of a dataset; a JSONL file has neither.
 
     Raises:
         InputError: no such file or dataset, not JSONL, or the datasets library is missing.
     """
     path = Path(source)
-    if path.is_file():
-        return read_jsonl(_read(path), source)
+    if source == STANDARD_INPUT or _is_file(source):
+        return read_jsonl(read_file(source), source)
     if path.suffix in (".jsonl", ".json"):
         raise InputError(f"there is no file {source}")
     try:
@@ -57,10 +61,11 @@ def read_jsonl(content: str, name: str) -> list[dict]:
     return rows
 
 
-def _read(path: Path) -> str:
+def _is_file(source: str) -> bool:
+    """Whether ``source`` names what can be read as a file: a pipe can."""
     try:
-        return path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return not stat.S_ISDIR(os.stat(source).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {source}: {getattr(error, 'strerror', None) or error}") from None

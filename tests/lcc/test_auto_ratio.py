@@ -215,7 +215,8 @@ def test_command_line(run, keeps, tmp_path):
     for part in ("certificate", "score on 1 questions (given)", "tried ratio 32 keeps 50.0 %", "of the full text's"):
         assert part in shown
     assert lcc.Memory.load(output).ratio == 16
-    missed = run(first, "-o", output, "--ratio", "auto", "--json", code=6)
+    assert "differs in target" in words(run(first, "-o", output, "--ratio", "auto", code=3))
+    missed = run(first, "-o", output, "--ratio", "auto", "--json", "--force", code=6)
     summary = json.loads(missed.stdout)
     assert summary["ratio_search"]["met"] is False
     assert summary["ratio"] == 16

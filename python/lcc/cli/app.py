@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from ..errors import InputError
+from ..outputs import input_paths, place
 from ..settings import make_settings
 from ..terminal import Terminal, plain, shown, shown_lines
+from ..utf8 import check_text, prepare_streams
 from .boundary import boundary, reports_errors
 from .compile import compile_command
 from .eval import eval_command
 from .options import (
+    ForceOption,
     JsonOption,
     MemoryArgument,
     ModelOption,
@@ -28,8 +28,6 @@ from .options import (
     StepsOption,
     chosen_settings,
     print_json,
-    require_text,
-    require_writable,
 )
 
 UsageError: Any = typer.BadParameter.__base__
@@ -63,9 +61,7 @@ app.command("eval")(eval_command)
 
 def run() -> None:
     """Run the command line, whatever the terminal's encoding."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    prepare_streams()
     with boundary():
         app()
 
@@ -129,8 +125,6 @@ def ask(
     from ..memory import Memory
     from .load import load_model
 
-    for number, question in enumerate(questions, 1):
-        require_text(f"question {number}", question)
     stored = Memory.load(memory)
     answers = ask(*load_model(model), stored, questions, max_new_tokens=max_new_tokens)
     if as_json:
@@ -163,12 +157,10 @@ def _next_message(terminal: Terminal) -> str:
         InputError: it is not UTF-8.
     """
     try:
-        message = terminal.input("[bold cyan]you:[/bold cyan] ")
+        message = check_text(terminal.input("[bold cyan]you:[/bold cyan] "), "the message")
     except (EOFError, KeyboardInterrupt):
         return ""
-    except UnicodeDecodeError:
-        raise InputError("standard input is not UTF-8 text: type it in a UTF-8 terminal") from None
-    return require_text("the message", message).strip() and message
+    return message.strip() and message
 
 
 @app.command()
@@ -189,26 +181,30 @@ def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
 @reports_errors
 def quantize(
     memory: MemoryArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The memory file to write.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="PATH", help="The memory file to write.")],
     dtype: Annotated[str, typer.Option(help="int8, or fp8 (e4m3).")] = "int8",
     answers: Annotated[int, typer.Option(help="Answers of each kind to compare, at most.")] = 128,
     queries: QueriesOption = None,
+    force: ForceOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Store a memory's K and V in one byte a number, and measure what that costs."""
     from ..memory import Memory
+    from ..quantize import check_request, quantized_output
     from .load import load_model
     from .show import show_memory
 
     stored = Memory.load(memory)
-    require_writable(output)
+    check_request(stored, dtype, answers)
+    target = quantized_output(place(output, memory.name), stored, input_paths(memory, queries), force)
+    target.check()
     quantized = stored.quantize(dtype, *load_model(model), queries=queries, answers=answers)
-    quantized.save(output)
+    quantized.save(target)
     if as_json:
-        print_json(quantized.summary() | {"path": str(output)})
+        print_json(quantized.summary() | {"path": str(target)})
     else:
-        show_memory(quantized, output)
+        show_memory(quantized, target.path)
 
 
 @app.command()
@@ -217,18 +213,21 @@ def export(
     memory: MemoryArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
     to: Annotated[str, typer.Option(help="cartridge: a peft adapter; safetensors: K and V as in a cache.")],
+    force: ForceOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a memory for readers that know nothing of this package."""
-    from ..export import export
+    from ..export import export, export_files
     from ..memory import Memory
     from .load import load_model
 
     stored = Memory.load(memory)
+    inputs = input_paths(memory)
+    export_files(output, to, force, inputs)
     loaded, tokenizer = load_model(model)
     stored.verify(loaded, tokenizer)
-    path = export(loaded, stored, output, to)
+    path = export(loaded, stored, output, to, force=force, inputs=inputs)
     if as_json:
         print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
     else:

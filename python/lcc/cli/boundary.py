@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from ..terminal import Terminal, shown
+from ..utf8 import check_arguments
 
 # Exit codes that scripts can use; 2 is also the shell convention for wrong usage, 141 that for a reader who has gone.
 EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
@@ -21,11 +22,12 @@ TOO_DEEP = "the input is nested too deeply to be read: give one that is flatter"
 
 
 def reports_errors(command: Callable) -> Callable:
-    """Run a command inside ``boundary``."""
+    """Run a command inside ``boundary``; its texts are UTF-8."""
 
     @wraps(command)
     def guarded(*args: Any, **kwargs: Any) -> None:
         with boundary():
+            check_arguments(kwargs)
             command(*args, **kwargs)
 
     return guarded

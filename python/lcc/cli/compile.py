@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, MemoryFileError, TargetError
+from ..outputs import input_paths, names_folder
 from ..settings import AUTO
 from ..terminal import Terminal, shown
+from ..utf8 import read_file
 from .boundary import reports_errors
 from .options import (
     JsonOption,
@@ -21,7 +23,6 @@ from .options import (
     StepsOption,
     chosen_settings,
     print_json,
-    require_writable,
 )
 
 
@@ -43,7 +44,8 @@ def compile_command(
         typer.Argument(help="UTF-8 files, or - for standard input.", metavar="TEXT...", allow_dash=True),
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The memory file to write; for several texts, the folder.")
+        str | None,
+        typer.Option("-o", "--output", metavar="PATH", help="The memory file to write, or the folder for several."),
     ] = None,
     ratio: Annotated[
         Any,
@@ -67,7 +69,7 @@ def compile_command(
         bool, typer.Option("--certify/--no-certify", help="Measure the memory beside the full text and nothing.")
     ] = True,
     settings: SettingsOption = None,
-    force: Annotated[bool, typer.Option(help="In a folder, compile again what is there but differs.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace what is there but differs, be it no memory.")] = False,
     ray: Annotated[
         str | None, typer.Option(help="Compile several texts on a Ray cluster: its address, or local.")
     ] = None,
@@ -86,40 +88,48 @@ def compile_command(
     options |= {"certify": certify, "questions": questions, "target": target}
     if output is None:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
-    if len(texts) > 1 or output.is_dir():
-        _compile_folder(texts, output, model, options | {"force": force}, ray, as_json)
-    elif force or ray:
-        raise InputError("--force and --ray are for a folder of memories: give a folder with -o")
+    if len(texts) > 1 or names_folder(output):
+        _compile_folder(texts, Path(output), model, options | {"force": force}, ray, as_json)
+    elif ray:
+        raise InputError("--ray is for a folder of memories: give a folder with -o")
     else:
-        _compile_one(texts[0], output, model, options, as_json)
+        _compile_one(texts[0], Path(output), model, options, force, as_json)
 
 
-def _compile_one(text: Path, output: Path, model: str | None, options: dict[str, Any], as_json: bool) -> None:
+def _compile_one(
+    text: Path, path: Path, model: str | None, options: dict[str, Any], force: bool, as_json: bool
+) -> None:
     from ..distributed import launched
-    from ..documents import checkpoint_folder, claimed, compile_file
-    from .load import load_model, read_document
+    from ..documents import checkpoint_folder, compile_to
+    from ..finished import memory_output
+    from ..memory import Memory
+    from .load import load_model
     from .show import show_memory
 
-    document = read_document(text)
-    require_writable(output)
-    with launched() as (ranks, place), claimed(output, ranks) as mine:
-        if not mine:
-            raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
+    document = read_file(text)
+    output = memory_output(path, document, input_paths(text, options["queries"], options["questions"]), force)
+    output.check()
+    with launched() as (ranks, place):
         loaded = load_model(model, place)
         failure: TargetError | None = None
+        status = "compiled"
         try:
-            memory = compile_file(*loaded, document, output, distributed=ranks.count > 1, **options)
+            status = compile_to(*loaded, document, output, distributed=ranks.count > 1, **options)
         except KeyboardInterrupt:
             _say(f"stopped; run the same command again to go on from {shown(checkpoint_folder(output))}")
             raise
         except TargetError as missed:
-            memory, failure = missed.memory, missed
-        if as_json and ranks.main:
-            print_json(memory.summary() | {"path": str(output)})
-        elif ranks.main:
-            show_memory(memory, output)
-        if failure:
-            raise failure
+            failure = missed
+    if status == "elsewhere":
+        raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
+    if ranks.main and status == "skipped":
+        _say(f"skipped: {shown(output)} is there already, of this text, these settings and this model")
+    if ranks.main and as_json:
+        print_json(Memory.load(output).summary() | {"path": str(output)})
+    elif ranks.main:
+        show_memory(Memory.load(output), path)
+    if failure:
+        raise failure
 
 
 def _compile_folder(
@@ -132,7 +142,7 @@ def _compile_folder(
     from .show import show_outcomes
 
     if Path("-") in texts:
-        raise InputError("standard input is one text: write it to a file to compile it with others")
+        raise InputError("standard input has no name for a file in a folder: name the memory file, or write it to one")
     try:
         if ray is not None:
             main, outcomes = True, compile_on_ray(model, texts, folder, address=ray, **options)
@@ -153,11 +163,12 @@ def _compile_folder(
 
 def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json: bool) -> None:
     from ..plan import plan
-    from .load import load_model, read_document
+    from ..queries import reread
+    from .load import load_model
     from .show import show_plan
 
-    loaded = load_model(model)
-    plans = {str(text): plan(*loaded, read_document(text), **options) for text in texts}
+    loaded, options = load_model(model), reread(options)
+    plans = {str(text): plan(*loaded, read_file(text), **options) for text in texts}
     if as_json:
         print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})
     else:

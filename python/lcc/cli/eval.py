@@ -71,8 +71,10 @@ def eval_command(
 ) -> None:
     """Measure full text, no text and memories on the same questions. Run it again after a kill: it goes on."""
     from ..evaluation import evaluate, load_examples, load_general, summarize
+    from ..evaluation.run import check_results
     from .load import load_model
 
+    check_results(output)
     chosen = make_settings(recipe, **chosen_settings(context, settings, ratio=ratio, steps=steps, seed=seed))
     grader = _judge(judge, judge_model, judge_key_file)
     loaded = load_model(model)

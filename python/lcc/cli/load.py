@@ -1,19 +1,16 @@
-"""Models and documents for the commands."""
+"""Models for the commands."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .. import documents
 from ..errors import InputError
 from ..models import EMBEDDED
 from ..shards import Place
@@ -93,14 +90,3 @@ def _check_weights(source: str, found: Mapping[str, Any]) -> None:
         if names:
             some = ", ".join(map(plain, names[:NAMED])) + (f" and {len(names) - NAMED} more" if names[NAMED:] else "")
             raise InputError(f"the model {source} {what}: {some}; its files are not whole, or of another model")
-
-
-def read_document(path: Path) -> str:
-    """The text of a UTF-8 file, or of standard input for ``-``.
-
-    Raises:
-        InputError: no such file, or not UTF-8.
-    """
-    if str(path) == "-":
-        return sys.stdin.read()
-    return documents.read_document(path)

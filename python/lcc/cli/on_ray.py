@@ -10,6 +10,7 @@ from typing import Any
 from ..documents import Job, Outcome, compile_job, make_jobs
 from ..errors import InputError
 from ..progress import reporting
+from ..queries import reread
 from .load import load_model
 
 # How often Ray starts a task again whose worker died.
@@ -46,7 +47,8 @@ def compile_on_ray(
         import ray
     except ImportError:
         raise InputError("ray is not installed: pip install 'lcc-kernels[ray]'") from None
-    jobs = [Job(job.source.absolute(), job.output.absolute()) for job in make_jobs(sources, folder)]
+    jobs = [job.absolute() for job in make_jobs(sources, folder, options)]
+    options = reread(options)
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:

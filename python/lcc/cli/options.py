@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InputError, MemoryFileError
+from ..errors import InputError
 from ..settings import AUTO, require_setting, setting_types
-from ..values import is_text, parse
+from ..values import parse
 
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -27,6 +26,7 @@ SettingsOption = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Any field of CompileSettings, such as loss=mse; repeatable."),
 ]
 QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
+ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 
@@ -71,29 +71,7 @@ def parse_settings(pairs: list[str], options: Mapping[str, str] = MappingProxyTy
     return parsed
 
 
-def require_text(what: str, text: str) -> str:
-    """``text``, if it is any.
-
-    Raises:
-        InputError: it was not UTF-8 when it was typed.
-    """
-    if not is_text(text):
-        raise InputError(f"{what} is not UTF-8 text: type it in a UTF-8 terminal")
-    return text
-
-
 def print_json(value: dict) -> None:
     """Write ``value`` to stdout."""
     json.dump(value, sys.stdout, indent=2)
     sys.stdout.write("\n")
-
-
-def require_writable(output: Path) -> None:
-    """Fail before the work, not after it, when the result cannot be written.
-
-    Raises:
-        MemoryFileError: the folder is missing or read-only.
-    """
-    folder = output.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")

@@ -19,12 +19,12 @@ from ..chat import ChatFormat, Query, turns_of
 from ..checkpoint import remove_checkpoint
 from ..compile import compile
 from ..encode import WriterFactory, lora_compiler
-from ..errors import MemoryFileError
 from ..fingerprint import fingerprint
 from ..generate import answer_queries
 from ..kv import KV
 from ..memory import Memory
 from ..models.exam import read_chat
+from ..outputs import make_folder
 from ..queries import load_queries
 from ..settings import CompileSettings
 from ..window import check_window
@@ -142,10 +142,7 @@ class CompiledMemory(Reading):
         self.folder, self.settings, self.progress = folder, settings, progress
         self.name, self.writer, self.surrogates = name, writer, surrogates
         self.queries = load_queries(queries)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MemoryFileError(f"cannot make the folder {folder}: {error.strerror}") from error
+        make_folder(folder)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

@@ -7,12 +7,12 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MemoryFileError
-from ..files import write_bytes
+from ..outputs import Output, check_folder, make_folder, write_bytes
 from ..progress import Reporter
 from .examples import JUDGE, Example
 from .judge import HIGHEST_SCORE, Judge
@@ -85,10 +85,9 @@ def evaluate(
     """
     distinct = list(dict.fromkeys(examples))
     _check(methods, distinct, judge)
-    try:
-        (folder / "answers").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MemoryFileError(f"cannot make the folder {folder}: {error.strerror}") from error
+    check_results(folder)
+    make_folder(folder)
+    make_folder(folder / "answers")
     with Reporter(progress) as reporter:
         results = []
         for method in methods:
@@ -97,8 +96,35 @@ def evaluate(
         if judge:
             results = _judged(results, distinct * len(methods), judge, folder, reporter)
     lines = (json.dumps(asdict(result)) + "\n" for result in results)
-    write_bytes(folder / "results.jsonl", "".join(lines).encode())
+    write_bytes(_results(folder), "".join(lines).encode())
     return results
+
+
+def check_results(folder: Path) -> None:
+    """Refuse a folder that the results cannot go to.
+
+    Raises:
+        MemoryFileError: it cannot be used, or its ``results.jsonl`` holds something else.
+    """
+    check_folder(folder)
+    if folder.is_dir():
+        _results(folder).check()
+
+
+def _results(folder: Path) -> Output:
+    return Output(folder / "results.jsonl", ours=_earlier_results, remedy="move it away, or name another folder")
+
+
+def _earlier_results(path: Path) -> None:
+    """The rule of results: earlier ones may be replaced."""
+    try:
+        with path.open("rb") as file:
+            row = json.loads(file.readline())
+        known = {field.name for field in fields(Result)} <= set(row)
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = False
+    if not known:
+        raise MemoryFileError(f"{path} holds no results of an evaluation")
 
 
 def _check(methods: Sequence[Method], examples: Iterable[Example], judge: Judge | None) -> None:

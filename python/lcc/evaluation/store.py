@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MemoryFileError, MismatchError
+from ..outputs import is_file, os_errors
 from ..safe_json import parse_json
 from ..values import check
 
@@ -29,12 +30,12 @@ class RowStore:
         self.path = path
         identity = json.loads(json.dumps(identity))
         self.rows: list[dict[str, Any]] = []
-        try:
-            content = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise MemoryFileError(f"cannot read {path}: {error.strerror}") from error
+        with os_errors(f"cannot read {path}"):
+            content = path.read_bytes() if is_file(path) else b""
         whole = content[: content.rfind(b"\n") + 1]
         if not whole:
+            if not _line({"identity": identity}).startswith(content):
+                raise MemoryFileError(f"{path} holds something else than rows: delete it or name another folder")
             self._write("wb", [{"identity": identity}])
             return
         try:
@@ -63,10 +64,11 @@ class RowStore:
         self.rows += added
 
     def _write(self, mode: str, rows: list[dict[str, Any]]) -> None:
-        try:
-            with self.path.open(mode) as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise MemoryFileError(f"cannot write {self.path}: {error.strerror}") from error
+        with os_errors(f"cannot write {self.path}"), self.path.open(mode) as file:
+            file.write(b"".join(map(_line, rows)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
