@@ -29,6 +29,7 @@ from .rows import load_rows
 from .self_study import Progress
 from .settings import CompileSettings
 from .surrogate import REPEAT_REQUEST, Surrogate
+from .utf8 import normal
 
 GENERAL_QUERIES = 64
 # The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
@@ -72,7 +73,7 @@ def read_questions(
         where = f"question {number}"
         if not isinstance(row, Mapping):
             raise InputError(f"{where} is {row!r}: give text, or a row with question and answer")
-        if str(row.get("context") or text).strip() == text.strip():
+        if normal(str(row.get("context") or text)).strip() == normal(text).strip():
             found.append(_question(row, text, where))
     if not found:
         raise InputError(

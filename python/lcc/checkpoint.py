@@ -149,6 +149,8 @@ def whole(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise MemoryFileError(f"{path} lacks a part of a checkpoint ({error!r}): delete it") from error
 

@@ -14,7 +14,7 @@ from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
 from .attach import attach, stack_of
-from .errors import InputError
+from .errors import InputError, MemoryFileError
 from .files import ours, write_tensors
 from .kv import KV
 from .memory import Memory
@@ -76,16 +76,23 @@ def export_files(
         raise InputError(f"unknown target {to!r}; there are {', '.join(WRITERS)}")
     folder = Path(folder)
     name, format_name = TENSORS[to]
-    earlier = ours(format_name)
-    files = [Output(folder / name, tuple(inputs), force, earlier)]
+    files = [Output(folder / name, tuple(inputs), force, ours(format_name))]
     if to == "cartridge":
-        # A config says nothing of who wrote it: it is of the tensors beside it.
-        files.append(replace(files[0], path=folder / CONFIG_NAME, ours=lambda _: earlier(folder / name)))
+        files.append(replace(files[0], path=folder / CONFIG_NAME, ours=_beside_our_tensors))
     check_folder(folder)
     if folder.is_dir():
         for file in files:
             file.check()
     return tuple(files)
+
+
+def _beside_our_tensors(config: Path) -> None:
+    """The rule of a config, which does not say who wrote it."""
+    name, format_name = TENSORS["cartridge"]
+    try:
+        ours(format_name)(config.with_name(name))
+    except MemoryFileError as error:
+        raise MemoryFileError(f"{config} is there already, and beside it is no export ({error})") from error
 
 
 def _write_cartridge(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, files: Sequence[Output]) -> Path:

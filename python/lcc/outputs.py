@@ -77,7 +77,7 @@ class Output:
             MismatchError: there is a file of ours about something else.
         """
         folder = self.path.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
             raise MemoryFileError(f"cannot write to the folder {folder}: it is missing or read-only")
         if not is_file(self.path):
             return

@@ -29,7 +29,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_file(path: str | os.PathLike) -> str:
-    """The text of a UTF-8 file or pipe, or of standard input for ``-``, without a byte order mark; lines end in \\n.
+    """The text of a UTF-8 file or pipe, or of standard input for ``-``; see ``normal``.
 
     Raises:
         InputError: it cannot be read, is larger than ``LARGEST``, or is not UTF-8.
@@ -57,7 +57,7 @@ def _standard_input() -> IO[bytes]:
 
 
 def decode(content: bytes, name: str) -> str:
-    """``content`` as text, without a byte order mark; lines end in \\n.
+    """``content`` as text; see ``normal``.
 
     Raises:
         InputError: it is not UTF-8; ``name`` says whose it is.
@@ -67,12 +67,16 @@ def decode(content: bytes, name: str) -> str:
             raise InputError(f"{name} is {encoding}, not UTF-8: convert it, as with iconv -f {encoding} -t UTF-8")
     if b"\0" in content:
         raise InputError(f"{name} holds zero bytes, it is not UTF-8 text: convert it, if it is text at all")
-    text = check_text(content.decode("utf-8", "surrogateescape"), name)
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return normal(check_text(content.decode("utf-8", "surrogateescape"), name))
+
+
+def normal(text: str) -> str:
+    """``text`` as ``read_file`` reads it from a file that holds it: without a byte order mark, and with line feeds."""
+    return text.lstrip(MARK).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def check_text(text: str, name: str) -> str:
-    """``text`` without a byte order mark.
+    """``text`` without byte order marks at its start.
 
     Raises:
         InputError: it holds bytes that are not UTF-8, or halves of characters, which Python keeps as surrogates.
@@ -82,7 +86,7 @@ def check_text(text: str, name: str) -> str:
             f"{name} is not UTF-8 text (character {found.start() + 1} is {found[0]!r}): convert it, as with "
             "iconv -f LATIN1 -t UTF-8"
         )
-    return text.removeprefix(MARK)
+    return text.lstrip(MARK)
 
 
 def check_arguments(arguments: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.cli import load
+from lcc.distributed import ALONE
+from lcc.documents import claimed
 from lcc.models.tokenizer import build_tokenizer
 from tests.conftest import tiny_model
 from tests.lcc.plain import plain_memory
@@ -80,6 +83,49 @@ def test_compile_reads_standard_input_and_reports_json(run, text, tmp_path):
     output = tmp_path / "memory"
     result = run("compile", "-", "-o", output, "--steps", 1, "--ratio", 8, "--set", "batch=2", "--json", input=text)
     assert json.loads(result.stdout)["path"] == str(output)
+
+
+def test_a_finished_memory_is_skipped(run, document, tmp_path):
+    output = tmp_path / "m"
+    command = ("compile", document, "-o", output, "--ratio", 8, "--steps", 1, "--set", "batch=2", "--no-certify")
+    run(*command)
+    before = output.stat()
+    again = run(*command)
+    assert f"skipped: {output}" in again.stderr
+    assert json.loads(run(*command, "--json").stdout)["path"] == str(output)
+    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert "differs in seed: compile it again with --force" in run(*command, "--seed", 1, code=3).output
+    Path(document).write_text(Path(document).read_text() + " Mara plays.")
+    assert "differs in source_sha256; name another file" in run(*command, code=3).output
+    assert output.stat().st_ino == before.st_ino
+    run(*command, "--force")
+    assert output.stat().st_ino != before.st_ino
+
+
+def test_a_slash_makes_a_folder(run, document, tmp_path):
+    run("compile", document, "-o", f"{tmp_path}/new/", "--ratio", 8, "--steps", 1, "--set", "batch=2")
+    memory = tmp_path / "new" / "document.lcc.safetensors"
+    assert memory.is_file()
+    run("quantize", memory, "-o", f"{tmp_path}/small/", "--answers", 1)
+    assert lcc.Memory.load(tmp_path / "small" / "document.lcc.safetensors").quantized
+    run("compile", document, "-o", f"{memory}/", code=4)
+    run("compile", "-", "-o", f"{tmp_path}/other/", input="Mara", code=2)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_claimed_memory_is_left_alone(run, document, tmp_path):
+    with claimed(tmp_path / "m", ALONE) as mine:
+        assert mine
+        shown = run("compile", document, "-o", tmp_path / "m", "--ratio", 8, code=4).output
+    assert "another process is writing" in shown
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_a_diverged_run_is_told_works(run, document, tmp_path):
+    command = ("compile", document, "-o", tmp_path / "m", "--ratio", 8, "--steps", 3, "--set", "batch=2")
+    assert "lower learning_rate" in run(*command, "--set", "learning_rate=1e25", code=5).output
+    run(*command, "--set", "learning_rate=0.01")
+    assert lcc.Memory.load(tmp_path / "m").settings["learning_rate"] == 0.01
 
 
 def test_chat(run, memory):
@@ -163,7 +209,7 @@ def test_exit_codes(run, memory, document, tmp_path):
 
 def test_binary_documents_are_refused(run, tmp_path):
     path = tmp_path / "binary"
-    path.write_bytes(b"\xff\xfe\x00")
+    path.write_bytes(b"\x80\xfe\x00")
     assert "UTF-8" in run("compile", path, "-o", tmp_path / "m", code=2).output
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, MemoryFileError, TargetError
-from ..outputs import input_paths, names_folder
+from ..outputs import check_folder, input_paths, names_folder
 from ..settings import AUTO
 from ..terminal import Terminal, shown
 from ..utf8 import read_file
@@ -143,6 +143,7 @@ def _compile_folder(
 
     if Path("-") in texts:
         raise InputError("standard input has no name for a file in a folder: name the memory file, or write it to one")
+    check_folder(folder)
     try:
         if ray is not None:
             main, outcomes = True, compile_on_ray(model, texts, folder, address=ray, **options)

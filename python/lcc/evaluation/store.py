@@ -64,6 +64,7 @@ class RowStore:
         self.rows += added
 
     def _write(self, mode: str, rows: list[dict[str, Any]]) -> None:
+        is_file(self.path)
         with os_errors(f"cannot write {self.path}"), self.path.open(mode) as file:
             file.write(b"".join(map(_line, rows)))
             file.flush()
