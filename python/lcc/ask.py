@@ -15,6 +15,7 @@ from .generate import answer_queries
 from .generate import prompt as batched_prompt
 from .memory import Memory
 from .window import check_window
+from .wrappers import plain_model
 
 
 def ask(
@@ -47,12 +48,11 @@ def ask(
     """
     if batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1")
-    memories = stack_of(memory)
-    for each in memories:
-        each.verify(model, tokenizer)
+    model, memories = plain_model(model), stack_of(memory)
+    memories[0].verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
     queries = _query_ids(chat, questions)
-    visible = attach(model, memory).read()
+    visible = attach(model, memory, verify=False).read()
     return answer_queries(model, chat, visible, queries, batch, max_new_tokens=max_new_tokens, **options)
 
 
@@ -63,8 +63,12 @@ def prompt(
     questions: Sequence[str],
     start: int = 0,
     parse_special_tokens: bool = False,
+    verify: bool = True,
 ) -> dict[str, torch.Tensor]:
     """What goes with ``attach(model, memory, start)`` into ``model.generate``.
+
+    Args:
+        verify: compare the tokenizer with the memory's; ``attach`` does so with the model.
 
     Returns:
         ``input_ids`` and ``attention_mask``, and for a ``start`` other than 0 ``position_ids``, each (questions, cached
@@ -73,8 +77,11 @@ def prompt(
     Raises:
         InputError: no question, an empty one, a single string where a list is meant, or a question that ends beyond the
             model's window.
+        MismatchError: the memory belongs to another tokenizer.
     """
     memories = stack_of(memory)
+    if verify:
+        memories[0].verify(None, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
     queries = _query_ids(chat, questions)
     if not queries:
@@ -82,7 +89,7 @@ def prompt(
     past = cached_tokens(memories)
     end = start + past + max(map(len, queries)) + 1
     check_window(model, end, "memory, question and answer", "shorten the question, or start further in front", start)
-    return batched_prompt(past, queries, chat.prefix_ids[0], model.device, start)
+    return batched_prompt(past, queries, chat.prefix_ids[0], plain_model(model).device, start)
 
 
 def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:

@@ -7,22 +7,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Cache, PreTrainedModel, StaticCache
 
 import lcc_kernels as lk
 
+from .attachable import check_blocks, check_memory, check_model, check_positions, check_range, check_static
 from .encode import read_text
 from .errors import InputError, MismatchError
-from .kv import KV, check_architecture, check_one_rope, rotary_tables
+from .fingerprint import differing
+from .kv import KV, rotary_tables
 from .memory import Memory
+from .wrappers import plain_model
 
 Caches = torch.Tensor | Sequence[torch.Tensor]
 
 
 @torch.no_grad()
 def attach(
-    model: PreTrainedModel, memory: Memory | Sequence[Memory], start: int = 0, cache: StaticCache | None = None
+    model: PreTrainedModel,
+    memory: Memory | Sequence[Memory],
+    start: int = 0,
+    cache: StaticCache | None = None,
+    verify: bool = True,
 ) -> Cache:
     """Return a cache that holds a prefix and the buffer tokens behind it, keys rotated to ``start``, ``start`` + 1, ….
 
@@ -35,16 +41,18 @@ def attach(
             benchmarks/LOG.md says what reading them together costs.
         start: position of the first token. The answers are the same wherever it stands, but for longrope models, whose
             rope is another one from ``original_max_position_embeddings`` on.
-        cache: an empty, allocated ``StaticCache`` to write to, in every row of its batch.
+        cache: an empty, allocated ``StaticCache`` of the model's dtype to write to, in every row of its batch.
+        verify: compare the model's fingerprint with the memory's, which reads all of its weights once. Without, a
+            memory of other weights is taken if its shapes fit.
 
     Raises:
-        InputError: the model carries an adapter, is training with checkpointing, or has attention that is not
-            supported; positions beyond its window; a cache that is not allocated, not empty or too small; a memory that
-            holds NaN.
-        MismatchError: a memory's layers, heads, widths, rope or prefix are not the model's, or the memories do not go
-            together.
+        InputError: the model carries an adapter that is active, is training with checkpointing, or has attention that
+            is not supported; positions beyond its window; a cache that does not fit; a memory that holds NaN, or
+            numbers beyond the model's dtype.
+        MismatchError: the memory was compiled for another model, or the memories do not go together.
     """
-    memories = _checked(model, memory, start)
+    model = plain_model(model)
+    memories = _checked(model, memory, start, verify)
     tokens = cached_tokens(memories)
     slots = torch.arange(tokens, device=model.device)
     if cache is None:
@@ -52,7 +60,7 @@ def attach(
         keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
         _write(model, memories, start, keys, values, slots)
         return KV(keys[:, 0], values[:, 0]).cache().follow(model)
-    _check_static(model, cache, memories[0], tokens)
+    check_static(model, cache, memories[0], tokens)
     _write(
         model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots
     )
@@ -69,6 +77,7 @@ def attach_paged(
     value_cache: Sequence[torch.Tensor],
     block_table: torch.Tensor,
     start: int = 0,
+    verify: bool = True,
 ) -> int:
     """Write what ``attach`` would hold into the blocks of a paged cache, as token 0, 1, … of one sequence.
 
@@ -77,6 +86,7 @@ def attach_paged(
             strides: of vLLM's (blocks, block_size, kv_heads, head_dim) give ``layer.transpose(1, 2)``.
         block_table: the sequence's blocks in order, (max_blocks,) integers, each named once; they may be shared by any
             number of sequences that only read them.
+        verify: as for ``attach``.
 
     Returns:
         How many tokens were written: where the sequence goes on.
@@ -85,12 +95,13 @@ def attach_paged(
         InputError, MismatchError: as ``attach`` does, and for blocks that are too few, out of range or named twice.
         ValueError: caches that do not fit the memory; see ``lk.attach_kv``.
     """
-    memories = _checked(model, memory, start)
+    model = plain_model(model)
+    memories = _checked(model, memory, start, verify)
     tokens = cached_tokens(memories)
     if not len(key_cache) or key_cache[0].ndim != 4:
         raise InputError("key_cache has no layer of (blocks, kv_heads, block_size, head_dim): give one tensor a layer")
     blocks, _, block_size, _ = key_cache[0].shape
-    _check_blocks(block_table, math.ceil(tokens / block_size), blocks)
+    check_blocks(block_table, math.ceil(tokens / block_size), blocks)
     positions = torch.arange(tokens, device=block_table.device)
     slots = lk.slot_mapping(block_table, positions, block_size).to(model.device)
     _write(model, memories, start, key_cache, value_cache, slots, paged=True)
@@ -119,8 +130,12 @@ def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:
                 f"memory {number} stands behind another prefix than memory 1: compile both with the same chat "
                 "template and keep_prefix, and on the same date if the template writes the date"
             )
-        if other.fingerprint != memories[0].fingerprint:
-            raise MismatchError(f"memory {number} was compiled for another model or tokenizer than memory 1")
+        fields = differing(other.fingerprint, memories[0].fingerprint)
+        if fields:
+            raise MismatchError(
+                f"memory {number} was compiled for another model or tokenizer than memory 1 ({', '.join(fields)}): "
+                "compile both with the same ones"
+            )
     return memories
 
 
@@ -134,6 +149,13 @@ class _Part:
     key_scale: torch.Tensor | None = None
     value_scale: torch.Tensor | None = None
 
+    def dequantized(self) -> KV:
+        """K and V in the tables' dtype, multiplied by their scales."""
+        keys, values = self.kv.keys.to(self.cos.dtype), self.kv.values.to(self.cos.dtype)
+        if self.key_scale is not None and self.value_scale is not None:
+            keys, values = keys * self.key_scale[:, :, None], values * self.value_scale[..., None]
+        return KV(keys, values)
+
 
 def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> Iterator[_Part]:
     dtype = torch.promote_types(model.dtype, torch.float32)
@@ -145,8 +167,13 @@ def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> It
         start += len(prefix_ids)
     for memory in memories:
         here = {name: tensor.to(model.device) for name, tensor in memory.tensors().items()}
-        tables = rotary_tables(model, start, memory.buffer_tokens, dtype)
-        yield _Part(KV(here.pop("keys"), here.pop("values")), *tables, **here)
+        part = _Part(
+            KV(here.pop("keys"), here.pop("values")),
+            *rotary_tables(model, start, memory.buffer_tokens, dtype),
+            **here,
+        )
+        check_range(part.dequantized(), part.cos, part.sin, model.dtype)
+        yield part
         start += memory.buffer_tokens
 
 
@@ -159,9 +186,9 @@ def _write(
     slots: torch.Tensor,
     paged: bool = False,
 ) -> None:
-    """Write prefix and memories to ``slots``, (tokens,), of every layer at once."""
+    """Write prefix and memories to ``slots``, (tokens,), of every layer at once; nothing before all is known to fit."""
     done = 0
-    for part in _parts(model, memories, start):
+    for part in list(_parts(model, memories, start)):
         where = slots[done : done + len(part.kv)]
         lk.attach_kv(
             part.kv.keys,
@@ -178,77 +205,13 @@ def _write(
         done += len(part.kv)
 
 
-def _checked(model: PreTrainedModel, memory: Memory | Sequence[Memory], start: int) -> tuple[Memory, ...]:
-    """The memories, if ``model`` can read them from ``start`` on."""
-    check_architecture(model)
-    if any(isinstance(module, BaseTunerLayer) and not module.disable_adapters for module in model.modules()):
-        raise InputError("the model carries an active adapter: unload it, a memory is read by the plain model")
-    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise InputError("the model is training with checkpointing, which drops the cache: call model.eval()")
+def _checked(model: PreTrainedModel, memory: Memory | Sequence[Memory], start: int, verify: bool) -> tuple[Memory, ...]:
+    """The memories, if ``model`` can read them from ``start`` on and, to ``verify``, is the one they belong to."""
+    check_model(model)
     memories = stack_of(memory)
     for each in memories:
-        each.check()
-        _check_shapes(model, each)
-    _check_positions(model, start, start + cached_tokens(memories))
+        check_memory(model, each)
+    check_positions(model, start, start + cached_tokens(memories))
+    if verify:
+        memories[0].verify(model)
     return memories
-
-
-def _check_shapes(model: PreTrainedModel, memory: Memory) -> None:
-    config = model.config
-    heads = config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers, memory_heads, _, memory_width = memory.kv.keys.shape
-    for name, have, want in (
-        ("layers", layers, config.num_hidden_layers),
-        ("kv_heads", memory_heads, heads),
-        ("head_dim", memory_width, width),
-        ("rope", memory.rope, config.rope_parameters),
-    ):
-        if have != want:
-            raise MismatchError(f"the memory's {name} is {have} but the model's is {want}: not compiled for this model")
-    rows, largest = model.get_input_embeddings().weight.shape[0], max(memory.prefix_ids, default=0)
-    if largest >= rows:
-        raise MismatchError(f"the memory's prefix has token {largest} but the model embeds {rows} tokens")
-
-
-def _check_positions(model: PreTrainedModel, start: int, end: int) -> None:
-    """Refuse positions that the model does not have, or turns with two ropes."""
-    window = getattr(model.config, "max_position_embeddings", None)
-    if start < 0 or (window is not None and end >= window):
-        raise InputError(
-            f"the memory would stand at positions {start} to {end - 1}, with room for a query behind it; the model's "
-            f"window has {window}: start elsewhere, or take a model with a longer window"
-        )
-    check_one_rope(model, start, end)
-
-
-def _check_blocks(block_table: torch.Tensor, needed: int, blocks: int) -> None:
-    """Refuse a table of which a part could be written before the rest turns out to be wrong."""
-    if block_table.ndim != 1 or len(block_table) < needed:
-        raise InputError(f"the memory takes {needed} blocks; the block table is {tuple(block_table.shape)}")
-    used = block_table[:needed].tolist()
-    if len(set(used)) < needed or min(used) < 0 or max(used) >= blocks:
-        raise InputError(f"the block table's first {needed} must be different blocks of 0 to {blocks - 1}; got {used}")
-
-
-def _check_static(model: PreTrainedModel, cache: StaticCache, memory: Memory, tokens: int) -> None:
-    if not isinstance(cache, StaticCache):
-        raise InputError(f"cache is a {type(cache).__name__}; give a StaticCache, or none for a new dynamic one")
-    if not all(layer.is_initialized for layer in cache.layers):
-        raise InputError(
-            "the cache is not allocated: call cache.early_initialization(batch, kv_heads, head_dim, dtype, device)"
-        )
-    held = int(cache.get_seq_length())
-    if held:
-        raise InputError(f"the cache holds {held} tokens already: call cache.reset() first, or take a new one")
-    layers, heads, _, width = memory.kv.keys.shape
-    found = {(len(cache.layers), layer.keys.shape[1], layer.keys.shape[3]) for layer in cache.layers}
-    if found != {(layers, heads, width)}:
-        raise MismatchError(
-            f"the cache's (layers, kv_heads, head_dim) are {sorted(found)} but the memory's {(layers, heads, width)}"
-        )
-    shortest = min(layer.keys.shape[2] for layer in cache.layers)
-    if shortest <= tokens:
-        raise InputError(f"the cache has room for {shortest} tokens; the memory takes {tokens}, and a query needs some")
-    if cache.layers[0].keys.device != model.device:
-        raise InputError(f"the cache is on {cache.layers[0].keys.device} but the model on {model.device}")

@@ -145,7 +145,7 @@ def measure(
     with frozen(model):
         readers = {
             "full_text": Reader(model, chat, read_chat(model, chat, text)),
-            "memory": Reader(model, chat, attach(model, memory).read()),
+            "memory": Reader(model, chat, attach(model, memory, verify=False).read()),
             "no_text": Reader(model, chat, read_chat(model, chat, ""), after_text=False),
         }
         general = fresh_queries(surrogate, queries, settings.seed)

@@ -32,6 +32,7 @@ from .settings import AUTO, CompileSettings, make_settings
 from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
+from .weights import loaded_model
 
 _SEEDED = threading.RLock()
 
@@ -111,6 +112,7 @@ def compile(
     if target is not None:
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
     chosen = make_settings(recipe, **settings)
+    model = loaded_model(model)
     check_architecture(model)
     _check_trainable(model)
     model = share_weights(model)
@@ -264,11 +266,7 @@ def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
 
 
 def _memory(
-    model: PreTrainedModel,
-    context: Context,
-    written: Written,
-    settings: CompileSettings,
-    print_of: dict[str, str],
+    model: PreTrainedModel, context: Context, written: Written, settings: CompileSettings, print_of: dict[str, str]
 ) -> Memory:
     return Memory(
         kv=KV(written.kv.keys.to(model.dtype), written.kv.values.to(model.dtype)),

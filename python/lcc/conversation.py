@@ -10,6 +10,7 @@ from .attach import attach
 from .chat import ChatFormat
 from .generate import generate_after
 from .memory import Memory
+from .wrappers import plain_model
 
 
 class Conversation:
@@ -29,11 +30,12 @@ class Conversation:
         memory: Memory,
         parse_special_tokens: bool = False,
     ):
+        model = plain_model(model)
         memory.verify(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=parse_special_tokens)
         self.memory = memory
-        self._cache = attach(model, memory)
+        self._cache = attach(model, memory, verify=False)
         self._attached = self._cache.get_seq_length()
         self._history: list[int] = []
         self._turn = threading.Lock()

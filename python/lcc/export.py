@@ -19,6 +19,7 @@ from .files import ours, write_tensors
 from .kv import KV
 from .memory import Memory
 from .outputs import Output, check_folder, make_folder, os_errors, remove_partial, write_bytes
+from .wrappers import plain_model
 
 CACHE_FORMAT, CARTRIDGE_FORMAT = "lcc-cache-1", "lcc-cartridge-1"
 # The file with the tensors of each target, and its format.
@@ -34,6 +35,7 @@ def export(
     folder: str | os.PathLike,
     to: str = "cartridge",
     *,
+    verify: bool = True,
     force: bool = False,
     inputs: Sequence[Path] = (),
 ) -> Path:
@@ -46,6 +48,7 @@ def export(
     not readable, and the next one into the folder replaces it.
 
     Args:
+        verify: as for ``attach``.
         force: replace files of these names that are no exports.
         inputs: files that are never replaced, such as the memory's own.
 
@@ -54,11 +57,12 @@ def export(
 
     Raises:
         InputError: an unknown target, or what ``attach`` refuses.
-        MismatchError: the memory does not fit the model.
+        MismatchError: the memory was compiled for another model.
         MemoryFileError: the folder cannot be written, or a file in it must not be replaced.
     """
     files = export_files(folder, to, force, inputs)
-    kv = attach(model, memory).read()
+    model = plain_model(model)
+    kv = attach(model, memory, verify=verify).read()
     make_folder(Path(folder))
     return WRITERS[to](model, stack_of(memory), kv, files)
 

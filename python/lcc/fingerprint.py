@@ -1,80 +1,114 @@
-"""What a memory belongs to: a model's config and weights, and a tokenizer with its chat template."""
+"""What a memory belongs to: what a model computes, by config and weights, and a tokenizer with its chat template."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from dataclasses import fields
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .files import tensor_bytes
+from .digest import tensor_digest
+from .errors import MismatchError
+from .weights import named_weights
+from .wrappers import plain_model
 
-# What DeepSpeed's ZeRO-3 hangs on the parameters that it shards.
-ZERO3 = "ds_tensor"
-# Tensors up to this many elements are hashed whole; of larger ones, SAMPLES evenly spaced elements and exact sums.
-WHOLE_ELEMENTS = 1 << 20
-SAMPLES = 1 << 16
-# Keys of a config that say how a model is run or stored, not what it computes.
-RUN_TIME_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
+# Keys of a config that say how a model is named, stored, trained, run or what it returns, not what it computes.
+RUN_TIME_KEYS = frozenset({
+    "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "output_hidden_states",
+    "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward", "id2label", "label2id", "num_labels",
+    "problem_type", "tokenizer_class", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id",
+})  # fmt: skip
+GENERATION_KEYS = frozenset(GenerationConfig().to_dict())
+# Of bitsandbytes' settings, those that the weights do not show.
+QUANTIZATION_KEYS = frozenset({"quant_method", "load_in_8bit", "load_in_4bit", "llm_int8_threshold"})
+# Recorded to explain other weights; the same numbers in another dtype are the same model.
+DTYPE = "model_dtype"
 
 
-def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Hex digests by field: ``model_config``, ``model_weights``, ``tokenizer`` and ``chat_template``."""
-    config = {
-        key: value
-        for key, value in model.config.to_dict().items()
-        if key not in RUN_TIME_KEYS and not key.startswith("_")
-    }
-    return {
-        "model_config": _hash(json.dumps(config, sort_keys=True, default=str)),
+def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> dict[str, str]:
+    """Hex digests ``model_config`` and ``model_weights``, the weights' ``model_dtype``, and those of the tokenizer.
+
+    Args:
+        model: plain, or inside wrappers that change nothing: see ``plain_model``.
+        tokenizer: adds ``tokenizer`` and ``chat_template``.
+
+    Raises:
+        InputError: what ``plain_model`` refuses; weights that cannot be read.
+    """
+    model = plain_model(model)
+    found = {
+        "model_config": _hash(json.dumps(computed_config(model.config), sort_keys=True, default=str)),
         "model_weights": weights_digest(model),
+        DTYPE: str(model.dtype).removeprefix("torch."),
+    }
+    return found if tokenizer is None else found | tokenizer_fingerprint(tokenizer)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Hex digests ``tokenizer`` and ``chat_template``."""
+    return {
         "tokenizer": _tokenizer_digest(tokenizer),
         "chat_template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True)),
     }
 
 
-def weights_digest(model: PreTrainedModel) -> str:
-    """A digest of every parameter and buffer that notices any one tensor's change.
+def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """The fields in which two fingerprints are of different models or tokenizers."""
+    return [name for name in sorted(one | other) if name != DTYPE and one.get(name) != other.get(name)]
 
-    Large tensors are sampled: evenly spaced elements, and the sum of all of their bits, on the tensor's own device.
+
+def require_same(recorded: dict[str, str], found: dict[str, str]) -> None:
+    """Refuse a model and tokenizer, or one of both, other than those whose fingerprint a memory recorded.
+
+    Args:
+        found: of the model, the tokenizer or both.
+
+    Raises:
+        MismatchError: naming the fields that differ, and the dtype to load the model in if that may be why.
     """
-    digest = hashlib.sha256()
-    for name, held in _state(model):
-        tensor = _whole(held)
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        for part in _sample(tensor):
-            digest.update(tensor_bytes(part))
-    return digest.hexdigest()
+    other = differing({name: recorded[name] for name in recorded.keys() & found.keys()}, found)
+    if not other:
+        return
+    remedy = "load the one it was compiled for, or compile the text again"
+    was, now = recorded.get(DTYPE), found.get(DTYPE)
+    if "model_weights" in other and was and now and was != now:
+        remedy = (
+            f"the weights are {now} here and were {was} when the memory was compiled: load the model with "
+            f"dtype=torch.{was}"
+        )
+    raise MismatchError(
+        f"the memory was compiled for another {' and '.join(name.replace('_', ' ') for name in other)} "
+        f"({', '.join(other)}): {remedy}"
+    )
 
 
-def _state(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from sorted(model.state_dict(keep_vars=True).items())
+def computed_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """What ``config`` says about what the model computes; fields that are not known to say nothing count."""
+    content = config.to_dict()
+    # A key of generation configs may be what another architecture calls something of its own.
+    ignored = RUN_TIME_KEYS | (GENERATION_KEYS - {field.name for field in fields(config)})
+    stored = content.get("quantization_config") or {}
+    if stored.get("quant_method") == "bitsandbytes":
+        content["quantization_config"] = {key: stored[key] for key in QUANTIZATION_KEYS & stored.keys()}
+    return _computed(content, ignored)
 
 
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself; one that is sharded over processes is gathered, by all of them together."""
-    if isinstance(tensor, DTensor):
-        return tensor.full_tensor().detach()
-    if hasattr(tensor, ZERO3) and not tensor.numel():
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([tensor]):
-            return tensor.detach().clone()
-    return tensor.detach()
+def _computed(content: dict, ignored: frozenset[str]) -> dict[str, Any]:
+    return {
+        str(key): _computed(value, ignored) if isinstance(value, dict) else value
+        for key, value in content.items()
+        if not (key in ignored or str(key).startswith("_") or "dropout" in str(key) or str(key).endswith("_pdrop"))
+    }
 
 
-def _sample(tensor: torch.Tensor) -> list[torch.Tensor]:
-    if tensor.numel() <= WHOLE_ELEMENTS:
-        return [tensor]
-    flat = tensor.reshape(-1)
-    bits = flat.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
-    # A CPU sums a widened copy: in pieces it stays in the cache.
-    pieces = bits.split(WHOLE_ELEMENTS) if bits.device.type == "cpu" else [bits]
-    return [flat[:: tensor.numel() // SAMPLES], torch.stack([p.sum(dtype=torch.int64) for p in pieces]).sum()]
+def weights_digest(model: torch.nn.Module) -> str:
+    """A digest of every parameter's and stored buffer's numbers, names and shapes; see ``tensor_digest``."""
+    digests = {name: tensor_digest(tensor) for name, tensor in named_weights(model)}
+    return hashlib.sha256(b"".join(name.encode() + b"\n" + digests[name] for name in sorted(digests))).hexdigest()
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -12,6 +12,7 @@ from .auto_ratio import TARGET, missed_target
 from .context import text_digest
 from .errors import MemoryFileError, MismatchError, TargetError
 from .files import ours
+from .fingerprint import differing
 from .memory import FORMAT, Memory
 from .outputs import Output, is_file
 from .settings import AUTO, make_settings
@@ -59,17 +60,17 @@ def is_done(output: Output, text: str, wanted: Wanted, print_of: dict[str, str])
     memory = _stored(output.path)
     if memory is not None:
         search = memory.ratio_search or {"target": None, "met": True}
-        found = {"text": memory.source_sha256, "target": search["target"]} | memory.settings | memory.fingerprint
-        expected = {"text": text_digest(text), "target": wanted.target}
-        expected |= json.loads(json.dumps(wanted.settings)) | print_of
-        differing = [name for name, value in expected.items() if found.get(name) != value]
-        if not differing and not search["met"]:
+        found = {"text": memory.source_sha256, "target": search["target"]} | memory.settings
+        expected = {"text": text_digest(text), "target": wanted.target} | json.loads(json.dumps(wanted.settings))
+        others = [name for name, value in expected.items() if found.get(name) != value]
+        others += differing(memory.fingerprint, print_of)
+        if not others and not search["met"]:
             raise TargetError(f"{missed_target(memory)}, which is in {output}", memory)
-        if not differing:
+        if not others:
             return True
         if not output.force:
             raise MismatchError(
-                f"{output} is there already and differs in {', '.join(differing)}: compile it again with --force "
+                f"{output} is there already and differs in {', '.join(others)}: compile it again with --force "
                 "(force=True), or choose another name for the memory"
             )
     output.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import weakref
 from collections.abc import Callable
@@ -126,6 +127,17 @@ class SharedLayer(DynamicLayer):
         self._shared = [keys, values]
         self.reset()
         self.config: weakref.ref | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a file keeps: no model is followed from there."""
+        return vars(self) | {"config": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedLayer:
+        """A copy follows the same model."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def split(self) -> tuple[SplitStates, SplitStates]:
         """Keys and values, shared and own apart; the own ones of batch 1 until the first update."""

@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import Query
-from .errors import InputError, MemoryFileError, MismatchError
+from .errors import InputError, MemoryFileError
 from .files import read_tensors, write_tensors
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, require_same, tokenizer_fingerprint
 from .kv import KV
 from .metadata import check_metadata
 
@@ -162,19 +162,16 @@ class Memory:
         except InputError as error:
             raise MemoryFileError(f"{path} is no memory that can be used: {error}") from error
 
-    def verify(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Check that this memory was compiled for this very model and tokenizer.
+    def verify(self, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Check that this memory was compiled for this very model and tokenizer; what is None is not checked.
 
         Raises:
+            InputError: the model carries an active adapter, or its weights cannot be read.
             MismatchError: naming the fields that differ.
         """
-        found = fingerprint(model, tokenizer)
-        differing = [name for name in sorted(found | self.fingerprint) if found.get(name) != self.fingerprint.get(name)]
-        if differing:
-            raise MismatchError(
-                f"the memory was compiled for another {' and '.join(name.replace('_', ' ') for name in differing)} "
-                f"({', '.join(differing)}): load the one it was compiled for, or compile the text again"
-            )
+        found = {} if model is None else fingerprint(model)
+        found |= {} if tokenizer is None else tokenizer_fingerprint(tokenizer)
+        require_same(self.fingerprint, found)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Memory:
         """The same memory with its tensors on ``device``, and a float memory's K and V in ``dtype``.
@@ -186,6 +183,8 @@ class Memory:
             raise InputError(f"the memory is {self.dtype} and stays so; attaching turns it into the model's dtype")
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         kv = KV(moved.pop("keys").to(dtype=dtype), moved.pop("values").to(dtype=dtype))
+        if not (_finite(kv.keys) and _finite(kv.values)):
+            raise InputError(f"the memory's numbers are too large for {dtype}: take bfloat16 or float32")
         return replace(self, kv=kv, **moved)
 
     def quantize(

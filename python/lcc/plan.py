@@ -25,6 +25,7 @@ from .queries import load_queries
 from .settings import CompileSettings, make_settings
 from .step_memory import CHUNK, HEADROOM, available_bytes, fit, step_memory
 from .surrogate import REPEAT_REQUEST
+from .weights import loaded_model
 
 # LoRA and buffer embeddings, each with its gradient, its best copy and two moments.
 COPIES = 5
@@ -120,6 +121,7 @@ def plan(
         InputError: the text, the model, the tokenizer or a setting cannot be used.
     """
     chosen = make_settings(recipe, **settings)
+    model = loaded_model(model)
     check_architecture(model)
     model = share_weights(model)
     context = build_context(

@@ -20,6 +20,7 @@ from .model_copy import share_weights
 from .outputs import Output
 from .queries import load_queries
 from .readers import Reader, changed_share, kl_between
+from .wrappers import plain_model
 
 # The dtype of each format, and its largest number.
 FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
@@ -57,12 +58,13 @@ def quantize(
         MismatchError: the memory belongs to another model or tokenizer.
     """
     check_request(memory, dtype, answers)
+    model = share_weights(plain_model(model))
     memory.verify(model, tokenizer)
     kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
     quantized = replace(memory, kv=kv, key_scale=key_scale, value_scale=value_scale)
     asked: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries)}
-    chat, model = ChatFormat.of(tokenizer, date=memory.date), share_weights(model)
-    reference, reader = (Reader(model, chat, attach(model, each).read()) for each in (memory, quantized))
+    chat = ChatFormat.of(tokenizer, date=memory.date)
+    reference, reader = (Reader(model, chat, attach(model, each, verify=False).read()) for each in (memory, quantized))
     report: dict[str, Any] = {"source_dtype": memory.dtype}
     for stream, asking in asked.items():
         drawn = random.Random(0).sample(asking, min(answers, len(asking)))

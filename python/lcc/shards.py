@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from .errors import InputError
-from .fingerprint import ZERO3
 from .kv import decoder
+from .weights import ZERO3
 
 Place = Callable[[PreTrainedModel], PreTrainedModel]
 

@@ -210,7 +210,7 @@ def test_positions_beyond_the_window_are_refused(llama, tokenizer, monkeypatch):
     memory, own = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     past, window = own.get_seq_length(), llama.config.max_position_embeddings
     lcc.attach(llama, memory, window - past - 1)
-    with pytest.raises(lcc.InputError, match=f"window has {window}"):
+    with pytest.raises(lcc.InputError, match=f"the model's has {window}"):
         lcc.attach(llama, memory, window - past)
     with pytest.raises(lcc.InputError, match="window"):
         lcc.attach(llama, memory, -1)

@@ -227,7 +227,7 @@ def export(
     export_files(output, to, force, inputs)
     loaded, tokenizer = load_model(model)
     stored.verify(loaded, tokenizer)
-    path = export(loaded, stored, output, to, force=force, inputs=inputs)
+    path = export(loaded, stored, output, to, verify=False, force=force, inputs=inputs)
     if as_json:
         print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
     else:
