@@ -10,8 +10,9 @@ from transformers.cache_utils import StaticLayer
 
 import lcc_kernels as lk
 
+from .architecture import check_architecture
 from .errors import InputError, MismatchError
-from .kv import KV, check_architecture
+from .kv import KV, kv_shape
 from .memory import Memory
 from .window import check_window
 
@@ -40,15 +41,13 @@ def check_memory(model: PreTrainedModel, memory: Memory) -> None:
         MismatchError: its layers, heads, widths, rope or prefix are not the model's.
     """
     memory.check()
-    config = model.config
-    heads = config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = kv_shape(model.config)
     layers, memory_heads, _, memory_width = memory.kv.keys.shape
     for name, have, want in (
-        ("layers", layers, config.num_hidden_layers),
-        ("kv_heads", memory_heads, heads),
-        ("head_dim", memory_width, width),
-        ("rope", memory.rope, config.rope_parameters),
+        ("layers", layers, wanted[0]),
+        ("kv_heads", memory_heads, wanted[1]),
+        ("head_dim", memory_width, wanted[2]),
+        ("rope", memory.rope, model.config.rope_parameters),
     ):
         if have != want:
             raise MismatchError(f"the memory's {name} is {have} but the model's is {want}: not compiled for this model")

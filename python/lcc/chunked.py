@@ -7,7 +7,7 @@ one layer at a time (checkpointing inside checkpointing, arXiv 1604.06174). It c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -84,12 +84,17 @@ def _layer(
     def run(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         past = _Past(states, number)
         with inside():
-            out = forward(hidden, **options | {"past_key_values": past})
+            out = forward(hidden, **options | {_cache_argument(options): past})
         return out, past.keys, past.values
 
     out, keys, values = _once_more(run, hidden)
     new.append((keys, values))
     return out
+
+
+def _cache_argument(options: Mapping[str, Any]) -> str:
+    """What a layer calls its cache."""
+    return "layer_past" if "layer_past" in options else "past_key_values"
 
 
 class _Past:

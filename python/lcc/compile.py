@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .architecture import check_architecture
 from .auto_ratio import TARGET, check_search, search_ratio
 from .chat import ChatFormat, turns_of
 from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
@@ -22,7 +23,7 @@ from .distributed import ALONE, Ranks
 from .encode import Writer, WriterFactory, lora_compiler, read_text
 from .errors import InputError
 from .fingerprint import fingerprint
-from .kv import KV, check_architecture
+from .kv import KV
 from .memory import Memory
 from .model_copy import share_weights
 from .optimize import Optimization

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .architecture import sharing, supports_sharing
 from .chat import ChatFormat
 from .errors import InputError
 from .kv import KV, SharedCache
 from .model_copy import share_weights, without_dropout
-from .shared_prefix import sharing, supports_sharing
 from .window import check_window
 
 # A checkpoint may say otherwise; without a cache, generate would read the placeholders.

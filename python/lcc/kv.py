@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 import lcc_kernels as lk
@@ -253,26 +252,11 @@ def decoder(model: PreTrainedModel) -> PreTrainedModel:
     return getattr(model, model.base_model_prefix)
 
 
-def check_architecture(model: PreTrainedModel) -> None:
-    """Refuse models whose attention this package does not reproduce.
-
-    Raises:
-        InputError: naming what the model does that is not supported.
-    """
-    name, config = type(model).__name__, model.config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None) is not None:
-        kinds.add("sliding_attention")
-    if kinds != {"full_attention"}:
-        others = ", ".join(sorted(kinds - {"full_attention"}))
-        raise InputError(f"{name} uses {others}: only full attention is supported")
-    if not hasattr(decoder(model), "rotary_emb"):
-        raise InputError(f"{name} has no rotary position embedding: Llama, Qwen and Mistral families are supported")
-    if not _rotates_halves(model):
-        raise InputError(f"{name} rotates neighbouring channels in pairs: only rotation of halves is supported")
-    for option in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(config, option, None) not in (None, 1.0):
-            raise InputError(f"{name} sets {option}, which is not supported")
+def kv_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """(layers, kv_heads, head_dim) of a model's K and V."""
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, width
 
 
 def check_one_rope(model: PreTrainedModel, start: int, end: int) -> None:
@@ -288,12 +272,6 @@ def check_one_rope(model: PreTrainedModel, start: int, end: int) -> None:
             f"tokens would stand at positions {start} to {end - 1}, and the model's rope is another one from {turn} "
             f"on: keep text, question and answer together on one side of it"
         )
-
-
-def _rotates_halves(model: PreTrainedModel) -> bool:
-    """Whether channel i turns with channel i + rotary_dim / 2, as in Llama, and not with its neighbour, as in GLM."""
-    rotate_half = getattr(sys.modules[type(model).__module__], "rotate_half", None)
-    return rotate_half is None or rotate_half(torch.arange(1.0, 5.0)).tolist() == [-3.0, -4.0, 1.0, 2.0]
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lcc_kernels as lk
 
+from .architecture import check_architecture
 from .compile import seeded
 from .context import Context, build_context
 from .encode import Compiler, lora_model
 from .flops import StepFlops, step_flops
-from .kv import check_architecture
 from .model_copy import share_weights
 from .probe import Probe, probe, step_queries
 from .queries import load_queries

@@ -5,34 +5,18 @@ Importing this file makes ``lcc_shared_prefix`` a transformers attention impleme
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import causal_mask_function
 
 import lcc_kernels as lk
 
-from .attention import attending, refuse_variants
+from .attention import refuse_variants
 from .kv import SHARED_PREFIX, SplitStates
 
-# Families whose attention hands what the cache returns straight to the attention function.
-FAMILIES = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3"})
-# Older versions of transformers tell a mask the queries' positions, not how many there are.
-LENGTHS_TOLD = "q_length" in inspect.signature(sdpa_mask).parameters
 REMEDY = 'use model.set_attn_implementation("sdpa")'
-
-
-def supports_sharing(model: PreTrainedModel) -> bool:
-    """Whether ``model`` can attend with ``lcc_shared_prefix``; the one place where that is decided."""
-    return LENGTHS_TOLD and model.config.model_type in FAMILIES
-
-
-def sharing(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Let a model that can share the first tokens of its sequences do so inside the block."""
-    return attending(model, SHARED_PREFIX) if supports_sharing(model) else nullcontext()
 
 
 class OwnRows:

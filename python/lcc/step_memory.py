@@ -17,6 +17,7 @@ import lcc_kernels as lk
 
 from .control_groups import group_bytes
 from .encode import Compiler, Writer, lora_model
+from .kv import kv_shape
 from .packed import PackedDecoder, PackedRow
 from .settings import CompileSettings
 
@@ -75,8 +76,8 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     chunk = min(settings.chunk, text)
     if not chunk:
         return phase(text, 0)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    states = 2 * layers * text * config.num_key_value_heads * head_dim * itemsize
+    _, kv_heads, head_dim = kv_shape(config)
+    states = 2 * layers * text * kv_heads * head_dim * itemsize
     repeated = 2 * text * config.num_attention_heads * head_dim * itemsize
     backward = 4 * config.intermediate_size * chunk * itemsize
     inputs = layers * chunk * config.hidden_size * itemsize

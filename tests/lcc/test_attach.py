@@ -258,5 +258,5 @@ def test_a_memory_that_went_bad_is_refused(llama, tokenizer, monkeypatch):
 def test_models_that_rotate_neighbours_are_refused(model_type, tokenizer):
     """Their keys would be turned with the wrong partners, in silence."""
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **TINY, head_dim=12))
-    with pytest.raises(lcc.InputError, match="in pairs"):
+    with pytest.raises(lcc.InputError, match="neighbour with neighbour"):
         lcc.compile(model, tokenizer, TEXT, progress=False)

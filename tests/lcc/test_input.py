@@ -93,7 +93,7 @@ def test_a_template_without_system_turn_is_used_without_one(tokenizer):
 def test_models(tokenizer, text):
     windowed = tiny_model("mistral")
     windowed.config.sliding_window = 16
-    refuse(windowed, tokenizer, text, "sliding_attention")
+    refuse(windowed, tokenizer, text, "hides tokens by more than causality")
 
 
 def test_queries(tmp_path):
