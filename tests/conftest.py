@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import lcc
@@ -21,6 +22,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several test processes that each take every core wait for one another.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+
+# Examples that the fuzzers draw with --hypothesis-profile=long.
+settings.register_profile("long", max_examples=5_000)
 
 TINY = {
     "vocab_size": len(build_tokenizer()),

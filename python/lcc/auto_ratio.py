@@ -12,6 +12,7 @@ from .errors import InputError, TargetError
 from .memory import Memory
 from .progress import Reporter
 from .settings import CompileSettings
+from .values import check
 
 LADDER = (32.0, 16.0, 8.0, 4.0, 2.0)
 TARGET = 0.98
@@ -36,6 +37,7 @@ def check_search(settings: CompileSettings, target: float, questions_given: bool
     Raises:
         InputError: saying why.
     """
+    check("target", target, float)
     if not 0 < target <= 1:
         raise InputError(f"target is {target}; it must be a share above 0, and 1 at most")
     if not certify:

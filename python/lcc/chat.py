@@ -7,11 +7,11 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from .errors import InputError
 from .plain_text import control_ids, plain_ids, template_ids
+from .terminal import first_line
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 SEPARATOR = "\n\n"
@@ -162,16 +162,14 @@ def _cut(tokenizer: PreTrainedTokenizerBase, source: str, system_prompt: str) ->
 
 def _render(tokenizer: PreTrainedTokenizerBase, source: str, system_prompt: str, turns: list[dict[str, str]]) -> str:
     system = [{"role": "system", "content": system_prompt}]
-    try:
+    # Some templates (Gemma's, the first Mistral's) refuse a system turn.
+    for messages in (system + turns, turns):
         try:
-            return str(tokenizer.apply_chat_template(system + turns, chat_template=source, tokenize=False))
-        except TemplateError:
-            # Some templates (Gemma's, the first Mistral's) refuse a system turn.
-            return str(tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False))
-    except Exception as error:
-        # A template is a program: it may fail in any way.
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"the chat template cannot be rendered ({reason}): use the model's own") from error
+            return str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False))
+        except Exception as error:
+            # A template is a program: it may fail in any way.
+            said = first_line(error)
+    raise InputError(f"the chat template cannot be rendered: {said}; set tokenizer.chat_template to one that can")
 
 
 def _end_of_turn(

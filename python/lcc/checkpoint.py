@@ -18,10 +18,13 @@ from .chat import read_query
 from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
 from .files import read_tensors, write_tensors
+from .metadata import StateMetadata, SurrogateMetadata
 from .outputs import PARTIAL, check_folder, is_file, make_folder, os_errors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
 from .teacher_states import TeacherStates
+from .terminal import first_line
+from .values import check, require
 
 # With ratio="auto", the checkpoint of each ratio is in a folder of its own.
 RATIO_FOLDER = "ratio-"
@@ -87,7 +90,7 @@ class Checkpoint:
         stored = self.ranks.from_main(lambda: self._read(self._surrogate, SURROGATE))
         if stored is None:
             return None
-        with whole(self._path(self._surrogate)):
+        with sound(self._path(self._surrogate)):
             return unpack_surrogate(*stored, device, budget)
 
     def save_state(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
@@ -111,7 +114,8 @@ class Checkpoint:
             return None
         try:
             tensors, metadata = read_tensors(path, kind)
-            with whole(path):
+            with sound(path):
+                check("metadata", metadata, StateMetadata if kind == STATE else SurrogateMetadata)
                 belongs = self._belongs(kind, metadata)
         except (MemoryFileError, MismatchError):
             if not self.restart:
@@ -140,21 +144,6 @@ class Checkpoint:
         )
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[None]:
-    """Read, inside the block, what is stored at ``path``.
-
-    Raises:
-        MemoryFileError: a part is missing, or is not what it should be.
-    """
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise MemoryFileError(f"{path} lacks a part of a checkpoint ({error!r}): delete it") from error
-
-
 def of_surrogate(compilation: dict[str, Any]) -> dict[str, Any]:
     """Of a compilation's ``identity``, what its surrogate data depends on."""
     same = {name: value for name, value in compilation.items() if name not in NOT_OF_SURROGATE}
@@ -171,6 +160,22 @@ def mark_diverged(folder: Path) -> None:
             write_tensors(path, STATE, tensors, metadata | {DIVERGED: True})
 
 
+@contextmanager
+def sound(path: Path) -> Iterator[None]:
+    """Refuse, inside the block, what a checkpoint's file says and no compilation has written.
+
+    Raises:
+        MemoryFileError: instead of the error that the block raises.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        said = first_line(error)
+        raise MemoryFileError(f"{path} is no checkpoint to go on from: {said}; delete it to start anew") from error
+
+
 def pack_surrogate(surrogate: Surrogate) -> Stored:
     """The samples, each one's teacher hidden states, (supervised tokens, H), in a tensor of its own: none is copied."""
     samples = [surrogate.reconstruction, *surrogate.train, *surrogate.held_out]
@@ -184,6 +189,11 @@ def unpack_surrogate(
 ) -> Surrogate:
     """What ``pack_surrogate`` packed, with ``budget`` bytes of hidden states on ``device`` and the rest as they are."""
     states = TeacherStates(budget)
+    for index, row in enumerate(metadata["rows"]):
+        found, rows = tensors[f"hidden.{index}"].shape, len(row["response_ids"])
+        require(len(found) == 2 and found[0] == rows > 0, f"hidden.{index}", tuple(found), f"({rows}, hidden size)")
+        require(row["weight"] > 0, "weight", row["weight"], "more than 0")
+    require(0 <= metadata["train"] < len(metadata["rows"]), "train", metadata["train"], "fewer than there are rows")
     samples = [
         Sample(
             row["stream"],

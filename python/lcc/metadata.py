@@ -1,4 +1,4 @@
-"""What a memory says of itself beside K and V, field by field; docs/memory-format.md says what each means."""
+"""What memories and checkpoints say beside their tensors, field by field; docs/memory-format.md explains the former."""
 
 from __future__ import annotations
 
@@ -145,6 +145,36 @@ class RatioSearch(TypedDict):
     target: float
     met: bool
     tried: list[Tried]
+
+
+class SampleRow(TypedDict):
+    """A sample of the surrogate data."""
+
+    stream: str
+    query: Any
+    query_ids: list[int]
+    response_ids: list[int]
+    weight: float
+
+
+class SurrogateMetadata(TypedDict):
+    """What a checkpoint's surrogate data says of itself."""
+
+    identity: dict[str, Any]
+    rows: list[SampleRow]
+    train: int
+
+
+class StateMetadata(TypedDict):
+    """What a checkpoint's optimisation says of itself."""
+
+    identity: dict[str, Any]
+    encode_chunk: int | Literal["auto"]
+    step: int
+    best_kl: Figure
+    stale: int
+    curve: list[Point]
+    seconds: float
 
 
 METADATA: dict[str, Any] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, mark_diverged, whole
+from .checkpoint import Checkpoint, mark_diverged, sound
 from .distributed import ALONE, Ranks
 from .encode import Writer
 from .errors import DivergedError
@@ -22,6 +22,7 @@ from .objective import held_out_kl, step_loss, stream_weights
 from .progress import Reporter
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
+from .values import require
 
 
 class Optimization:
@@ -188,13 +189,15 @@ class Optimization:
         stored = self.checkpoint.load_state() if self.checkpoint else None
         if self.checkpoint is None or stored is None:
             return
-        with whole(self.checkpoint.folder):
+        with sound(self.checkpoint.folder):
+            self._check(stored[0])
             self._restore(*stored)
 
     def _restore(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Go on from what ``save`` wrote."""
+        self.settings = replace(self.settings, encode_chunk=metadata["encode_chunk"])
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
-        self.curve, self.settings = metadata["curve"], replace(self.settings, encode_chunk=metadata["encode_chunk"])
+        self.curve = metadata["curve"]
         self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
@@ -205,6 +208,14 @@ class Optimization:
                 self._state_of(parameter).update(
                     {name: value if name == "step" else value.to(parameter.device) for name, value in state.items()}
                 )
+
+    def _check(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Refuse a state of other parameters."""
+        for index, parameter in enumerate(self.parameters):
+            required = {name: tensors[name] for name in (f"parameter.{index}", f"best.{index}")}
+            remembered = {name: t for name, t in tensors.items() if name.startswith(f"optimizer.{index}.") and t.ndim}
+            for name, tensor in (required | remembered).items():
+                require(tensor.shape == parameter.shape, name, tuple(tensor.shape), f"{tuple(parameter.shape)}")
 
     def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
         """What the parameter's optimizer remembers of it; empty before its first step."""

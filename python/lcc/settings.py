@@ -14,8 +14,8 @@ from .values import check, require
 AUTO = "auto"
 Optimizer = Literal["muon", "adamw"]
 OPTIMIZERS: tuple[str, ...] = get_args(Optimizer)
-# Most of whatever is counted, largest number, and the seeds that torch takes.
-MOST, LARGEST, SEEDS = 10**9, 1e30, range(-(2**63), 2**64)
+# Most of whatever is counted, largest number, temperature that logits still divide by, and the seeds that torch takes.
+MOST, LARGEST, COLDEST, SEEDS = 10**9, 1e30, 1e-20, range(-(2**63), 2**64)
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,16 @@ class CompileSettings:
         for name, kind in setting_types().items():
             value = getattr(self, name)
             check(name, value, kind)
-            if type(value) is int and name != "seed":
-                require(value <= MOST, name, value, f"{MOST} at most")
-            if isinstance(value, float):
+            if kind is float:
                 require(abs(value) < LARGEST, name, value, f"finite, and less than {LARGEST:g}")
+                object.__setattr__(self, name, float(value))
+            elif type(value) is int and name != "seed":
+                require(value <= MOST, name, value, f"{MOST} at most")
         for name in ("steps", "batch", "rank", "max_response_tokens", "evaluate_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
         require(self.ratio >= 1, "ratio", self.ratio, "at least 1 (16: one buffer token for 16 tokens of text)")
-        for name in ("learning_rate", "self_study_temperature", "alpha"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "positive and finite")
+        for name, least in (("learning_rate", 0), ("alpha", 0), ("self_study_temperature", COLDEST)):
+            require(getattr(self, name) > least, name, getattr(self, name), f"more than {least:g}, and finite")
         for name in (
             "buffer_learning_rate", "general_queries", "self_study_questions", "self_study_piece", "patience",
             "teacher_gigabytes",

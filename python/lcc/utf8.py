@@ -102,7 +102,13 @@ def check_arguments(arguments: Mapping[str, object]) -> None:
 
 
 def prepare_streams() -> None:
-    """Let standard input hold any bytes, for ``check_text`` to judge, and let output escape what it cannot show."""
+    """Let standard input hold any bytes, for ``check_text`` to judge, and let output escape what it cannot show.
+
+    A stream that is closed becomes one to and from nowhere.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):

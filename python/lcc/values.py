@@ -39,7 +39,9 @@ def check(name: str, value: object, kind: Any) -> None:
     elif origin in (list, tuple):
         _require_kind(isinstance(value, origin), name, value, kind)
         for index, part in enumerate(value):  # type: ignore[arg-type, var-annotated]
-            check(f"{name}[{index}]", part, inner[0])
+            # Lists of numbers are long.
+            if type(part) is not inner[0] or inner[0] is str:
+                check(f"{name}[{index}]", part, inner[0])
     elif origin is dict:
         _require_kind(isinstance(value, dict), name, value, kind)
         for key, part in value.items():  # type: ignore[attr-defined]

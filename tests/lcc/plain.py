@@ -42,3 +42,18 @@ def plain_memory(model, tokenizer, text: str, monkeypatch, start: int = 0):
         rope=dict(model.config.rope_parameters), fingerprint=lcc.fingerprint(model, tokenizer), settings={},
     )  # fmt: skip
     return memory, cache
+
+
+def certificate_with(questions: dict | None) -> dict:
+    """A certificate, every figure 1, whose ``questions`` are these, or None for none."""
+    readers = {"full_text": 1.0, "memory": 1.0, "no_text": 1.0}
+    drift = {name: {"kl": 1.0, "changed": 1.0} for name in readers}
+    asked = {"source": "given", "count": 1, "referenced": 1, "score": readers, "kept": 1.0, "missed": []}
+    return {
+        "questions": None if questions is None else asked | questions,
+        "reconstruction": {"tokens": 1, "accuracy": readers},
+        "held_out": {"answers": 1, "tokens": 1, "kl": readers},
+        "general": {"answers": 1, "from_full_text": drift, "from_no_text": drift},
+        "dtype": "float32",
+        "seconds": 1.0,
+    }

@@ -18,14 +18,15 @@ from lcc.kv import KV
 from lcc.models.tokenizer import build_tokenizer
 from lcc.progress import Reporter
 from tests.conftest import tiny_model
+from tests.lcc.plain import certificate_with
 
 
 def memory_of(ratio, kept, no_text=0.0):
-    score = {"full_text": 0.5, "no_text": no_text}
+    score = {"full_text": 0.5, "memory": 0.5, "no_text": no_text}
     kv = KV(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
     return lcc.Memory(
         kv, prefix_ids=(), ratio=ratio, source_tokens=64, source_sha256="", rope={}, fingerprint={}, settings={},
-        certificate={"questions": None if kept is None else {"kept": kept[ratio], "score": score}},
+        certificate=certificate_with(None if kept is None else {"kept": kept[ratio], "score": score}),
     )  # fmt: skip
 
 

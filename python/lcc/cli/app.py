@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..outputs import input_paths, place
 from ..settings import make_settings
 from ..terminal import Terminal, plain, shown, shown_lines
-from ..utf8 import check_text, prepare_streams
-from .boundary import boundary, reports_errors
+from ..utf8 import check_arguments, check_text, prepare_streams
+from .boundary import boundary
 from .compile import compile_command
 from .eval import eval_command
 from .options import (
@@ -34,19 +37,46 @@ UsageError: Any = typer.BadParameter.__base__
 
 
 class Commands(TyperGroup):
-    """The commands; what is wrong with their usage is told without the control characters of a file's name."""
+    """The commands, inside the boundary: typer's own handling of an interrupt says nothing."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the arguments before the command's name; raises what ``_inside`` does."""
+        with _inside():
+            return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named.
+        """Run the command that was named; raises what ``_inside`` does."""
+        with _inside():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    """``boundary``, with wrong usage told without the control characters of a file's name.
+
+    Raises:
+        SystemExit: as ``boundary`` does.
+        UsageError: an option or an argument is wrong.
+    """
+    try:
+        with boundary():
+            yield
+    except UsageError as error:
+        error.message = plain(error.message)
+        raise
+
+
+class Command(TyperCommand):
+    """A command whose texts are UTF-8."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
 
         Raises:
-            UsageError: its options or arguments are wrong.
+            InputError: a text among its arguments is not UTF-8.
         """
-        try:
-            return super().invoke(ctx)
-        except UsageError as error:
-            error.message = plain(error.message)
-            raise
+        check_arguments(ctx.params)
+        return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -55,12 +85,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("compile")(compile_command)
-app.command("eval")(eval_command)
+command = partial(app.command, cls=Command)
+command("compile")(compile_command)
+command("eval")(eval_command)
 
 
 def run() -> None:
-    """Run the command line, whatever the terminal's encoding."""
+    """Run the command line, whatever the terminal's encoding, and also where a stream is closed."""
     prepare_streams()
     with boundary():
         app()
@@ -83,8 +114,7 @@ def options(
     """Compile a long document once, ask it many times."""
 
 
-@app.command()
-@reports_errors
+@command()
 def demo(
     context: typer.Context,
     ratio: RatioOption = 8.0,
@@ -111,8 +141,7 @@ def demo(
         show_demo(report)
 
 
-@app.command()
-@reports_errors
+@command()
 def ask(
     memory: MemoryArgument,
     questions: Annotated[list[str], typer.Argument(help="One or more questions.")],
@@ -135,8 +164,7 @@ def ask(
             Terminal().print(heading + shown_lines(answer))
 
 
-@app.command()
-@reports_errors
+@command()
 def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
     """Talk with a memory; an empty line, Ctrl-D or Ctrl-C ends it."""
     from ..conversation import Conversation
@@ -163,8 +191,7 @@ def _next_message(terminal: Terminal) -> str:
     return message.strip() and message
 
 
-@app.command()
-@reports_errors
+@command()
 def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
     """Show what a memory is, where it came from and how compiling went."""
     from ..memory import Memory
@@ -177,8 +204,7 @@ def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
         show_memory(stored, memory)
 
 
-@app.command()
-@reports_errors
+@command()
 def quantize(
     memory: MemoryArgument,
     output: Annotated[str, typer.Option("-o", "--output", metavar="PATH", help="The memory file to write.")],
@@ -207,8 +233,7 @@ def quantize(
         show_memory(quantized, target.path)
 
 
-@app.command()
-@reports_errors
+@command()
 def export(
     memory: MemoryArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
@@ -234,8 +259,7 @@ def export(
         Terminal().print(f"wrote {shown(path)}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
 
 
-@app.command()
-@reports_errors
+@command()
 def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Check that a memory is whole and belongs to a model; exit code 0 only if it does."""
     from ..memory import Memory

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import wraps
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from ..terminal import Terminal, shown
-from ..utf8 import check_arguments
 
 # Exit codes that scripts can use; 2 is also the shell convention for wrong usage, 141 that for a reader who has gone.
 EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
@@ -19,18 +17,6 @@ UNUSABLE, UNWRITABLE, INTERRUPTED, NOT_READ = 2, 4, 130, 141
 LONGEST_MESSAGE = 2000
 OUT_OF_MEMORY = "out of memory: see lcc compile --dry-run for what a text takes, or lower --set batch or encode_chunk"
 TOO_DEEP = "the input is nested too deeply to be read: give one that is flatter"
-
-
-def reports_errors(command: Callable) -> Callable:
-    """Run a command inside ``boundary``; its texts are UTF-8."""
-
-    @wraps(command)
-    def guarded(*args: Any, **kwargs: Any) -> None:
-        with boundary():
-            check_arguments(kwargs)
-            command(*args, **kwargs)
-
-    return guarded
 
 
 @contextmanager

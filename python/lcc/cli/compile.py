@@ -12,7 +12,6 @@ from ..outputs import check_folder, input_paths, names_folder
 from ..settings import AUTO
 from ..terminal import Terminal, shown
 from ..utf8 import read_file
-from .boundary import reports_errors
 from .options import (
     JsonOption,
     ModelOption,
@@ -36,7 +35,6 @@ def _parse_ratio(given: str) -> float | str:
         raise typer.BadParameter(f"{given!r} is neither a number nor {AUTO}") from None
 
 
-@reports_errors
 def compile_command(
     context: typer.Context,
     texts: Annotated[

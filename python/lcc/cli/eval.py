@@ -14,7 +14,6 @@ from rich.table import Table
 from ..errors import InputError
 from ..settings import CompileSettings, make_settings
 from ..terminal import Terminal, shown
-from .boundary import reports_errors
 from .options import (
     JsonOption,
     ModelOption,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 METHODS = ("full_text", "no_text", "memory")
 
 
-@reports_errors
 def eval_command(
     context: typer.Context,
     sources: Annotated[
