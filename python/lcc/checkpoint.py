@@ -17,8 +17,8 @@ import torch
 from .chat import read_query
 from .distributed import ALONE, Ranks
 from .errors import MemoryFileError, MismatchError
-from .files import read_tensors, write_tensors
-from .metadata import StateMetadata, SurrogateMetadata
+from .files import read_metadata, read_tensors, write_tensors
+from .metadata import StateMetadata, SurrogateMetadata, is_date
 from .outputs import PARTIAL, check_folder, is_file, make_folder, os_errors
 from .settings import CompileSettings
 from .surrogate import Sample, Surrogate
@@ -51,6 +51,7 @@ class Checkpoint:
 
     Args:
         restart: remove what is of another compilation, or damaged, instead of refusing it.
+        date: what the chat template was told, if it writes the date.
 
     Raises:
         MemoryFileError: the folder is a link, or cannot be made, read or written.
@@ -62,10 +63,11 @@ class Checkpoint:
         identity: dict[str, Any],
         ranks: Ranks = ALONE,
         restart: bool = False,
+        date: str | None = None,
         surrogate: str = SURROGATE_FILE,
     ):
         self.folder, self.identity, self.ranks, self.restart = folder, identity, ranks, restart
-        self._surrogate = surrogate
+        self.date, self._surrogate = date, surrogate
         ranks.from_main(lambda: make_folder(folder))
 
     @classmethod
@@ -79,7 +81,7 @@ class Checkpoint:
         """
         same = of_surrogate(compilation)
         digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(folder, same, ranks, restart, f"{SURROGATE_FILE}-{digest}")
+        return cls(folder, same, ranks, restart, surrogate=f"{SURROGATE_FILE}-{digest}")
 
     def save_surrogate(self, surrogate: Surrogate) -> None:
         """Write the samples with their teacher hidden states."""
@@ -106,7 +108,7 @@ class Checkpoint:
 
     def _write(self, name: str, kind: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
         if self.ranks.main:
-            write_tensors(self._path(name), kind, tensors, {"identity": self.identity} | metadata)
+            write_tensors(self._path(name), kind, tensors, {"identity": self.identity, "date": self.date} | metadata)
 
     def _read(self, name: str, kind: str) -> Stored | None:
         path = self._path(name)
@@ -142,6 +144,12 @@ class Checkpoint:
             f"{self.folder} holds an unfinished compilation that differs in {', '.join(differing)}: finish it with "
             "what it was started with, start afresh with --force (restart=True), or delete this folder"
         )
+
+
+def begun_on(folder: str | os.PathLike) -> str | None:
+    """The date that the compilation in ``folder`` told its chat template: it goes on with it on another day."""
+    found = [read_metadata(Path(folder, f"{name}.safetensors")).get("date") for name in (STATE_FILE, SURROGATE_FILE)]
+    return next((date for date in found if is_date(date)), None)
 
 
 def of_surrogate(compilation: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .architecture import check_architecture
 from .auto_ratio import TARGET, check_search, search_ratio
 from .chat import ChatFormat, turns_of
-from .checkpoint import Checkpoint, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
+from .checkpoint import Checkpoint, begun_on, identity, pack_surrogate, remove_checkpoint, unpack_surrogate
 from .context import Context, build_context
 from .distributed import ALONE, Ranks
 from .encode import Writer, WriterFactory, lora_compiler, read_text
@@ -116,22 +116,25 @@ def compile(
     if target is not None:
         raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
     chosen = make_settings(recipe, **settings)
+    ranks = Ranks.of_group() if distributed else ALONE
     model = loaded_model(model)
     check_architecture(model)
     _check_trainable(model)
     model = share_weights(model)
+    date = None if checkpoint is None else ranks.from_main(lambda: begun_on(checkpoint))
     context = build_context(
-        model, tokenizer, text, chosen.ratio, chosen.max_response_tokens, None, chosen.parse_special_tokens
+        model, tokenizer, text, chosen.ratio, chosen.max_response_tokens, date, chosen.parse_special_tokens
     )
     asked = load_queries(queries)
     given = None if questions is None else certificate.read_questions(questions, text, model, tokenizer)
     print_of = fingerprint(model, tokenizer)
-    ranks = Ranks.of_group() if distributed else ALONE
     if is_sharded(model) and not (distributed and chosen.engine == "packed"):
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
+    chat = context.chat
     same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
+    same |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
     ranks.require_same(same)
-    store = Checkpoint(Path(checkpoint), same, ranks, restart) if checkpoint is not None else None
+    store = Checkpoint(Path(checkpoint), same, ranks, restart, chat.date) if checkpoint is not None else None
     shared = Checkpoint.shared(Path(surrogates), same, ranks, restart) if surrogates is not None else None
     with (
         reporting(ranks.main and progress) as reporter,

@@ -87,6 +87,16 @@ def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, t
     return tensors, metadata
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What a file's header says, before its digest is checked; empty if that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = parse_json((file.metadata() or {})[METADATA_KEY])["metadata"]
+    except (SafetensorError, OSError, JSONError, KeyError, TypeError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
 def _digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):

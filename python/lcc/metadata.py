@@ -210,11 +210,12 @@ def check_metadata(given: Mapping[str, Any]) -> None:
         require(0 <= token < TOKEN_IDS, "prefix_ids", given["prefix_ids"], "token ids")
     for question in given["questions"]:
         read_query(question)
-    require(_is_date(given["date"]), "date", given["date"], "a date as ISO 8601 writes it")
+    require(given["date"] is None or is_date(given["date"]), "date", given["date"], "a date as ISO 8601 writes it")
 
 
-def _is_date(date: str | None) -> bool:
+def is_date(value: object) -> bool:
+    """Whether it is a date and time as ISO 8601 writes them."""
     try:
-        return date is None or bool(datetime.fromisoformat(date))
+        return isinstance(value, str) and bool(datetime.fromisoformat(value))
     except ValueError:
         return False

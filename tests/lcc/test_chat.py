@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from transformers import AutoTokenizer
 
 import lcc
+from lcc import optimize
 from lcc.chat import SYSTEM_PROMPT, ChatFormat
 from lcc.conversation import Conversation
 from lcc.evaluation.examples import Example
@@ -239,6 +241,27 @@ def test_a_date_is_written_once_and_kept(dated, llama, text, fast, tmp_path):
     later = ChatFormat.of(dated, date="2031-05-06T07:08:09")
     assert "2031" in later.prefix
     assert tuple(later.prefix_ids) != memory.prefix_ids
+
+
+def test_a_compilation_goes_on_with_the_date_that_it_began_with(dated, llama, text, fast, tmp_path, monkeypatch):
+    """A kill on one day, the same command on the next: the prefix that the teacher read stays what it was."""
+    real = optimize.step_loss
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    def compile_on(day, loss, folder):
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls: cls.fromisoformat(day))})
+        monkeypatch.setattr("lcc.chat.datetime", clock)
+        monkeypatch.setattr(optimize, "step_loss", loss)
+        return lcc.compile(llama, dated, text, checkpoint=tmp_path / folder, **fast)
+
+    with pytest.raises(KeyboardInterrupt):
+        compile_on("2031-05-06T07:08:09", killed, "run")
+    memory = compile_on("2032-07-08T09:10:11", real, "run")
+    assert memory.date == "2031-05-06T07:08:09"
+    assert "2031" in dated.decode(list(memory.prefix_ids)).replace(" ", "")
+    assert compile_on("2032-07-08T09:10:11", real, "other").date == "2032-07-08T09:10:11"
 
 
 def test_memories_of_two_days_are_refused_together_by_the_date(dated, llama, text, fast):

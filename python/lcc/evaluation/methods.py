@@ -158,7 +158,8 @@ class CompiledMemory(Reading):
         """
         memory = self.memory(context)
         visible = attach(self.model, memory, verify=False).read()
-        texts = answer_after(self.model, ChatFormat.of(self.tokenizer), visible, examples, self.batch)
+        chat = ChatFormat.of(self.tokenizer, date=memory.date)
+        texts = answer_after(self.model, chat, visible, examples, self.batch)
         seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
         return Answers(texts, visible.nbytes, seconds, last_questions(memory.questions))
 
