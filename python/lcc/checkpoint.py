@@ -119,9 +119,9 @@ class Checkpoint:
             with sound(path):
                 check("metadata", metadata, StateMetadata if kind == STATE else SurrogateMetadata)
                 belongs = self._belongs(kind, metadata)
-        except (MemoryFileError, MismatchError):
+        except (MemoryFileError, MismatchError) as error:
             if not self.restart:
-                raise
+                raise type(error)(f"{error}; to start afresh, add --force (restart=True)") from error
             with os_errors(f"cannot remove {path}"):
                 path.unlink()
             return None
@@ -142,7 +142,7 @@ class Checkpoint:
             return False
         raise MismatchError(
             f"{self.folder} holds an unfinished compilation that differs in {', '.join(differing)}: finish it with "
-            "what it was started with, start afresh with --force (restart=True), or delete this folder"
+            "what it was started with, or delete this folder"
         )
 
 

@@ -50,7 +50,7 @@ def refuse_then_compile(folder: str, text: str, rank: int) -> None:
         compile_wide(text, distributed=True, seed=rank)
     with pytest.raises(lcc.InputError, match="share 1 samples a step"):
         compile_wide(text, distributed=True, general_weight=0.0, self_study_weight=0.0)
-    with pytest.raises(lcc.MemoryFileError, match="checkpoint folder"):
+    with pytest.raises(lcc.MemoryFileError, match="cannot make the folder"):
         compile_wide(text, distributed=True, checkpoint="/dev/null/run")
     checkpoint = Path(folder, "run")
     memory = compile_wide(text, distributed=True, checkpoint=checkpoint, checkpoint_every=1, keep_checkpoint=True)

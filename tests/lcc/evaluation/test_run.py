@@ -115,6 +115,34 @@ def test_damaged_answers_are_refused(examples, tmp_path):
             run([Stub("memory", right)], examples, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["results.jsonl", "answers/memory.jsonl", "verdicts.jsonl"])
+@pytest.mark.parametrize("content", ["the only copy", "the only copy\n", "{}\n", '["key"]\n'])
+def test_what_is_no_result_is_kept(name, content, examples, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(MemoryFileError, match=r"no results|damaged|something else"):
+        run([Stub("memory", right)], examples, tmp_path, judge=FakeJudge())
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "answers/memory.jsonl", "verdicts.jsonl", "answers"])
+def test_no_link_is_followed(name, examples, tmp_path):
+    path, target = tmp_path / "out" / name, tmp_path / "target"
+    path.parent.mkdir(parents=True)
+    path.symlink_to(target)
+    with pytest.raises(MemoryFileError, match=f"is a link to {target}"):
+        run([Stub("memory", right)], examples, tmp_path / "out", judge=FakeJudge())
+    assert not target.exists()
+
+
+def test_a_torn_first_line_is_written_again(examples, tmp_path):
+    run([Stub("memory", right)], examples, tmp_path)
+    path = tmp_path / "answers" / "memory.jsonl"
+    path.write_bytes(path.read_bytes()[:9])
+    assert len(run([Stub("memory", right)], examples, tmp_path)) == 13
+
+
 def test_bad_calls_are_refused(examples, tmp_path):
     with pytest.raises(InputError, match="nothing to evaluate"):
         run([], examples, tmp_path)
