@@ -9,15 +9,15 @@ from pathlib import Path
 
 import transformers
 
+from benchmarks.model_families import FAMILIES, SIZES
 from lcc.architecture import COMPARISONS, verdict
-from tests.lcc.families import FAMILIES, SIZES
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models
 
 LCC puts K and V in front of a model at positions of its choice, and trains through packed rows. A model is accepted if
 a short probe says that this reproduces the model itself: `lcc.compile`, `lcc.plan` and `lcc.attach` read a few random
-tokens both ways, once for each model, in about a tenth of a second for the embedded one on a CPU. Whatever differs is
+tokens both ways, once for each model in a process. Whatever differs is
 refused with an `InputError` that names it. No list decides: a model that is not on this page is probed all the same,
 and a fine-tuned one may be refused though its family is accepted, as its weights decide too.
 

@@ -71,7 +71,7 @@ def compile(
     exactly as it came, also when compile raises.
 
     Args:
-        model: a causal language model of the Llama, Qwen or Mistral kind.
+        model: a causal language model that ``lcc.architecture`` accepts: see docs/models.md.
         tokenizer: the model's own, with a chat template.
         text: the document.
         recipe: ``default``, ``fast`` (110 steps, not 300), or ``paper`` (the paper's streams, steps and rate).

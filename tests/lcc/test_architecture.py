@@ -13,13 +13,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import lcc
+from benchmarks.model_families import ATTENTION, FAMILIES, HEAD, MASK, SIZES, TURN, AllFloat64
 from lcc import architecture
 from lcc.architecture import COMPARISONS, SHARING, check_architecture, supports_sharing, verdict
 from lcc.comparisons import Probed
 from lcc.fingerprint import weights_digest
 from lcc.model_copy import share_weights
 from tests.conftest import tiny_model
-from tests.lcc.families import ATTENTION, FAMILIES, HEAD, MASK, SIZES, TURN, AllFloat64
 
 ACCEPTED = [name for name, family in FAMILIES.items() if family.refused is None]
 REFUSED = [name for name, family in FAMILIES.items() if family.refused is not None]

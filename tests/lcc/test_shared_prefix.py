@@ -10,6 +10,7 @@ from transformers import DynamicCache, StaticCache
 
 import lcc
 import lcc_kernels as lk
+from benchmarks import model_families as architectures
 from benchmarks.timing import peak_bytes
 from lcc.architecture import sharing, supports_sharing
 from lcc.encode import read_text
@@ -17,7 +18,6 @@ from lcc.generate import generate_after, generate_responses, prompt
 from lcc.kv import KV, SHARED_PREFIX, SharedCache, SplitStates
 from lcc.shared_prefix import own_rows_mask, shared_prefix_attention
 from tests.conftest import FAMILIES, TINY, tiny_model
-from tests.lcc import families as architectures
 
 QUERIES = [[5, 9, 40, 41, 7], [11], [300, 301, 12]]
 END = 2
