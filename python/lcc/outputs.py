@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import glob
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -179,13 +179,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     output.check()
     try:
         target = output.path
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=PARTIAL)
-        os.close(handle)
-        temporary = Path(name)
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
+        beside.touch(exist_ok=False)
+        temporary = beside
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         output.check()
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
@@ -240,9 +239,3 @@ def _same(source: Path, path: Path) -> bool:
         return os.path.samefile(source, path)
     except OSError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

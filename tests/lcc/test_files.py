@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from lcc.errors import MemoryFileError
 from lcc.files import read_tensors, write_tensors
+from lcc.outputs import write_bytes
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
 
@@ -88,3 +89,14 @@ def test_unwritable_targets_are_refused(path):
     for target in ("/proc/memory.safetensors", path / "below-a-file", path.parent / "missing" / "file"):
         with pytest.raises(MemoryFileError, match="cannot write"):
             write_tensors(target, "test-1", TENSORS, {})
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_have_the_mode_that_the_process_asks_for(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write_bytes(tmp_path / "plain", b"x")
+        write_tensors(tmp_path / "tensors", "f", {"x": torch.ones(2)}, {})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
