@@ -25,6 +25,8 @@ RUN_TIME_KEYS = frozenset({
 GENERATION_KEYS = frozenset(GenerationConfig().to_dict())
 # Of bitsandbytes' settings, those that the weights do not show.
 QUANTIZATION_KEYS = frozenset({"quant_method", "load_in_8bit", "load_in_4bit", "llm_int8_threshold"})
+# Of a tokenizer: what calls with padding or truncation leave behind, and special tokens that are never asked for.
+UNUSED = ("padding", "truncation", "post_processor")
 # Recorded to explain other weights; the same numbers in another dtype are the same model.
 DTYPE = "model_dtype"
 
@@ -122,8 +124,7 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def _backend_digest(serialized: str) -> str:
     """Cached, since a large vocabulary takes longer to parse than to write out."""
     state = json.loads(serialized)
-    # Calls with padding or truncation leave their settings behind; they are no part of what the tokenizer is.
-    return _hash(json.dumps({key: state[key] for key in state if key not in ("padding", "truncation")}, sort_keys=True))
+    return _hash(json.dumps({key: state[key] for key in state if key not in UNUSED}, sort_keys=True))
 
 
 def _hash(text: str) -> str:

@@ -81,8 +81,10 @@ def test_what_differs_is_refused_unless_forced(compile_all, compiled, sources):
     assert lcc.Memory.load(outcomes[0].output).settings["seed"] == 1
 
 
-def test_another_model_is_a_mismatch(compile_all, llama):
+def test_another_model_is_a_mismatch_and_another_dtype_of_its_numbers_is_none(compile_all, llama):
     compile_all()
+    llama.double()
+    assert statuses(compile_all())[:2] == ["skipped", "skipped"]
     with torch.no_grad():
         llama.lm_head.weight[3, 5] += 1
     assert "differs in model_weights" in compile_all()[0].error

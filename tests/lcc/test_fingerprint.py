@@ -12,7 +12,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 import lcc
-from lcc.fingerprint import RUN_TIME_KEYS, computed_config, differing, fingerprint, weights_digest
+from lcc.fingerprint import (
+    RUN_TIME_KEYS,
+    computed_config,
+    differing,
+    fingerprint,
+    weights_digest,
+)
 from lcc.models.tokenizer import build_tokenizer
 from tests.lcc.plain import plain_memory
 from tests.lcc.test_attach import TEXT
