@@ -181,10 +181,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         target = output.path
         beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}{PARTIAL}")
         beside.touch(exist_ok=False)
-        temporary = beside
+        temporary, mode = beside, stat.S_IMODE(beside.stat().st_mode)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        # safetensors makes the file anew, readable by its owner alone.
+        temporary.chmod(mode)
         output.check()
         temporary.replace(target)
     except (OSError, SafetensorError) as error:
