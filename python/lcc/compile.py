@@ -275,8 +275,8 @@ def _most_rows(surrogate: Surrogate, settings: CompileSettings) -> int:
 def _memory(
     model: PreTrainedModel, context: Context, written: Written, settings: CompileSettings, print_of: dict[str, str]
 ) -> Memory:
-    return Memory(
-        kv=KV(written.kv.keys.to(model.dtype), written.kv.values.to(model.dtype)),
+    memory = Memory(
+        kv=written.kv,
         prefix_ids=context.prefix_ids if settings.keep_prefix else (),
         ratio=settings.ratio,
         source_tokens=len(context.context_ids),
@@ -288,6 +288,7 @@ def _memory(
         questions=tuple(sorted(written.surrogate.self_questions, key=turns_of)),
         date=context.chat.date,
     )
+    return memory.to(model.device, model.dtype)
 
 
 def _check_trainable(model: PreTrainedModel) -> None:

@@ -28,6 +28,7 @@ from ..outputs import make_folder
 from ..queries import load_queries
 from ..settings import CompileSettings
 from ..window import check_window
+from ..wrappers import plain_model
 from .examples import Example
 
 
@@ -67,10 +68,14 @@ class Method(Protocol):
 
 
 class Reading:
-    """A method whose questions see K and V alone."""
+    """A method whose questions see K and V alone.
+
+    Raises:
+        InputError: an adapter in the model is active.
+    """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch: int = 32):
-        self.model, self.tokenizer, self.batch = model, tokenizer, batch
+        self.model, self.tokenizer, self.batch = plain_model(model), tokenizer, batch
 
     @cached_property
     def identity(self) -> dict[str, Any]:
