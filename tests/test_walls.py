@@ -45,3 +45,19 @@ def test_no_pickle():
     for path in [*sources("lcc_kernels"), *sources("python/lcc"), *sources("tests")]:
         assert not imports(path) & {"pickle", "dill", "cloudpickle"}, path
         assert "torch.load" not in path.read_text("utf-8") or path == Path(__file__), path
+
+
+# What loads a model, a tokenizer or a data set, and can run code that comes with it.
+LOADERS = {"from_pretrained", "from_config", "load_dataset"}
+
+
+def test_nothing_that_is_loaded_runs_its_own_code():
+    calls = 0
+    for path in [*sources("python/lcc"), *sources("benchmarks")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", None)) in LOADERS:
+                calls += 1
+                given = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
+                assert isinstance(given, ast.Constant), f"{path}:{node.lineno} leaves trust_remote_code out"
+                assert given.value is False
+    assert calls > 8

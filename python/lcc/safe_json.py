@@ -45,16 +45,15 @@ def _check_parts(value: Any) -> None:
     for _ in range(DEEPEST + 1):
         for text in filter(lambda part: isinstance(part, str), level):
             _check_text(text)
-        level = [part for each in level for part in _parts(each)]
-        if not level:
+        holders = [part for part in level if isinstance(part, (list, dict))]
+        if not holders:
             return
+        level = [part for holder in holders for part in _parts(holder)]
     raise JSONError(f"is nested deeper than {DEEPEST} levels")
 
 
-def _parts(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return (*value.keys(), *value.values())
-    return value if isinstance(value, list) else ()
+def _parts(holder: list | dict) -> Iterable[Any]:
+    return (*holder.keys(), *holder.values()) if isinstance(holder, dict) else holder
 
 
 def _check_text(text: str) -> None:

@@ -1,0 +1,225 @@
+"""The judge's endpoint: every wait ends, and nobody but it is told the key."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import pytest
+
+from lcc.errors import InputError
+from lcc.evaluation import Example, Judge
+from lcc.evaluation.endpoint import LONGEST_REPLY, _is_loopback, read_key
+
+EXAMPLE = Example("Bolt built two silver wings.", "What did Bolt build?", ("two wings",))
+KEY = "sk-SECRET"
+HEADERS = b"HTTP/1.1 200 OK\r\n"
+
+
+def says(content: str) -> bytes:
+    body = json.dumps({"choices": [{"message": {"content": content}}]}).encode()
+    return HEADERS + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.fixture
+def server():
+    """Takes every request and answers with ``server.pieces``, each after ``server.pause`` seconds."""
+
+    class Server:
+        pieces, pause, seen = (), 0.0, b""
+
+        def __init__(self):
+            self.socket = socket.create_server(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{self.socket.getsockname()[1]}"
+            self.over = threading.Event()
+            threading.Thread(target=self.accept, daemon=True).start()
+
+        def accept(self):
+            while not self.over.is_set():
+                try:
+                    connection, _ = self.socket.accept()
+                except OSError:
+                    return
+                threading.Thread(target=self.answer, args=(connection,), daemon=True).start()
+
+        def answer(self, connection):
+            with connection, suppress(OSError):
+                self.seen += connection.recv(1 << 16)
+                for piece in self.pieces:
+                    if self.over.wait(self.pause):
+                        return
+                    connection.sendall(piece)
+
+    made = Server()
+    yield made
+    made.over.set()
+    made.socket.close()
+
+
+def judge(server, **options) -> Judge:
+    return Judge(f"http://{server.address}/v1", "m", **{"patience": 0.0, "attempts": 2, "timeout": 0.4, **options})
+
+
+def drip(content: bytes) -> list[bytes]:
+    return [bytes([byte]) for byte in content] * 100
+
+
+@pytest.mark.parametrize(
+    "pieces", [drip(b"H"), drip(HEADERS + b"X: "), [HEADERS + b"\r\n", *drip(b" ")], [HEADERS + b"\r\n"] + [b""] * 999]
+)
+def test_a_reply_that_does_not_end(pieces, server):
+    server.pieces, server.pause = pieces, 0.05
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"no score in 2 attempts: no (reply|connection)"):
+        judge(server).verdict(EXAMPLE, "x")
+    assert time.monotonic() - began < 2
+
+
+def test_all_attempts_together_end(server):
+    server.pieces, server.pause = drip(b"H"), 0.05
+    began = time.monotonic()
+    with pytest.raises(InputError, match="gave no score in"):
+        judge(server, attempts=100, longest=0.6).verdict(EXAMPLE, "x")
+    with pytest.raises(InputError, match="gave no score in 1 attempts"):
+        judge(server, attempts=100, longest=0.6, patience=60.0).verdict(EXAMPLE, "x")
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda judge: judge.verdict(EXAMPLE, "x"), lambda judge: [*judge.verdicts([(EXAMPLE, "x")] * 9)]]
+)
+def test_an_interrupt_is_heeded_while_the_judge_hangs(ask, server):
+    server.pieces, server.pause = [b""], 60.0
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        ask(judge(server, timeout=60.0))
+    assert time.monotonic() - began < 1.3
+    # Nothing waits for those that are left: not this call, and not the end of the process.
+    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+
+
+def test_nothing_is_asked_after_the_end(server):
+    server.pieces = [says('{"score": 1}')]
+    verdicts = judge(server, workers=1, timeout=20.0).verdicts([(EXAMPLE, "x")] * 9)
+    assert next(verdicts).score == 1
+    verdicts.close()
+    time.sleep(0.3)
+    assert server.seen.count(b"POST") <= 2
+
+
+def test_a_reply_is_limited(server):
+    server.pieces = [HEADERS + b"\r\n", b" " * (LONGEST_REPLY + 1)]
+    with pytest.raises(InputError, match="longer than 1048576 bytes"):
+        judge(server, timeout=20.0).verdict(EXAMPLE, "x")
+
+
+@pytest.mark.parametrize(
+    "reply", ["[" * 100_000, '{"choices": [{"message": {"content": ' + "9" * 5000 + "}}]}", '"\\ud800"']
+)
+def test_a_reply_that_is_no_json_to_read(reply, server):
+    server.pieces = [HEADERS + b"\r\n" + reply.encode()]
+    with pytest.raises(InputError, match=r"does not speak OpenAI's chat protocol: its reply (is|holds)"):
+        judge(server, timeout=20.0).verdict(EXAMPLE, "x")
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "[::1]", "[::ffff:127.0.0.1]", "LOCALHOST."])
+def test_no_proxy_for_this_machine(host, server, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://{server.address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert _is_loopback(urlsplit(f"http://{host}:9/v1"))
+    with pytest.raises(InputError, match="no connection"):
+        Judge(f"http://{host}:9/v1", "m", KEY, attempts=1).verdict(EXAMPLE, "x")
+    assert server.seen == b""
+
+
+@pytest.mark.parametrize(
+    "host", ["127.example.com", "localhost.example.com", "10.0.0.1", "128.0.0.1", "2130706433", "[::2]"]
+)
+def test_a_key_is_sent_in_the_clear_to_this_machine_alone(host):
+    assert not _is_loopback(urlsplit(f"http://{host}/v1"))
+    with pytest.raises(InputError, match="would send the key unencrypted: use https"):
+        Judge(f"http://{host}/v1", "m", KEY)
+    Judge(f"https://{host}/v1", "m", KEY)
+    Judge(f"http://{host}/v1", "m")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"https://user:{KEY}@judge.example/v1", f"https://{KEY}@judge.example/v1", f"https://judge.example/v1?key={KEY}",
+        f"https://judge.example/v1#{KEY}", f"user:{KEY}@judge.example/v1", f"https://u:{KEY}@[judge/v1",
+        f"https://u:{KEY}@judge.example:99999/v1", f"https://u:{KEY}@judge.example:port/v1", f"https://judge.example/{KEY}\n",
+        f"https://jüdge.example/{KEY}", f"ftp://u:{KEY}@judge.example",
+    ],
+)  # fmt: skip
+def test_a_secret_in_an_address_is_not_quoted(address):
+    with pytest.raises(InputError, match="the judge's address") as refusal:
+        Judge(address, "m")
+    assert "SECRET" not in str(refusal.value)
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__ or refusal.value.__context__ is None
+
+
+@pytest.mark.parametrize("content", [b"sk-SECRET", b"sk-SECRET\n", b"\n sk-SECRET\r\n\n"])
+def test_a_key_file(content, tmp_path):
+    (tmp_path / "key").write_bytes(content)
+    assert read_key(tmp_path / "key") == KEY
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\n", b"sk-SECRET\nsecond", b"sk-SECRET second", b"sk-SECRET\x00", b"\xef\xbb\xbfsk-SECRET",
+        b"sk-SECR\xe9T", b"sk-SECRET\x1b[2J", b"sk-SECRET" * 9999,
+    ],
+)  # fmt: skip
+def test_a_file_that_holds_no_key_is_not_quoted(content, tmp_path):
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(InputError, match="must be one line of printable ASCII") as refusal:
+        read_key(tmp_path / "key")
+    assert "SEC" not in str(refusal.value)
+    with pytest.raises(InputError, match="must be one line of printable ASCII") as refusal:
+        Judge("https://judge.example/v1", "m", content.decode("latin-1") if len(content) < 999 else "")
+    assert "SEC" not in str(refusal.value)
+
+
+def test_a_key_file_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match="cannot read the key file"):
+        read_key(tmp_path)
+
+
+ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"HTTP/1.1 401 Unauthorized\r\n\r\n" + b"x" * 296 + KEY.encode()],
+        [b"HTTP/1.1 500 Oh\r\n\r\nAuthorization: Bearer " + KEY.encode()],
+        [b"Bearer " + KEY.encode() + b"\r\n\r\n"],
+        [HEADERS + b"\r\nBearer " + KEY.encode()],
+        [says(f"no score for {KEY}")],
+    ],
+)
+def test_a_key_that_is_echoed_is_in_no_error(pieces, server):
+    server.pieces = pieces
+    with pytest.raises(InputError) as refusal:
+        judge(server, key=KEY, timeout=20.0).verdict(EXAMPLE, "x")
+    assert f"Bearer {KEY}".encode() in server.seen
+    assert "sk-S" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("echo", [KEY, ESCAPED])
+def test_a_key_that_is_echoed_is_in_no_verdict(echo, server):
+    server.pieces = [says(f'{{"score": 4, "reason": "given {echo}"}}')]
+    verdict = judge(server, key=KEY, timeout=20.0).verdict(EXAMPLE, "x")
+    assert (verdict.score, verdict.reason) == (4, "given [the key]")
+    assert KEY not in repr(judge(server, key=KEY))
