@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -74,14 +75,16 @@ _FILES = {
 
 
 class _Package(ModuleType):
-    """A package that imports a public name, and torch with it, when the name is first used."""
+    """A package that imports a public name or a file, and torch with it, when the name is first used."""
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _FILES:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        found = getattr(import_module(f".{_FILES[name]}", self.__name__), name)
-        setattr(self, name, found)
-        return found
+        if name in _FILES:
+            found = getattr(import_module(f".{_FILES[name]}", self.__name__), name)
+            setattr(self, name, found)
+            return found
+        if not name.startswith("_") and find_spec(f"{self.__name__}.{name}"):
+            return import_module(f".{name}", self.__name__)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: object) -> None:
         # The import system binds a file that it has imported to its package: a function keeps its name all the same.

@@ -51,8 +51,13 @@ def test_a_function_keeps_its_name_when_its_file_is_imported():
 def test_public_names():
     assert set(lcc.__all__) <= set(dir(lcc))
     assert all(getattr(lcc, name).__name__ == name for name in lcc.__all__ if name != "__version__")
-    with pytest.raises(AttributeError, match="'lcc' has no attribute 'nothing'"):
-        _ = lcc.nothing
+    for name in ("nothing", "_nothing", "__main__"):
+        with pytest.raises(AttributeError, match=f"'lcc' has no attribute '{name}'"):
+            getattr(lcc, name)
+
+
+def test_files_are_there_without_being_imported():
+    assert python("-c", "import lcc; print(lcc.errors.InputError is lcc.InputError)").stdout == "True\n"
 
 
 def test_the_version_of_a_tree_that_is_not_installed():
