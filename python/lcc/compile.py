@@ -29,11 +29,11 @@ from .model_copy import share_weights
 from .optimize import Optimization
 from .progress import Reporter, reporting
 from .queries import load_queries, reread
-from .settings import AUTO, CompileSettings, make_settings
+from .settings import AUTO, MOST, CompileSettings, make_settings
 from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
-from .values import check, require
+from .values import require
 from .weights import loaded_model
 
 _SEEDED = threading.RLock()
@@ -104,8 +104,7 @@ def compile(
     # It builds on lcc.evaluation, which builds on this file.
     from . import certificate
 
-    check("checkpoint_every", checkpoint_every, int)
-    require(checkpoint_every >= 1, "checkpoint_every", checkpoint_every, "at least 1")
+    require(checkpoint_every in range(1, MOST), "checkpoint_every", checkpoint_every, "a whole number of at least 1")
     if not certify and questions is not None:
         raise InputError("questions are for the certificate: leave certify on, or leave them out")
     if settings.get("ratio") == AUTO:

@@ -38,6 +38,9 @@ def test_settings(llama, tokenizer, text):
     refuse(tiny_model("llama", torch.float16), tokenizer, text, "the model is float16", precision="bfloat16")
     refuse(llama, tokenizer, text, "steps is 0", steps=0)
     refuse(llama, tokenizer, text, "steps is True", steps=True)
+    refuse(llama, tokenizer, text, "checkpoint_every is 0", checkpoint_every=0)
+    refuse(llama, tokenizer, text, "checkpoint_every is 1.5", checkpoint_every=1.5)
+    refuse(llama, tokenizer, text, "target is x", ratio="auto", target="x")
     refuse(llama, tokenizer, text, "learning_rate is inf", learning_rate=float("inf"))
     refuse(llama, tokenizer, text, "gradient_checkpointing is 1", gradient_checkpointing=1)
     refuse(llama, tokenizer, text, "targets is q_proj", targets="q_proj")
@@ -104,6 +107,8 @@ def test_queries(tmp_path):
     path.write_text('{"query": ')
     with pytest.raises(lcc.InputError, match="line 1 is not JSON"):
         load_queries(path)
+    with pytest.raises(lcc.InputError, match="half of a surrogate pair"):
+        load_queries(["Say: \ud800"])
     path.write_text("")
     with pytest.raises(lcc.InputError, match="no queries"):
         load_queries(path)

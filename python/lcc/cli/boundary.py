@@ -10,10 +10,11 @@ from typing import NoReturn
 
 from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from ..terminal import Terminal, shown
+from . import INTERRUPTED
 
 # Exit codes that scripts can use; 2 is also the shell convention for wrong usage, 141 that for a reader who has gone.
 EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
-UNUSABLE, UNWRITABLE, INTERRUPTED, NOT_READ = 2, 4, 130, 141
+UNUSABLE, UNWRITABLE, NOT_READ = 2, 4, 141
 LONGEST_MESSAGE = 2000
 OUT_OF_MEMORY = "out of memory: see lcc compile --dry-run for what a text takes, or lower --set batch or encode_chunk"
 TOO_DEEP = "the input is nested too deeply to be read: give one that is flatter"

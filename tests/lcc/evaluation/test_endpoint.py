@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -50,7 +51,10 @@ def server():
 
         def answer(self, connection):
             with connection, suppress(OSError):
-                self.seen += connection.recv(1 << 16)
+                with connection.makefile("rb") as request:
+                    headers = b"".join(iter(request.readline, b"\r\n"))
+                    request.read(int(re.search(rb"Content-Length: (\d+)", headers)[1]))
+                self.seen += headers
                 for piece in self.pieces:
                     if self.over.wait(self.pause):
                         return
