@@ -212,7 +212,7 @@ def test_positions_beyond_the_window_are_refused(llama, tokenizer, monkeypatch):
     lcc.attach(llama, memory, window - past - 1)
     with pytest.raises(lcc.InputError, match=f"the model's has {window}"):
         lcc.attach(llama, memory, window - past)
-    with pytest.raises(lcc.InputError, match="window"):
+    with pytest.raises(lcc.InputError, match="position -1"):
         lcc.attach(llama, memory, -1)
 
 

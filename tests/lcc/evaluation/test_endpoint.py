@@ -19,6 +19,8 @@ from lcc.evaluation import Example, Judge
 from lcc.evaluation.endpoint import LONGEST_REPLY, _is_loopback, read_key
 
 EXAMPLE = Example("Bolt built two silver wings.", "What did Bolt build?", ("two wings",))
+# Seconds in which a busy machine does what takes less than one, and in which no server here is ever done.
+PATIENT = 20
 KEY = "sk-SECRET"
 HEADERS = b"HTTP/1.1 200 OK\r\n"
 
@@ -71,7 +73,7 @@ def judge(server, **options) -> Judge:
 
 
 def drip(content: bytes) -> list[bytes]:
-    return [bytes([byte]) for byte in content] * 100
+    return [bytes([byte]) for byte in content] * 1000
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def test_a_reply_that_does_not_end(pieces, server):
     began = time.monotonic()
     with pytest.raises(InputError, match=r"no score in 2 attempts: no (reply|connection)"):
         judge(server).verdict(EXAMPLE, "x")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENT
 
 
 def test_all_attempts_together_end(server):
@@ -92,7 +94,7 @@ def test_all_attempts_together_end(server):
         judge(server, attempts=100, longest=0.6).verdict(EXAMPLE, "x")
     with pytest.raises(InputError, match="gave no score in 1 attempts"):
         judge(server, attempts=100, longest=0.6, patience=60.0).verdict(EXAMPLE, "x")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < PATIENT
 
 
 @pytest.mark.parametrize(
@@ -100,13 +102,14 @@ def test_all_attempts_together_end(server):
 )
 def test_an_interrupt_is_heeded_while_the_judge_hangs(ask, server):
     server.pieces, server.pause = [b""], 60.0
+    before = set(threading.enumerate())
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         ask(judge(server, timeout=60.0))
-    assert time.monotonic() - began < 1.3
+    assert time.monotonic() - began < PATIENT
     # Nothing waits for those that are left: not this call, and not the end of the process.
-    assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
 
 
 def test_nothing_is_asked_after_the_end(server):
