@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from benchmarks.model_families import ATTENTION, FAMILIES, HEAD, MASK, SIZES, TU
 from lcc import architecture
 from lcc.architecture import COMPARISONS, SHARING, check_architecture, supports_sharing, verdict
 from lcc.comparisons import Probed
+from lcc.digest import tensor_digest
 from lcc.fingerprint import weights_digest
 from lcc.model_copy import share_weights
 from tests.conftest import tiny_model
@@ -71,7 +73,19 @@ def test_accepted_ones_differ_in_no_comparison(name):
     assert max(errors.values()) <= 1e-12, errors
 
 
+@pytest.fixture
+def _digests_as_they_are(monkeypatch):
+    """``AllFloat64`` would widen the words that a digest is made of."""
+
+    def digest(tensor):
+        with torch._C.DisableTorchFunction():
+            return tensor_digest(tensor)
+
+    monkeypatch.setattr(sys.modules[lcc.fingerprint.__module__], "tensor_digest", digest)
+
+
 @pytest.mark.parametrize("name", ACCEPTED)
+@pytest.mark.usefixtures("_digests_as_they_are")
 def test_accepted_ones_compile_attach_and_answer(name, tokenizer, fast):
     """Both engines give one loss, and the memory answers the same wherever it stands."""
     model = FAMILIES[name].model(torch.float64)

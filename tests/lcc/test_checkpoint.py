@@ -83,7 +83,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(name, kind, job, tmp_path, mo
     first = dict([next(iter(tensors.items()))])
     for some, known in ((tensors, {}), (tensors, {"identity": metadata["identity"]}), (first, metadata)):
         write_tensors(file, kind, some, known)
-        with pytest.raises(lcc.MemoryFileError, match=f"{file.parent}.* lacks a part of a checkpoint"):
+        with pytest.raises(lcc.MemoryFileError, match=f"{file.parent}.* is no checkpoint to go on from"):
             job(checkpoint=tmp_path / "run")
 
 
