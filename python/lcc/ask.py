@@ -79,7 +79,7 @@ def prompt(
             model's window.
         MismatchError: the memory belongs to another tokenizer.
     """
-    memories = stack_of(memory)
+    model, memories = plain_model(model), stack_of(memory)
     if verify:
         memories[0].verify(None, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
@@ -89,7 +89,7 @@ def prompt(
     past = cached_tokens(memories)
     end = start + past + max(map(len, queries)) + 1
     check_window(model, end, "memory, question and answer", "shorten the question, or start further in front", start)
-    return batched_prompt(past, queries, chat.prefix_ids[0], plain_model(model).device, start)
+    return batched_prompt(past, queries, chat.prefix_ids[0], model.device, start)
 
 
 def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:

@@ -23,14 +23,14 @@ def check_model(model: PreTrainedModel) -> None:
     Raises:
         InputError: attention that is not supported, training with checkpointing, or embeddings that are offloaded.
     """
-    check_architecture(model)
-    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise InputError("the model is training with checkpointing, which drops the cache: call model.eval()")
     if model.device.type == "meta":
         raise InputError(
             "the model's embeddings are offloaded: keep them on a device, with device_map={name: device}, and offload "
             "layers alone"
         )
+    check_architecture(model)
+    if any(module.training and getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise InputError("the model is training with checkpointing, which drops the cache: call model.eval()")
 
 
 def check_memory(model: PreTrainedModel, memory: Memory) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,8 +17,18 @@ SEPARATOR = "\n\n"
 # A question, or the turns of a conversation that ends in one: question, answer, ..., question.
 Query = str | tuple[str, ...]
 _USER, _ASSISTANT, _NEXT = "\u2045user\u2046", "\u2045assistant\u2046", "\u2045next\u2046"
-# How a chat template asks for the date, such as strftime_now("%d %b %Y").
-_DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+# What a chat template asks for the date, and every directive that it may ask with.
+_DATE_FUNCTION = "strftime_now"
+_DIRECTIVES = (
+    "%-d",
+    "%-m",
+    "%-H",
+    "%-I",
+    "%-M",
+    "%-S",
+    "%-j",
+    *(f"%{letter}" for letter in "aAbBcdDeFHIjmMpSTuUwWxXyYZ"),
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class ChatFormat:
 
     Attributes:
         prefix: BOS, the system prompt and the opening of the user's turn: the paper's template up to ``Instruction``.
-        ask: from the end of the user's turn to the start of the response.
+        ask: from the end of the user's last turn to the start of the response: the template's generation prompt.
+        answered: the same for the earlier turns of a conversation.
         end: the token id that ends a response: the template's own end-of-turn token, or where it writes none the
             tokenizer's end-of-sequence token.
         next_turn: from the end of a response's text to the start of the user's next message.
@@ -39,6 +49,7 @@ class ChatFormat:
     tokenizer: PreTrainedTokenizerBase
     prefix: str
     ask: str
+    answered: str
     end: int
     next_turn: str
     date: str | None = None
@@ -68,18 +79,20 @@ class ChatFormat:
                 "the tokenizer has no chat template; set tokenizer.chat_template to the one the model was trained with"
             )
         source = tokenizer.get_chat_template()
-        if _DATE_CALL.search(source):
+        if _DATE_FUNCTION in source:
             date = date or datetime.now().isoformat(timespec="seconds")
             source = _dated(source, datetime.fromisoformat(date))
         else:
             date = None
-        prefix, ask, next_turn, closing = _cut(tokenizer, source, system_prompt)
-        parts = {part: template_ids(tokenizer, part) for part in (prefix, ask, next_turn, closing)}
+        prefix, ask, answered, next_turn, closing = _cut(tokenizer, source, system_prompt)
+        parts = {part: template_ids(tokenizer, part) for part in (prefix, ask, answered, next_turn, closing)}
         if not parts[prefix]:
             raise InputError("the chat template puts no token before the user's words: begin it with a BOS or a header")
         control = control_ids(tokenizer, (token for ids in parts.values() for token in ids))
         end = _end_of_turn(tokenizer, parts[closing], parts[next_turn], control)
-        return cls(tokenizer, prefix, ask, end, next_turn, date, frozenset() if parse_special_tokens else control)
+        return cls(
+            tokenizer, prefix, ask, answered, end, next_turn, date, frozenset() if parse_special_tokens else control
+        )
 
     def ids(self, text: str) -> list[int]:
         """Token ids of ``text`` as it stands inside a chat, nothing added.
@@ -97,9 +110,10 @@ class ChatFormat:
     def query_ids(self, query: Query, after_text: bool = True) -> list[int]:
         """The tokens from the end of the text (or of the prefix) to the start of the response."""
         first, *later = turns_of(query)
-        ids = self._between("", (SEPARATOR if after_text else "") + first, self.ask)
-        for answer, question in zip(later[::2], later[1::2], strict=True):
-            ids += [*self.ids(answer), *self.turn_ids(question)]
+        ids = self._between("", (SEPARATOR if after_text else "") + first, self.answered if later else self.ask)
+        for number, (answer, question) in enumerate(zip(later[::2], later[1::2], strict=True), 1):
+            last = 2 * number == len(later)
+            ids += [*self.ids(answer), *self._between(self.next_turn, question, self.ask if last else self.answered)]
         return ids
 
     def turn_ids(self, query: str) -> list[int]:
@@ -137,35 +151,50 @@ def read_query(stored: object) -> Query:
 
 
 def _dated(source: str, date: datetime) -> str:
-    """A chat template in which each question for the date is answered with ``date``."""
-    return _DATE_CALL.sub(lambda call: json.dumps(date.strftime(call[2])), source)
+    """A chat template whose every question for the date is answered with ``date``."""
+    written = "".join(f"|replace({json.dumps(each)}, {json.dumps(date.strftime(each))})" for each in _DIRECTIVES)
+    return f"{{%- macro {_DATE_FUNCTION}(format) -%}}{{{{ format{written} }}}}{{%- endmacro -%}}{source}"
 
 
-def _cut(tokenizer: PreTrainedTokenizerBase, source: str, system_prompt: str) -> tuple[str, str, str, str]:
-    """Prefix, ask and next turn of the chat template ``source``, and what it writes behind a chat's last response.
+def _cut(tokenizer: PreTrainedTokenizerBase, source: str, system_prompt: str) -> tuple[str, str, str, str, str]:
+    """The chat template ``source``, cut: prefix, ask, answered, next turn, and what it writes behind a last response.
+
+    A system turn is left out where the template moves it away from the beginning.
 
     Raises:
         InputError: the template cannot be rendered, or does not write messages as they are.
     """
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
-    rendered = _render(tokenizer, source, system_prompt, [*turns, {"role": "user", "content": _NEXT}])
-    ended = _render(tokenizer, source, system_prompt, turns)
-    try:
-        prefix, rest = rendered.split(_USER)
-        ask, rest = rest.split(_ASSISTANT)
-        next_turn, _ = rest.split(_NEXT)
-        _, closing = ended.split(_ASSISTANT)
-    except ValueError:
-        raise InputError("the chat template does not write messages as they are; use one that does") from None
-    return prefix, ask, next_turn, closing
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, source: str, system_prompt: str, turns: list[dict[str, str]]) -> str:
     system = [{"role": "system", "content": system_prompt}]
+    for before in (system, []):
+        rendered = _render(tokenizer, source, before, [*turns, {"role": "user", "content": _NEXT}])
+        ended = _render(tokenizer, source, before, turns)
+        asking = _render(tokenizer, source, before, turns[:1], add_generation_prompt=True)
+        try:
+            prefix, rest = rendered.split(_USER)
+            answered, rest = rest.split(_ASSISTANT)
+            next_turn, _ = rest.split(_NEXT)
+            _, closing = ended.split(_ASSISTANT)
+            begun, ask = asking.split(_USER)
+        except ValueError:
+            raise InputError("the chat template does not write messages as they are; use one that does") from None
+        if begun == prefix:
+            break
+    # A template without a generation prompt writes less there than before a response that it knows.
+    return prefix, ask if len(ask) >= len(answered.rstrip()) else answered, answered, next_turn, closing
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    system: list[dict[str, str]],
+    turns: list[dict[str, str]],
+    **options: bool,
+) -> str:
     # Some templates (Gemma's, the first Mistral's) refuse a system turn.
     for messages in (system + turns, turns):
         try:
-            return str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False))
+            return str(tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, **options))
         except Exception as error:
             # A template is a program: it may fail in any way.
             said = first_line(error)

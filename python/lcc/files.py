@@ -38,7 +38,11 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
     metadata = finite_json(metadata)
     header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+        try:
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:
+            # What it says of a full disk, for one.
+            raise OSError(str(error)) from error
 
 
 def ours(format_name: str, **same: Any) -> Rule:

@@ -54,8 +54,13 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Hex digests ``tokenizer`` and ``chat_template``."""
     return {
         "tokenizer": _tokenizer_digest(tokenizer),
-        "chat_template": _hash(json.dumps(tokenizer.chat_template, sort_keys=True)),
+        "chat_template": _hash(json.dumps([tokenizer.chat_template, *_template_tokens(tokenizer)], sort_keys=True)),
     }
+
+
+def _template_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, str | None]:
+    """Tokens that chat templates write by their roles, and that end responses."""
+    return tokenizer.bos_token, tokenizer.eos_token
 
 
 def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:

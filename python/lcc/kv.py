@@ -109,7 +109,9 @@ class GrowingStates:
             old = self.buffer[:, :, :start].expand(len(new), -1, -1, -1)
             self.buffer = torch.cat((old, new), 2)
             return
-        if self.tokens > self.buffer.shape[2] or len(new) != len(self.buffer):
+        # What was made in inference mode is not written to outside of it.
+        foreign = self.buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if self.tokens > self.buffer.shape[2] or len(new) != len(self.buffer) or foreign:
             old = self.buffer[:, :, :start]
             batch, heads, _, width = new.shape
             self.buffer = new.new_empty(batch, heads, max(self.tokens, start + start // 2), width)

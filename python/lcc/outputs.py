@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from .errors import MemoryFileError, MismatchError
 
 PARTIAL = ".partial"
@@ -189,9 +187,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         temporary.chmod(mode)
         output.check()
         temporary.replace(target)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise MemoryFileError(f"cannot write {output}: {reason}; nothing was changed there") from error
+    except OSError as error:
+        raise MemoryFileError(f"cannot write {output}: {error.strerror or error}; nothing was changed there") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -17,8 +17,19 @@ _RARE_LETTER = "\U00013000"
 
 
 def template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of what the chat template wrote, control tokens among them; nothing is added."""
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
+    """Token ids of what the chat template wrote, control tokens among them; nothing is added.
+
+    Whoever else uses the tokenizer, in another thread perhaps, may have told it to pad, to cut or to split: a state of
+    its own that is neither changed nor heeded here.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
+    if not backend.encode_special_tokens:
+        found = backend.encode(text, add_special_tokens=False)
+        if not found.overflowing and all(found.attention_mask):
+            return found.ids
+    return _private(backend.to_str()).encode(text, add_special_tokens=False).ids
 
 
 def control_ids(tokenizer: PreTrainedTokenizerBase, written: Iterable[int] = ()) -> frozenset[int]:
@@ -77,27 +88,45 @@ def _without_control(serialized: str, control: frozenset[int]) -> Tokenizer:
     tokens that are not special nor tokens that the vocabulary holds as pieces of text.
     """
     state = json.loads(serialized)
+    hidden = _hide_pieces(state["model"], control)
     for added in state["added_tokens"]:
         added["special"] = added["special"] or added["id"] in control
-    _hide_pieces(state["model"], control)
-    plain = Tokenizer.from_str(json.dumps(state))
+        # Under the name that its piece has now, so that it keeps its id.
+        if added["id"] in hidden:
+            added["content"] = _hidden_name(added["id"])
+    plain = _private(json.dumps(state))
     plain.encode_special_tokens = True
-    plain.no_padding()
-    plain.no_truncation()
     return plain
 
 
-def _hide_pieces(model: dict[str, Any], control: frozenset[int]) -> None:
-    """Give the vocabulary's pieces of ``control`` names that no text has."""
+@lru_cache(maxsize=4)
+def _private(serialized: str) -> Tokenizer:
+    """A tokenizer that nobody else tells to pad, to cut or to split."""
+    private = Tokenizer.from_str(serialized)
+    private.no_padding()
+    private.no_truncation()
+    private.encode_special_tokens = False
+    return private
+
+
+def _hidden_name(token: int) -> str:
+    return f"\0control {token}\0"
+
+
+def _hide_pieces(model: dict[str, Any], control: frozenset[int]) -> set[int]:
+    """Give the vocabulary's pieces of ``control`` names that no text has; returns those that it has pieces of."""
     vocab = model["vocab"]
     if isinstance(vocab, list):
-        for token in control & set(range(len(vocab))):
-            vocab[token] = [f"\0control {token}\0", min(score for _, score in vocab) - 1e6]
-        return
+        hidden_ids = set(control) & set(range(len(vocab)))
+        lowest = min(score for _, score in vocab)
+        for token in hidden_ids:
+            vocab[token] = [_hidden_name(token), lowest - 1e6]
+        return hidden_ids
     hidden = {piece for piece, token in vocab.items() if token in control}
-    model["vocab"] = {f"\0control {token}\0" if piece in hidden else piece: token for piece, token in vocab.items()}
+    model["vocab"] = {_hidden_name(token) if piece in hidden else piece: token for piece, token in vocab.items()}
     if model.get("unk_token") in hidden:
-        model["unk_token"] = f"\0control {vocab[model['unk_token']]}\0"
+        model["unk_token"] = _hidden_name(vocab[model["unk_token"]])
     if "merges" in model:
         pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
         model["merges"] = [pair for pair in pairs if hidden.isdisjoint((*pair, "".join(pair)))]
+    return {vocab[piece] for piece in hidden}

@@ -198,6 +198,58 @@ def test_a_template_without_any_end_is_refused():
         ChatFormat.of(tokenizer)
 
 
+def rendered(tokenizer, turns, **options) -> str:
+    messages = [{"role": role, "content": text} for role, text in turns]
+    return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+
+def test_a_response_begins_behind_the_templates_own_generation_prompt():
+    """Templates of models that think open the thought; the turns before have none."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|assistant|>{%", "<|assistant|> think: {%")
+    chat = ChatFormat.of(tokenizer)
+    assert (chat.ask, chat.answered) == ("<|end|><|assistant|> think: ", "<|end|><|assistant|>")
+    turns = [("system", SYSTEM_PROMPT), ("user", "Where?"), ("assistant", "Tarn"), ("user", "Who?")]
+    ids = [*chat.prefix_ids, *chat.query_ids(("Where?", "Tarn", "Who?"), after_text=False)]
+    expected = rendered(tokenizer, turns, add_generation_prompt=True)
+    assert tokenizer.decode(ids).replace(" ", "") == expected.replace(" ", "")
+
+
+def test_a_system_turn_that_moves_is_left_out():
+    """Some of Mistral's templates write it before the last question: behind a text it would come a second time."""
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% set ns = namespace(text='') %}{% for m in messages %}{% if m.role == 'system' %}"
+        "{% set ns.text = m.content %}{% elif m.role == 'user' %}<|user|>{% if loop.last %}{{ ns.text }}{% endif %}"
+        "{{ m.content }}{% else %}<|assistant|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    )
+    chat = ChatFormat.of(tokenizer)
+    assert (chat.prefix, chat.next_turn) == ("<|bos|><|user|>", "<|end|><|user|>")
+
+
+def test_words_that_were_added_keep_their_ids_beside_control_tokens(any_tokenizer):
+    """The tokenizer that spares control tokens is made anew: no id may move."""
+    any_tokenizer.add_tokens([f"word{number}x_" for number in range(12)])
+    token = control_tokens(any_tokenizer)[1]
+    words = {f"word{number}x_": any_tokenizer.convert_tokens_to_ids(f"word{number}x_") for number in (0, 5, 11)}
+    ids = ChatFormat.of(any_tokenizer).ids(f"see {token} {' '.join(words)}")
+    assert [token for token in ids if token in words.values()] == list(words.values())
+    assert max(ids) < len(any_tokenizer)
+
+
+def test_padding_and_cutting_of_other_users_reach_no_text(any_tokenizer):
+    """A tokenizer keeps what the last call told it, and another thread may be that call."""
+    expected = ChatFormat.of(any_tokenizer).ids(ORDINARY)
+    any_tokenizer.backend_tokenizer.enable_truncation(3)
+    assert ChatFormat.of(any_tokenizer).ids(ORDINARY) == expected
+    any_tokenizer.backend_tokenizer.no_truncation()
+    any_tokenizer.backend_tokenizer.enable_padding(length=200)
+    any_tokenizer.backend_tokenizer.encode_special_tokens = True
+    chat = ChatFormat.of(any_tokenizer)
+    assert chat.ids(ORDINARY) == expected
+    assert controls(any_tokenizer, chat.prefix_ids)
+
+
 FAILING = [
     "{{ messages[9].content }}",
     "{{ 1 / 0 }}",
@@ -205,7 +257,6 @@ FAILING = [
     "{{ messages | nothing }}",
     "{{ raise_exception('no') }}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
-    "{{ strftime_now(3) }}",
 ]
 
 
@@ -221,6 +272,8 @@ DATED = [
     "Today is {{ strftime_now('%d %b %Y') }}.",
     'Today is {{ strftime_now( "%Y-%m-%d" ) }}.',
     "{% set today = strftime_now('%d %B %Y') %}Today is {{ today }}, {{ strftime_now('%A') }}.",
+    "{% set f = '%Y-%m' %}{% set now = strftime_now %}Today is {{ now(format=f) }}.",
+    "{% if strftime_now is defined %}Today is {{ strftime_now('%-d ' ~ '%b %Y') }}.{% endif %}",
 ]
 
 

@@ -140,9 +140,9 @@ def test_32_questions_hold_one_copy_of_the_text():
     assert once <= cache.nbytes <= once + 2 * own
 
 
-def test_the_implementation_comes_back_after_an_error(llama):
+def test_the_models_own_implementation_never_changes(llama):
     def fail(ids, scores):
-        assert llama.config._attn_implementation == SHARED_PREFIX
+        assert llama.config._attn_implementation == "sdpa"
         raise RuntimeError("stop here")
 
     with pytest.raises(RuntimeError, match="stop here"):

@@ -152,7 +152,7 @@ def lcc_command(tokenizer, text, tmp_path, monkeypatch):
             monkeypatch.setattr(sys, name, io.TextIOWrapper(stream, encoding))
         monkeypatch.setattr(sys, "argv", ["lcc", arguments[0], "--model", "model", *arguments[1:]])
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            cli.run()
         sys.stdout.flush()
         sys.stderr.flush()
         return left.value.code or 0, streams["stdout"].getvalue().decode(), streams["stderr"].getvalue().decode()
