@@ -34,6 +34,7 @@ from .encode import frozen
 from .errors import InputError
 from .model_copy import share_weights
 from .shared_prefix import SHARED_PREFIX
+from .wrappers import plain_modules
 
 REMEDY = (
     "a memory of it would answer wrongly. Take a model with rotary keys and full causal attention in every layer, such "
@@ -155,15 +156,25 @@ def _key(model: PreTrainedModel) -> Hashable:
     own = [parameter for name, parameter in model.named_parameters() if "lora_" not in name]
     held = [p.to_local() if isinstance(p, DTensor) else p for p in own]
     middles = [p.detach()[tuple(size // 2 for size in p.shape)] for p in held if p.numel() and not p.is_meta]
-    sample = torch.stack([middle.to(model.device, torch.float32) for middle in middles]).tolist()
+    sample = [middle.to("cpu", torch.float32) for middle in middles]
     return (
         type(model),
         json.dumps(model.config.to_dict(), sort_keys=True, default=str),
         model.config._attn_implementation,
         frozenset(p.dtype for p in held),
         model.device,
-        repr(sample),
+        repr(torch.stack(sample).tolist() if sample else []),
+        tuple(map(_changed, plain_modules(model))),
     )
+
+
+def _changed(named: tuple[str, torch.nn.Module]) -> Hashable:
+    """What may make a module compute something else than its class does: a forward of its own, and hooks."""
+    _, module = named
+    own = [vars(module)["forward"]] if "forward" in vars(module) else []
+    functions = (*own, *module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    # A copy of the model has copies of methods and partial functions, of the same functions.
+    return type(module), tuple(id(getattr(each, "__func__", getattr(each, "func", each))) for each in functions)
 
 
 def _probe(model: PreTrainedModel) -> Verdict:

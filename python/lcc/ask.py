@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from .errors import InputError
 from .generate import answer_queries
 from .generate import prompt as batched_prompt
 from .memory import Memory
+from .values import check, require
 from .window import check_window
 from .wrappers import plain_model
 
@@ -46,8 +47,9 @@ def ask(
             that go beyond the model's window.
         MismatchError: the memory belongs to another model or tokenizer.
     """
-    if batch < 1:
-        raise InputError(f"batch is {batch}; it must be at least 1")
+    for name, value in (("batch", batch), ("max_new_tokens", max_new_tokens)):
+        check(name, value, int)
+        require(value >= 1, name, value, "at least 1")
     model, memories = plain_model(model), stack_of(memory)
     memories[0].verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
@@ -79,6 +81,7 @@ def prompt(
             model's window.
         MismatchError: the memory belongs to another tokenizer.
     """
+    check("start", start, int)
     model, memories = plain_model(model), stack_of(memory)
     if verify:
         memories[0].verify(None, tokenizer)
@@ -95,6 +98,7 @@ def prompt(
 def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:
     if isinstance(questions, str):
         raise InputError("questions is one string; give a list of them")
+    check("questions", tuple(questions) if isinstance(questions, Iterable) else questions, tuple[str, ...])
     if any(not question.strip() for question in questions):
         raise InputError("a question is empty")
     return [chat.query_ids(question) for question in questions]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from .errors import InputError, MismatchError
 from .fingerprint import differing
 from .kv import KV, rotary_tables
 from .memory import Memory
+from .values import check
 from .wrappers import plain_model
 
 Caches = torch.Tensor | Sequence[torch.Tensor]
@@ -121,7 +122,10 @@ def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:
         InputError: there is none.
         MismatchError: they were compiled for different models or behind different prefixes.
     """
-    memories = (memory,) if isinstance(memory, Memory) else tuple(memory)
+    memories = tuple(memory) if isinstance(memory, Iterable) else (memory,)
+    for each in memories:
+        if not isinstance(each, Memory):
+            raise InputError(f"memory is a {type(each).__name__}; give a Memory, such as Memory.load returns")
     if not memories:
         raise InputError("there is no memory to attach: give one, or a list of them")
     for number, other in enumerate(memories[1:], 2):
@@ -208,6 +212,7 @@ def _write(
 def _checked(model: PreTrainedModel, memory: Memory | Sequence[Memory], start: int, verify: bool) -> tuple[Memory, ...]:
     """The memories, if ``model`` can read them from ``start`` on and, to ``verify``, is the one they belong to."""
     check_model(model)
+    check("start", start, int)
     memories = stack_of(memory)
     for each in memories:
         check_memory(model, each)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import ChatFormat
 from .errors import InputError
+from .values import check
 from .window import check_window
 
 
@@ -48,6 +49,7 @@ def build_context(
         raise InputError(
             f"ratio is {ratio}; it must be a number of at least 1 (16 means one buffer token for 16 tokens of text)"
         )
+    check("text", text, str)
     if not text.strip():
         raise InputError("the text is empty")
     check_tokenizer(model, tokenizer)

@@ -10,6 +10,7 @@ from .attach import attach
 from .chat import ChatFormat
 from .generate import generate_after
 from .memory import Memory
+from .values import check, require
 from .wrappers import plain_model
 
 
@@ -44,8 +45,13 @@ class Conversation:
         """Answer ``message`` in the light of the memory and the turns so far; of several threads, one takes its turn.
 
         Raises:
-            InputError: the conversation would grow beyond the model's window; the turns so far stand.
+            InputError: the message is empty, or the conversation would grow beyond the model's window; the turns so far
+                stand.
         """
+        check("message", message, str)
+        require(bool(message.strip()), "message", message, "a question")
+        check("max_new_tokens", max_new_tokens, int)
+        require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
         with self._turn:
             return self._say(message, max_new_tokens)
 

@@ -22,6 +22,8 @@ FIXED: dict[str, Any] = {"use_cache": True, "return_dict_in_generate": False, "c
 CACHED_TOKENS = 1 << 15
 # With a filled cache, transformers' assisted decoding reads the placeholders too; a checkpoint may ask for it.
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
+# These count the cached tokens among what was said; max_new_tokens and min_new_tokens do not.
+COUNTING = ("min_length", "max_length")
 # Holds options of every kind, which those of a question would override one by one.
 CONFIG = "generation_config"
 
@@ -83,7 +85,8 @@ def generate_after(
     # A checkpoint's own penalties would count the placeholders for the cached tokens, and not these tokens.
     greedy: dict[str, Any] = {
         "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0,
-        "no_repeat_ngram_size": 0, **dict.fromkeys(ASSISTED),
+        "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0,
+        **dict.fromkeys((*ASSISTED, *COUNTING, "stop_strings", "dola_layers", "token_healing")),
     }  # fmt: skip
     options = greedy | {"pad_token_id": end, "eos_token_id": sorted(ends)} | options
     if not options["do_sample"]:
@@ -148,7 +151,7 @@ def answer_queries(
 def _check_options(options: dict[str, Any]) -> None:
     if options.get(CONFIG) is not None:
         raise InputError(f"{CONFIG} cannot be given: give the options that it holds by their names")
-    refused = [name for name in ASSISTED if options.get(name) is not None]
+    refused = [name for name in (*ASSISTED, *COUNTING) if options.get(name) is not None]
     refused += [name for name, value in FIXED.items() if options.get(name, value) != value]
     if refused:
         raise InputError(

@@ -10,6 +10,7 @@ from weakref import WeakSet
 import torch
 from transformers import PreTrainedModel
 
+from .errors import InputError
 from .shards import is_sharded
 
 # Copies are private already: none is copied again.
@@ -25,6 +26,9 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     Returns:
         The copy; the model itself if it is a copy already, or if its weights are sharded: their collective operations
         belong to its very modules.
+
+    Raises:
+        InputError: the model's forward was replaced by a function that runs the model and not the copy.
     """
     if model in _COPIES or is_sharded(model):
         return model
@@ -32,6 +36,8 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(parameter): _without_gradient(parameter) for parameter in model.parameters()}
     copied = copy.deepcopy(model, shared).eval()
+    for original, module in zip(model.modules(), copied.modules(), strict=True):
+        _keep_to_itself(original, module)
     _COPIES.add(copied)
     return copied
 
@@ -39,6 +45,21 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
 def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
     """The model itself if all of it is in eval mode, else a copy that is."""
     return share_weights(model) if any(module.training for module in model.modules()) else model
+
+
+def _keep_to_itself(original: torch.nn.Module, module: torch.nn.Module) -> None:
+    """Let a copied module's forward run the copy: a function is not copied with the module that it runs."""
+    forward = vars(module).get("forward")
+    if forward is None or forward is not vars(original)["forward"]:
+        return
+    if hasattr(forward, "_torchdynamo_orig_callable"):
+        # What torch.compile made of it computes the same.
+        del module.forward
+    elif isinstance(original, PreTrainedModel):
+        raise InputError(
+            f"the forward of {type(original).__name__} was replaced by a function: take that off, or register it as a "
+            "forward hook"
+        )
 
 
 def _without_gradient(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

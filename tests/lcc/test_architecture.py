@@ -360,3 +360,19 @@ def test_longrope_is_probed_on_one_side_of_its_change():
     turn = model.config.rope_parameters["original_max_position_embeddings"]
     assert turn < model.config.max_position_embeddings
     assert max(Probed.of(model).starts) == turn // 2
+
+
+def test_a_patched_module_is_probed_anew():
+    """Of one config and one set of weights: a hook, or a forward of its own, may make a layer another one."""
+    plain, patched = (tiny_model("llama") for _ in range(2))
+    check_architecture(plain)
+
+    def without_positions(module, args, kwargs):
+        cos, sin = kwargs["position_embeddings"]
+        return args, kwargs | {"position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+
+    hook = patched.model.layers[1].self_attn.register_forward_pre_hook(without_positions, with_kwargs=True)
+    with pytest.raises(lcc.InputError, match=TURN):
+        check_architecture(patched)
+    hook.remove()
+    check_architecture(patched)

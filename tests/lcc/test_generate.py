@@ -143,6 +143,10 @@ OWN_DECODING = [
     {"use_cache": False},
     {"repetition_penalty": 3.0},
     {"no_repeat_ngram_size": 1},
+    {"encoder_no_repeat_ngram_size": 1},
+    {"encoder_repetition_penalty": 3.0},
+    {"min_length": 500},
+    {"stop_strings": ["a"]},
     {"num_beams": 2},
     {"do_sample": True, "temperature": 9.0},
 ]
@@ -171,3 +175,47 @@ def test_assisted_decoding_is_refused_everywhere(llama, tokenizer, memory, name)
     inputs = lcc.prompt(llama, tokenizer, memory, QUESTIONS[:1])
     with pytest.raises(lcc.InputError, match="assisted decoding"):
         llama.generate(**inputs, past_key_values=lcc.attach(llama, memory), max_new_tokens=4, **options)
+
+
+@pytest.mark.parametrize("option", ["min_length", "max_length"])
+def test_options_that_count_cached_tokens_are_refused(llama, tokenizer, memory, option):
+    with pytest.raises(lcc.InputError, match=f"{option}=5 cannot be given"):
+        lcc.ask(llama, tokenizer, memory, QUESTIONS, **{option: 5})
+
+
+WRONG = {
+    "questions of None": lambda m, t, y: lcc.ask(m, t, y, [None]),
+    "questions of bytes": lambda m, t, y: lcc.ask(m, t, y, [b"Who?"]),
+    "no list": lambda m, t, y: lcc.ask(m, t, y, None),
+    "half a character": lambda m, t, y: lcc.ask(m, t, y, ["Who? \ud800"]),
+    "no tokens": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], max_new_tokens=0),
+    "tokens as text": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], max_new_tokens="5"),
+    "half a batch": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], batch=1.5),
+    "no memory": lambda m, t, y: lcc.ask(m, t, None, ["Who?"]),
+    "a path for a memory": lambda m, t, y: lcc.attach(m, "doc.lcc.safetensors"),
+    "half a position": lambda m, t, y: lcc.attach(m, y, start=1.5),
+    "a position as tensor": lambda m, t, y: lcc.attach(m, y, start=torch.tensor(3)),
+    "prompt of a number": lambda m, t, y: lcc.prompt(m, t, y, [3]),
+    "prompt at text": lambda m, t, y: lcc.prompt(m, t, y, ["Who?"], start="3"),
+    "nothing said": lambda m, t, y: Conversation(m, t, y).say("  "),
+    "a number said": lambda m, t, y: Conversation(m, t, y).say(3),
+    "text of None": lambda m, t, y: lcc.compile(m, t, None, progress=False),
+    "text of bytes": lambda m, t, y: lcc.compile(m, t, b"Mara lives in Tarn.", progress=False),
+    "plan of a list": lambda m, t, y: lcc.plan(m, t, ["Mara"]),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_values_of_wrong_types_are_refused_by_name(llama, tokenizer, memory, name):
+    with pytest.raises(lcc.InputError):
+        WRONG[name](llama, tokenizer, memory)
+
+
+def test_a_conversation_goes_on_outside_of_inference_mode(llama, tokenizer, memory):
+    talk, alone = Conversation(llama, tokenizer, memory), Conversation(llama, tokenizer, memory)
+    expected = [alone.say(question, 4) for question in (*QUESTIONS, *QUESTIONS)]
+    said = []
+    for number, question in enumerate((*QUESTIONS, *QUESTIONS)):
+        with torch.inference_mode(number % 2 == 1):
+            said.append(talk.say(question, 4))
+    assert said == expected

@@ -67,6 +67,27 @@ def test_offloaded_weights_are_shared_too():
     assert held[0] is held[1]
 
 
+def test_a_compiled_forward_stays_the_models_own(llama, tokenizer, text, fast):
+    """``model.forward = torch.compile(model.forward)`` is what many do: the copy computes the same without it."""
+    memory = lcc.compile(llama, tokenizer, text, **fast)
+    expected = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=4)
+    llama.forward = torch.compile(llama.forward, backend="eager")
+    assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=4) == expected
+    assert torch.equal(lcc.compile(llama, tokenizer, text, **fast).kv.keys, memory.kv.keys)
+    assert "forward" in vars(llama)
+
+
+def test_a_forward_that_runs_another_model_is_refused(llama, tokenizer, text, fast):
+    own = llama.forward
+
+    def forward(*arguments, **options):
+        return own(*arguments, **options)
+
+    llama.forward = forward
+    with pytest.raises(lcc.InputError, match=r"forward of LlamaForCausalLM was replaced by a function: take that off"):
+        lcc.compile(llama, tokenizer, text, **fast)
+
+
 def dropping(model: torch.nn.Module) -> torch.nn.Module:
     """The model in train mode, with dropout in its attention."""
     for module in model.train().modules():
