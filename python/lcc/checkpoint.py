@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -37,6 +38,10 @@ NOT_OF_SURROGATE = {
     "loss", "coupled", "engine", "gradient_checkpointing", "encode_chunk", "torch_compile", "teacher_gigabytes",
 }  # fmt: skip
 STREAM_WEIGHTS = ("general_weight", "self_study_weight")
+# Names that a checkpoint's files have, and what their metadata always holds.
+_FILE = re.compile(f"({STATE_FILE}|{SURROGATE_FILE}(-[0-9a-f]{{16}})?)\\.safetensors")
+_PARTIAL_FILE = re.compile(f"\\.{_FILE.pattern}\\.[0-9a-f]{{8}}\\{PARTIAL}")
+_IDENTITY = "identity"
 # In the metadata of a state: the run went on from it and diverged.
 DIVERGED = "diverged"
 # Tensors on the CPU, and JSON-ready metadata.
@@ -229,8 +234,11 @@ def remove_checkpoint(folder: str | os.PathLike) -> None:
         for tried in path.glob(f"{RATIO_FOLDER}*"):
             if not tried.is_symlink():
                 remove_checkpoint(tried)
-        for name in (f"{SURROGATE_FILE}*", STATE_FILE):
-            for file in (*path.glob(f"{name}.safetensors"), *path.glob(f".{name}.safetensors.*{PARTIAL}")):
+        for file in path.glob(".*") if path.is_dir() else ():
+            if _PARTIAL_FILE.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+        for file in path.glob("*.safetensors"):
+            if _FILE.fullmatch(file.name) and (file.is_symlink() or _IDENTITY in read_metadata(file)):
                 file.unlink(missing_ok=True)
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

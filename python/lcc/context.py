@@ -11,7 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .chat import ChatFormat
 from .errors import InputError
 from .values import check
-from .window import check_window
+from .window import check_window, window_of
+
+# So many times the characters of the longest token are one token at least, whatever white space is dropped.
+SPARE = 8
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def build_context(
     if not text.strip():
         raise InputError("the text is empty")
     check_tokenizer(model, tokenizer)
+    _check_length(model, tokenizer, text)
     chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
     prefix, ids = chat.prefix_ids, chat.ids(text)
     buffer = math.ceil(len(ids) / ratio)
@@ -65,6 +69,20 @@ def build_context(
     what = f"{len(ids)} tokens of text, read and repeated,"
     check_window(model, needed, what, "split the text, or take a model with a longer window")
     return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
+
+
+def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Refuse what cannot fit, however long its tokens: a tokenizer that has begun heeds no interrupt.
+
+    Raises:
+        InputError: the text has more characters than the window has room for.
+    """
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    if len(text) > SPARE * longest * window_of(model):
+        raise InputError(
+            f"the text has {len(text)} characters, too many for a window of {window_of(model)} tokens: split the text, "
+            "or take a model with a longer window"
+        )
 
 
 def text_digest(text: str) -> str:

@@ -25,12 +25,12 @@ from .errors import InputError, LCCError, MemoryFileError, TargetError
 from .fingerprint import fingerprint
 from .finished import Wanted, is_done, memory_output
 from .memory import Memory
-from .outputs import Output, check_folder, input_paths, make_folder, os_errors, remove_partial
+from .outputs import MEMORY_SUFFIX, Output, check_folder, input_paths, make_folder, os_errors, remove_partial
 from .progress import Reporter, reporting
 from .queries import reread
 from .utf8 import read_file
 
-SUFFIX = ".lcc.safetensors"
+SUFFIX = MEMORY_SUFFIX
 
 
 @dataclass(frozen=True)

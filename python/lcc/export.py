@@ -22,6 +22,7 @@ from .outputs import Output, check_folder, make_folder, os_errors, remove_partia
 from .wrappers import plain_model
 
 CACHE_FORMAT, CARTRIDGE_FORMAT = "lcc-cache-1", "lcc-cartridge-1"
+MODEL_CONFIG = "config.json"
 # The file with the tensors of each target, and its format.
 TENSORS = {
     "cartridge": ("adapter_model.safetensors", CARTRIDGE_FORMAT),
@@ -84,6 +85,10 @@ def export_files(
     if to == "cartridge":
         files.append(replace(files[0], path=folder / CONFIG_NAME, ours=_beside_our_tensors))
     check_folder(folder)
+    if (folder / MODEL_CONFIG).exists():
+        raise MemoryFileError(
+            f"the folder {folder} holds a model, which an adapter beside it would change: name another"
+        )
     if folder.is_dir():
         for file in files:
             file.check()

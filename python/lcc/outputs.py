@@ -17,6 +17,7 @@ from pathlib import Path
 from .errors import MemoryFileError, MismatchError
 
 PARTIAL = ".partial"
+MEMORY_SUFFIX = ".lcc.safetensors"
 KINDS = {
     stat.S_IFREG: "a file",
     stat.S_IFDIR: "a folder",
@@ -96,6 +97,13 @@ def input_paths(*sources: object) -> tuple[Path, ...]:
     return tuple(Path("/dev/stdin" if name == "-" else name) for name in names)
 
 
+def model_paths(model: str | None) -> tuple[Path, ...]:
+    """The files of a model folder, as ``Output.inputs``; none of a hub name. Memories beside them are no part of it."""
+    if model is None or not os.path.isdir(model):
+        return ()
+    return tuple(path for path in Path(model).iterdir() if path.is_file() and not path.name.endswith(MEMORY_SUFFIX))
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a file at ``path``, or nothing.
 
@@ -137,7 +145,7 @@ def make_folder(folder: Path) -> None:
 
 def names_folder(given: str) -> bool:
     """Whether ``given`` names a folder: one that is there, or one to make, which a slash at its end says."""
-    return os.path.basename(given) in ("", os.curdir, os.pardir) or os.path.isdir(given)
+    return bool(given) and (os.path.basename(given) in ("", os.curdir, os.pardir) or os.path.isdir(given))
 
 
 def place(given: str, name: str) -> Path:

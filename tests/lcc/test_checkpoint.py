@@ -94,3 +94,16 @@ def test_a_run_that_ends_in_nan_has_diverged(what, job, tmp_path):
         job(checkpoint=tmp_path / "run", **rate)
     calm = {**rate, "learning_rate": 1e-3}
     assert same(job(checkpoint=tmp_path / "run", **calm), job(**calm))
+
+
+def test_files_of_others_in_the_folder_stay(job, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "ratio-mine").mkdir(parents=True)
+    others = [
+        "surrogate-mine.safetensors", "notes.txt", ".state.safetensors.mine.partial", "ratio-mine/state.safetensors",
+        "ratio-mine/surrogate.safetensors",
+    ]  # fmt: skip
+    for name in others:
+        (folder / name).write_bytes(b"the only copy")
+    job(checkpoint=folder)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == sorted(others)

@@ -114,3 +114,9 @@ def test_queries(tmp_path):
         load_queries(path)
     with pytest.raises(lcc.InputError, match="no file"):
         load_queries(tmp_path / "absent.jsonl")
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(llama, tokenizer, monkeypatch):
+    """A tokenizer that has begun heeds no interrupt."""
+    monkeypatch.setattr(ChatFormat, "ids", lambda *_: pytest.fail("it is tokenised"))
+    refuse(llama, tokenizer, "Mara lives in Tarn. " * 100_000, "2000000 characters, too many for a window of 1024")

@@ -122,7 +122,6 @@ def test_damaged_files(name, content, message, folder):
         ({"num_attention_heads": "four"}, "num_attention_heads.*expected int, got str"),
         ({"num_attention_heads": 0}, "ZeroDivisionError"),
         ({"hidden_act": "nope"}, "KeyError: 'nope'"),
-        ({"attn_implementation": "somebody/kernel"}, "kernels"),
         ({"quantization_config": "nope"}, "AttributeError"),
     ],
 )
@@ -141,3 +140,15 @@ def test_parts_that_are_missing(folder, tmp_path):
         refused(absent, "there is no folder")
     for empty in ("", " "):
         refused(empty, "the name of the model is empty")
+
+
+def test_attention_kernels_that_a_config_names_are_not_fetched(folder):
+    configured(folder, attn_implementation="kernels-community/flash-attn2")
+    model, _ = load_model(str(folder))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused(folder):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": "abc"}))
+    refused(folder, "cannot load the model")

@@ -18,7 +18,7 @@ from lcc.cli import load
 from lcc.errors import MemoryFileError, MismatchError
 from lcc.export import TENSORS
 from lcc.files import ours, write_tensors
-from lcc.outputs import Output, input_paths, make_folder, names_folder, write_bytes
+from lcc.outputs import Output, input_paths, make_folder, model_paths, names_folder, write_bytes
 from lcc.quantize import quantized_output
 from tests.lcc.plain import plain_memory
 
@@ -271,3 +271,30 @@ def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
         make_folder(tmp_path / "locked")
     with pytest.raises(MemoryFileError, match="read-only"):
         Output(tmp_path / "locked" / "file").check()
+
+
+def test_a_models_own_files_are_inputs(commands, memory, llama, tokenizer, tmp_path):
+    """Whatever the command reads is never replaced, the model's folder included; a memory may lie beside the model."""
+    model = tmp_path / "model"
+    llama.save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    files = {path: path.read_bytes() for path in model.iterdir()}
+    path = str(tmp_path / "memory.lcc.safetensors")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        for command in (["compile", str(tmp_path / "text.txt")], ["quantize", path]):
+            said = run([*command, "-o", str(model / name), "--model", str(model)], 4, "--force")
+            assert "read by this very command" in " ".join(said.split())
+    for target in TENSORS:
+        run(["export", path, "--to", target, "-o", str(model), "--model", str(model)], 4, "--force")
+    assert {path: path.read_bytes() for path in model.iterdir()} == files
+    memory.save(model / "m.lcc.safetensors")
+    assert model / "m.lcc.safetensors" not in model_paths(str(model))
+    assert model_paths("owner/name") == model_paths(None) == ()
+
+
+def test_an_empty_name_is_none(commands, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    run(["compile", str(tmp_path / "text.txt"), "-o", ""], 2)
+    run(["quantize", str(tmp_path / "memory.lcc.safetensors"), "-o", ""], 4)
+    assert sorted(tmp_path.iterdir()) == before

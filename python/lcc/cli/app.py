@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..outputs import input_paths, place
+from ..outputs import input_paths, model_paths, place
 from ..settings import make_settings
 from ..terminal import Terminal, plain, shown, shown_lines
 from ..utf8 import check_arguments, check_text, prepare_streams
@@ -223,7 +223,8 @@ def quantize(
 
     stored = Memory.load(memory)
     check_request(stored, dtype, answers)
-    target = quantized_output(place(output, memory.name), stored, input_paths(memory, queries), force)
+    inputs = (*input_paths(memory, queries), *model_paths(model))
+    target = quantized_output(place(output, memory.name), stored, inputs, force)
     target.check()
     quantized = stored.quantize(dtype, *load_model(model), queries=queries, answers=answers)
     quantized.save(target)
@@ -248,7 +249,7 @@ def export(
     from .load import load_model
 
     stored = Memory.load(memory)
-    inputs = input_paths(memory)
+    inputs = (*input_paths(memory), *model_paths(model))
     export_files(output, to, force, inputs)
     loaded, tokenizer = load_model(model)
     stored.verify(loaded, tokenizer)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, MemoryFileError, TargetError
-from ..outputs import check_folder, input_paths, names_folder
+from ..outputs import check_folder, input_paths, model_paths, names_folder
 from ..settings import AUTO
 from ..terminal import Terminal, shown
 from ..utf8 import read_file
@@ -84,7 +84,7 @@ def compile_command(
         _plan(texts, model, options, as_json)
         return
     options |= {"certify": certify, "questions": questions, "target": target}
-    if output is None:
+    if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):
         _compile_folder(texts, Path(output), model, options | {"force": force}, ray, as_json)
@@ -105,7 +105,8 @@ def _compile_one(
     from .show import show_memory
 
     document = read_file(text)
-    output = memory_output(path, document, input_paths(text, options["queries"], options["questions"]), force)
+    inputs = (*input_paths(text, options["queries"], options["questions"]), *model_paths(model))
+    output = memory_output(path, document, inputs, force)
     output.check()
     with launched() as (ranks, place):
         loaded = load_model(model, place)

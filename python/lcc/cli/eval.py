@@ -29,6 +29,8 @@ from .options import (
 if TYPE_CHECKING:
     from ..evaluation import Example, Judge, Line, Method
 
+# More than anybody waits for.
+MOST_TEXTS = 100_000
 METHODS = ("full_text", "no_text", "memory")
 
 
@@ -44,13 +46,13 @@ def eval_command(
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for answers, memories and results.")],
-    texts: Annotated[int, typer.Option(help="Texts drawn from each source.")] = 5,
+    texts: Annotated[int, typer.Option(min=1, max=MOST_TEXTS, help="Texts drawn from each source.")] = 5,
     words: Annotated[list[int] | None, typer.Option(help="Length of generated texts; repeatable.")] = None,
     longest: Annotated[int | None, typer.Option(help="Leave out texts with more tokens.")] = None,
     general: Annotated[
         str, typer.Option(help="Queries beside each text: general (generated), gpqa, alpaca, or as SOURCE.")
     ] = "general",
-    general_count: Annotated[int, typer.Option(min=0, help="How many of them; 0 for none.")] = 30,
+    general_count: Annotated[int, typer.Option(min=0, max=MOST_TEXTS, help="How many of them; 0 for none.")] = 30,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
     metric: Annotated[
         str | None, typer.Option(help="exact_match, f1, rouge_l, string_match, string_match_any or judge for all.")

@@ -25,7 +25,8 @@ NAMED = 3
 def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model, where ``place`` puts it or on a GPU if there is one, and its tokenizer.
 
-    Its weights are safetensors, all of them and no others, and its code is transformers' own.
+    Its weights are safetensors, all of them and no others, and its code is transformers' own: no attention kernel that
+    its config names is fetched.
 
     Raises:
         InputError: ``name`` is no model folder and no hub name that can be reached, or its files cannot be used.
@@ -39,8 +40,9 @@ def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrained
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True, attn_implementation="sdpa",
         )  # fmt: skip
+        tokenizer("Is it a tokenizer that can be used?")
     except Exception as error:
         # What stands in a folder's files can raise nearly anything inside transformers, tokenizers and safetensors.
         raise InputError(f"cannot load the model {source}: {_reason(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import http.client
 import ipaddress
 import re
@@ -74,10 +75,12 @@ def read_key(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LONGEST_KEY + 1)
     except OSError as error:
-        raise InputError(f"cannot read the key file {path}: {error.strerror}") from None
+        # Who gives the key in the file's place is not to read it in a log.
+        raise InputError(f"cannot read the key file: {error.strerror}") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
     lines = [line.strip() for line in content.decode("latin-1").splitlines() if line.strip()]
     if len(lines) != 1 or len(content) > LONGEST_KEY or not PRINTABLE.fullmatch(lines[0]):
-        raise InputError(f"the key file {path} {ONE_LINE}")
+        raise InputError(f"the key file {ONE_LINE}")
     return lines[0]
 
 

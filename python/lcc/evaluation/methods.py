@@ -18,7 +18,9 @@ from ..attach import attach
 from ..chat import ChatFormat, Query, turns_of
 from ..checkpoint import remove_checkpoint
 from ..compile import compile
+from ..context import text_digest
 from ..encode import WriterFactory, lora_compiler
+from ..errors import MismatchError
 from ..fingerprint import fingerprint
 from ..generate import answer_queries
 from ..kv import KV
@@ -160,9 +162,10 @@ class CompiledMemory(Reading):
 
         Raises:
             InputError: the context cannot be compiled.
+            MismatchError: the folder holds the memory of another text or model under this one's name.
         """
         memory = self.memory(context)
-        visible = attach(self.model, memory, verify=False).read()
+        visible = attach(self.model, memory).read()
         chat = ChatFormat.of(self.tokenizer, date=memory.date)
         texts = answer_after(self.model, chat, visible, examples, self.batch)
         seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
@@ -188,7 +191,10 @@ class CompiledMemory(Reading):
             )
             memory.save(path)
             remove_checkpoint(checkpoint)
-        return Memory.load(path)
+        memory = Memory.load(path)
+        if memory.source_sha256 != text_digest(context):
+            raise MismatchError(f"{path} is the memory of another text: delete it, and it is compiled again")
+        return memory
 
 
 def last_questions(queries: Iterable[Query]) -> frozenset[str]:

@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 import lcc
 from lcc.chat import ChatFormat
 from lcc.cli import app as cli
-from lcc.errors import InputError
+from lcc.errors import InputError, MismatchError
 from lcc.evaluation import CompiledMemory, Example, FullText, NoText
 from lcc.evaluation.methods import answer_after, query_ids
 from lcc.evaluation.suites import suite
+from lcc.memory import Memory
 from lcc.models.exam import answer, read_chat
 from lcc.settings import make_settings
 
@@ -87,6 +88,16 @@ def test_memories_are_compiled_once(llama, tokenizer, text, fast, tmp_path, monk
     assert CompiledMemory(llama, tokenizer, tmp_path / "memories", settings).answer(text, [example]) == first
     with pytest.raises(pytest.fail.Exception):
         CompiledMemory(llama, tokenizer, tmp_path / "memories", replace(settings, seed=9)).answer(text, [example])
+
+
+def test_the_memory_of_another_text_is_refused(llama, tokenizer, text, fast, tmp_path):
+    settings = make_settings(**{name: value for name, value in fast.items() if name != "progress"})
+    method = CompiledMemory(llama, tokenizer, tmp_path, settings)
+    method.memory(text)
+    (path,) = tmp_path.glob("*.safetensors")
+    replace(Memory.load(path), source_sha256="ab").save(path)
+    with pytest.raises(MismatchError, match="memory of another text: delete it"):
+        method.answer(text, [Example(text, "Who?", ("x",), max_new_tokens=2)])
 
 
 def test_identities_say_what_answers_depend_on(llama, tokenizer, tmp_path):
