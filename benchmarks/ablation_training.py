@@ -13,7 +13,7 @@ import torch
 from benchmarks.ablation_points import Plan
 from benchmarks.fidelity_study import digest, load
 from lcc.checkpoint import Checkpoint, identity
-from lcc.compile import seeded, surrogate_data
+from lcc.compile import surrogate_data
 from lcc.context import build_context
 from lcc.encode import Compiler, lora_compiler
 from lcc.evaluation import Answers, Example, answer_after
@@ -22,6 +22,7 @@ from lcc.files import read_tensors, write_tensors
 from lcc.fingerprint import fingerprint
 from lcc.optimize import Optimization
 from lcc.progress import Reporter
+from lcc.random_state import seeded
 from lcc.readers import Reader
 from lcc.settings import CompileSettings
 from lcc.surrogate import REPEAT_REQUEST, Surrogate

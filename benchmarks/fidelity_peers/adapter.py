@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from lcc.compile import seeded
 from lcc.context import build_context
 from lcc.encode import LoraWriter, lora_model, read_text
 from lcc.evaluation import Answers, Example, answer_after
 from lcc.kv import KV
+from lcc.random_state import seeded
 from lcc.settings import CompileSettings
 
 from .workbench import Options, PeerMethod, Workbench

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,16 +26,16 @@ from .kv import KV
 from .memory import Memory
 from .model_copy import share_weights
 from .optimize import Optimization
+from .precision import autocast
 from .progress import Reporter, reporting
 from .queries import load_queries, reread
+from .random_state import seeded
 from .settings import AUTO, MOST, CompileSettings, make_settings
 from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
 from .values import require
 from .weights import loaded_model
-
-_SEEDED = threading.RLock()
 
 if TYPE_CHECKING:
     from .certificate import Questions
@@ -298,28 +297,3 @@ def _check_trainable(model: PreTrainedModel) -> None:
     """
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise InputError("the model was loaded inside torch.inference_mode: load it outside, compile trains through it")
-
-
-@contextmanager
-def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Seed torch inside the block and give the caller's random state back after it.
-
-    torch's random state belongs to the process: one thread is inside at a time.
-    """
-    devices = [model.device] if model.device.type == "cuda" else []
-    with _SEEDED, torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
-    """bfloat16 where asked for, or where the device has it in hardware."""
-    device = model.device.type
-    # torch cannot cast float16 weights to bfloat16 wherever autocast wants to.
-    half = model.dtype == torch.float16
-    if half and settings.precision == "bfloat16":
-        raise InputError("precision is bfloat16 but the model is float16: leave precision out, or load it in bfloat16")
-    wanted = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and not half and device == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()

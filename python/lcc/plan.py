@@ -15,13 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import lcc_kernels as lk
 
 from .architecture import check_architecture
-from .compile import seeded
 from .context import Context, build_context
 from .encode import Compiler, lora_model
 from .flops import StepFlops, step_flops
 from .model_copy import share_weights
 from .probe import Probe, probe, step_queries
 from .queries import load_queries
+from .random_state import seeded
 from .settings import CompileSettings, make_settings
 from .step_memory import CHUNK, HEADROOM, available_bytes, fit, step_memory
 from .surrogate import REPEAT_REQUEST

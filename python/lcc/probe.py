@@ -18,11 +18,12 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
 from .chat import Query
-from .compile import autocast, seeded
 from .context import Context
 from .encode import Compiler, lora_model, read_text
 from .kv import KV
 from .objective import step_loss
+from .precision import autocast
+from .random_state import seeded
 from .self_study import ask_questions, text_pieces
 from .settings import CompileSettings
 from .surrogate import Surrogate, build_surrogate
