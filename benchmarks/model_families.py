@@ -80,7 +80,7 @@ class Family:
         # Of the experts' implementations, this one runs in float64.
         config._experts_implementation = "eager"
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_config(config).to(dtype).eval()
+        model = kind.from_config(config, trust_remote_code=False).to(dtype).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if parameter.ndim == 1 else 0.0))

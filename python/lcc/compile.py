@@ -130,7 +130,9 @@ def compile(
         raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
     chat = context.chat
     same = identity(chosen, context.sha256, print_of, asked) | {"writer": writer.__name__}
-    same |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
+    if chat.date is not None:
+        # What the template writes on another day is another chat, and the tokenizer's fingerprint is the same.
+        same |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
     ranks.require_same(same)
     store = Checkpoint(Path(checkpoint), same, ranks, restart, chat.date) if checkpoint is not None else None
     shared = Checkpoint.shared(Path(surrogates), same, ranks, restart) if surrogates is not None else None

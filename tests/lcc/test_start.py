@@ -68,6 +68,8 @@ def test_the_version_of_a_tree_that_is_not_installed():
 
 INTERRUPTING = """
 import signal, sys
+# A job in the background is started without.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Finder:
     def find_spec(name, *_):
         if name == NAME:

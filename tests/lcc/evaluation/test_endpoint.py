@@ -97,10 +97,18 @@ def test_all_attempts_together_end(server):
     assert time.monotonic() - began < PATIENT
 
 
+@pytest.fixture
+def interruptible():
+    """A job in the background is started with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(
     "ask", [lambda judge: judge.verdict(EXAMPLE, "x"), lambda judge: [*judge.verdicts([(EXAMPLE, "x")] * 9)]]
 )
-def test_an_interrupt_is_heeded_while_the_judge_hangs(ask, server):
+def test_an_interrupt_is_heeded_while_the_judge_hangs(ask, server, interruptible):
     server.pieces, server.pause = [b""], 60.0
     before = set(threading.enumerate())
     interrupting = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
