@@ -34,7 +34,7 @@ from .settings import AUTO, MOST, CompileSettings, make_settings
 from .shards import is_sharded
 from .step_memory import available_bytes, fit
 from .surrogate import Surrogate, build_surrogate
-from .values import require
+from .values import check, require
 from .weights import loaded_model
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def compile(
     # It builds on lcc.evaluation, which builds on this file.
     from . import certificate
 
-    require(checkpoint_every in range(1, MOST), "checkpoint_every", checkpoint_every, "a whole number of at least 1")
+    check("checkpoint_every", checkpoint_every, int)
+    require(1 <= checkpoint_every <= MOST, "checkpoint_every", checkpoint_every, "at least 1")
     if not certify and questions is not None:
         raise InputError("questions are for the certificate: leave certify on, or leave them out")
     if settings.get("ratio") == AUTO:
@@ -117,7 +118,6 @@ def compile(
     ranks = Ranks.of_group() if distributed else ALONE
     model = loaded_model(model)
     check_architecture(model)
-    _check_trainable(model)
     model = share_weights(model)
     date = None if checkpoint is None else ranks.from_main(lambda: begun_on(checkpoint))
     context = build_context(
@@ -289,13 +289,3 @@ def _memory(
         date=context.chat.date,
     )
     return memory.to(model.device, model.dtype)
-
-
-def _check_trainable(model: PreTrainedModel) -> None:
-    """Refuse weights that no gradient can flow through.
-
-    Raises:
-        InputError: the model was made inside ``torch.inference_mode``.
-    """
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise InputError("the model was loaded inside torch.inference_mode: load it outside, compile trains through it")

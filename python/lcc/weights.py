@@ -40,10 +40,14 @@ def loaded_model(model: torch.nn.Module) -> PreTrainedModel:
     """``plain_model``, where all of its weights are loaded, as a backward pass through them needs it.
 
     Raises:
-        InputError: what ``plain_model`` refuses; a weight that is offloaded.
+        InputError: what ``plain_model`` refuses; a weight that is offloaded, or was made in inference mode.
     """
     plain = plain_model(model)
     for name, parameter in plain.named_parameters():
+        if parameter.is_inference():
+            raise InputError(
+                "the model was loaded inside torch.inference_mode: load it outside, compile trains through it"
+            )
         if parameter.device.type == "meta":
             raise InputError(
                 f"{name} is offloaded, and compile needs all weights on one device: load the model without "
