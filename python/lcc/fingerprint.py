@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import fields
 from functools import lru_cache
@@ -21,6 +22,8 @@ RUN_TIME_KEYS = frozenset({
     "transformers_version", "architectures", "auto_map", "dtype", "torch_dtype", "output_hidden_states",
     "output_attentions", "return_dict", "use_cache", "chunk_size_feed_forward", "id2label", "label2id", "num_labels",
     "problem_type", "tokenizer_class", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id",
+    "sep_token_id", "torchscript", "finetuning_task", "task_specific_params", "keys_to_ignore_at_inference",
+    "model_max_length", "gradient_checkpointing", "license", "unsloth_version",
 })  # fmt: skip
 GENERATION_KEYS = frozenset(GenerationConfig().to_dict())
 # Of bitsandbytes' settings, those that the weights do not show.
@@ -97,7 +100,8 @@ def computed_config(config: PreTrainedConfig) -> dict[str, Any]:
     """What ``config`` says about what the model computes; fields that are not known to say nothing count."""
     content = config.to_dict()
     # A key of generation configs may be what another architecture calls something of its own.
-    ignored = RUN_TIME_KEYS | (GENERATION_KEYS - {field.name for field in fields(config)})
+    own = {field.name for field in fields(config)} | inspect.signature(type(config).__init__).parameters.keys()
+    ignored = RUN_TIME_KEYS | (GENERATION_KEYS - own)
     stored = content.get("quantization_config") or {}
     if stored.get("quant_method") == "bitsandbytes":
         content["quantization_config"] = {key: stored[key] for key in QUANTIZATION_KEYS & stored.keys()}

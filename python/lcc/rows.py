@@ -9,7 +9,7 @@ from pathlib import Path
 from .errors import InputError
 from .safe_json import JSONError, parse_json
 from .terminal import first_line
-from .utf8 import STANDARD_INPUT, read_file
+from .utf8 import MARK, STANDARD_INPUT, read_file
 
 
 def load_rows(source: str, split: str = "train", config: str | None = None) -> list[dict]:
@@ -49,7 +49,9 @@ def read_jsonl(content: str, name: str) -> list[dict]:
         InputError: a line is not a JSON object; ``name`` says whose.
     """
     rows = []
-    for number, line in enumerate(content.split("\n"), 1):
+    # Files with a byte order mark that were joined have one in the middle.
+    lines = (line.removeprefix(MARK) for line in content.split("\n"))
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 row = parse_json(line)

@@ -115,7 +115,22 @@ THE_SAME = {
     "dropout": with_config(attention_dropout=0.1),
     "generation": with_config(temperature=0.7, max_length=7),
     "initialisation": with_config(initializer_range=0.5),
+    "notes of tools": with_config(torchscript=True, unsloth_version="2026", sep_token_id=3, model_max_length=9),
 }
+
+
+class Tempered(LlamaConfig):
+    """A config whose model computes with what generation configs have under the same name."""
+
+    def __init__(self, temperature=1.0, **options):
+        super().__init__(**options)
+        self.temperature = temperature
+
+
+def test_a_generation_options_name_may_be_an_architectures_own():
+    plain, own = (computed_config(kind(temperature=0.5)) for kind in (LlamaConfig, Tempered))
+    assert "temperature" not in plain
+    assert own["temperature"] == 0.5
 
 
 @pytest.mark.parametrize("name", THE_SAME)

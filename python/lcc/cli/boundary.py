@@ -16,7 +16,10 @@ from . import INTERRUPTED
 EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
 UNUSABLE, UNWRITABLE, NOT_READ = 2, 4, 141
 LONGEST_MESSAGE = 2000
-OUT_OF_MEMORY = "out of memory: see lcc compile --dry-run for what a text takes, or lower --set batch or encode_chunk"
+OUT_OF_MEMORY = (
+    "out of memory: lcc compile --dry-run says what a text takes; of a compilation, lower --set batch, rank or "
+    "encode_chunk"
+)
 TOO_DEEP = "the input is nested too deeply to be read: give one that is flatter"
 
 
