@@ -14,6 +14,8 @@ from .chat import ChatFormat
 from .errors import InputError
 from .kv import KV, SharedCache
 from .model_copy import share_weights, without_dropout
+from .terminal import first_line
+from .values import check, require
 from .window import check_window
 
 # A checkpoint may say otherwise; without a cache, generate would read the placeholders.
@@ -24,6 +26,10 @@ CACHED_TOKENS = 1 << 15
 ASSISTED = ("assistant_model", "assistant_early_exit", "prompt_lookup_num_tokens")
 # These count the cached tokens among what was said; max_new_tokens and min_new_tokens do not.
 COUNTING = ("min_length", "max_length")
+# What generate reads instead of, or beside, the cached tokens and the queries; code from the hub.
+INPUTS = (
+    "inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "custom_generate",
+)  # fmt: skip
 # Holds options of every kind, which those of a question would override one by one.
 CONFIG = "generation_config"
 
@@ -74,7 +80,7 @@ def generate_after(
 
     Raises:
         InputError: the answers might reach beyond the model's window, or a position where its rope is another one;
-            options that would read the placeholders.
+            options that would read the placeholders, or that generate refuses.
     """
     _check_options(options)
     ends = {end, *_end_tokens(model)}
@@ -97,7 +103,10 @@ def generate_after(
     shared = rows > 1 and supports_sharing(model)
     model = share_weights(model) if shared else without_dropout(model)
     with torch.no_grad(), sharing(model) if shared else nullcontext():
-        output = model.generate(**inputs, past_key_values=cache.follow(model), **options | FIXED)
+        try:
+            output = model.generate(**inputs, past_key_values=cache.follow(model), **options | FIXED)
+        except ValueError as error:
+            raise InputError(f"generate refuses: {first_line(error)}") from error
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
 
@@ -151,7 +160,10 @@ def answer_queries(
 def _check_options(options: dict[str, Any]) -> None:
     if options.get(CONFIG) is not None:
         raise InputError(f"{CONFIG} cannot be given: give the options that it holds by their names")
-    refused = [name for name in (*ASSISTED, *COUNTING) if options.get(name) is not None]
+    for name in ("num_beams", "num_return_sequences", "max_new_tokens"):
+        check(name, options.get(name, 1), int)
+        require(options.get(name, 1) >= 1, name, options.get(name), "at least 1")
+    refused = [name for name in (*ASSISTED, *COUNTING, *INPUTS) if options.get(name) is not None]
     refused += [name for name, value in FIXED.items() if options.get(name, value) != value]
     if refused:
         raise InputError(

@@ -20,6 +20,7 @@ from .model_copy import share_weights
 from .outputs import Output
 from .queries import load_queries
 from .readers import Reader, changed_share, kl_between
+from .values import check, require
 from .wrappers import plain_model
 
 # The dtype of each format, and its largest number.
@@ -81,8 +82,8 @@ def check_request(memory: Memory, dtype: str, answers: int) -> None:
     """
     if dtype not in FORMATS:
         raise InputError(f"unknown dtype {dtype!r}; there are {', '.join(FORMATS)}")
-    if answers < 1:
-        raise InputError(f"answers is {answers}; quantising is measured on at least 1")
+    check("answers", answers, int)
+    require(answers >= 1, "answers", answers, "at least 1: on them quantising is measured")
     if memory.quantized:
         raise InputError(f"the memory is {memory.dtype} already: quantise the float memory that it was made from")
 

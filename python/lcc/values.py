@@ -100,9 +100,9 @@ def described(kind: Any) -> str:
 
 
 def quoted(value: object) -> str:
-    """The beginning of a value, for an error."""
+    """The beginning of a value, for an error; halves of surrogate pairs, which no stream takes, are written out."""
     try:
-        text = str(value)
+        text = str(value).encode(errors="backslashreplace").decode()
     except (ValueError, RecursionError):
         text = f"a {type(value).__name__} too large to be printed"
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}…"

@@ -184,6 +184,13 @@ def test_options_that_count_cached_tokens_are_refused(llama, tokenizer, memory, 
 
 
 WRONG = {
+    "an unknown option": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], temprature=0.5),
+    "several answers of greedy decoding": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], num_return_sequences=2),
+    "no beams": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], num_beams=0),
+    "beams of None": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], num_beams=None),
+    "a cache of one's own": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], past_key_values=lcc.attach(m, y)),
+    "tokens of one's own": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], input_ids=torch.ones(1, 3)),
+    "code from the hub": lambda m, t, y: lcc.ask(m, t, y, ["Who?"], custom_generate="somebody/code"),
     "questions of None": lambda m, t, y: lcc.ask(m, t, y, [None]),
     "questions of bytes": lambda m, t, y: lcc.ask(m, t, y, [b"Who?"]),
     "no list": lambda m, t, y: lcc.ask(m, t, y, None),

@@ -155,3 +155,10 @@ def test_the_wrong_part_is_named(value, message):
 def test_anything_is_anything():
     check("it", object(), Any)
     assert parse("it", "a\nb", str) == "a\nb"
+
+
+def test_an_error_can_be_printed_whatever_it_quotes():
+    with pytest.raises(InputError) as refusal:
+        check("questions", ("Who? \ud800",), tuple[str, ...])
+    assert "\\ud800" in str(refusal.value)
+    assert str(refusal.value).encode()
