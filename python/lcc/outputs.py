@@ -205,7 +205,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 def remove_partial(path: str | os.PathLike) -> None:
     """Delete what writers of ``path`` that were killed have left beside it; nobody may be writing it now."""
     target = Path(path)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}{PARTIAL}"):
         # Another user's leavings do no harm.
         with suppress(PermissionError):
             left.unlink(missing_ok=True)

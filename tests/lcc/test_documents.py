@@ -167,8 +167,8 @@ def test_a_crash_leaves_the_queue_to_go_on_from(compile_all, compiled, monkeypat
 def test_leftovers_of_a_killed_writer_are_swept(compile_all, tmp_path):
     folder = tmp_path / "memories"
     (folder / "first.lcc.safetensors.checkpoint").mkdir(parents=True)
-    (folder / "first.lcc.safetensors.checkpoint" / ".state.safetensors.x1.partial").touch()
-    (folder / ".first.lcc.safetensors.x2.partial").touch()
+    (folder / "first.lcc.safetensors.checkpoint" / ".state.safetensors.0123abcd.partial").touch()
+    (folder / ".first.lcc.safetensors.89abcdef.partial").touch()
     (folder / ".first.lcc.safetensors.mine").touch()
     compile_all()
     names = {path.name for path in folder.iterdir()}
