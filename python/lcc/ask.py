@@ -98,7 +98,8 @@ def prompt(
 def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:
     if isinstance(questions, str):
         raise InputError("questions is one string; give a list of them")
-    check("questions", tuple(questions) if isinstance(questions, Iterable) else questions, tuple[str, ...])
+    questions = tuple(questions) if isinstance(questions, Iterable) else questions
+    check("questions", questions, tuple[str, ...])
     if any(not question.strip() for question in questions):
         raise InputError("a question is empty")
     return [chat.query_ids(question) for question in questions]

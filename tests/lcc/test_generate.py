@@ -226,3 +226,8 @@ def test_a_conversation_goes_on_outside_of_inference_mode(llama, tokenizer, memo
         with torch.inference_mode(number % 2 == 1):
             said.append(talk.say(question, 4))
     assert said == expected
+
+
+def test_questions_may_come_one_by_one(llama, tokenizer, memory):
+    expected = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=4)
+    assert lcc.ask(llama, tokenizer, memory, iter(QUESTIONS), max_new_tokens=4) == expected
