@@ -170,7 +170,8 @@ def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None
     )
     tokens = torch.tensor([list(ids)], device=model.device)
     positions = torch.arange(start, start + len(ids), device=model.device)
-    output = decoder(model)(input_ids=tokens, position_ids=positions[None], past_key_values=cache, use_cache=True)
+    options = {"past_key_values": cache, "use_cache": True, "return_dict": True}
+    output = decoder(model)(input_ids=tokens, position_ids=positions[None], **options)
     return KV.of(output.past_key_values)
 
 

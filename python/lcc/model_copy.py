@@ -21,7 +21,8 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of ``model`` in eval mode with modules, hooks and config of its own, and with the model's own weights.
 
     Another attention implementation, a LoRA or another forward in the copy never reach the model, so other threads may
-    run the model meanwhile. The copy's parameters want no gradient. Making it takes no memory for weights.
+    run the model meanwhile. The copy's passes return named outputs, and its parameters want no gradient. It takes no
+    memory for weights.
 
     Returns:
         The copy; the model itself if it is a copy already, or if its weights are sharded: their collective operations
@@ -36,6 +37,7 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(parameter): _without_gradient(parameter) for parameter in model.parameters()}
     copied = copy.deepcopy(model, shared).eval()
+    copied.config.return_dict = True
     for original, module in zip(model.modules(), copied.modules(), strict=True):
         _keep_to_itself(original, module)
     _COPIES.add(copied)

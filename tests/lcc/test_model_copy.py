@@ -77,6 +77,15 @@ def test_a_compiled_forward_stays_the_models_own(llama, tokenizer, text, fast):
     assert "forward" in vars(llama)
 
 
+def test_a_config_that_asks_for_tuples_changes_nothing(llama, tokenizer, text, fast):
+    memory = lcc.compile(llama, tokenizer, text, **fast)
+    expected = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=4)
+    llama.config.return_dict = False
+    assert torch.equal(lcc.compile(llama, tokenizer, text, **fast).kv.keys, memory.kv.keys)
+    assert lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=4) == expected
+    assert llama.config.return_dict is False
+
+
 def test_a_forward_that_runs_another_model_is_refused(llama, tokenizer, text, fast):
     own = llama.forward
 
