@@ -20,23 +20,6 @@ from lcc.distributed import Ranks
 from tests.conftest import tiny_model
 
 
-@pytest.fixture
-def sources(text, tmp_path):
-    """Two documents, and one that is too short for any ratio."""
-    paths = [tmp_path / f"{name}.txt" for name in ("first", "second", "short")]
-    for path, content in zip(paths, (text, text + " " + text, "Mara"), strict=True):
-        path.write_text(content)
-    return paths
-
-
-@pytest.fixture
-def compile_all(llama, tokenizer, fast, sources, tmp_path):
-    def run(**overrides):
-        return lcc.compile_documents(llama, tokenizer, sources, tmp_path / "memories", **(fast | overrides))
-
-    return run
-
-
 def statuses(outcomes):
     return [outcome.status for outcome in outcomes]
 

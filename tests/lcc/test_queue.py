@@ -12,27 +12,7 @@ from safetensors.torch import save_file
 
 import lcc
 from lcc import documents
-
-
-@pytest.fixture
-def sources(text, tmp_path):
-    """Two documents, and one that is too short for any ratio."""
-    paths = [tmp_path / f"{name}.txt" for name in ("first", "second", "short")]
-    for path, content in zip(paths, (text, text + " " + text, "Mara"), strict=True):
-        path.write_text(content)
-    return paths
-
-
-@pytest.fixture
-def compile_all(llama, tokenizer, fast, sources, tmp_path):
-    def run(**overrides):
-        return lcc.compile_documents(llama, tokenizer, sources, tmp_path / "memories", **(fast | overrides))
-
-    return run
-
-
-def statuses(outcomes):
-    return [outcome.status for outcome in outcomes]
+from tests.lcc.test_documents import statuses
 
 
 def damaged_state(output):
