@@ -10,7 +10,6 @@ import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 
@@ -18,7 +17,6 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from .attention import attending
 from .comparisons import (
     Probed,
     cache_error,
@@ -33,7 +31,6 @@ from .comparisons import (
 from .encode import frozen
 from .errors import InputError
 from .model_copy import share_weights
-from .shared_prefix import SHARED_PREFIX
 from .wrappers import plain_modules
 
 REMEDY = (
@@ -105,11 +102,6 @@ def check_architecture(model: PreTrainedModel) -> None:
 def supports_sharing(model: PreTrainedModel) -> bool:
     """Whether ``model`` can attend with ``lcc_shared_prefix``; the one place where that is decided."""
     return verdict(model).shares
-
-
-def sharing(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Let a model that can share the first tokens of its sequences do so inside the block."""
-    return attending(model, SHARED_PREFIX) if supports_sharing(model) else nullcontext()
 
 
 _verdicts: OrderedDict[Hashable, Verdict] = OrderedDict()

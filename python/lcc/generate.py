@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .architecture import sharing, supports_sharing
+from .architecture import supports_sharing
+from .attention import attending
 from .chat import ChatFormat
 from .errors import InputError
 from .kv import KV, SharedCache
 from .model_copy import share_weights, without_dropout
+from .shared_prefix import SHARED_PREFIX
 from .terminal import first_line
 from .values import check, require
 from .window import check_window
@@ -102,7 +104,7 @@ def generate_after(
     # A single sequence has nothing to share, and one tensor is read faster than two.
     shared = rows > 1 and supports_sharing(model)
     model = share_weights(model) if shared else without_dropout(model)
-    with torch.no_grad(), sharing(model) if shared else nullcontext():
+    with torch.no_grad(), attending(model, SHARED_PREFIX) if shared else nullcontext():
         try:
             output = model.generate(**inputs, past_key_values=cache.follow(model), **options | FIXED)
         except ValueError as error:

@@ -12,7 +12,8 @@ import lcc
 import lcc_kernels as lk
 from benchmarks import model_families as architectures
 from benchmarks.timing import peak_bytes
-from lcc.architecture import sharing, supports_sharing
+from lcc.architecture import supports_sharing
+from lcc.attention import attending
 from lcc.encode import read_text
 from lcc.generate import generate_after, generate_responses, prompt
 from lcc.kv import KV, SHARED_PREFIX, SharedCache, SplitStates
@@ -66,7 +67,7 @@ def test_same_logits_as_replicated_keys(family, dtype, monkeypatch):
     model = tiny_model(family, dtype)
     plain = logits(model)
     calls = spied(monkeypatch)
-    with sharing(model):
+    with attending(model, SHARED_PREFIX):
         shared = logits(model)
     after_the_text = [shapes for shapes in calls if shapes[0] == (2, 37, shapes[0][2])]
     assert len(after_the_text) == 4 * TINY["num_hidden_layers"]
@@ -164,7 +165,7 @@ def test_autocast_attends_in_half_precision():
     model = tiny_model("llama")
     with torch.autocast("cpu", torch.bfloat16):
         plain = logits(model)
-        with sharing(model):
+        with attending(model, SHARED_PREFIX):
             shared = logits(model)
     exact = logits(model)
     assert (shared - exact).abs().max() <= 2 * (plain - exact).abs().max()
@@ -242,7 +243,7 @@ def test_the_cache_is_differentiable():
 
 def test_a_copied_cache_follows_the_same_model(llama):
     cache = copy.deepcopy(text_kv(llama).cache().follow(llama))
-    with sharing(llama):
+    with attending(llama, SHARED_PREFIX):
         keys, _ = cache.update(torch.ones(2, 2, 1, 12), torch.ones(2, 2, 1, 12), 0)
     assert isinstance(keys, SplitStates)
     assert torch.equal(keys.joined(), cache.layers[0].keys)
@@ -262,13 +263,13 @@ def test_refuses_padding_elsewhere(llama, spoil):
     kv = text_kv(llama)
     inputs = prompt(len(kv), QUERIES, END, llama.device)
     spoil(inputs["attention_mask"])
-    with sharing(llama), pytest.raises(ValueError, match="padding between the shared tokens"):
+    with attending(llama, SHARED_PREFIX), pytest.raises(ValueError, match="padding between the shared tokens"):
         step(llama, kv.cache().follow(llama), inputs["input_ids"][:, len(kv) :], inputs["attention_mask"])
 
 
 def test_refuses_other_masks_caches_and_attentions(llama):
     ids = torch.tensor([[5, 6, 7]])
-    with sharing(llama):
+    with attending(llama, SHARED_PREFIX):
         with pytest.raises(ValueError, match="pass no 4-D mask"):
             llama(ids, attention_mask=torch.zeros(1, 1, 3, 3))
         with pytest.raises(ValueError, match="caches that grow"):
