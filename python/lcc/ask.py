@@ -14,7 +14,7 @@ from .errors import InputError
 from .generate import answer_queries
 from .generate import prompt as batched_prompt
 from .memory import Memory
-from .values import check, require
+from .values import check, check_count
 from .window import check_window
 from .wrappers import plain_model
 
@@ -47,9 +47,8 @@ def ask(
             that go beyond the model's window.
         MismatchError: the memory belongs to another model or tokenizer.
     """
-    for name, value in (("batch", batch), ("max_new_tokens", max_new_tokens)):
-        check(name, value, int)
-        require(value >= 1, name, value, "at least 1")
+    check_count("batch", batch)
+    check_count("max_new_tokens", max_new_tokens)
     model, memories = plain_model(model), stack_of(memory)
     memories[0].verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)

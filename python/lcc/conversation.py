@@ -10,7 +10,7 @@ from .attach import attach
 from .chat import ChatFormat
 from .generate import generate_after
 from .memory import Memory
-from .values import check, require
+from .values import check, check_count, require
 from .wrappers import plain_model
 
 
@@ -50,8 +50,7 @@ class Conversation:
         """
         check("message", message, str)
         require(bool(message.strip()), "message", message, "a question")
-        check("max_new_tokens", max_new_tokens, int)
-        require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "at least 1")
+        check_count("max_new_tokens", max_new_tokens)
         with self._turn:
             return self._say(message, max_new_tokens)
 

@@ -17,7 +17,7 @@ from .kv import KV, SharedCache
 from .model_copy import share_weights, without_dropout
 from .shared_prefix import SHARED_PREFIX
 from .terminal import first_line
-from .values import check, require
+from .values import check_count
 from .window import check_window
 
 # A checkpoint may say otherwise; without a cache, generate would read the placeholders.
@@ -163,8 +163,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if options.get(CONFIG) is not None:
         raise InputError(f"{CONFIG} cannot be given: give the options that it holds by their names")
     for name in ("num_beams", "num_return_sequences", "max_new_tokens"):
-        check(name, options.get(name, 1), int)
-        require(options.get(name, 1) >= 1, name, options.get(name), "at least 1")
+        check_count(name, options.get(name, 1))
     refused = [name for name in (*ASSISTED, *COUNTING, *INPUTS) if options.get(name) is not None]
     refused += [name for name, value in FIXED.items() if options.get(name, value) != value]
     if refused:

@@ -76,6 +76,16 @@ def require(condition: bool, name: str, value: object, expected: str) -> None:
         raise InputError(f"{name} is {quoted(value)}; it must be {expected}")
 
 
+def check_count(name: str, value: Any) -> None:
+    """Refuse what is no whole number of at least 1.
+
+    Raises:
+        InputError: naming the value, and what it must be.
+    """
+    check(name, value, int)
+    require(value >= 1, name, value, "at least 1")
+
+
 def is_text(value: object) -> bool:
     """Whether it is a string without half of a surrogate pair, which no encoding and no tokenizer takes."""
     try:
