@@ -12,8 +12,8 @@ from typing import Any
 from benchmarks import fidelity
 from benchmarks.fidelity_study import draw_documents
 from lcc.evaluation import Example
-from lcc.models.exam import general_exam
-from lcc.settings import CompileSettings, make_settings
+from lcc.pipeline.settings import CompileSettings, make_settings
+from lcc.synthetic.exam import general_exam
 
 SEED = 2
 # The paper's mixture (section 4.1): 2,000 queries and 2,000 reconstructions, each sample counting alike.

@@ -12,20 +12,20 @@ import torch
 
 from benchmarks.ablation_points import Plan
 from benchmarks.fidelity_study import digest, load
-from lcc.checkpoint import Checkpoint, identity
-from lcc.compile import surrogate_data
-from lcc.context import build_context
-from lcc.encode import Compiler, lora_compiler
+from lcc.compilers.lora import Compiler, lora_compiler
+from lcc.data.synthesis import REPEAT_REQUEST, Surrogate
 from lcc.evaluation import Answers, Example, answer_after
 from lcc.evaluation.methods import Reading
-from lcc.files import read_tensors, write_tensors
-from lcc.fingerprint import fingerprint
-from lcc.optimize import Optimization
-from lcc.progress import Reporter
-from lcc.random_state import seeded
-from lcc.readers import Reader
-from lcc.settings import CompileSettings
-from lcc.surrogate import REPEAT_REQUEST, Surrogate
+from lcc.inference.reader import Reader
+from lcc.modeling.fingerprint import fingerprint
+from lcc.pipeline.compile import surrogate_data
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.context import build_context
+from lcc.training.checkpoint import Checkpoint, identity
+from lcc.training.trainer import Optimization
+from lcc.utils.progress import Reporter
+from lcc.utils.random_state import seeded
+from lcc.utils.tensor_files import read_tensors, write_tensors
 
 TRAINED = "lcc-ablation-1"
 

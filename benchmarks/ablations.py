@@ -28,15 +28,15 @@ from benchmarks.environment import describe
 from benchmarks.fidelity_rows import difference, row
 from benchmarks.fidelity_study import digest, load
 from benchmarks.results_file import load_rows, write_rows
-from lcc.chat import ChatFormat
+from lcc.data.synthesis import REPEAT_REQUEST
 from lcc.errors import DivergedError
 from lcc.evaluation import FullText, NoText, Result, evaluate
 from lcc.evaluation.bootstrap import interval, means, resample
-from lcc.models.exam import read_chat
-from lcc.progress import Reporter
-from lcc.readers import Reader
-from lcc.settings import CompileSettings, make_settings
-from lcc.surrogate import REPEAT_REQUEST
+from lcc.inference.reader import Reader
+from lcc.pipeline.settings import CompileSettings, make_settings
+from lcc.synthetic.exam import read_chat
+from lcc.text.chat_format import ChatFormat
+from lcc.utils.progress import Reporter
 
 
 @dataclass(frozen=True)

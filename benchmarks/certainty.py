@@ -14,11 +14,11 @@ import torch
 
 from benchmarks.fidelity import TEST_SEED
 from benchmarks.fidelity_study import draw_documents, load
-from lcc.chat import ChatFormat
-from lcc.encode import read_text
+from lcc.compilers.lora import read_text
+from lcc.data.synthesis import Sample, response_hidden
 from lcc.evaluation import Example
-from lcc.kv import KV
-from lcc.surrogate import Sample, response_hidden
+from lcc.modeling.kv import KV
+from lcc.text.chat_format import ChatFormat
 
 TASK = "fiction medium"
 

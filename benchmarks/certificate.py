@@ -15,9 +15,9 @@ from pathlib import Path
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
-from lcc.demo import demo_document
-from lcc.models import load_embedded
-from lcc.models.exam import answer, score
+from lcc.cli.demo import demo_document
+from lcc.embedded_model import load_embedded
+from lcc.synthetic.exam import answer, score
 
 COLUMNS = ("seed", "ratio", "exam_kept", "kept", "count", "repeated", "general_changed", "cost")
 

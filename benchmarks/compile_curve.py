@@ -22,21 +22,21 @@ from matplotlib.figure import Figure
 
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
-from lcc.checkpoint import Checkpoint, identity, remove_checkpoint
-from lcc.context import Context, build_context
-from lcc.demo import SEED_OFFSET
-from lcc.encode import Compiler, lora_model, read_text
-from lcc.fingerprint import fingerprint
-from lcc.generate import answer_queries
-from lcc.kv import KV
-from lcc.models import load_embedded
-from lcc.models.exam import general_exam, score
-from lcc.models.fiction import Document, Question, document
-from lcc.objective import held_out_kl
-from lcc.optimize import Optimization
-from lcc.queries import load_queries
-from lcc.settings import CompileSettings, make_settings
-from lcc.surrogate import Sample, Surrogate, build_surrogate
+from lcc.cli.demo import SEED_OFFSET
+from lcc.compilers.lora import Compiler, lora_model, read_text
+from lcc.data.synthesis import Sample, Surrogate, build_surrogate
+from lcc.embedded_model import load_embedded
+from lcc.modeling.fingerprint import fingerprint
+from lcc.modeling.generation import answer_queries
+from lcc.modeling.kv import KV
+from lcc.pipeline.settings import CompileSettings, make_settings
+from lcc.synthetic.exam import general_exam, score
+from lcc.synthetic.people import Document, Question, document
+from lcc.text.context import Context, build_context
+from lcc.text.queries import load_queries
+from lcc.training.checkpoint import Checkpoint, identity, remove_checkpoint
+from lcc.training.loss import held_out_kl
+from lcc.training.trainer import Optimization
 
 PEOPLE, ATTRIBUTES, GENERAL_QUERIES = 4, 4, 60
 POINTS = 28

@@ -27,16 +27,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import lcc
 from benchmarks.environment import describe
 from benchmarks.timing import synchronized
-from lcc.context import Context, build_context
-from lcc.encode import Compiler, lora_model, read_text
-from lcc.kv import decoder
-from lcc.models import EMBEDDED, load_embedded
-from lcc.models.fiction import document
-from lcc.objective import divergence, row_weights, step_loss
-from lcc.settings import CompileSettings
-from lcc.student import reference_hidden
-from lcc.surrogate import Sample, build_surrogate
-from tests.conftest import Float64RMSNorm, Float64Rotary
+from lcc.compilers.lora import Compiler, lora_model, read_text
+from lcc.data.synthesis import Sample, build_surrogate
+from lcc.embedded_model import EMBEDDED, load_embedded
+from lcc.modeling.kv import decoder
+from lcc.pipeline.settings import CompileSettings
+from lcc.synthetic.people import document
+from lcc.text.context import Context, build_context
+from lcc.training.loss import divergence, row_weights, step_loss
+from lcc.training.student import reference_hidden
+from tests.support.tiny_models import Float64RMSNorm, Float64Rotary
 
 Engine = Callable[["Job"], list[torch.Tensor]]
 Times = dict[str, list[float]]

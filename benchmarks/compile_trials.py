@@ -21,16 +21,16 @@ from benchmarks import compile_curve
 from benchmarks.compile_curve import Exam, climb
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
-from lcc.context import Context, build_context
-from lcc.demo import SEED_OFFSET
-from lcc.encode import Compiler, lora_model, read_text
-from lcc.models import load_embedded
-from lcc.models.fiction import document
-from lcc.objective import held_out_kl
-from lcc.optimize import Optimization
-from lcc.queries import load_queries
-from lcc.settings import CompileSettings, make_settings
-from lcc.surrogate import Sample, Surrogate, build_surrogate
+from lcc.cli.demo import SEED_OFFSET
+from lcc.compilers.lora import Compiler, lora_model, read_text
+from lcc.data.synthesis import Sample, Surrogate, build_surrogate
+from lcc.embedded_model import load_embedded
+from lcc.pipeline.settings import CompileSettings, make_settings
+from lcc.synthetic.people import document
+from lcc.text.context import Context, build_context
+from lcc.text.queries import load_queries
+from lcc.training.loss import held_out_kl
+from lcc.training.trainer import Optimization
 
 GRADES = 10
 PATIENCES = (1, 2, 4)

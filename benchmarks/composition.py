@@ -21,12 +21,12 @@ import torch
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
-from lcc.chat import ChatFormat
-from lcc.demo import SEED_OFFSET, demo_document
-from lcc.encode import read_text
-from lcc.models import load_embedded
-from lcc.models.exam import answer, general_exam, score
-from lcc.models.fiction import UNKNOWN, Document
+from lcc.cli.demo import SEED_OFFSET, demo_document
+from lcc.compilers.lora import read_text
+from lcc.embedded_model import load_embedded
+from lcc.synthetic.exam import answer, general_exam, score
+from lcc.synthetic.people import UNKNOWN, Document
+from lcc.text.chat_format import ChatFormat
 
 GENERAL = 60
 PLACES = ("alone", "first", "second")

@@ -35,8 +35,8 @@ from benchmarks.environment import describe
 from benchmarks.readers import Reader, Task, storage_bytes
 from benchmarks.results_file import write_rows
 from benchmarks.timing import peak_bytes, synchronized
-from lcc.models import load_embedded
-from lcc.models.tokenizer import build_tokenizer
+from lcc.embedded_model import load_embedded
+from lcc.embedded_model.tokenizer import build_tokenizer
 
 CONTEXT = {"embedded": 1000, "llama-8b-shape": 8192}
 LLAMA3_ROPE = {

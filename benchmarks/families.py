@@ -10,7 +10,7 @@ from pathlib import Path
 import transformers
 
 from benchmarks.model_families import FAMILIES, SIZES
-from lcc.architecture import COMPARISONS, verdict
+from lcc.modeling.architecture import COMPARISONS, verdict
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 HEAD = """# Models

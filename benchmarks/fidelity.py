@@ -27,7 +27,7 @@ from benchmarks.results_file import load_rows, load_told, write_rows
 from lcc.cli.options import parse_settings
 from lcc.errors import InputError
 from lcc.evaluation import Result
-from lcc.settings import RECIPES, make_settings
+from lcc.pipeline.settings import RECIPES, make_settings
 
 TEST_SEED, SEARCH_SEED = 0, 1
 OURS = "lcc"

@@ -18,11 +18,11 @@ import torch
 from benchmarks.fidelity_paired import read_column
 from benchmarks.fidelity_rows import BOUND
 from benchmarks.fidelity_study import BOUNDS, digest, load
-from lcc.chat import turns_of
-from lcc.checkpoint import SURROGATE, unpack_surrogate
 from lcc.errors import InputError
 from lcc.evaluation import Result
-from lcc.files import read_tensors
+from lcc.text.chat_format import turns_of
+from lcc.training.checkpoint import SURROGATE, unpack_surrogate
+from lcc.utils.tensor_files import read_tensors
 
 WAYS = ("trained on", "held out", "never asked")
 Way = dict[tuple[str, ...], str]

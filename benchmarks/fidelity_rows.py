@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from lcc.evaluation import Line, Result, summarize
 from lcc.evaluation.summary import Interval
-from lcc.models.fiction import ASKED_WORDINGS, ATTRIBUTES
+from lcc.synthetic.people import ASKED_WORDINGS, ATTRIBUTES
 
 BOUND = "full_text"
 # Tasks that the full text itself fails more often are reported, and left out of the headline.

@@ -20,12 +20,12 @@ from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.environment import describe
 from benchmarks.fidelity_peers import PEERS, Options, Workbench
+from lcc.embedded_model import load_embedded
 from lcc.errors import DivergedError
 from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
 from lcc.evaluation.suites import general_queries, suite
-from lcc.models import load_embedded
-from lcc.outputs import write_bytes
-from lcc.settings import CompileSettings
+from lcc.pipeline.settings import CompileSettings
+from lcc.utils.outputs import write_bytes
 
 BOUNDS, MADE = "bounds", "made.json"
 LOOKUPS = ("needle", "key_value")

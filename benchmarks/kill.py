@@ -27,9 +27,9 @@ import torch.distributed as dist
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
-from lcc.documents import checkpoint_folder, compile_file
-from lcc.models import load_embedded
-from lcc.models.fiction import document
+from lcc.embedded_model import load_embedded
+from lcc.pipeline.batch import checkpoint_folder, compile_file
+from lcc.synthetic.people import document
 
 fork = multiprocessing.get_context("fork")
 

@@ -16,10 +16,10 @@ import lcc
 from benchmarks.composition import as_read
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
-from lcc.chat import ChatFormat
-from lcc.demo import demo_document
-from lcc.kv import KV
-from lcc.models import load_embedded
+from lcc.cli.demo import demo_document
+from lcc.embedded_model import load_embedded
+from lcc.modeling.kv import KV
+from lcc.text.chat_format import ChatFormat
 
 WINDOW = 1 << 15
 

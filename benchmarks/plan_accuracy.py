@@ -16,8 +16,8 @@ from pathlib import Path
 import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
-from lcc.models import load_embedded
-from lcc.models.fiction import document
+from lcc.embedded_model import load_embedded
+from lcc.synthetic.people import document
 
 
 def measure(loaded, people: int, steps: int, seed: int) -> dict:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
-from lcc.demo import run_demo
-from lcc.models import load_embedded
+from lcc.cli.demo import run_demo
+from lcc.embedded_model import load_embedded
 
 # two streams: the default's optimisation on the paper's streams alone.
 RECIPES = {

@@ -12,11 +12,11 @@ import torch
 from transformers import DynamicCache
 
 import lcc
-from lcc.chat import ChatFormat
-from lcc.generate import answer_queries, generate_after, prompt
-from lcc.kv import KV, SharedCache
-from lcc.models.exam import read_chat
-from lcc.models.fiction import document
+from lcc.modeling.generation import answer_queries, generate_after, prompt
+from lcc.modeling.kv import KV, SharedCache
+from lcc.synthetic.exam import read_chat
+from lcc.synthetic.people import document
+from lcc.text.chat_format import ChatFormat
 
 
 @dataclass(frozen=True)

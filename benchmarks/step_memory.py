@@ -19,7 +19,7 @@ from benchmarks import compile_step
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
 from benchmarks.timing import peak_bytes
-from lcc.step_memory import step_memory
+from lcc.training.step_memory import step_memory
 
 WAYS = {
     "plain": {"gradient_checkpointing": False, "encode_chunk": 0},

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from lcc.context import build_context
-from lcc.encode import LoraWriter, lora_model, read_text
+from lcc.compilers.lora import LoraWriter, lora_model, read_text
 from lcc.evaluation import Answers, Example, answer_after
-from lcc.kv import KV
-from lcc.random_state import seeded
-from lcc.settings import CompileSettings
+from lcc.modeling.kv import KV
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.context import build_context
+from lcc.utils.random_state import seeded
 
 from .workbench import Options, PeerMethod, Workbench
 

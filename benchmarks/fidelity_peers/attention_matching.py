@@ -16,17 +16,17 @@ import torch
 from scipy.optimize import lsq_linear
 from transformers import PreTrainedModel
 
-from lcc.compile import surrogate_data
-from lcc.context import build_context
-from lcc.encode import frozen, read_text
+from lcc.compilers.lora import frozen, read_text
+from lcc.data.synthesis import Sample, response_hidden
 from lcc.evaluation import Answers, Example, answer_after
 from lcc.evaluation.methods import last_questions
-from lcc.generate import batch_rows
-from lcc.kv import KV, decoder
-from lcc.objective import state_divergence
-from lcc.progress import Reporter
-from lcc.queries import load_queries
-from lcc.surrogate import Sample, response_hidden
+from lcc.modeling.generation import batch_rows
+from lcc.modeling.kv import KV, decoder
+from lcc.pipeline.compile import surrogate_data
+from lcc.text.context import build_context
+from lcc.text.queries import load_queries
+from lcc.training.loss import state_divergence
+from lcc.utils.progress import Reporter
 
 from .biased_attention import attending_with
 from .presses import moved

@@ -11,8 +11,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from lcc.attention import attending
-from lcc.kv import decoder
+from lcc.modeling.attention import attending
+from lcc.modeling.kv import decoder
 
 IMPLEMENTATION = "biased_attention"
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lcc.context import Context
-from lcc.encode import Writer, read_text, trainable_dtype
-from lcc.kv import KV
-from lcc.settings import CompileSettings
+from lcc.compilers.lora import Writer, read_text, trainable_dtype
+from lcc.modeling.kv import KV
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.context import Context
 
 from .workbench import Peer
 from .written import alone, compiled_with

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from lcc.encode import read_text
+from lcc.compilers.lora import read_text
 from lcc.evaluation import Answers, Example, answer_after
 
 from .workbench import Peer, PeerMethod

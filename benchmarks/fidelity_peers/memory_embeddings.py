@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lcc.context import Context
-from lcc.encode import Writer, trainable_dtype
-from lcc.kv import KV, decoder
-from lcc.settings import CompileSettings
+from lcc.compilers.lora import Writer, trainable_dtype
+from lcc.modeling.kv import KV, decoder
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.context import Context
 
 from .workbench import Peer
 from .written import alone, compiled_with

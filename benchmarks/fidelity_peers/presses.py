@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import lcc_kernels as lk
 from lcc.evaluation import Answers, Example, answer_after
-from lcc.kv import KV, decoder
+from lcc.modeling.kv import KV, decoder
 
 from .workbench import Options, Peer, PeerMethod, Workbench
 

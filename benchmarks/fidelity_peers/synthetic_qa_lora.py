@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lcc.compile import write
-from lcc.progress import Reporter
-from lcc.queries import load_queries
+from lcc.pipeline.compile import write
+from lcc.text.queries import load_queries
+from lcc.utils.progress import Reporter
 
 from .adapter import Adapter, AdapterMethod, Trained
 from .workbench import Peer

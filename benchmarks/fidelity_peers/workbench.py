@@ -11,14 +11,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcc.chat import ChatFormat
-from lcc.checkpoint import Checkpoint
-from lcc.checkpoint import identity as identity_of
 from lcc.evaluation import Method
 from lcc.evaluation.methods import Reading
-from lcc.fingerprint import fingerprint
-from lcc.queries import load_queries
-from lcc.settings import CompileSettings
+from lcc.modeling.fingerprint import fingerprint
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.chat_format import ChatFormat
+from lcc.text.queries import load_queries
+from lcc.training.checkpoint import Checkpoint
+from lcc.training.checkpoint import identity as identity_of
 
 Options = dict[str, Any]
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
-from lcc.context import Context
-from lcc.encode import Writer, WriterFactory, frozen, lora_compiler
+from lcc.compilers.lora import Writer, WriterFactory, frozen, lora_compiler
 from lcc.evaluation import CompiledMemory
-from lcc.settings import CompileSettings
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.context import Context
 
 from .workbench import Options, Peer, Workbench
 

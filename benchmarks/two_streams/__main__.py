@@ -19,13 +19,13 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
-from lcc.chat import ChatFormat
-from lcc.demo import SEED_OFFSET
-from lcc.models import load_embedded
-from lcc.models.exam import general_exam, read_chat
-from lcc.models.fiction import Fact, document
-from lcc.models.tokenizer import build_tokenizer
-from lcc.queries import load_queries
+from lcc.cli.demo import SEED_OFFSET
+from lcc.embedded_model import load_embedded
+from lcc.embedded_model.tokenizer import build_tokenizer
+from lcc.synthetic.exam import general_exam, read_chat
+from lcc.synthetic.people import Fact, document
+from lcc.text.chat_format import ChatFormat
+from lcc.text.queries import load_queries
 
 from . import heads
 from .models import MIXES, Spec, trained, value

@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import LlamaForCausalLM
 
-from lcc.chat import ChatFormat
-from lcc.kv import KV
-from lcc.models.fiction import Document, Fact
-from lcc.surrogate import REPEAT_REQUEST, Sample, response_hidden
+from lcc.data.synthesis import REPEAT_REQUEST, Sample, response_hidden
+from lcc.modeling.kv import KV
+from lcc.synthetic.people import Document, Fact
+from lcc.text.chat_format import ChatFormat
 
 from .probes import value_at, wordings
 

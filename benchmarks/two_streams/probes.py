@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from lcc.chat import ChatFormat
-from lcc.generate import answer_queries, generate_after
-from lcc.kv import KV
-from lcc.models.exam import score
-from lcc.models.fiction import ASKED_WORDINGS, ATTRIBUTES, Document, Fact, Question
-from lcc.models.lessons import CONTINUE_REQUEST
-from lcc.surrogate import REPEAT_REQUEST, Sample, response_hidden
+from lcc.data.synthesis import REPEAT_REQUEST, Sample, response_hidden
+from lcc.embedded_model.lessons import CONTINUE_REQUEST
+from lcc.modeling.generation import answer_queries, generate_after
+from lcc.modeling.kv import KV
+from lcc.synthetic.exam import score
+from lcc.synthetic.people import ASKED_WORDINGS, ATTRIBUTES, Document, Fact, Question
+from lcc.text.chat_format import ChatFormat
 
 ANSWER_TOKENS, SNIPPET_WORDS, BATCH, MOVED = 16, 4, 64, 5
 

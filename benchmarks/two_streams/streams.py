@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcc.context import Context, build_context
-from lcc.encode import Compiler, lora_model, read_text
-from lcc.kv import KV
-from lcc.models.fiction import ASKED_WORDINGS, Document, Fact
-from lcc.models.lessons import CONTINUE_REQUEST
-from lcc.optimize import Optimization
-from lcc.queries import load_queries
-from lcc.settings import CompileSettings, make_settings
-from lcc.surrogate import REPEAT_REQUEST, Sample, build_surrogate, response_hidden
+from lcc.compilers.lora import Compiler, lora_model, read_text
+from lcc.data.synthesis import REPEAT_REQUEST, Sample, build_surrogate, response_hidden
+from lcc.embedded_model.lessons import CONTINUE_REQUEST
+from lcc.modeling.kv import KV
+from lcc.pipeline.settings import CompileSettings, make_settings
+from lcc.synthetic.people import ASKED_WORDINGS, Document, Fact
+from lcc.text.context import Context, build_context
+from lcc.text.queries import load_queries
+from lcc.training.trainer import Optimization
 
 from .probes import SNIPPET_WORDS, wordings
 

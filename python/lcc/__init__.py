@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .ask import ask, prompt
-    from .attach import attach, attach_paged
-    from .checkpoint import remove_checkpoint
-    from .compile import compile
-    from .documents import compile_documents
     from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
-    from .export import export
-    from .fingerprint import fingerprint
-    from .memory import Memory
-    from .plan import Plan, plan
-    from .queries import load_queries
-    from .settings import CompileSettings
+    from .inference.asking import ask, prompt
+    from .memory.attachment import attach, attach_paged
+    from .memory.exporters import export
+    from .memory.memory import Memory
+    from .modeling.fingerprint import fingerprint
+    from .pipeline.batch import compile_documents
+    from .pipeline.compile import compile
+    from .pipeline.plan import Plan, plan
+    from .pipeline.settings import CompileSettings
+    from .text.queries import load_queries
+    from .training.checkpoint import remove_checkpoint
 
     __version__: str
 
@@ -50,49 +47,37 @@ __all__ = [
 
 # The file of each public name.
 _FILES = {
-    "CompileSettings": "settings",
+    "CompileSettings": "pipeline.settings",
     "DivergedError": "errors",
     "InputError": "errors",
     "LCCError": "errors",
-    "Memory": "memory",
+    "Memory": "memory.memory",
     "MemoryFileError": "errors",
     "MismatchError": "errors",
-    "Plan": "plan",
+    "Plan": "pipeline.plan",
     "TargetError": "errors",
-    "__version__": "version",
-    "ask": "ask",
-    "attach": "attach",
-    "attach_paged": "attach",
-    "compile": "compile",
-    "compile_documents": "documents",
-    "export": "export",
-    "fingerprint": "fingerprint",
-    "load_queries": "queries",
-    "plan": "plan",
-    "prompt": "ask",
-    "remove_checkpoint": "checkpoint",
+    "__version__": "utils.version",
+    "ask": "inference.asking",
+    "attach": "memory.attachment",
+    "attach_paged": "memory.attachment",
+    "compile": "pipeline.compile",
+    "compile_documents": "pipeline.batch",
+    "export": "memory.exporters",
+    "fingerprint": "modeling.fingerprint",
+    "load_queries": "text.queries",
+    "plan": "pipeline.plan",
+    "prompt": "inference.asking",
+    "remove_checkpoint": "training.checkpoint",
 }
 
 
-class _Package(ModuleType):
-    """A package that imports a public name or a file, and torch with it, when the name is first used."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _FILES:
-            found = getattr(import_module(f".{_FILES[name]}", self.__name__), name)
-            setattr(self, name, found)
-            return found
-        if not name.startswith("_") and find_spec(f"{self.__name__}.{name}"):
-            return import_module(f".{name}", self.__name__)
-        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-
-    def __setattr__(self, name: str, value: object) -> None:
-        # The import system binds a file that it has imported to its package: a function keeps its name all the same.
-        if not (name in _FILES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_FILES})
+def __getattr__(name: str) -> Any:
+    """Import a public name, and torch with it, when it is first used."""
+    if name not in _FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f".{_FILES[name]}", __name__), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FILES})

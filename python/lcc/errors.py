@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .memory import Memory
+    from .memory.memory import Memory
 
 
 class LCCError(Exception):

@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..outputs import input_paths, model_paths, place
-from ..settings import make_settings
-from ..terminal import Terminal, plain, shown, shown_lines
-from ..utf8 import check_arguments, check_text, prepare_streams
+from ..pipeline.settings import make_settings
+from ..utils.outputs import input_paths, model_paths, place
+from ..utils.terminal import Terminal, plain, shown, shown_lines
+from ..utils.utf8 import check_arguments, check_text, prepare_streams
 from .boundary import boundary
 from .compile import compile_command
-from .eval import eval_command
+from .evaluate import eval_command
 from .options import (
     ForceOption,
     JsonOption,
@@ -99,7 +99,7 @@ def run() -> None:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from ..version import __version__
+        from ..utils.version import __version__
 
         typer.echo(f"lcc {__version__}")
         raise typer.Exit
@@ -126,9 +126,9 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Compile an unseen document, throw its text away, and compare answers."""
-    from ..demo import demo_document, run_demo
-    from .load import load_model
-    from .show import show_demo, show_document
+    from .demo import demo_document, run_demo
+    from .loading import load_model
+    from .tables import show_demo, show_document
 
     chosen = chosen_settings(context, settings, seed=seed, ratio=ratio, steps=steps)
     make_settings(recipe, **chosen)
@@ -150,9 +150,9 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Ask a memory."""
-    from ..ask import ask
-    from ..memory import Memory
-    from .load import load_model
+    from ..inference.asking import ask
+    from ..memory.memory import Memory
+    from .loading import load_model
 
     stored = Memory.load(memory)
     answers = ask(*load_model(model), stored, questions, max_new_tokens=max_new_tokens)
@@ -167,9 +167,9 @@ def ask(
 @command()
 def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
     """Talk with a memory; an empty line, Ctrl-D or Ctrl-C ends it."""
-    from ..conversation import Conversation
-    from ..memory import Memory
-    from .load import load_model
+    from ..inference.conversation import Conversation
+    from ..memory.memory import Memory
+    from .loading import load_model
 
     stored = Memory.load(memory)
     conversation = Conversation(*load_model(model), stored)
@@ -194,8 +194,8 @@ def _next_message(terminal: Terminal) -> str:
 @command()
 def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
     """Show what a memory is, where it came from and how compiling went."""
-    from ..memory import Memory
-    from .show import show_memory
+    from ..memory.memory import Memory
+    from .tables import show_memory
 
     stored = Memory.load(memory)
     if as_json:
@@ -216,10 +216,10 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Store a memory's K and V in one byte a number, and measure what that costs."""
-    from ..memory import Memory
-    from ..quantize import check_request, quantized_output
-    from .load import load_model
-    from .show import show_memory
+    from ..memory.memory import Memory
+    from ..memory.quantization import check_request, quantized_output
+    from .loading import load_model
+    from .tables import show_memory
 
     stored = Memory.load(memory)
     check_request(stored, dtype, answers)
@@ -244,9 +244,9 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a memory for readers that know nothing of this package."""
-    from ..export import export, export_files
-    from ..memory import Memory
-    from .load import load_model
+    from ..memory.exporters import export, export_files
+    from ..memory.memory import Memory
+    from .loading import load_model
 
     stored = Memory.load(memory)
     inputs = (*input_paths(memory), *model_paths(model))
@@ -263,8 +263,8 @@ def export(
 @command()
 def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
     """Check that a memory is whole and belongs to a model; exit code 0 only if it does."""
-    from ..memory import Memory
-    from .load import load_model
+    from ..memory.memory import Memory
+    from .loading import load_model
 
     Memory.load(memory).verify(*load_model(model))
     if as_json:

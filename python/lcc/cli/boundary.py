@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
-from ..terminal import Terminal, shown
+from ..utils.terminal import Terminal, shown
 from . import INTERRUPTED
 
 # Exit codes that scripts can use; 2 is also the shell convention for wrong usage, 141 that for a reader who has gone.

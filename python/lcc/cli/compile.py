@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError, MemoryFileError, TargetError
-from ..outputs import check_folder, input_paths, model_paths, names_folder
-from ..settings import AUTO
-from ..terminal import Terminal, shown
-from ..utf8 import read_file
+from ..pipeline.settings import AUTO
+from ..utils.outputs import check_folder, input_paths, model_paths, names_folder
+from ..utils.terminal import Terminal, shown
+from ..utils.utf8 import read_file
 from .options import (
     JsonOption,
     ModelOption,
@@ -97,12 +97,12 @@ def compile_command(
 def _compile_one(
     text: Path, path: Path, model: str | None, options: dict[str, Any], force: bool, as_json: bool
 ) -> None:
-    from ..distributed import launched
-    from ..documents import checkpoint_folder, compile_to
-    from ..finished import memory_output
-    from ..memory import Memory
-    from .load import load_model
-    from .show import show_memory
+    from ..memory.memory import Memory
+    from ..pipeline.batch import checkpoint_folder, compile_to
+    from ..pipeline.finished import memory_output
+    from ..utils.distributed import launched
+    from .loading import load_model
+    from .tables import show_memory
 
     document = read_file(text)
     inputs = (*input_paths(text, options["queries"], options["questions"]), *model_paths(model))
@@ -134,11 +134,11 @@ def _compile_one(
 def _compile_folder(
     texts: list[Path], folder: Path, model: str | None, options: dict[str, Any], ray: str | None, as_json: bool
 ) -> None:
-    from ..distributed import launched
-    from ..documents import compile_documents
-    from .load import load_model
-    from .on_ray import compile_on_ray
-    from .show import show_outcomes
+    from ..pipeline.batch import compile_documents
+    from ..utils.distributed import launched
+    from .loading import load_model
+    from .ray_batch import compile_on_ray
+    from .tables import show_outcomes
 
     if Path("-") in texts:
         raise InputError("standard input has no name for a file in a folder: name the memory file, or write it to one")
@@ -162,10 +162,10 @@ def _compile_folder(
 
 
 def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json: bool) -> None:
-    from ..plan import plan
-    from ..queries import reread
-    from .load import load_model
-    from .show import show_plan
+    from ..pipeline.plan import plan
+    from ..text.queries import reread
+    from .loading import load_model
+    from .tables import show_plan
 
     loaded, options = load_model(model), reread(options)
     plans = {str(text): plan(*loaded, read_file(text), **options) for text in texts}

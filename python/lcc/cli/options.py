@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InputError
-from ..settings import AUTO, require_setting, setting_types
-from ..values import parse
+from ..pipeline.settings import AUTO, require_setting, setting_types
+from ..utils.values import parse
 
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

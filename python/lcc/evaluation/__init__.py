@@ -4,7 +4,7 @@ from .examples import Example, beside, read_examples
 from .judge import Judge, Verdict
 from .methods import Answers, CompiledMemory, FullText, Method, NoText, answer_after
 from .metrics import METRICS
-from .run import Result, evaluate
+from .runner import Result, evaluate
 from .sources import load_examples, load_general
 from .summary import Line, summarize
 

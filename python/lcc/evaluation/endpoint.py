@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from ..errors import InputError
-from ..terminal import first_line
+from ..utils.terminal import first_line
 
 T = TypeVar("T")
 RETRIED = {408, 409, 429, 500, 502, 503, 504}

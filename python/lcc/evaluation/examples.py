@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from ..errors import InputError
-from ..values import is_text
+from ..utils.values import is_text
 from .metrics import METRICS
 
 JUDGE = "judge"

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from ..errors import InputError
-from ..safe_json import parse_json
+from ..utils.safe_json import parse_json
 from .endpoint import RetryError, check_address, check_key, in_background, post, without
 from .examples import Example
 

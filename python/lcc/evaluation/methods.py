@@ -14,23 +14,23 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..attach import attach
-from ..chat import ChatFormat, Query, turns_of
-from ..checkpoint import remove_checkpoint
-from ..compile import compile
-from ..context import text_digest
-from ..encode import WriterFactory, lora_compiler
+from ..compilers.lora import WriterFactory, lora_compiler
 from ..errors import MismatchError
-from ..fingerprint import fingerprint
-from ..generate import answer_queries
-from ..kv import KV
-from ..memory import Memory
-from ..models.exam import read_chat
-from ..outputs import make_folder
-from ..queries import load_queries
-from ..settings import CompileSettings
-from ..window import check_window
-from ..wrappers import plain_model
+from ..memory.attachment import attach
+from ..memory.memory import Memory
+from ..modeling.fingerprint import fingerprint
+from ..modeling.generation import answer_queries
+from ..modeling.kv import KV
+from ..modeling.window import check_window
+from ..modeling.wrappers import plain_model
+from ..pipeline.compile import compile
+from ..pipeline.settings import CompileSettings
+from ..synthetic.exam import read_chat
+from ..text.chat_format import ChatFormat, Query, turns_of
+from ..text.context import text_digest
+from ..text.queries import load_queries
+from ..training.checkpoint import remove_checkpoint
+from ..utils.outputs import make_folder
 from .examples import Example
 
 

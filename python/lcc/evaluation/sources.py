@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 from ..errors import InputError
-from ..rows import load_rows
+from ..utils.jsonl import load_rows
+from .datasets import LOADERS, load_benchmark
 from .examples import Example, beside, read_examples
-from .loaders import LOADERS, load_benchmark
 from .suites import LENGTHS, SUITES, general_queries, suite
 
 

@@ -9,12 +9,12 @@ import random
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ..models.dialogue import dialogue
-from ..models.exam import general_exam
-from ..models.fiction import Document, Question, document, people_for
-from ..models.needles import Lookup, hidden_numbers, key_values
-from ..models.reasoning import aggregate_questions, comparisons, described_questions
-from ..queries import load_queries
+from ..synthetic.dialogue import dialogue
+from ..synthetic.exam import general_exam
+from ..synthetic.needles import Lookup, hidden_numbers, key_values
+from ..synthetic.people import Document, Question, document, people_for
+from ..synthetic.reasoning import aggregate_questions, comparisons, described_questions
+from ..text.queries import load_queries
 from .examples import Example
 
 SEED_OFFSET = 9_000_000

@@ -10,7 +10,7 @@ import numpy as np
 
 from .bootstrap import interval, means, resample
 from .metrics import normalize
-from .run import Result
+from .runner import Result
 
 Interval = tuple[float, float] | None
 ALL = "all questions"

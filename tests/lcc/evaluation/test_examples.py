@@ -9,9 +9,9 @@ import pytest
 
 from lcc.errors import InputError
 from lcc.evaluation import Example, beside, load_examples, load_general, read_examples
-from lcc.evaluation.loaders import LOADERS, UNANSWERABLE, load_benchmark
+from lcc.evaluation.datasets import LOADERS, UNANSWERABLE, load_benchmark
 from lcc.evaluation.suites import SUITES, general_queries, suite
-from lcc.queries import load_queries
+from lcc.text.queries import load_queries
 
 ROW = {"context": "Mara lives in Alden.", "question": "Where does Mara live?", "answer": "Alden"}
 

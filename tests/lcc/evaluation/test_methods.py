@@ -9,15 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 import lcc
-from lcc.chat import ChatFormat
 from lcc.cli import app as cli
 from lcc.errors import InputError, MismatchError
 from lcc.evaluation import CompiledMemory, Example, FullText, NoText
 from lcc.evaluation.methods import answer_after, query_ids
 from lcc.evaluation.suites import suite
-from lcc.memory import Memory
-from lcc.models.exam import answer, read_chat
-from lcc.settings import make_settings
+from lcc.memory.memory import Memory
+from lcc.pipeline.settings import make_settings
+from lcc.synthetic.exam import answer, read_chat
+from lcc.text.chat_format import ChatFormat
 
 
 def test_query_ids_are_the_chat_templates(embedded):

@@ -7,7 +7,7 @@ import torch
 import lcc_kernels as lk
 from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.dispatch import interpreting
-from tests.compare import assert_as_accurate
+from tests.support.float64 import assert_as_accurate
 
 DEVICE = "cuda" if torch.cuda.is_available() and not interpreting() else "cpu"
 BACKENDS = [name for name, missing in lk.available_backends("attach_kv").items() if missing is None]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 import lcc_kernels as lk
-from tests.conftest import LLAMA3_ROPE, tiny_model
+from tests.support.tiny_models import LLAMA3_ROPE, tiny_model
 
 HEADS, HEAD_DIM = 2, 16
 SIZE = {

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from torch.nn.functional import scaled_dot_product_attention
 
 import lcc_kernels as lk
-from tests.compare import assert_as_accurate
 from tests.lcc_kernels.bottleneck.layouts import AWKWARD, role_mask, small_layouts
+from tests.support.float64 import assert_as_accurate
 
 NAMES = [name for name, reason in lk.available_backends("bottleneck_attention").items() if reason is None]
 BACKENDS = [name for name in NAMES if name != "flash_attn"]  # half precision alone: test_bottleneck_flash

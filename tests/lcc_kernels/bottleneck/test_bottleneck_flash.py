@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 import lcc_kernels as lk
 from lcc_kernels import dispatch
 from lcc_kernels.bottleneck import flash_path, reference
-from tests.compare import assert_as_accurate
 from tests.lcc_kernels.bottleneck import flash_stand_in
 from tests.lcc_kernels.bottleneck import test_bottleneck_backends as truth
 from tests.lcc_kernels.bottleneck.layouts import AWKWARD, small_layouts
+from tests.support.float64 import assert_as_accurate
 
 SCALE = 0.3
 REASON = lk.available_backends("bottleneck_attention")["flash_attn"]

@@ -5,8 +5,8 @@ import torch
 
 import lcc_kernels as lk
 from lcc_kernels.bottleneck import plain
-from tests.compare import assert_as_accurate
 from tests.lcc_kernels.shared_prefix.batches import DEVICE, batch, one_by_one
+from tests.support.float64 import assert_as_accurate
 
 BACKENDS = [name for name, reason in lk.available_backends("shared_prefix_attention").items() if reason is None]
 FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}

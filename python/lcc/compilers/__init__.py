@@ -1,0 +1,1 @@
+"""Ways to make a memory, one a file."""

@@ -1,0 +1,239 @@
+"""The fidelity certificate: what a memory keeps of its text and does to everything else, beside full text and nothing.
+
+It is measured on the finished memory as ``lcc.ask`` reads it, on queries that compile never trained on.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..compilers.lora import frozen
+from ..data.self_study import Progress
+from ..data.synthesis import REPEAT_REQUEST, Surrogate
+from ..errors import InputError
+from ..inference.reader import Reader, changed_share, kl_between
+from ..memory.attachment import attach
+from ..memory.memory import Memory
+from ..pipeline.settings import CompileSettings
+from ..synthetic.exam import general_exam, read_chat
+from ..text.chat_format import ChatFormat, Query, turns_of
+from ..utils.jsonl import load_rows
+from ..utils.utf8 import normal
+from .examples import JUDGE, Example
+from .methods import answer_after, check_examples_fit
+from .metrics import METRICS
+
+GENERAL_QUERIES = 64
+# The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
+SETTLED = 0.9
+# Questions that a memory answers worse than the full text and the certificate quotes, at most.
+MISSED = 20
+Questions = str | Path | Iterable[str | Mapping[str, Any]]
+Readers = dict[str, Reader]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about the text.
+
+    Attributes:
+        referenced: whether its reference answers are given; if not, the answer from the full text is the reference.
+    """
+
+    example: Example
+    referenced: bool
+
+
+def read_questions(
+    source: Questions, text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[Question]:
+    """The questions about ``text`` in a JSONL file, a datasets name, or rows in its schema, or strings.
+
+    A row is one of ``lcc eval``'s, but ``context`` and ``answer`` may be missing: rows about another context are left
+    out, and a question without an answer is scored against the answer from the full text.
+
+    Raises:
+        InputError: the source cannot be read, a row cannot be used, none is about ``text``, or one does not fit into
+            the model's window behind it.
+    """
+    if isinstance(source, (str, Path)):
+        rows: list[Any] = load_rows(str(source), "test")
+    else:
+        rows = [{"question": row} if isinstance(row, str) else row for row in source]
+    found = []
+    for number, row in enumerate(rows, 1):
+        where = f"question {number}"
+        if not isinstance(row, Mapping):
+            raise InputError(f"{where} is {row!r}: give text, or a row with question and answer")
+        if normal(str(row.get("context") or text)).strip() == normal(text).strip():
+            found.append(_question(row, text, where))
+    if not found:
+        raise InputError(
+            f"none of the {len(rows)} questions is about this text: leave their context out, or make it the text"
+        )
+    chat = ChatFormat.of(tokenizer)
+    check_examples_fit(model, chat, len(chat.prefix_ids) + len(chat.ids(text)), [each.example for each in found])
+    return found
+
+
+def _question(row: Mapping[str, Any], text: str, where: str) -> Question:
+    referenced = row.get("answer") is not None
+    assumed = {} if referenced else {"answer": ""}
+    example = Example.from_row({**row, "context": text, **assumed}, where)
+    if example.metric == JUDGE:
+        raise InputError(f"{where}: compile asks no judge; give another metric, or measure it with lcc eval")
+    return Question(example, referenced)
+
+
+def held_out_questions(surrogate: Surrogate, full_text: Reader, settings: CompileSettings) -> list[Question]:
+    """The questions that the model asked itself, compile did not train on and the full text settles.
+
+    Many that a model asks have no answer in the text: what it answers all the same hangs on noise, from the full text
+    too, and says nothing of a memory.
+    """
+    asked = [sample for sample in surrogate.held_out if sample.stream == "self_study"]
+    if not asked:
+        return []
+    sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])
+    return [
+        Question(_example(sample.query, settings.max_response_tokens), False)
+        for sample, probability in zip(asked, sure, strict=True)
+        if probability >= SETTLED
+    ]
+
+
+def _example(query: Query, max_new_tokens: int) -> Example:
+    *before, question = turns_of(query)
+    history = tuple(zip(before[::2], before[1::2], strict=True))
+    return Example("", question, ("",), max_new_tokens=max_new_tokens, history=history)
+
+
+def measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    memory: Memory,
+    surrogate: Surrogate,
+    settings: CompileSettings,
+    queries: Sequence[str],
+    questions: Sequence[Question] | None = None,
+    progress: Progress = lambda *_: None,
+) -> dict[str, Any]:
+    """Measure ``memory`` beside the full text and nothing; docs/memory-format.md says what each figure is.
+
+    Args:
+        model: the frozen model, no adapter in it; it is left as it came.
+        surrogate: what the memory was trained on, and what was held out of it.
+        queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
+            where they are too few.
+        questions: about the text; by default those of ``held_out_questions``.
+        progress: called with (what, done, total).
+
+    Returns:
+        JSON-ready figures.
+    """
+    began = time.monotonic()
+    chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=settings.parse_special_tokens)
+    with frozen(model):
+        readers = {
+            "full_text": Reader(model, chat, read_chat(model, chat, text)),
+            "memory": Reader(model, chat, attach(model, memory, verify=False).read()),
+            "no_text": Reader(model, chat, read_chat(model, chat, ""), after_text=False),
+        }
+        general = fresh_queries(surrogate, queries, settings.seed)
+        asked = questions if questions is not None else held_out_questions(surrogate, readers["full_text"], settings)
+        measures = {
+            "reconstruction": lambda: _reconstruction(readers, chat, text),
+            "held_out": lambda: _held_out(readers, surrogate),
+            "general": lambda: _general(readers, general, settings.max_response_tokens),
+            "questions": lambda: _questions(readers, asked, "self_asked" if questions is None else "given"),
+        }
+        found: dict[str, Any] = {}
+        for done, (name, figures) in enumerate(measures.items(), 1):
+            found[name] = figures()
+            progress("certifying", done, len(measures))
+    return found | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
+
+
+def fresh_queries(surrogate: Surrogate, queries: Sequence[str], seed: int) -> list[str]:
+    """Context-agnostic queries that the surrogate data does not hold: of ``queries``, and generated ones if needed."""
+    drawn = {sample.query for sample in surrogate.train + surrogate.held_out}
+    rng = random.Random(seed)
+    left = [query for query in dict.fromkeys(queries) if query not in drawn]
+    found = rng.sample(left, min(GENERAL_QUERIES, len(left)))
+    return found + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(found), (*drawn, *found))]
+
+
+def _reconstruction(readers: Readers, chat: ChatFormat, text: str) -> dict[str, Any]:
+    """Share of the text's tokens predicted right after "please repeat the context", teacher-forced."""
+    ids = tuple(chat.ids(text))
+    accuracy = {name: reader.accuracy(REPEAT_REQUEST, ids) for name, reader in readers.items()}
+    return {"tokens": len(ids), "accuracy": accuracy}
+
+
+def _held_out(readers: Readers, surrogate: Surrogate) -> dict[str, Any] | None:
+    """KL from the full text over the held-out responses, which are the full text's own."""
+    if not surrogate.held_out:
+        return None
+    queries = [sample.query for sample in surrogate.held_out]
+    responses = [sample.response_ids for sample in surrogate.held_out]
+    full = readers["full_text"]
+    kl = {name: kl_between(full, readers[name], queries, responses) for name in ("memory", "no_text")}
+    return {"answers": len(queries), "tokens": sum(map(len, responses)), "kl": kl}
+
+
+def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int) -> dict[str, Any]:
+    """How far readers are from one another on queries that have nothing to do with the text."""
+    responses = {name: reader.respond(queries, max_new_tokens) for name, reader in readers.items()}
+
+    def drift(reference: str) -> dict[str, dict[str, float]]:
+        return {
+            name: {
+                "kl": kl_between(readers[reference], reader, queries, responses[reference]),
+                "changed": changed_share(responses[reference], responses[name]),
+            }
+            for name, reader in readers.items()
+            if name != reference
+        }
+
+    return {"answers": len(queries), "from_full_text": drift("full_text"), "from_no_text": drift("no_text")}
+
+
+def _questions(readers: Readers, questions: Sequence[Question], source: str) -> dict[str, Any] | None:
+    """Mean scores, and the share of the full text's that the memory keeps."""
+    if not questions:
+        return None
+    asked = [question.example for question in questions]
+    answers = {
+        name: answer_after(reader.model, reader.chat, reader.visible, asked, after_text=reader.after_text)
+        for name, reader in readers.items()
+    }
+    scored = [
+        question.example if question.referenced else replace(question.example, answers=(full,))
+        for question, full in zip(questions, answers["full_text"], strict=True)
+    ]
+    scores = {
+        name: [METRICS[e.metric](text, e.answers) for e, text in zip(scored, texts, strict=True)]
+        for name, texts in answers.items()
+    }
+    score = {name: statistics.fmean(mine) for name, mine in scores.items()}
+    worse = [index for index in range(len(asked)) if scores["memory"][index] < scores["full_text"][index]]
+    return {
+        "source": source,
+        "count": len(questions),
+        "referenced": sum(question.referenced for question in questions),
+        "score": score,
+        "kept": score["memory"] / score["full_text"] if score["full_text"] else None,
+        "missed": [
+            {"question": asked[index].question, **{name: answers[name][index] for name in ("full_text", "memory")}}
+            for index in worse[:MISSED]
+        ],
+    }

@@ -1,0 +1,83 @@
+"""``Reader``: the frozen model behind a text, a memory or nothing; and how two of them differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.synthesis import Sample, response_hidden
+from ..modeling.generation import batch_rows, greedy_responses
+from ..modeling.kv import KV
+from ..text.chat_format import ChatFormat, Query
+from ..training.loss import state_divergence
+
+# Rows of logits that are held at once.
+LOGIT_ROWS = 256
+
+Response = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A frozen model, no adapter in it, whose queries see the rotated tokens of ``visible``.
+
+    Attributes:
+        after_text: whether ``visible`` ends in a text (or what stands for one) rather than in the chat's prefix.
+    """
+
+    model: PreTrainedModel
+    chat: ChatFormat
+    visible: KV
+    after_text: bool = True
+
+    def respond(self, queries: Sequence[Query], max_new_tokens: int) -> list[Response]:
+        """Greedy responses, each with its end token."""
+        ids = [self.chat.query_ids(query, self.after_text) for query in queries]
+        batches = greedy_responses(self.model, self.visible, ids, max_new_tokens, self.chat.end)
+        return [response for batch in batches for response in batch]
+
+    @torch.no_grad()
+    def states(self, queries: Sequence[Query], responses: Sequence[Response]) -> torch.Tensor:
+        """Last hidden states where the responses are predicted, teacher-forced: (tokens of all responses, H)."""
+        samples = [
+            Sample("read", query, tuple(self.chat.query_ids(query, self.after_text)), response)
+            for query, response in zip(queries, responses, strict=True)
+        ]
+        rows = batch_rows(len(self.visible))
+        starts = range(0, len(samples), rows)
+        return torch.cat([response_hidden(self.model, self.visible, samples[at : at + rows]) for at in starts])
+
+    def accuracy(self, query: str, response: Response) -> float:
+        """Share of the response's tokens that are the most probable ones, teacher-forced."""
+        found = torch.cat([logits.argmax(-1).cpu() for logits in self._logits([query], [response])])
+        return (found == torch.tensor(response)).double().mean().item()
+
+    def confidence(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[float]:
+        """Geometric mean of the probabilities of each response's tokens."""
+        ids = torch.tensor([token for response in responses for token in response])
+        parts = zip(self._logits(queries, responses), ids.split(LOGIT_ROWS), strict=True)
+        logs = torch.cat([x.double().log_softmax(-1).cpu().gather(1, token[:, None])[:, 0] for x, token in parts])
+        return [part.mean().exp().item() for part in logs.split([len(response) for response in responses])]
+
+    @torch.no_grad()
+    def _logits(self, queries: Sequence[Query], responses: Sequence[Response]) -> Iterator[torch.Tensor]:
+        """Logits where the responses are predicted, at most (LOGIT_ROWS, vocabulary) at a time."""
+        head = self.model.get_output_embeddings()
+        for states in self.states(queries, responses).split(LOGIT_ROWS):
+            yield head(states)
+
+
+@torch.no_grad()
+def kl_between(reference: Reader, reader: Reader, queries: Sequence[Query], responses: Sequence[Response]) -> float:
+    """Mean KL(reference || reader) over the responses' tokens, in nats a token."""
+    first, second = (each.states(queries, responses) for each in (reference, reader))
+    weights = torch.full((len(second),), 1 / len(second), dtype=second.dtype, device=second.device)
+    return state_divergence(reader.model, second, first, weights, "kl").item()
+
+
+def changed_share(reference: Sequence[Response], found: Sequence[Response]) -> float:
+    """Share of the responses that differ in any token."""
+    return sum(a != b for a, b in zip(reference, found, strict=True)) / len(reference)

@@ -1,0 +1,222 @@
+"""Put memories in front of a model: into a transformers cache that plain ``generate`` reads, or into paged tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, PreTrainedModel, StaticCache
+
+import lcc_kernels as lk
+
+from ..compilers.lora import read_text
+from ..errors import InputError, MismatchError
+from ..modeling.fingerprint import differing
+from ..modeling.kv import KV, rotary_tables
+from ..modeling.wrappers import plain_model
+from ..utils.values import check
+from .attachable import check_blocks, check_memory, check_model, check_positions, check_range, check_static
+from .memory import Memory
+
+Caches = torch.Tensor | Sequence[torch.Tensor]
+
+
+@torch.no_grad()
+def attach(
+    model: PreTrainedModel,
+    memory: Memory | Sequence[Memory],
+    start: int = 0,
+    cache: StaticCache | None = None,
+    verify: bool = True,
+) -> Cache:
+    """Return a cache that holds a prefix and the buffer tokens behind it, keys rotated to ``start``, ``start`` + 1, ….
+
+    Without ``cache`` it is a fresh one that serves one sequence or any batch or beams. ``generate`` wants placeholder
+    ids for the cached tokens in front of the query, and for a ``start`` other than 0 position ids too: ``lcc.prompt``
+    makes them. A cache grows with what is generated; attach again for the next query.
+
+    Args:
+        memory: one, or several that stand in a row in the order given, behind one prefix. Each was trained alone:
+            benchmarks/LOG.md says what reading them together costs.
+        start: position of the first token. The answers are the same wherever it stands, but for longrope models, whose
+            rope is another one from ``original_max_position_embeddings`` on.
+        cache: an empty, allocated ``StaticCache`` of the model's dtype to write to, in every row of its batch.
+        verify: compare the model's fingerprint with the memory's, which reads all of its weights once. Without, a
+            memory of other weights is taken if its shapes fit.
+
+    Raises:
+        InputError: the model carries an adapter that is active, is training with checkpointing, or has attention that
+            is not supported; positions beyond its window; a cache that does not fit; a memory that holds NaN, or
+            numbers beyond the model's dtype.
+        MismatchError: the memory was compiled for another model, or the memories do not go together.
+    """
+    model = plain_model(model)
+    memories = _checked(model, memory, start, verify)
+    tokens = cached_tokens(memories)
+    slots = torch.arange(tokens, device=model.device)
+    if cache is None:
+        layers, heads, _, width = memories[0].kv.keys.shape
+        keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
+        _write(model, memories, start, keys, values, slots)
+        return KV(keys[:, 0], values[:, 0]).cache().follow(model)
+    check_static(model, cache, memories[0], tokens)
+    _write(
+        model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots
+    )
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(tokens)
+    return cache
+
+
+@torch.no_grad()
+def attach_paged(
+    model: PreTrainedModel,
+    memory: Memory | Sequence[Memory],
+    key_cache: Sequence[torch.Tensor],
+    value_cache: Sequence[torch.Tensor],
+    block_table: torch.Tensor,
+    start: int = 0,
+    verify: bool = True,
+) -> int:
+    """Write what ``attach`` would hold into the blocks of a paged cache, as token 0, 1, … of one sequence.
+
+    Args:
+        key_cache, value_cache: a tensor a layer, viewed as (blocks, kv_heads, block_size, head_dim), whatever the
+            strides: of vLLM's (blocks, block_size, kv_heads, head_dim) give ``layer.transpose(1, 2)``.
+        block_table: the sequence's blocks in order, (max_blocks,) integers, each named once; they may be shared by any
+            number of sequences that only read them.
+        verify: as for ``attach``.
+
+    Returns:
+        How many tokens were written: where the sequence goes on.
+
+    Raises:
+        InputError, MismatchError: as ``attach`` does, and for blocks that are too few, out of range or named twice.
+        ValueError: caches that do not fit the memory; see ``lk.attach_kv``.
+    """
+    model = plain_model(model)
+    memories = _checked(model, memory, start, verify)
+    tokens = cached_tokens(memories)
+    if not len(key_cache) or key_cache[0].ndim != 4:
+        raise InputError("key_cache has no layer of (blocks, kv_heads, block_size, head_dim): give one tensor a layer")
+    blocks, _, block_size, _ = key_cache[0].shape
+    check_blocks(block_table, math.ceil(tokens / block_size), blocks)
+    positions = torch.arange(tokens, device=block_table.device)
+    slots = lk.slot_mapping(block_table, positions, block_size).to(model.device)
+    _write(model, memories, start, key_cache, value_cache, slots, paged=True)
+    return tokens
+
+
+def cached_tokens(memory: Memory | Sequence[Memory]) -> int:
+    """How many tokens ``attach`` puts into a cache: one prefix, and every memory's buffer tokens."""
+    memories = stack_of(memory)
+    return len(memories[0].prefix_ids) + sum(each.buffer_tokens for each in memories)
+
+
+def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:
+    """One memory or several as a tuple.
+
+    Raises:
+        InputError: there is none.
+        MismatchError: they were compiled for different models or behind different prefixes.
+    """
+    memories = tuple(memory) if isinstance(memory, Iterable) else (memory,)
+    for each in memories:
+        if not isinstance(each, Memory):
+            raise InputError(f"memory is a {type(each).__name__}; give a Memory, such as Memory.load returns")
+    if not memories:
+        raise InputError("there is no memory to attach: give one, or a list of them")
+    for number, other in enumerate(memories[1:], 2):
+        if other.prefix_ids != memories[0].prefix_ids:
+            raise MismatchError(
+                f"memory {number} stands behind another prefix than memory 1: compile both with the same chat "
+                "template and keep_prefix, and on the same date if the template writes the date"
+            )
+        fields = differing(other.fingerprint, memories[0].fingerprint)
+        if fields:
+            raise MismatchError(
+                f"memory {number} was compiled for another model or tokenizer than memory 1 ({', '.join(fields)}): "
+                "compile both with the same ones"
+            )
+    return memories
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive tokens of the cache to be, with the tables that turn their keys, (tokens, rotary_dim)."""
+
+    kv: KV
+    cos: torch.Tensor
+    sin: torch.Tensor
+    key_scale: torch.Tensor | None = None
+    value_scale: torch.Tensor | None = None
+
+    def dequantized(self) -> KV:
+        """K and V in the tables' dtype, multiplied by their scales."""
+        keys, values = self.kv.keys.to(self.cos.dtype), self.kv.values.to(self.cos.dtype)
+        if self.key_scale is not None and self.value_scale is not None:
+            keys, values = keys * self.key_scale[:, :, None], values * self.value_scale[..., None]
+        return KV(keys, values)
+
+
+def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> Iterator[_Part]:
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    prefix_ids = memories[0].prefix_ids
+    if prefix_ids:
+        # The model itself reads the prefix where it stands: its keys are turned already.
+        one = torch.ones(len(prefix_ids), 2, dtype=dtype, device=model.device)
+        yield _Part(read_text(model, prefix_ids, start=start), one, torch.zeros_like(one))
+        start += len(prefix_ids)
+    for memory in memories:
+        here = {name: tensor.to(model.device) for name, tensor in memory.tensors().items()}
+        part = _Part(
+            KV(here.pop("keys"), here.pop("values")),
+            *rotary_tables(model, start, memory.buffer_tokens, dtype),
+            **here,
+        )
+        check_range(part.dequantized(), part.cos, part.sin, model.dtype)
+        yield part
+        start += memory.buffer_tokens
+
+
+def _write(
+    model: PreTrainedModel,
+    memories: Sequence[Memory],
+    start: int,
+    key_cache: Caches,
+    value_cache: Caches,
+    slots: torch.Tensor,
+    paged: bool = False,
+) -> None:
+    """Write prefix and memories to ``slots``, (tokens,), of every layer at once; nothing before all is known to fit."""
+    done = 0
+    for part in list(_parts(model, memories, start)):
+        where = slots[done : done + len(part.kv)]
+        lk.attach_kv(
+            part.kv.keys,
+            part.kv.values,
+            key_cache,
+            value_cache,
+            where,
+            part.cos,
+            part.sin,
+            part.key_scale,
+            part.value_scale,
+            paged=paged,
+        )
+        done += len(part.kv)
+
+
+def _checked(model: PreTrainedModel, memory: Memory | Sequence[Memory], start: int, verify: bool) -> tuple[Memory, ...]:
+    """The memories, if ``model`` can read them from ``start`` on and, to ``verify``, is the one they belong to."""
+    check_model(model)
+    check("start", start, int)
+    memories = stack_of(memory)
+    for each in memories:
+        check_memory(model, each)
+    check_positions(model, start, start + cached_tokens(memories))
+    if verify:
+        memories[0].verify(model)
+    return memories

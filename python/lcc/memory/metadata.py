@@ -1,0 +1,221 @@
+"""What memories and checkpoints say beside their tensors, field by field; docs/memory-format.md explains the former."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+from ..text.chat_format import read_query
+from ..utils.values import check, require
+
+# A measured figure; None where it was no finite number.
+Figure = float | None
+
+
+class Point(TypedDict):
+    """A measurement while compiling."""
+
+    step: float
+    loss: Figure
+    held_out_kl: Figure
+    seconds: float
+
+
+class Cost(TypedDict):
+    """What quantising costs a stream of questions."""
+
+    answers: int
+    tokens: int
+    kl: Figure
+    changed: Figure
+
+
+class _Source(TypedDict):
+    source_dtype: str
+
+
+class Quantization(_Source, total=False):
+    """What quantising cost, by stream of questions."""
+
+    self_study: Cost
+    general: Cost
+
+
+class Readers(TypedDict):
+    """A figure of each reader."""
+
+    full_text: float
+    memory: float
+    no_text: float
+
+
+class Missed(TypedDict):
+    """A question that the memory answers worse."""
+
+    question: str
+    full_text: str
+    memory: str
+
+
+class Questions(TypedDict):
+    """Scores on questions about the text."""
+
+    source: Literal["given", "self_asked"]
+    count: int
+    referenced: int
+    score: Readers
+    kept: Figure
+    missed: list[Missed]
+
+
+class Reconstruction(TypedDict):
+    """The text repeated."""
+
+    tokens: int
+    accuracy: Readers
+
+
+class FromFullText(TypedDict):
+    """KL from the full text."""
+
+    memory: Figure
+    no_text: Figure
+
+
+class HeldOut(TypedDict):
+    """KL over held-out answers."""
+
+    answers: int
+    tokens: int
+    kl: FromFullText
+
+
+class Drift(TypedDict):
+    """How far a reader's answers are from another's."""
+
+    kl: Figure
+    changed: Figure
+
+
+class DriftFromFullText(TypedDict):
+    """Of the other readers from the full text."""
+
+    memory: Drift
+    no_text: Drift
+
+
+class DriftFromNoText(TypedDict):
+    """Of the other readers from nothing."""
+
+    full_text: Drift
+    memory: Drift
+
+
+class General(TypedDict):
+    """Answers to queries that have nothing to do with the text."""
+
+    answers: int
+    from_full_text: DriftFromFullText
+    from_no_text: DriftFromNoText
+
+
+class Certificate(TypedDict):
+    """What a memory keeps and changes."""
+
+    questions: Questions | None
+    reconstruction: Reconstruction
+    held_out: HeldOut | None
+    general: General
+    dtype: str
+    seconds: float
+
+
+class Tried(TypedDict):
+    """A ratio that ``ratio="auto"`` tried."""
+
+    ratio: float
+    buffer_tokens: int
+    kept: float
+
+
+class RatioSearch(TypedDict):
+    """What ``ratio="auto"`` was to meet, and what it tried."""
+
+    target: float
+    met: bool
+    tried: list[Tried]
+
+
+class SampleRow(TypedDict):
+    """A sample of the surrogate data."""
+
+    stream: str
+    query: Any
+    query_ids: list[int]
+    response_ids: list[int]
+    weight: float
+
+
+class SurrogateMetadata(TypedDict):
+    """What a checkpoint's surrogate data says of itself."""
+
+    identity: dict[str, Any]
+    rows: list[SampleRow]
+    train: int
+
+
+class StateMetadata(TypedDict):
+    """What a checkpoint's optimisation says of itself."""
+
+    identity: dict[str, Any]
+    encode_chunk: int | Literal["auto"]
+    step: int
+    best_kl: Figure
+    stale: int
+    curve: list[Point]
+    seconds: float
+
+
+METADATA: dict[str, Any] = {
+    "prefix_ids": tuple[int, ...],
+    "ratio": float,
+    "source_tokens": int,
+    "source_sha256": str,
+    "rope": dict[str, Any],
+    "fingerprint": dict[str, str],
+    "settings": dict[str, Any],
+    "curve": list[Point],
+    "questions": tuple[Any, ...],
+    "quantization": Quantization | None,
+    "certificate": Certificate | None,
+    "ratio_search": RatioSearch | None,
+    "date": str | None,
+}
+# Token ids end below this: more than any vocabulary, and what an index of torch holds.
+TOKEN_IDS = 2**31
+
+
+def check_metadata(given: Mapping[str, Any]) -> None:
+    """Refuse metadata that is not what ``METADATA`` says, or out of range.
+
+    Raises:
+        InputError: naming the field, or the part of it.
+    """
+    for name, kind in METADATA.items():
+        check(name, given[name], kind)
+    require(1 <= given["ratio"] < float("inf"), "ratio", given["ratio"], "at least 1, and finite")
+    require(given["source_tokens"] >= 0, "source_tokens", given["source_tokens"], "zero or more")
+    for token in given["prefix_ids"]:
+        require(0 <= token < TOKEN_IDS, "prefix_ids", given["prefix_ids"], "token ids")
+    for question in given["questions"]:
+        read_query(question)
+    require(given["date"] is None or is_date(given["date"]), "date", given["date"], "a date as ISO 8601 writes it")
+
+
+def is_date(value: object) -> bool:
+    """Whether it is a date and time as ISO 8601 writes them."""
+    try:
+        return isinstance(value, str) and bool(datetime.fromisoformat(value))
+    except ValueError:
+        return False

@@ -1,0 +1,114 @@
+"""A text made ready to compile: its tokens, the chat around it, and how many buffer tokens it gets."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..modeling.window import check_window, window_of
+from ..utils.values import check
+from .chat_format import ChatFormat
+
+# So many times the characters of the longest token are one token at least, whatever white space is dropped.
+SPARE = 8
+
+
+@dataclass(frozen=True)
+class Context:
+    """Token ids of P and C, and K = ceil(n / ratio)."""
+
+    chat: ChatFormat
+    prefix_ids: tuple[int, ...]
+    context_ids: tuple[int, ...]
+    buffer: int
+    sha256: str
+
+
+def build_context(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    ratio: float,
+    response_tokens: int,
+    date: str | None = None,
+    parse_special_tokens: bool = False,
+) -> Context:
+    """Tokenise ``text`` and check that model, tokenizer and length fit.
+
+    Args:
+        ratio: context tokens a buffer token, at least 1.
+        response_tokens: room that queries and responses need after the text.
+        date, parse_special_tokens: see ``ChatFormat.of``.
+
+    Raises:
+        InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
+            tokenizer that is not the model's, or no chat template.
+    """
+    if not 1 <= ratio < math.inf:
+        raise InputError(
+            f"ratio is {ratio}; it must be a number of at least 1 (16 means one buffer token for 16 tokens of text)"
+        )
+    check("text", text, str)
+    if not text.strip():
+        raise InputError("the text is empty")
+    check_tokenizer(model, tokenizer)
+    _check_length(model, tokenizer, text)
+    chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
+    prefix, ids = chat.prefix_ids, chat.ids(text)
+    buffer = math.ceil(len(ids) / ratio)
+    if len(ids) < 2 * ratio:
+        raise InputError(
+            f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
+            "tokens, or lower the ratio"
+        )
+    needed = len(prefix) + 2 * len(ids) + buffer + response_tokens
+    what = f"{len(ids)} tokens of text, read and repeated,"
+    check_window(model, needed, what, "split the text, or take a model with a longer window")
+    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
+
+
+def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+    """Refuse what cannot fit, however long its tokens: a tokenizer that has begun heeds no interrupt.
+
+    Raises:
+        InputError: the text has more characters than the window has room for.
+    """
+    longest = max(map(len, tokenizer.get_vocab()), default=1)
+    if len(text) > SPARE * longest * window_of(model):
+        raise InputError(
+            f"the text has {len(text)} characters, too many for a window of {window_of(model)} tokens: split the text, "
+            "or take a model with a longer window"
+        )
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of the text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot be the model's.
+
+    Raises:
+        InputError: its size or its special tokens are not the model's.
+    """
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0.9 * rows <= len(tokenizer) <= rows:
+        raise InputError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}: not the model's own")
+    for name in ("bos_token_id", "eos_token_id"):
+        found, expected = getattr(tokenizer, name), _token_ids(model, name)
+        if found is not None and expected and found not in expected:
+            raise InputError(f"the tokenizer's {name} is {found} but the model's is {expected}: not the model's own")
+
+
+def _token_ids(model: PreTrainedModel, name: str) -> list[int]:
+    """The ids that the model's config and generation config give for ``name``."""
+    found: list[int] = []
+    for config in (model.config, model.generation_config):
+        value = getattr(config, name, None)
+        found += value if isinstance(value, list) else [] if value is None else [value]
+    return found

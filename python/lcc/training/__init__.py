@@ -1,0 +1,1 @@
+"""The loop that optimises what becomes a memory."""

@@ -1,0 +1,159 @@
+"""What a step's activations take, known before it runs, and how the step is made to fit.
+
+What the backward keeps of a row is measured, not modelled: a few rows run through the model while autograd's saved
+tensors are counted. The rest is linear in rows, because neither scores nor logits ever exist whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
+
+import lcc_kernels as lk
+
+from ..compilers.lora import Compiler, Writer, lora_model
+from ..modeling.kv import kv_shape
+from ..modeling.packed_decoder import PackedDecoder, PackedRow
+from ..pipeline.settings import CompileSettings
+from ..utils.device_memory import group_bytes
+
+PROBE = 32  # rows; twice as many give the slope
+CHUNK = 2048  # tokens of text that ``encode_chunk="auto"`` reads at a time
+LOGITS = {"cpu": 2**26, "cuda": 2**29}  # bound of ``lk.linear_kl`` on the logits that exist at one time
+HEADROOM = 0.9  # share of the free memory to plan with: allocators lose some
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes beyond weights and optimizer state at a step's worst moment.
+
+    Attributes:
+        kept: held from the forward to the backward.
+        working: what the backward of a layer, of the head, or of a chunk of text needs at a time, whichever is most.
+    """
+
+    kept: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.kept + self.working
+
+
+def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: CompileSettings) -> StepMemory:
+    """Estimate the activation memory of a packed step.
+
+    Args:
+        model: plain, or inside ``lora_model``.
+        layout: of one document, the reconstruction's segment included.
+        settings: ``gradient_checkpointing`` and ``encode_chunk`` count as off where they are ``auto``.
+    """
+    if not any(isinstance(module, LoraLayer) for module in model.modules()):
+        with lora_model(model, settings):
+            return step_memory(model, layout, settings)
+    (document,) = layout.documents
+    text, answers = document.context + document.buffer, sum(document.segments)
+    config, itemsize = model.config, model.get_input_embeddings().weight.element_size()
+    layers = config.num_hidden_layers
+    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, settings.coupled))
+    logits = min(LOGITS.get(model.device.type, LOGITS["cuda"]), 2 * answers * config.vocab_size * itemsize)
+
+    def phase(read: int, held: int) -> StepMemory:
+        """``read`` rows of C and B and all answers in one row, beside ``held`` bytes."""
+        whole = text_row * read + answer_row * answers
+        backward = (4 * config.intermediate_size + 2 * config.hidden_size) * (read + answers) * itemsize
+        if settings.gradient_checkpointing is True:
+            inputs = layers * (read + answers) * config.hidden_size * itemsize
+            return StepMemory(held + inputs, max(int(whole / layers) + backward, logits))
+        # Of C and B, the last layer runs B alone.
+        return StepMemory(held + int(whole - text_row * read / layers), max(backward, logits))
+
+    chunk = min(settings.chunk, text)
+    if not chunk:
+        return phase(text, 0)
+    _, kv_heads, head_dim = kv_shape(config)
+    states = 2 * layers * text * kv_heads * head_dim * itemsize
+    repeated = 2 * text * config.num_attention_heads * head_dim * itemsize
+    backward = 4 * config.intermediate_size * chunk * itemsize
+    inputs = layers * chunk * config.hidden_size * itemsize
+    encode = StepMemory(2 * states + inputs, int(text_row * chunk / layers) + 2 * repeated + backward)
+    return max(encode, phase(0, states), key=lambda memory: memory.total)
+
+
+def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
+    """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
+
+    The reference engine knows neither; a writer other than LCC's has no text to read in chunks.
+
+    Args:
+        answers: rows of all samples of a step.
+        free: bytes, as ``available_bytes`` says; None settles for the fastest.
+    """
+    context = writer.context
+    reads = isinstance(writer, Compiler)
+    text = len(context.context_ids) if reads else 0
+    layout = lk.BottleneckLayout(len(writer.prefix), text, context.buffer, (answers,))
+    checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
+
+    def settled(on: bool, size: int) -> CompileSettings:
+        return replace(
+            settings,
+            gradient_checkpointing=on if checkpointing == "auto" else checkpointing,
+            encode_chunk=size if chunk == "auto" else chunk,
+        )
+
+    if free is None or settings.engine == "reference" or "auto" not in (checkpointing, chunk):
+        return settled(False, 0)
+    tries = [settled(False, 0), settled(True, 0), *[settled(True, CHUNK)] * reads]
+    fitting = (found for found in tries if step_memory(writer.model, layout, found).total <= HEADROOM * free)
+    return next(fitting, tries[-1])
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of ``device``, within the limits of this process's control groups; None where it cannot be asked."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free, limited = int(fields["MemAvailable"].split()[0]) * 1024, group_bytes()
+    return free if limited is None else min(free, limited)
+
+
+def _saved_per_row(model: PreTrainedModel, adapted: bool) -> float:
+    """Bytes that the backward keeps of one more row, in all layers."""
+    packed = PackedDecoder(model)
+    try:
+        return (_saved(packed, 2 * PROBE, adapted) - _saved(packed, PROBE, adapted)) / PROBE
+    finally:
+        packed.remove()
+
+
+def _saved(packed: PackedDecoder, rows: int, adapted: bool) -> int:
+    """Bytes of the distinct tensors, weights apart, that autograd saves of a causal row."""
+    model = packed.model
+    weights = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    embeddings = torch.zeros(
+        1, rows, model.config.hidden_size, dtype=model.dtype, device=model.device, requires_grad=True
+    )
+    positions = torch.arange(rows, device=model.device)
+    row = PackedRow(lk.BottleneckLayout(0, 0, rows), adapted=None if adapted else 0)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden = packed(embeddings, positions, [row] * model.config.num_hidden_layers)
+    del hidden  # until here the storages live, and their addresses differ
+    return sum(sizes.values())

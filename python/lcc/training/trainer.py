@@ -1,0 +1,240 @@
+"""The optimisation loop: draw samples, step, measure, checkpoint, stop early."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from heapq import nlargest
+from typing import Any
+
+import torch
+
+from ..compilers.lora import Writer
+from ..data.synthesis import Sample, Surrogate
+from ..errors import DivergedError
+from ..modeling.kv import KV
+from ..pipeline.settings import CompileSettings
+from ..utils.distributed import ALONE, Ranks
+from ..utils.progress import Reporter
+from ..utils.values import require
+from .checkpoint import Checkpoint, mark_diverged, sound
+from .loss import held_out_kl, step_loss, stream_weights
+from .optimizers import Muon
+
+
+class Optimization:
+    """Steps with linear decay on what the writer trains; keeps the state with the best held-out KL.
+
+    Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        surrogate: Surrogate,
+        settings: CompileSettings,
+        checkpoint: Checkpoint | None,
+        ranks: Ranks = ALONE,
+    ):
+        self.writer, self.surrogate, self.settings = writer, surrogate, settings
+        self.checkpoint, self.ranks = checkpoint, ranks
+        writer.start(settings)
+        groups = writer.parameter_groups(settings)
+        self.optimizers = [build_optimizer(momentum=settings.momentum, **group) for group in groups]
+        self._optimizer_of = {
+            parameter: optimizer
+            for group, optimizer in zip(groups, self.optimizers, strict=True)
+            for parameter in group["params"]
+        }
+        self.parameters = list(self._optimizer_of)
+        self.pools = self._pools()
+        self.step, self.seconds, self._updating = 0, 0.0, False
+        self.curve: list[dict[str, float]] = []
+        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self.best_kl, self.stale = math.inf, 0
+        self._resume()
+
+    def run(self, reporter: Reporter, checkpoint_every: int) -> KV:
+        """Optimise to the end, or to an early stop; returns B's K and V, keys unrotated, of the best state.
+
+        Raises:
+            DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite.
+        """
+        try:
+            return self._run(reporter, checkpoint_every)
+        except DivergedError:
+            if self.checkpoint and self.ranks.main:
+                mark_diverged(self.checkpoint.folder)
+            raise
+
+    def _run(self, reporter: Reporter, checkpoint_every: int) -> KV:
+        reporter.start("compiling", self.settings.steps, self.step)
+        try:
+            while self.step < self.settings.steps and not self._stale():
+                loss = self.advance()
+                if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
+                    self._measure(loss)
+                reporter.step(self.step, loss, self.best_kl)
+                if self.checkpoint and self.step % checkpoint_every == 0:
+                    self.save()
+        except KeyboardInterrupt:
+            if not self._updating:
+                self.save()
+            raise
+        self.save()
+        with torch.no_grad():
+            for parameter, best in zip(self.parameters, self.best, strict=True):
+                parameter.copy_(best)
+            buffer = self.writer.encode()
+        for name, tensor in (("keys", buffer.keys), ("values", buffer.values)):
+            self._require_finite(f"largest of the {name}", tensor.abs().max().item())
+        return buffer
+
+    def advance(self) -> float:
+        """One optimiser step; returns its loss."""
+        began = time.monotonic()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * (1 - self.step / self.settings.steps)
+        value, gradients = self._gradients()
+        self._require_finite("loss", value)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        # An interrupt in here would leave some parameters a step ahead of the others.
+        self._updating = True
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.step += 1
+        self._updating = False
+        self.seconds += time.monotonic() - began
+        return value
+
+    def _gradients(self) -> tuple[float, list[torch.Tensor]]:
+        """The step's loss and gradients, over all processes."""
+        drawn = self._draw()
+        loss = step_loss(self.writer, self.ranks.share(drawn), self.settings, drawn)
+        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
+        gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
+        total, *summed = self.ranks.sum([loss.detach(), *gradients])
+        return total.item(), summed
+
+    def _pools(self) -> dict[str, list[Sample]]:
+        """The query samples of each stream that has any, and a weight."""
+        weights = stream_weights(self.settings)
+        pools = {
+            stream: [sample for sample in self.surrogate.train if sample.stream == stream]
+            for stream in ("general", "self_study")
+        }
+        return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
+
+    def _draw(self) -> list[Sample]:
+        """The reconstruction sample, and ``batch`` queries shared among their streams by weight."""
+        rng = random.Random(f"{self.settings.seed} {self.step}")
+        weights = stream_weights(self.settings)
+        total = sum(weights[stream] for stream in self.pools)
+        drawn: list[Sample] = [self.surrogate.reconstruction] if weights["reconstruction"] else []
+        for stream, pool in self.pools.items():
+            count = min(len(pool), max(1, round(self.settings.batch * weights[stream] / total)))
+            drawn += draw_samples(pool, count, rng)
+        return drawn
+
+    def _measure(self, loss: float) -> None:
+        """Append to the curve, and keep this state if it is the best so far."""
+        held_out = self.surrogate.held_out
+        kl = self.ranks.first(held_out_kl(self.writer, held_out, self.settings)) if held_out else loss
+        self._require_finite("held-out KL", kl)
+        self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
+        self.stale += 1
+        if kl < self.best_kl or not held_out or not self.settings.patience:
+            self.best_kl, self.stale = kl, 0
+            self.best = [parameter.detach().clone() for parameter in self.parameters]
+
+    def _stale(self) -> bool:
+        return 0 < self.settings.patience <= self.stale
+
+    def _require_finite(self, what: str, value: float) -> None:
+        """Check that the run is on its way.
+
+        Raises:
+            DivergedError: it is not.
+        """
+        if not math.isfinite(value):
+            kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
+            raise DivergedError(
+                f"the {what} became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate "
+                "and compile again"
+            )
+
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
+        if self.checkpoint is None:
+            return
+        tensors = {"best." + str(index): tensor for index, tensor in enumerate(self.best)}
+        for index, parameter in enumerate(self.parameters):
+            tensors[f"parameter.{index}"] = parameter
+            for name, value in self._state_of(parameter).items():
+                tensors[f"optimizer.{index}.{name}"] = value
+        # JSON has no infinity: None stands for "not measured yet".
+        best_kl = None if math.isinf(self.best_kl) else self.best_kl
+        # Settled by what memory was free: other chunks would round otherwise.
+        counters: dict[str, Any] = {"encode_chunk": self.settings.encode_chunk}
+        counters |= {"step": self.step, "best_kl": best_kl, "stale": self.stale}
+        self.checkpoint.save_state(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
+
+    def _resume(self) -> None:
+        stored = self.checkpoint.load_state() if self.checkpoint else None
+        if self.checkpoint is None or stored is None:
+            return
+        with sound(self.checkpoint.folder):
+            self._check(stored[0])
+            self._restore(*stored)
+
+    def _restore(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+        """Go on from what ``save`` wrote."""
+        self.settings = replace(self.settings, encode_chunk=metadata["encode_chunk"])
+        self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
+        self.curve = metadata["curve"]
+        self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
+        with torch.no_grad():
+            for index, parameter in enumerate(self.parameters):
+                parameter.copy_(tensors[f"parameter.{index}"])
+                self.best[index].copy_(tensors[f"best.{index}"])
+                prefix = f"optimizer.{index}."
+                state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+                self._state_of(parameter).update(
+                    {name: value if name == "step" else value.to(parameter.device) for name, value in state.items()}
+                )
+
+    def _check(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Refuse a state of other parameters."""
+        for index, parameter in enumerate(self.parameters):
+            required = {name: tensors[name] for name in (f"parameter.{index}", f"best.{index}")}
+            remembered = {name: t for name, t in tensors.items() if name.startswith(f"optimizer.{index}.") and t.ndim}
+            for name, tensor in (required | remembered).items():
+                require(tensor.shape == parameter.shape, name, tuple(tensor.shape), f"{tuple(parameter.shape)}")
+
+    def _state_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        """What the parameter's optimizer remembers of it; empty before its first step."""
+        return self._optimizer_of[parameter].state[parameter]
+
+
+def draw_samples(pool: Sequence[Sample], count: int, rng: random.Random) -> list[Sample]:
+    """``count`` distinct samples, drawn by their weights.
+
+    As in Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006.
+    """
+    return nlargest(count, pool, key=lambda sample: rng.random() ** (1 / sample.weight))
+
+
+def build_optimizer(
+    params: list[torch.nn.Parameter], lr: float, momentum: float, kind: str = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
+    group = [{"params": params, "initial_lr": lr}]
+    if kind == "muon":
+        return Muon(group, lr, momentum)
+    return torch.optim.AdamW(group, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)

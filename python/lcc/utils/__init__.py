@@ -1,0 +1,1 @@
+"""What knows no model: files, values, text from outside, hashes, progress and processes."""

@@ -1,0 +1,115 @@
+"""Files that are whole or not there: safetensors with JSON metadata and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import MemoryFileError, MismatchError
+from .outputs import Rule, replacing
+from .safe_json import JSONError, finite_json, parse_json
+from .terminal import first_line
+from .values import quoted
+
+METADATA_KEY = "lcc"
+
+
+def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+    """Write ``tensors`` and ``metadata`` to ``path`` at once: readers see the old file or the whole new one.
+
+    NaN and infinity in the metadata become null: JSON has no such numbers.
+
+    Args:
+        path: an ``Output``, or the path of a file that may be replaced whatever it is.
+
+    Raises:
+        MemoryFileError: the folder is missing or read-only, the disk is full, or what is at ``path`` must not be
+            replaced, see ``Output``; an older file is left as it was.
+        MismatchError: as ``Output.check``.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = finite_json(metadata)
+    header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+        except SafetensorError as error:
+            # What it says of a full disk, for one.
+            raise OSError(str(error)) from error
+
+
+def ours(format_name: str, **same: Any) -> Rule:
+    """The rule of an ``Output`` that replaces files of ``format_name`` whose metadata has ``same``."""
+
+    def check(path: Path) -> None:
+        metadata = read_tensors(path, format_name)[1]
+        differing = [name for name, value in same.items() if metadata.get(name) != value]
+        if differing:
+            raise MismatchError(f"{path} is there already and differs in {', '.join(differing)}")
+
+    return check
+
+
+def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote.
+
+    Raises:
+        MemoryFileError: no such file, a truncated or foreign one, or one whose content does not match its digest.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise MemoryFileError(f"{path} is no regular file: name a file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            raw = (file.metadata() or {}).get(METADATA_KEY)
+            if raw is None:
+                raise MemoryFileError(f"{path} is a safetensors file, but not one of this package's")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise MemoryFileError(f"there is no file {path}") from None
+    except (SafetensorError, OSError) as error:
+        raise MemoryFileError(f"{path} is truncated or no safetensors file: {first_line(error)}") from error
+    try:
+        header = parse_json(raw)
+        found, digest, metadata = header["format"], header["digest"], header["metadata"]
+    except JSONError as error:
+        raise MemoryFileError(f"{path}: its metadata {error}") from error
+    except (KeyError, TypeError) as error:
+        raise MemoryFileError(f"{path}: its metadata has no format, digest and metadata: {error}") from error
+    if not isinstance(metadata, dict):
+        raise MemoryFileError(f"{path}: its metadata is no JSON object")
+    if found != format_name:
+        raise MemoryFileError(f"{path} has format {quoted(found)!r}; expected {format_name!r}")
+    if digest != _digest(tensors, metadata):
+        raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
+    return tensors, metadata
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What a file's header says, before its digest is checked; empty if that cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = parse_json((file.metadata() or {})[METADATA_KEY])["metadata"]
+    except (SafetensorError, OSError, JSONError, KeyError, TypeError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The raw bytes of a tensor, whatever its dtype; of a contiguous one on the CPU no copy."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

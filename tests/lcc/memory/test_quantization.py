@@ -1,0 +1,193 @@
+"""int8 and fp8 memories: how far they are from the float one, what is measured, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+import lcc
+from lcc.memory.memory import FORMAT
+from lcc.memory.quantization import FORMATS, quantize_kv
+from lcc.modeling.kv import KV
+from lcc.synthetic.people import document
+from lcc.utils.tensor_files import read_tensors, write_tensors
+from tests.support.plain_memories import plain_memory
+
+DTYPES = list(FORMATS)
+
+
+@pytest.fixture
+def memory(llama, tokenizer, text, monkeypatch):
+    asked = ("Where does Mara live?", "What is the job of Hugo?")
+    return replace(plain_memory(llama, tokenizer, text, monkeypatch)[0], questions=asked)
+
+
+@pytest.fixture
+def small(memory, llama, tokenizer):
+    return memory.quantize("int8", llama, tokenizer, answers=2, max_new_tokens=2)
+
+
+def random_kv(dtype=torch.float32) -> KV:
+    """Channels and tokens of very different sizes, some of them all zero."""
+    generator = torch.Generator().manual_seed(0)
+    keys, values = torch.randn(2, 3, 2, 9, 16, generator=generator, dtype=torch.float64)
+    keys = keys * 10.0 ** torch.linspace(-4, 3, 16)
+    values = values * 10.0 ** torch.linspace(-4, 3, 9)[:, None]
+    keys[0, 1, :, 3], values[2, 0, 4] = 0, 0
+    return KV(keys.to(dtype), values.to(dtype))
+
+
+@pytest.mark.parametrize("source", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rounding_is_to_the_nearest(dtype, source):
+    """int8: half a step of each channel's (token's) scale; fp8: half of its last bit, 1/16."""
+    kv = random_kv(source)
+    small, key_scale, value_scale = quantize_kv(kv, dtype)
+    assert small.keys.dtype == small.values.dtype == FORMATS[dtype][0]
+    assert key_scale.shape == (3, 2, 16)
+    assert value_scale.shape == (3, 2, 9)
+    for exact, codes, scale in (
+        (kv.keys.double(), small.keys, key_scale[:, :, None].double()),
+        (kv.values.double(), small.values, value_scale[..., None].double()),
+    ):
+        error = (codes.double() * scale - exact).abs()
+        bound = scale / 2 if dtype == "int8" else torch.maximum(exact.abs() / 16, scale * 2.0**-10)
+        assert (error <= bound * (1 + 1e-5)).all()
+        assert (codes.float().abs() <= FORMATS[dtype][1]).all()
+        assert not codes.float()[exact == 0].any()
+
+
+def test_tiny_numbers_have_a_scale():
+    kv = KV(torch.full((1, 1, 2, 4), 1e-45), torch.full((1, 1, 2, 4), 1e-45))
+    _, *scales = quantize_kv(kv, "int8")
+    assert all((scale > 0).all() for scale in scales)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attach_multiplies_the_scales_back_in(dtype, memory, llama, tokenizer):
+    small = memory.quantize(dtype, llama, tokenizer, answers=2, max_new_tokens=2)
+    kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
+    by_hand = KV(kv.keys.float() * key_scale[:, :, None], kv.values.float() * value_scale[..., None])
+    for start in (0, 9):
+        found = lcc.attach(llama, small, start).read()
+        expected = lcc.attach(llama, replace(memory, kv=by_hand), start).read()
+        torch.testing.assert_close(found.keys, expected.keys, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_embedded_model_still_answers(dtype, embedded, monkeypatch):
+    model, tokenizer = embedded
+    doc = document(random.Random(3), people=2, attributes=4)
+    memory, _ = plain_memory(model, tokenizer, doc.text, monkeypatch)
+    memory = replace(memory, questions=tuple(question.text for question in doc.questions()))
+    small = memory.quantize(dtype, model, tokenizer, answers=24, max_new_tokens=8)
+    cost = small.quantization
+    assert cost["source_dtype"] == "float32"
+    assert cost["self_study"]["answers"] == cost["general"]["answers"] == 24
+    for stream in ("self_study", "general"):
+        assert 0 < cost[stream]["kl"] < 0.02
+        assert cost[stream]["changed"] <= 0.1
+    assert small.kv_bytes < 0.3 * memory.kv_bytes
+    verdict = lcc.ask(model, tokenizer, small, list(memory.questions)[:4], max_new_tokens=8)
+    assert verdict == [question.answer for question in doc.questions()[:4]]
+
+
+def test_what_is_measured_is_what_differs(memory, llama, tokenizer, monkeypatch):
+    """Coarser codes cost more; memories that asked nothing are measured on general queries alone."""
+    from lcc.memory.memory import quantization as quantize
+
+    fine = memory.quantize("int8", llama, tokenizer, answers=8, max_new_tokens=6).quantization
+    monkeypatch.setitem(quantize.FORMATS, "int8", (torch.int8, 3.0))
+    coarse = memory.quantize("int8", llama, tokenizer, answers=8, max_new_tokens=6).quantization
+    for stream in ("self_study", "general"):
+        assert coarse[stream]["kl"] > 10 * fine[stream]["kl"] > 0
+        assert coarse[stream]["changed"] >= fine[stream]["changed"]
+        assert coarse[stream]["tokens"] == fine[stream]["tokens"]
+    assert coarse["general"]["changed"] > 0
+    silent = replace(memory, questions=()).quantize("int8", llama, tokenizer, answers=2, max_new_tokens=2)
+    assert silent.quantization.keys() == {"source_dtype", "general"}
+
+
+def test_file_round_trip(small, tmp_path):
+    small.save(tmp_path / "m")
+    loaded = lcc.Memory.load(tmp_path / "m")
+    for name, tensor in small.tensors().items():
+        assert torch.equal(loaded.tensors()[name].float(), tensor.float())
+        assert loaded.tensors()[name].dtype == tensor.dtype
+    assert loaded.quantization == small.quantization
+    assert loaded.dtype == "int8"
+
+
+def test_sizes_are_those_of_the_tensors(small):
+    layers, heads, tokens, width = small.kv.keys.shape
+    sizes = small.summary()["bytes"]
+    assert sizes["keys"] == sizes["values"] == layers * heads * tokens * width
+    assert sizes["key_scale"] == 4 * layers * heads * width
+    assert sizes["value_scale"] == 4 * layers * heads * tokens
+    assert sizes["metadata"] > 100
+    assert small.kv_bytes == sum(sizes.values()) - sizes["metadata"]
+
+
+def test_quantising_twice_and_unknown_dtypes_are_refused(memory, small, llama, tokenizer):
+    with pytest.raises(lcc.InputError, match="int8 already"):
+        small.quantize("fp8", llama, tokenizer)
+    with pytest.raises(lcc.InputError, match="unknown dtype 'int4'"):
+        memory.quantize("int4", llama, tokenizer)
+    with pytest.raises(lcc.InputError, match="at least 1"):
+        memory.quantize("int8", llama, tokenizer, answers=0)
+    with pytest.raises(lcc.InputError, match="stays so"):
+        small.to("cpu", torch.float32)
+    llama.model.norm.weight.data[0] += 1
+    with pytest.raises(lcc.MismatchError, match="weights"):
+        memory.quantize("int8", llama, tokenizer)
+
+
+def broken_scales(scale: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    bad = {name: scale.clone() for name in ("NaN", "zero", "negative", "infinite")}
+    for name, value in (("NaN", float("nan")), ("zero", 0.0), ("negative", -1.0), ("infinite", float("inf"))):
+        bad[name].view(-1)[3] = value
+    return bad | {"missing": None, "shape": scale[..., :-1].contiguous(), "dtype": scale.double()}
+
+
+@pytest.mark.parametrize("name", ["key_scale", "value_scale"])
+def test_bad_scales_are_refused(name, small, llama, tmp_path):
+    """By a memory itself, by load with a digest that fits, and by attach when they went bad in place."""
+    small.save(tmp_path / "m")
+    tensors, metadata = read_tensors(tmp_path / "m", FORMAT)
+    for kind, scale in broken_scales(tensors[name]).items():
+        with pytest.raises(lcc.InputError, match=name):
+            replace(small, **{name: scale})
+        others = {key: tensor for key, tensor in tensors.items() if key != name}
+        write_tensors(tmp_path / kind, FORMAT, others | ({} if scale is None else {name: scale}), metadata)
+        with pytest.raises(lcc.MemoryFileError, match=name):
+            lcc.Memory.load(tmp_path / kind)
+    getattr(small, name).view(-1)[0] = 0
+    with pytest.raises(lcc.InputError, match=name):
+        lcc.attach(llama, small)
+
+
+def test_other_files_that_no_model_must_read_are_refused(memory, small, tmp_path):
+    memory.save(tmp_path / "m")
+    tensors, metadata = read_tensors(tmp_path / "m", FORMAT)
+    poisoned = tensors["keys"].clone()
+    poisoned[0, 0, 0, 0] = float("inf")
+    for changed, reason in (
+        ({"keys": poisoned}, "NaN or infinity"),
+        ({"keys": tensors["keys"][:, :, 1:].contiguous()}, "must both be"),
+        ({"values": tensors["values"].half()}, "both must be of one"),
+        ({"keys": tensors["keys"].int(), "values": tensors["values"].int()}, "both must be of one"),
+        ({"key_scale": small.key_scale}, "takes no key_scale"),
+        ({"extra": torch.ones(2)}, "one too many"),
+    ):
+        write_tensors(tmp_path / "bad", FORMAT, tensors | changed, metadata)
+        with pytest.raises(lcc.MemoryFileError, match=reason):
+            lcc.Memory.load(tmp_path / "bad")
+
+
+def test_summary_is_json(small):
+    assert json.loads(json.dumps(small.summary()))["quantization"] == small.quantization

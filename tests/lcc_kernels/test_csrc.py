@@ -1,0 +1,244 @@
+"""The CUDA sources without a GPU: the kernel on the CPU, their compilation, their binding, their build script."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import lcc_kernels as lk
+from lcc_kernels import library
+from lcc_kernels.attach_kv.attachment import Attachment
+from lcc_kernels.linear_kl.cuda_kernel import KINDS
+from lcc_kernels.linear_kl.options import KLOptions
+from tests.lcc_kernels.attach_kv import attach_cases
+
+ROOT = Path(__file__).parents[2]
+ARCHS = ("80", "90a")
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
+
+
+def _load_setup():
+    spec = importlib.util.spec_from_file_location("lcc_kernels_setup", ROOT / "setup.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _run(command):
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return run.stdout + run.stderr
+
+
+def _compiled_for_the_host(folder, name):
+    """``name``.cpp of tests/support/host as a library, whose stand-in for CUDA is not that of another such library."""
+    output = folder / f"{name}.so"
+    flags = (
+        "-std=c++17",
+        "-O2",
+        "-pthread",
+        "-fno-gnu-unique",
+        "-D__CUDA_ARCH__=900",
+        "-Itests/support/host/host_cuda",
+        "-Icsrc",
+    )
+    _run(["g++", *flags, "-shared", "-fPIC", f"tests/support/host/{name}.cpp", "-o", str(output)])
+    return ctypes.CDLL(str(output))
+
+
+@pytest.fixture(scope="module")
+def run_rows(tmp_path_factory):
+    """``run_rows`` of host_rows.cpp."""
+    return _compiled_for_the_host(tmp_path_factory.mktemp("host"), "host_rows").run_rows
+
+
+@pytest.fixture(scope="module")
+def attach_on_the_host(tmp_path_factory):
+    """``run_attach`` of host_attach.cpp, for an ``Attachment``."""
+    library = _compiled_for_the_host(tmp_path_factory.mktemp("host"), "host_attach")
+
+    def attach(attachment, wide, group):
+        a = attachment.for_kernels()
+        (layers, heads, tokens, head_dim), zeros = a.keys.shape, (0, 0, 0)
+        sides = [(a.keys, a.key_scale, a.key_caches, zeros if a.key_scale is None else (head_dim, 0, 1))]
+        sides += [(a.values, a.value_scale, a.value_caches, zeros if a.value_scale is None else (tokens, 1, 0))]
+        tensors = [a.slots, a.cos, a.sin]
+        numbers = [a.block_size, a.capacity, layers, heads, tokens, head_dim, a.copies, group, a.interleaved]
+        numbers.append(a.cos.shape[1])
+        for memory, scale, caches, scale_strides in sides:
+            tensors += [memory, scale, *caches]
+            numbers += [*memory.stride()[:3], *scale_strides, *caches[0].stride()]
+        pointers = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() if x is not None else None for x in tensors))
+        kinds = {torch.int8: 3, torch.float8_e4m3fn: 4}
+        library.run_attach(pointers, (ctypes.c_int64 * len(numbers))(*numbers), kinds.get(a.keys.dtype, 0), wide)
+
+    return attach
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("layout", "shape", "rotary_dim", "wide", "group"),
+    [
+        ("listed", (2, 2, 11, 16), 16, True, 2),
+        ("paged_nhd", (2, 3, 5, 24), 8, True, 2),
+        ("paged_hnd", (1, 5, 24, 64), 64, True, 3),
+        ("sliced", (2, 3, 5, 10), 6, False, 1),
+        ("channels_first", (1, 2, 9, 7), 2, False, 2),
+    ],
+)
+def test_attach_kernel_on_the_host(attach_on_the_host, dtype, interleaved, layout, shape, rotary_dim, wide, group):
+    torch.manual_seed(0)
+    run = partial(attach_on_the_host, wide=wide, group=group)
+    attach_cases.check(run, layout, dtype, shape=shape, rotary_dim=rotary_dim, interleaved=interleaved)
+
+
+@needs_compiler
+def test_attach_kernel_reads_every_e4m3_number_and_skips_foreign_slots(attach_on_the_host):
+    memory = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 4, 64).view(torch.float8_e4m3fn)
+    caches, ones = torch.zeros(2, 1, 1, 1, 6, 64), torch.ones(1, 1, 64)
+    tables = torch.ones(4, 2), torch.zeros(4, 2)
+    slots = torch.tensor([5, -1, 0, 6])
+    attachment = Attachment(memory, memory, *map(list, caches), slots, *tables, ones, ones[..., :4], False, False)
+    attach_on_the_host(attachment, wide=False, group=1)
+    expected = torch.zeros(6, 64)
+    expected[[5, 0]] = memory[0, 0, [0, 2]].float()
+    for cache in caches:
+        torch.testing.assert_close(cache[0, 0, 0], expected, rtol=0, atol=0, equal_nan=True)
+
+
+def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad=True, blocks=1, wide=True):
+    """The kernel's losses (rows,), and what it leaves in the student's logits, whose rows are padded to 16 bytes."""
+    rows, vocab = student.shape
+    padded = torch.full((2, rows, -(-vocab // 4) * 4), torch.nan)
+    padded[0, :, :vocab], padded[1, :, :vocab] = student, teacher
+    loss = torch.full((rows,), torch.nan)
+    pointers = [ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in (*padded, loss, row_weight)]
+    floats = [ctypes.c_float(x) for x in (options.inner, options.outer, options.beta)]
+    sizes = rows, vocab, padded.stride(1), KINDS[options.kind]
+    run_rows(*pointers, *sizes, *floats[:2], options.softcap is not None, floats[2], with_grad, blocks, wide)
+    assert padded[0, :, vocab:].isnan().all()
+    return loss, padded[0, :, :vocab]
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [{"direction": d} for d in ("forward", "reverse", "jsd")] + [{"loss": "mse"}])
+@pytest.mark.parametrize("transform", [{}, {"softcap": 3.0, "temperature": 1.5, "logit_scale": -0.8}])
+@pytest.mark.parametrize(
+    ("vocab", "size", "blocks", "wide"),
+    [(1, 1.0, 1, True), (257, 1e4, 1, False), (5003, 3.0, 1, True), (1, 1.0, 2, True), (9001, 3.0, 3, True)],
+)
+def test_row_kernel_on_the_host(run_rows, kind, transform, vocab, size, blocks, wide):
+    generator = torch.Generator().manual_seed(vocab)
+    student, teacher = (size * torch.randn(3, vocab, generator=generator) for _ in range(2))
+    teacher[0] = student[0]
+    options = {"beta": 0.3, **kind, **transform}
+    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**options), blocks=blocks, wide=wide)
+    exact = student.double().requires_grad_()
+    truth = lk.kl_from_logits(exact, teacher.double(), reduction="none", backend="reference", **options)
+    (true_gradient,) = torch.autograd.grad(truth.sum(), exact)
+    torch.testing.assert_close(loss.double(), truth.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-4, atol=2e-6 * max(1.0, truth.max().item()))
+    assert (loss >= 0).all()
+    assert loss[0] <= 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("loss", ["kl", "mse"])
+def test_row_kernel_leaves_alone_what_nobody_asks_for(run_rows, loss):
+    student, teacher = torch.randn(3, 70), torch.randn(3, 70)
+    student[1] = torch.nan
+    weights, options = torch.tensor([1.0, 0.0, 2.0]), KLOptions(loss=loss)
+    losses, gradient = _on_the_host(run_rows, student, teacher, options, weights)
+    assert losses.isnan().tolist() == gradient.isnan().any(1).tolist() == [False, True, False]
+    same_losses, untouched = _on_the_host(run_rows, student, teacher, options, weights, with_grad=False)
+    torch.testing.assert_close(same_losses, losses, equal_nan=True)
+    torch.testing.assert_close(untouched, student, equal_nan=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The CUDA library and what ptxas says about it."""
+    output = tmp_path_factory.mktemp("cuda") / "_C.so"
+    setup = _load_setup()
+    return output, _run([*setup.command(str(output), setup.SOURCES, ARCHS), "-Xptxas=-v"])
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_compiles_without_spills(built):
+    _, log = built
+    kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", log)
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert {arch for _, arch in kernels} == {f"sm_{arch}" for arch in ARCHS}
+    # Losses: 3 dtypes, 4 kinds, 2 access widths. Attachments: 5 memories, 3 caches, 2 access widths.
+    assert len(kernels) == len(spills) == len(ARCHS) * (24 + 30)
+    assert set(spills) == {("0", "0", "0")}
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA")
+def test_binding(built, tmp_path, monkeypatch):
+    path, _ = built
+    library.load_failure.cache_clear()
+    reason = library.load_failure(path)
+    assert "does not load with torch" in reason
+    assert "undefined symbol" in reason
+    assert "pip install" in reason
+
+    stub = tmp_path / "stub.so"
+    source = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-xc", "-", "-o", str(stub)], input=source, text=True, check=True)
+    ctypes.CDLL(str(stub), mode=ctypes.RTLD_GLOBAL)
+    library.load_failure.cache_clear()
+    assert library.load_failure(path) is None
+    schema = torch.ops.lcc_kernels_cuda.kl_rows.default._schema
+    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["student", "loss"]
+    schema = torch.ops.lcc_kernels_cuda.attach_kv.default._schema
+    assert [argument.name for argument in schema.arguments] == [field.name for field in fields(Attachment)]
+    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["key_caches", "value_caches"]
+
+    monkeypatch.setattr(library, "ABI", library.ABI + 1)
+    library.load_failure.cache_clear()
+    assert f"has ABI {library.ABI - 1} where this version needs {library.ABI}" in library.load_failure(path)
+    library.load_failure.cache_clear()
+
+
+def test_a_missing_or_broken_library_says_how_to_build_it(tmp_path):
+    assert re.search(r"_C.so is not built; .*pip install", library.load_failure(tmp_path / "_C.so"))
+    broken = tmp_path / "broken" / "_C.so"
+    broken.parent.mkdir()
+    broken.write_text("not a library")
+    assert re.search("does not load with torch .*pip install", library.load_failure(broken))
+
+
+def test_what_keeps_the_library_from_being_built(monkeypatch):
+    setup = _load_setup()
+    monkeypatch.delenv("LCC_KERNELS_BUILD_CUDA", raising=False)
+    monkeypatch.setattr(setup, "nvcc", lambda: None)
+    assert "nvcc" in setup.why_not()
+    assert setup.extensions() == []
+    monkeypatch.setattr(setup, "nvcc", lambda: "/usr/bin/nvcc")
+    monkeypatch.setattr(setup, "find_spec", lambda name: None)
+    assert "--no-build-isolation" in setup.why_not()
+    monkeypatch.undo()
+    monkeypatch.setattr(setup, "nvcc", lambda: "/usr/bin/nvcc")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "LCC_KERNELS_BUILD_CUDA=1" in setup.why_not()
+    monkeypatch.setenv("LCC_KERNELS_BUILD_CUDA", "1")
+    assert setup.why_not() is None
+    assert [extension.name for extension in setup.extensions()] == ["lcc_kernels._C"]
+    monkeypatch.setenv("LCC_KERNELS_BUILD_CUDA", "0")
+    assert "=0" in setup.why_not()

@@ -1,0 +1,121 @@
+"""Tiny random models of every family, and settings that compile with them in a second."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lcc.embedded_model.tokenizer import build_tokenizer
+
+TINY = {
+    "vocab_size": len(build_tokenizer()),
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
+FAMILIES = {
+    "llama": {},
+    "llama3": {"rope_parameters": LLAMA3_ROPE},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+    "mistral": {"sliding_window": None},
+    "phi3": {"sliding_window": None, "partial_rotary_factor": 0.5},
+}
+
+
+# Rotary tables of other kinds, in the families that are known for them.
+ROPES = {
+    "linear": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "yarn": {
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 256,
+        }
+    },
+    "longrope": {
+        "sliding_window": None,
+        "original_max_position_embeddings": 256,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "original_max_position_embeddings": 256,
+            "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+            "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 6.0],
+        },
+    },
+}
+MODEL_TYPES = {"llama3": "llama", "linear": "llama", "yarn": "llama", "longrope": "phi3"}
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float32, **overrides: object) -> torch.nn.Module:
+    """A random model of ``family`` behind the embedded model's tokenizer; ``overrides`` of its config."""
+    torch.manual_seed(0)
+    settings = TINY | (FAMILIES | ROPES)[family] | overrides
+    config = AutoConfig.for_model(MODEL_TYPES.get(family, family), **settings)
+    model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Wide enough for attention to be far from uniform.
+            parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if parameter.ndim == 1 else 0.0))
+    if dtype == torch.float64:
+        decoder = getattr(model, model.base_model_prefix)
+        decoder.rotary_emb = Float64Rotary(decoder.rotary_emb)
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.__class__ = Float64RMSNorm
+    return model
+
+
+class Float64RMSNorm(torch.nn.Module):
+    """transformers normalises in float32, whatever its input; this does the same in float64."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        variance = hidden.square().mean(-1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
+
+
+class Float64Rotary(torch.nn.Module):
+    """transformers computes rotary tables in float32; this is the same table in float64."""
+
+    def __init__(self, rotary: torch.nn.Module):
+        super().__init__()
+        self.inv_freq, self.scaling = rotary.inv_freq.double(), rotary.attention_scaling
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].double() * self.inv_freq
+        table = torch.cat((angles, angles), -1)
+        return table.cos() * self.scaling, table.sin() * self.scaling
+
+
+FAST = {
+    "ratio": 8,
+    "steps": 4,
+    "batch": 6,
+    "general_queries": 10,
+    "self_study_questions": 6,
+    # A random model ends no question in a few tokens, unless chance does: it is asked often, about many pieces.
+    "self_study_temperature": 5.0,
+    "self_study_piece": 10,
+    "self_study_hard": 0.0,
+    "self_study_follow_ups": 0.0,
+    "max_response_tokens": 8,
+    "evaluate_every": 2,
+    "held_out": 0.3,
+    "progress": False,
+}
