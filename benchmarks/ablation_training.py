@@ -12,17 +12,18 @@ import torch
 
 from benchmarks.ablation_points import Plan
 from benchmarks.fidelity_study import digest, load
-from lcc.compilers.lora import Compiler, lora_compiler
-from lcc.data.synthesis import REPEAT_REQUEST, Surrogate
-from lcc.evaluation import Answers, Example, answer_after
+from lcc.compilers.lora import LoraMemory, lora_compiler
+from lcc.data.samples import DistillationData
+from lcc.evaluation import Answers, Example, answer_examples
 from lcc.evaluation.methods import Reading
 from lcc.inference.reader import Reader
 from lcc.modeling.fingerprint import fingerprint
 from lcc.pipeline.compile import surrogate_data
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import build_context
+from lcc.text.prompts import REPEAT_REQUEST
 from lcc.training.checkpoint import Checkpoint, identity
-from lcc.training.trainer import Optimization
+from lcc.training.trainer import Trainer
 from lcc.utils.progress import Reporter
 from lcc.utils.random_state import seeded
 from lcc.utils.tensor_files import read_tensors, write_tensors
@@ -41,7 +42,7 @@ def loaded_model() -> dict[str, str]:
     return fingerprint(*load())
 
 
-def surrogate_of(plan: Plan, text: str) -> Surrogate:
+def surrogate_of(plan: Plan, text: str) -> DistillationData:
     """The document's samples, as many as any point takes: from the folder, or made now."""
     model, tokenizer = load()
     settings = plan.settings("three streams", {"general_queries": plan.most_queries})
@@ -51,11 +52,11 @@ def surrogate_of(plan: Plan, text: str) -> Surrogate:
     return surrogate_data(model, context, settings, plan.queries, store, Reporter(False))
 
 
-def share(surrogate: Surrogate, settings: CompileSettings) -> Surrogate:
+def share(surrogate: DistillationData, settings: CompileSettings) -> DistillationData:
     """The samples that ``settings`` train on: the first general queries, and what the model asked itself, or none."""
     general = [sample for sample in surrogate.train if sample.stream == "general"][: settings.general_queries]
     asked = [sample for sample in surrogate.train if sample.stream == "self_study"]
-    return Surrogate(surrogate.reconstruction, (*general, *asked[: settings.self_study_questions]), ())
+    return DistillationData(surrogate.reconstruction, (*general, *asked[: settings.self_study_questions]), ())
 
 
 class Ablated(Reading):
@@ -80,7 +81,7 @@ class Ablated(Reading):
         """
         asked = share(surrogate_of(self.plan, context), self.settings).self_questions
         with self.reading(context) as (reader, seconds):
-            texts = answer_after(self.model, reader.chat, reader.visible, examples, self.batch)
+            texts = answer_examples(self.model, reader.chat, reader.visible, examples, self.batch)
             return Answers(texts, reader.visible.nbytes, seconds, asked)
 
     def repeats(self, context: str) -> float:
@@ -100,13 +101,13 @@ class Ablated(Reading):
             with compiler.active(self.lora_on):
                 yield Reader(self.model, context.chat, visible), seconds
 
-    def _train(self, compiler: Compiler, text: str) -> float:
+    def _train(self, compiler: LoraMemory, text: str) -> float:
         """Bring the compiler to its trained state: from the folder, or now."""
         path = self.plan.folder / "states" / f"{digest([text, self.identity])}.safetensors"
         parameters = {"buffer": compiler.buffer} | {f"lora.{i}": each for i, each in enumerate(compiler.lora)}
         if not path.exists():
             samples = share(surrogate_of(self.plan, text), self.settings)
-            optimization = Optimization(compiler, samples, self.settings, None)
+            optimization = Trainer(compiler, samples, self.settings, None)
             optimization.run(Reporter(False), self.settings.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, TRAINED, parameters, {"seconds": optimization.seconds})

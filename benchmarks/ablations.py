@@ -28,14 +28,13 @@ from benchmarks.environment import describe
 from benchmarks.fidelity_rows import difference, row
 from benchmarks.fidelity_study import digest, load
 from benchmarks.results_file import load_rows, write_rows
-from lcc.data.synthesis import REPEAT_REQUEST
 from lcc.errors import DivergedError
 from lcc.evaluation import FullText, NoText, Result, evaluate
 from lcc.evaluation.bootstrap import interval, means, resample
-from lcc.inference.reader import Reader
+from lcc.inference.reader import Reader, prefill_chat
 from lcc.pipeline.settings import CompileSettings, make_settings
-from lcc.synthetic.exam import read_chat
 from lcc.text.chat_format import ChatFormat
+from lcc.text.prompts import REPEAT_REQUEST
 from lcc.utils.progress import Reporter
 
 
@@ -76,7 +75,7 @@ def bounds(plan: Plan) -> Bounds:
     chat = ChatFormat.of(tokenizer)
 
     def repeats(text: str, seen: str) -> float:
-        reader = Reader(model, chat, read_chat(model, chat, seen), after_text=bool(seen))
+        reader = Reader(model, chat, prefill_chat(model, chat, seen), after_text=bool(seen))
         return reader.accuracy(REPEAT_REQUEST, tuple(chat.ids(text)))
 
     full = statistics.fmean(repeats(text, text) for text in plan.texts)

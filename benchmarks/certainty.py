@@ -14,10 +14,11 @@ import torch
 
 from benchmarks.fidelity import TEST_SEED
 from benchmarks.fidelity_study import draw_documents, load
-from lcc.compilers.lora import read_text
-from lcc.data.synthesis import Sample, response_hidden
+from lcc.data.samples import Sample
 from lcc.evaluation import Example
 from lcc.modeling.kv import KV
+from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import completion_states
 from lcc.text.chat_format import ChatFormat
 
 TASK = "fiction medium"
@@ -30,7 +31,7 @@ def probabilities(text: KV, example: Example) -> list[tuple[str, float]]:
     chat = ChatFormat.of(tokenizer)
     ids = (*chat.ids(example.answers[0]), chat.end)
     sample = Sample("", example.question, tuple(chat.query_ids(example.question)), ids)
-    found = model.lm_head(response_hidden(model, text, [sample])).softmax(-1)
+    found = model.lm_head(completion_states(model, text, [sample])).softmax(-1)
     return [(tokenizer.decode([token]), found[place, token].item()) for place, token in enumerate(ids)]
 
 
@@ -42,7 +43,7 @@ def main(given: list[str] | None = None) -> None:
     model, tokenizer = load()
     chat, asked, unsure = ChatFormat.of(tokenizer), 0, 0
     for document in draw_documents(arguments.documents, 0, [300], 0, TEST_SEED):
-        text = read_text(model, [*chat.prefix_ids, *chat.ids(document[0].context)])
+        text = prefill(model, [*chat.prefix_ids, *chat.ids(document[0].context)])
         for example in document:
             if example.task != TASK:
                 continue

@@ -17,7 +17,8 @@ from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.cli.demo import demo_document
 from lcc.embedded_model import load_embedded
-from lcc.synthetic.exam import answer, score
+from lcc.inference.asking import ask_text
+from lcc.synthetic.exam import score
 
 COLUMNS = ("seed", "ratio", "exam_kept", "kept", "count", "repeated", "general_changed", "cost")
 
@@ -29,7 +30,7 @@ def measure(model, tokenizer, recipe: str, ratio: float, seed: int) -> dict:
     seconds = time.monotonic() - began
     certificate, questions = memory.certificate, document.questions()
     texts = [question.text for question in questions]
-    full_text = score(answer(model, tokenizer, document.text, texts), questions)
+    full_text = score(ask_text(model, tokenizer, document.text, texts), questions)
     from_memory = score(lcc.ask(model, tokenizer, memory, texts, max_new_tokens=16), questions)
     return {
         "recipe": recipe,

@@ -23,20 +23,24 @@ from matplotlib.figure import Figure
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.cli.demo import SEED_OFFSET
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import Sample, Surrogate, build_surrogate
+from lcc.compilers.lora import LoraMemory
+from lcc.data.samples import DistillationData, Sample
+from lcc.data.synthesis import synthesize
 from lcc.embedded_model import load_embedded
+from lcc.inference.requests import answer_queries
 from lcc.modeling.fingerprint import fingerprint
-from lcc.modeling.generation import answer_queries
 from lcc.modeling.kv import KV
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.people import Document, Question, document
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
-from lcc.training.checkpoint import Checkpoint, identity, remove_checkpoint
+from lcc.training.checkpoint import Checkpoint, identity
 from lcc.training.loss import held_out_kl
-from lcc.training.trainer import Optimization
+from lcc.training.trainer import Trainer
+from lcc.utils.resumable import remove_checkpoint
 
 PEOPLE, ATTRIBUTES, GENERAL_QUERIES = 4, 4, 60
 POINTS = 28
@@ -69,7 +73,7 @@ class Exam:
         return cls(beside.train, beside.reconstruction, about.train, tuple(doc.questions()))
 
     @torch.no_grad()
-    def grade(self, compiler: Compiler, settings: CompileSettings) -> dict[str, float]:
+    def grade(self, compiler: LoraMemory, settings: CompileSettings) -> dict[str, float]:
         """KL of each part in nats a token, and the share of questions answered exactly, by the buffer as it is now."""
         kl = {
             "general_kl": held_out_kl(compiler, self.general, settings),
@@ -84,9 +88,9 @@ class Exam:
         return {"held_out_kl": held_out, **kl, "questions": score(answers, self.questions)}
 
 
-def _answered(model, context: Context, text_kv: KV, questions: Sequence[Question]) -> Surrogate:
+def _answered(model, context: Context, text_kv: KV, questions: Sequence[Question]) -> DistillationData:
     settings = make_settings("paper", general_queries=len(questions))
-    return build_surrogate(model, context, text_kv, settings, [q.text for q in questions], lambda *_: None)
+    return synthesize(model, context, text_kv, settings, [q.text for q in questions], lambda *_: None)
 
 
 def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) -> dict:
@@ -99,17 +103,17 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     store = Checkpoint(folder, identity(settings, context.sha256, fingerprint(model, tokenizer), queries))
     torch.manual_seed(seed)
     with lora_model(model, settings) as layers:
-        compiler = Compiler(model, context, layers)
+        compiler = LoraMemory(model, context, layers)
         began = time.monotonic()
         with torch.no_grad():
-            text_kv = read_text(model, context.context_ids, compiler.prefix)
+            text_kv = prefill(model, context.context_ids, compiler.prefix)
             surrogate = store.load_surrogate(model.device)
             if surrogate is None:
-                surrogate = build_surrogate(model, context, text_kv, settings, queries, lambda *_: None)
+                surrogate = synthesize(model, context, text_kv, settings, queries, lambda *_: None)
                 store.save_surrogate(surrogate)
             prepared = time.monotonic() - began
             exam = Exam.of(model, context, text_kv, doc, number)
-        optimization = Optimization(compiler, surrogate, settings, store)
+        optimization = Trainer(compiler, surrogate, settings, store)
         climb(optimization, exam)
     remove_checkpoint(folder)
     return {
@@ -125,7 +129,7 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     }
 
 
-def climb(optimization: Optimization, exam: Exam, points: int = POINTS) -> None:
+def climb(optimization: Trainer, exam: Exam, points: int = POINTS) -> None:
     """Optimise to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
     settings = optimization.settings
     every = max(1, settings.steps // points)

@@ -27,14 +27,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 import lcc
 from benchmarks.environment import describe
 from benchmarks.timing import synchronized
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import Sample, build_surrogate
+from lcc.compilers.lora import LoraMemory
+from lcc.data.samples import Sample
+from lcc.data.synthesis import synthesize
 from lcc.embedded_model import EMBEDDED, load_embedded
 from lcc.modeling.kv import decoder
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings
 from lcc.synthetic.people import document
 from lcc.text.context import Context, build_context
-from lcc.training.loss import divergence, row_weights, step_loss
+from lcc.training.loss import divergence, step_loss, token_weights
 from lcc.training.student import reference_hidden
 from tests.support.tiny_models import Float64RMSNorm, Float64Rotary
 
@@ -59,7 +62,7 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16
 class Job:
     """A step's work: the compiler, its samples (the reconstruction sample first) and how many copies of it count."""
 
-    compiler: Compiler
+    compiler: LoraMemory
     samples: list[Sample]
     copies: int
     settings: CompileSettings
@@ -72,7 +75,7 @@ class Job:
 def per_sample(job: Job) -> list[torch.Tensor]:
     """The paper's loop: a forward and a backward for every sample, copies included."""
     samples = [job.samples[0]] * job.copies + job.samples[1:]
-    weights = row_weights(samples, job.settings).to(job.compiler.model.device)
+    weights = token_weights(samples, job.settings).to(job.compiler.model.device)
     total = [torch.zeros_like(parameter) for parameter in job.parameters]
     sizes = [len(sample.response_ids) for sample in samples]
     for sample, weight in zip(samples, weights.split(sizes), strict=True):
@@ -112,12 +115,12 @@ def prepare(model: PreTrainedModel, arguments: argparse.Namespace) -> Iterator[J
     )  # fmt: skip
     context = _context(model, arguments)
     with lora_model(model, settings) as layers:
-        compiler = Compiler(model, context, layers)
+        compiler = LoraMemory(model, context, layers)
         with torch.no_grad():
             for parameter in (compiler.buffer, *compiler.lora):
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-            text_kv = read_text(model, context.context_ids, compiler.prefix)
-            surrogate = build_surrogate(model, context, text_kv, settings, lcc.load_queries(), lambda *_: None)
+            text_kv = prefill(model, context.context_ids, compiler.prefix)
+            surrogate = synthesize(model, context, text_kv, settings, lcc.load_queries(), lambda *_: None)
         yield Job(compiler, [surrogate.reconstruction, *surrogate.train], arguments.batch // 2, settings)
 
 

@@ -22,15 +22,18 @@ from benchmarks.compile_curve import Exam, climb
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.cli.demo import SEED_OFFSET
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import Sample, Surrogate, build_surrogate
+from lcc.compilers.lora import LoraMemory
+from lcc.data.samples import DistillationData, Sample
+from lcc.data.synthesis import synthesize
 from lcc.embedded_model import load_embedded
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.people import document
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.loss import held_out_kl
-from lcc.training.trainer import Optimization
+from lcc.training.trainer import Trainer
 
 GRADES = 10
 PATIENCES = (1, 2, 4)
@@ -74,10 +77,10 @@ TRIALS = {
 }
 
 
-class TrialOptimization(Optimization):
-    """``Optimization`` with a trial's changes; the writer holds what is graded. Keeps no checkpoint."""
+class TrialOptimization(Trainer):
+    """``Trainer`` with a trial's changes; the writer holds what is graded. Keeps no checkpoint."""
 
-    def __init__(self, compiler: Compiler, surrogate: Surrogate, settings: CompileSettings, trial: Trial):
+    def __init__(self, compiler: LoraMemory, surrogate: DistillationData, settings: CompileSettings, trial: Trial):
         super().__init__(compiler, surrogate, settings, None)
         self.trial = trial
         self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -142,29 +145,31 @@ class WatchedExam(Exam):
     watched: tuple[Sample, ...]
 
     @torch.no_grad()
-    def grade(self, compiler: Compiler, settings: CompileSettings) -> dict[str, float]:
+    def grade(self, compiler: LoraMemory, settings: CompileSettings) -> dict[str, float]:
         return {"watched_kl": held_out_kl(compiler, self.watched, settings), **super().grade(compiler, settings)}
 
 
 @torch.no_grad()
-def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, Surrogate, WatchedExam]:
+def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, DistillationData, WatchedExam]:
     """A document's samples and exam, the same for all trials."""
     doc = document(random.Random(SEED_OFFSET + number), compile_curve.PEOPLE, compile_curve.ATTRIBUTES)
     context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
     torch.manual_seed(settings.seed)
     with lora_model(model, settings) as layers:
-        text_kv = read_text(model, context.context_ids, Compiler(model, context, layers).prefix)
-        surrogate = build_surrogate(model, context, text_kv, settings, load_queries(), lambda *_: None)
+        text_kv = prefill(model, context.context_ids, LoraMemory(model, context, layers).prefix)
+        surrogate = synthesize(model, context, text_kv, settings, load_queries(), lambda *_: None)
         exam = Exam.of(model, context, text_kv, doc, number)
     return context, surrogate, WatchedExam(**vars(exam), watched=surrogate.held_out)
 
 
-def measure(model, prepared: tuple[Context, Surrogate, WatchedExam], name: str, settings: CompileSettings) -> dict:
+def measure(
+    model, prepared: tuple[Context, DistillationData, WatchedExam], name: str, settings: CompileSettings
+) -> dict:
     """One row: a trial on one document, graded along the way."""
     context, surrogate, exam = prepared
     torch.manual_seed(settings.seed)
     with lora_model(model, settings) as layers:
-        optimization = TrialOptimization(Compiler(model, context, layers), surrogate, settings, TRIALS[name])
+        optimization = TrialOptimization(LoraMemory(model, context, layers), surrogate, settings, TRIALS[name])
         climb(optimization, exam, GRADES)
     return {"trial": name, "settings": asdict(settings), "points": optimization.curve, **describe()}
 

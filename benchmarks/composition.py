@@ -22,9 +22,11 @@ import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
 from lcc.cli.demo import SEED_OFFSET, demo_document
-from lcc.compilers.lora import read_text
 from lcc.embedded_model import load_embedded
-from lcc.synthetic.exam import answer, general_exam, score
+from lcc.inference.asking import ask_text
+from lcc.modeling.prefill import prefill
+from lcc.modeling.shared_cache import SharedCache
+from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.people import UNKNOWN, Document
 from lcc.text.chat_format import ChatFormat
 
@@ -65,8 +67,8 @@ def compiled(model, tokenizer, seed: int, ratio: float, folder: Path) -> lcc.Mem
 def as_read(model, tokenizer, memory: lcc.Memory, text: str) -> lcc.Memory:
     """``memory`` with the text's own K and V, a token a token, in place of its own."""
     chat = ChatFormat.of(tokenizer)
-    ids, prefix = chat.ids(text), read_text(model, chat.prefix_ids)
-    kv = read_text(model, ids, prefix).tail(len(ids)).unrotated(model, len(prefix))
+    ids, prefix = chat.ids(text), prefill(model, chat.prefix_ids)
+    kv = prefill(model, ids, prefix).tail(len(ids)).unrotated(model, len(prefix))
     return replace(memory, kv=kv, ratio=1.0)
 
 
@@ -110,13 +112,13 @@ def ask_one(model, tokenizer, stack: Stack, shown: int, texts: list[str]) -> lis
 @torch.no_grad()
 def ask_beside(model, tokenizer, stack: Stack, texts: list[str]) -> list[str]:
     """Answers over memories that share positions: each ends right before the query, as when it was compiled."""
-    kv = read_text(model, stack[0].prefix_ids)
+    kv = prefill(model, stack[0].prefix_ids)
     end = len(kv) + max(memory.buffer_tokens for memory in stack)
     for memory in stack:
         kv = memory.kv.rotated(model, end - memory.buffer_tokens).after(kv)
     inputs = lcc.prompt(model, tokenizer, stack, texts)
     inputs["position_ids"] = inputs["attention_mask"].cumsum(-1) - 1 + end - len(kv)
-    return _generate(model, tokenizer, kv.cache(), inputs)
+    return _generate(model, tokenizer, SharedCache(kv), inputs)
 
 
 def _generate(model, tokenizer, cache, inputs: dict[str, torch.Tensor]) -> list[str]:
@@ -133,7 +135,7 @@ def text_rows(model, tokenizer, documents: tuple[Document, Document]) -> list[di
     for index, document in enumerate(documents):
         own, other = document.text, documents[1 - index].text
         for place, text in zip(PLACES, (own, f"{own} {other}", f"{other} {own}"), strict=True):
-            answers = answer(model, tokenizer, text, _texts(document))
+            answers = ask_text(model, tokenizer, text, _texts(document))
             rows.append(_row("full text", index, place, document, answers))
     return rows
 

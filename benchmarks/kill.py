@@ -28,7 +28,8 @@ import lcc
 from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
 from lcc.embedded_model import load_embedded
-from lcc.pipeline.batch import checkpoint_folder, compile_file
+from lcc.memory.store import checkpoint_beside
+from lcc.pipeline.batch import compile_file
 from lcc.synthetic.people import document
 
 fork = multiprocessing.get_context("fork")
@@ -91,7 +92,7 @@ class Job:
 
     def reached(self) -> str:
         """What is on disk."""
-        folder = checkpoint_folder(self.output)
+        folder = checkpoint_beside(self.output)
         if self.output.exists():
             return "memory written"
         if (folder / "state.safetensors").exists():
@@ -112,13 +113,13 @@ def torment(job: Job, whole: lcc.Memory, duration: float, kills: int, rng: rando
     """Kill ``kills`` times, and count what came through."""
     phases: Counter[str] = Counter()
     finished = identical = 0
-    while sum(phases.values()) < kills or checkpoint_folder(job.output).exists():
+    while sum(phases.values()) < kills or checkpoint_beside(job.output).exists():
         if sum(phases.values()) < kills:
             if job.run_and_kill(rng.uniform(0, duration), rng.randrange(job.processes)):
                 phases[job.reached()] += 1
         else:
             job.run()
-        if job.output.exists() and not checkpoint_folder(job.output).exists():
+        if job.output.exists() and not checkpoint_beside(job.output).exists():
             finished += 1
             identical += same(lcc.Memory.load(job.output), whole)
             job.output.unlink()

@@ -12,9 +12,11 @@ import torch
 from transformers import DynamicCache
 
 import lcc
-from lcc.modeling.generation import answer_queries, generate_after, prompt
-from lcc.modeling.kv import KV, SharedCache
-from lcc.synthetic.exam import read_chat
+from lcc.inference.reader import prefill_chat
+from lcc.inference.requests import answer_queries
+from lcc.modeling.generation import batch_inputs, generate_after
+from lcc.modeling.kv import KV
+from lcc.modeling.shared_cache import SharedCache
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
 
@@ -49,7 +51,7 @@ class Task:
         }
 
     def _read_text(self) -> KV:
-        return read_chat(self.model, self.chat, self.text)
+        return prefill_chat(self.model, self.chat, self.text)
 
     def _read_memory(self) -> KV:
         return lcc.attach(self.model, self.memory, verify=False).read()
@@ -63,7 +65,7 @@ class Task:
             return answer_queries(self.model, self.chat, read(), self.queries, len(self.queries), **fixed_length(new))
 
         def cache(new: int) -> SharedCache:
-            held = read().cache()
+            held = SharedCache(read())
             generate_after(self.model, held, self.queries, self.chat.end, **fixed_length(new))
             return held
 
@@ -77,7 +79,7 @@ class Task:
             for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
                 cache.update(keys[None], values[None], layer)
             cache.batch_repeat_interleave(len(self.queries))
-            inputs = prompt(len(kv), self.queries, self.chat.end, self.model.device)
+            inputs = batch_inputs(len(kv), self.queries, self.chat.end, self.model.device)
             options = {"do_sample": False, "pad_token_id": self.chat.end, **fixed_length(new)}
             return self.model.generate(**inputs, past_key_values=cache, **options)[:, -new:], cache
 

@@ -8,7 +8,7 @@ from statistics import median
 
 import torch
 
-from lcc.pipeline.probe import peak_bytes
+from lcc.utils.device_memory import peak_bytes
 
 __all__ = ["device_seconds", "in_turn", "peak_bytes", "synchronized"]
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import settings
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lcc.data.samples import DistillationData
 from lcc.embedded_model import EMBEDDED
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.evaluation import certificate
-from lcc.pipeline import compile as compile_module
+from lcc.pipeline import distillation
 from lcc.synthetic.people import document
 from tests.support.tiny_models import FAST, tiny_model
 
@@ -68,14 +69,13 @@ def fast() -> dict:
 
 
 @pytest.fixture
-def surrogates_made(monkeypatch) -> list[float]:
-    """The ratio of every compilation that made its surrogate data, rather than finding it."""
-    compiling = compile_module
-    real, made = compiling.build_surrogate, []
+def data_made(monkeypatch) -> list[DistillationData]:
+    """The data of every compilation that made its distillation data, rather than finding it."""
+    real, made = distillation.synthesize, []
 
-    def build(model, context, text_kv, settings, *rest):
-        made.append(settings.ratio)
-        return real(model, context, text_kv, settings, *rest)
+    def synthesize(*arguments):
+        made.append(real(*arguments))
+        return made[-1]
 
-    monkeypatch.setattr(compiling, "build_surrogate", build)
+    monkeypatch.setattr(distillation, "synthesize", synthesize)
     return made

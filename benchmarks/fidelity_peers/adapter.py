@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from lcc.compilers.lora import LoraWriter, lora_model, read_text
-from lcc.evaluation import Answers, Example, answer_after
+from lcc.compilers.lora import AdaptedMemory
+from lcc.evaluation import Answers, Example, answer_examples
 from lcc.modeling.kv import KV
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import build_context
 from lcc.utils.random_state import seeded
@@ -19,7 +21,7 @@ from lcc.utils.random_state import seeded
 from .workbench import Options, PeerMethod, Workbench
 
 
-class Adapter(LoraWriter):
+class Adapter(AdaptedMemory):
     """Its "memory" is the chat's prefix, as the model with the LoRA reads it."""
 
     def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
@@ -29,7 +31,7 @@ class Adapter(LoraWriter):
     def encode(self) -> KV:
         """K and V of P with the LoRA on, keys unrotated."""
         with self.active():
-            return read_text(self.model, self.context.prefix_ids).unrotated(self.model, 0)
+            return prefill(self.model, self.context.prefix_ids).unrotated(self.model, 0)
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,6 @@ class AdapterMethod(PeerMethod):
             with adapter.active(), torch.no_grad():
                 visible = adapter.visible(adapter.encode(), keep_prefix=False)
             with adapter.active():
-                texts = answer_after(self.model, self.chat, visible, examples, self.batch)
+                texts = answer_examples(self.model, self.chat, visible, examples, self.batch)
         held = visible.nbytes + sum(parameter.nbytes for parameter in adapter.lora)
         return Answers(texts, held, trained.seconds, trained.questions)

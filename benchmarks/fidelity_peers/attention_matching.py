@@ -16,16 +16,17 @@ import torch
 from scipy.optimize import lsq_linear
 from transformers import PreTrainedModel
 
-from lcc.compilers.lora import frozen, read_text
-from lcc.data.synthesis import Sample, response_hidden
-from lcc.evaluation import Answers, Example, answer_after
+from lcc.data.samples import Sample
+from lcc.evaluation import Answers, Example, answer_examples
 from lcc.evaluation.methods import last_questions
 from lcc.modeling.generation import batch_rows
 from lcc.modeling.kv import KV, decoder
+from lcc.modeling.lora import frozen
+from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import completion_states, state_divergence
 from lcc.pipeline.compile import surrogate_data
 from lcc.text.context import build_context
 from lcc.text.queries import load_queries
-from lcc.training.loss import state_divergence
 from lcc.utils.progress import Reporter
 
 from .biased_attention import attending_with
@@ -61,14 +62,14 @@ class AttentionMatching(PeerMethod):
             surrogate = surrogate_data(model, prepared, settings, load_queries(), store, Reporter(False))
             samples = [sample for sample in surrogate.train if sample.stream == "self_study"]
             began = time.monotonic()
-            matching = Matching(model, read_text(model, ids), prefix, samples, KEYS[self.options["keys"]])
+            matching = Matching(model, prefill(model, ids), prefix, samples, KEYS[self.options["keys"]])
             matching.fit(BUDGETS[self.options["budgets"]](matching, prepared.buffer))
             kv, bias = matching.kept()
             visible = moved(model, kv, len(kv) - len(ids))
             seconds = time.monotonic() - began
             with attending_with(model, bias):
                 # A batch would share what all sequences see, by an attention without biases.
-                texts = answer_after(model, self.chat, visible, examples, batch=1)
+                texts = answer_examples(model, self.chat, visible, examples, batch=1)
         return Answers(texts, matching.nbytes, seconds, last_questions(surrogate.self_questions))
 
 
@@ -106,7 +107,7 @@ class Matching:
         rows = batch_rows(len(self.kv))
         with attending_with(self.model, self.bias) as layers:
             for batch in (self.samples[at : at + rows] for at in range(0, len(self.samples), rows)):
-                response_hidden(self.model, self.kv, batch)
+                completion_states(self.model, self.kv, batch)
                 for mine, layer in zip(found, layers, strict=True):
                     states = zip(layer.query, batch, strict=True)
                     mine += [query[:, : len(sample.input_ids)] for query, sample in states]
@@ -136,7 +137,7 @@ class Matching:
     def divergence(self, samples: Sequence[Sample]) -> float:
         """Mean KL from the full text over the samples' response tokens, in nats a token."""
         with attending_with(self.model, self.bias):
-            found = response_hidden(self.model, self.kv, samples)
+            found = completion_states(self.model, self.kv, samples)
         teacher = torch.cat([sample.teacher_hidden for sample in samples])
         weights = torch.full((len(found),), 1 / len(found), dtype=found.dtype)
         return state_divergence(self.model, found, teacher, weights, "kl").item()

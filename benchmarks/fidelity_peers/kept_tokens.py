@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import cross_entropy
 
-from lcc.compilers.lora import read_text
-from lcc.evaluation import Answers, Example, answer_after
+from lcc.evaluation import Answers, Example, answer_examples
+from lcc.modeling.prefill import prefill
 
 from .workbench import Peer, PeerMethod
 
@@ -27,9 +27,9 @@ class KeptTokens(PeerMethod):
         began = time.monotonic()
         with torch.no_grad():
             kept = self.kept(self.chat.ids(context), self.tokens(context))
-            visible = read_text(self.model, [*self.chat.prefix_ids, *kept])
+            visible = prefill(self.model, [*self.chat.prefix_ids, *kept])
         seconds = time.monotonic() - began
-        return Answers(answer_after(self.model, self.chat, visible, examples, self.batch), visible.nbytes, seconds)
+        return Answers(answer_examples(self.model, self.chat, visible, examples, self.batch), visible.nbytes, seconds)
 
 
 class First(KeptTokens):

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from lcc.compilers.lora import Writer, trainable_dtype
+from lcc.compilers.lora import trainable_dtype
 from lcc.modeling.kv import KV, decoder
+from lcc.modeling.shared_cache import SharedCache
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import Context
+from lcc.training.trainable import TrainableMemory
 
 from .workbench import Peer
 from .written import alone, compiled_with
@@ -22,7 +24,7 @@ from .written import alone, compiled_with
 RECONSTRUCTION_ALONE = {"general_weight": 0.0, "self_study_weight": 0.0}
 
 
-class MemoryEmbeddings(Writer):
+class MemoryEmbeddings(TrainableMemory):
     """[P | B] through the frozen model, where B's embeddings start as every n/K-th token of the text."""
 
     def __init__(self, model: PreTrainedModel, context: Context):
@@ -40,7 +42,7 @@ class MemoryEmbeddings(Writer):
         """K and V of B after P, keys unrotated."""
         start = len(self.prefix)
         positions = torch.arange(start, start + len(self.buffer), device=self.buffer.device)
-        cache = self.prefix.cache()
+        cache = SharedCache(self.prefix)
         inputs = self.buffer[None].to(self.model.dtype)
         decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
         return cache.read().tail(len(self.buffer)).unrotated(self.model, start)

@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 import lcc_kernels as lk
-from lcc.evaluation import Answers, Example, answer_after
+from lcc.evaluation import Answers, Example, answer_examples
 from lcc.modeling.kv import KV, decoder
 
 from .workbench import Options, Peer, PeerMethod, Workbench
@@ -49,7 +49,7 @@ class Press(PeerMethod):
             hidden = _hidden_pairs(self.model)
             # Pairs that a press only hides are hidden for a single sequence.
             batch = 1 if hidden else self.batch
-            texts = answer_after(self.model, self.chat, visible, examples, batch)
+            texts = answer_examples(self.model, self.chat, visible, examples, batch)
         pair = 2 * visible.keys.shape[3] * visible.keys.element_size()
         return Answers(texts, visible.nbytes - hidden * pair, seconds)
 

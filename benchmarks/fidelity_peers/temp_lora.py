@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from lcc.training.trainer import build_optimizer
+from lcc.training.optimizers import build_optimizer
 
 from .adapter import Adapter, AdapterMethod, Trained
 from .workbench import Peer

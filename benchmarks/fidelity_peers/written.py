@@ -7,19 +7,21 @@ from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
-from lcc.compilers.lora import Writer, WriterFactory, frozen, lora_compiler
+from lcc.compilers.lora import WriterFactory, lora_compiler
 from lcc.evaluation import CompiledMemory
+from lcc.modeling.lora import frozen
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import Context
+from lcc.training.trainable import TrainableMemory
 
 from .workbench import Options, Peer, Workbench
 
 
-def alone(make: Callable[[PreTrainedModel, Context], Writer], name: str) -> WriterFactory:
+def alone(make: Callable[[PreTrainedModel, Context], TrainableMemory], name: str) -> WriterFactory:
     """The factory of a writer that adds nothing to the model; ``name`` is what checkpoints know it by."""
 
     @contextmanager
-    def factory(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Writer]:
+    def factory(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[TrainableMemory]:
         with frozen(model):
             yield make(model, context)
 

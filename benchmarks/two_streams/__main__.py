@@ -22,7 +22,8 @@ from benchmarks.results_file import load_rows, write_rows
 from lcc.cli.demo import SEED_OFFSET
 from lcc.embedded_model import load_embedded
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.synthetic.exam import general_exam, read_chat
+from lcc.inference.reader import prefill_chat
+from lcc.synthetic.exam import general_exam
 from lcc.synthetic.people import Fact, document
 from lcc.text.chat_format import ChatFormat
 from lcc.text.queries import load_queries
@@ -72,7 +73,7 @@ class Subject:
         """A row: what the reader ``run`` of a document can do; ``streams`` are those of a memory."""
         doc = document(random.Random(SEED_OFFSET + number), PEOPLE, ATTRIBUTES)
         chat = ChatFormat.of(self.tokenizer)
-        text, prefix = read_chat(self.model, chat, doc.text), read_chat(self.model, chat, "")
+        text, prefix = prefill_chat(self.model, chat, doc.text), prefill_chat(self.model, chat, "")
         began, compiled = time.monotonic(), None
         if streams:
             unread = heads.unread(heads.measure(self.model, chat, text, doc, self.answer)["answering"])

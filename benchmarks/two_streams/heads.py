@@ -11,10 +11,12 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import LlamaForCausalLM
 
-from lcc.data.synthesis import REPEAT_REQUEST, Sample, response_hidden
+from lcc.data.samples import Sample
 from lcc.modeling.kv import KV
+from lcc.modeling.scoring import completion_states
 from lcc.synthetic.people import Document, Fact
 from lcc.text.chat_format import ChatFormat
+from lcc.text.prompts import REPEAT_REQUEST
 
 from .probes import value_at, wordings
 
@@ -46,7 +48,7 @@ class Lookups:
         """Mean negative log-likelihood of the values after ``visible``, in nats."""
         rows = list(self.values)
         ids = torch.tensor([token for sample in self.samples for token in sample.response_ids])[rows]
-        logits = model.lm_head(response_hidden(model, visible, self.samples)[rows])
+        logits = model.lm_head(completion_states(model, visible, self.samples)[rows])
         return cross_entropy(logits, ids).item()
 
 

@@ -12,12 +12,12 @@ import torch
 from rich.progress import Progress
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from lcc.data.synthesis import REPEAT_REQUEST
 from lcc.embedded_model import EMBEDDED, train
 from lcc.embedded_model.curriculum import Group, Stage, curriculum
 from lcc.embedded_model.packing import Exercise, Lesson, Packer
 from lcc.synthetic.general import general_query
 from lcc.synthetic.people import ATTRIBUTES, UNKNOWN, Document, Fact, document, unanswerable
+from lcc.text.prompts import REPEAT_REQUEST
 
 RECALL_REQUEST = "Please repeat the text about the {attribute} of {name}."
 QUESTIONS, GENERAL, RECALLED = 12, 3, 4

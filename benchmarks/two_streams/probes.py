@@ -9,13 +9,17 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from lcc.data.synthesis import REPEAT_REQUEST, Sample, response_hidden
+from lcc.data.samples import Sample
 from lcc.embedded_model.lessons import CONTINUE_REQUEST
-from lcc.modeling.generation import answer_queries, generate_after
+from lcc.inference.requests import answer_queries
+from lcc.modeling.generation import generate_after
 from lcc.modeling.kv import KV
+from lcc.modeling.scoring import completion_states
+from lcc.modeling.shared_cache import SharedCache
 from lcc.synthetic.exam import score
 from lcc.synthetic.people import ASKED_WORDINGS, ATTRIBUTES, Document, Fact, Question
 from lcc.text.chat_format import ChatFormat
+from lcc.text.prompts import REPEAT_REQUEST
 
 ANSWER_TOKENS, SNIPPET_WORDS, BATCH, MOVED = 16, 4, 64, 5
 
@@ -76,7 +80,7 @@ class Probe:
         chat, facts = self.chat, self.doc.facts
         request = chat.query_ids(REPEAT_REQUEST)
         (recited,) = generate_after(
-            self.model, self.visible.cache(), [request], chat.end, max_new_tokens=len(chat.ids(self.doc.text)) + 8
+            self.model, SharedCache(self.visible), [request], chat.end, max_new_tokens=len(chat.ids(self.doc.text)) + 8
         )
         recitation = chat.tokenizer.decode(recited, skip_special_tokens=True)
         asked = [[*request, *recited, *chat.turn_ids(wordings(fact)[0])] for fact in facts]
@@ -99,7 +103,7 @@ class Probe:
             values.append(len(ids) + value_at(self.chat, fact.sentence, fact))
             ids += self.chat.ids(fact.sentence)
         sample = Sample("", REPEAT_REQUEST, tuple(self.chat.query_ids(REPEAT_REQUEST)), tuple(ids))
-        predicted = self.model.lm_head(response_hidden(self.model, visible, [sample])).argmax(-1)
+        predicted = self.model.lm_head(completion_states(self.model, visible, [sample])).argmax(-1)
         return share([predicted[at].item() == ids[at] for at in values])
 
     def _answers(self, queries: list[list[int]], tokens: int = ANSWER_TOKENS) -> list[str]:

@@ -9,15 +9,20 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import REPEAT_REQUEST, Sample, build_surrogate, response_hidden
+from lcc.compilers.lora import LoraMemory
+from lcc.data.samples import Sample
+from lcc.data.synthesis import synthesize
 from lcc.embedded_model.lessons import CONTINUE_REQUEST
 from lcc.modeling.kv import KV
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import completion_states
 from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.people import ASKED_WORDINGS, Document, Fact
 from lcc.text.context import Context, build_context
+from lcc.text.prompts import REPEAT_REQUEST
 from lcc.text.queries import load_queries
-from lcc.training.trainer import Optimization
+from lcc.training.trainer import Trainer
 
 from .probes import SNIPPET_WORDS, wordings
 
@@ -87,7 +92,7 @@ class Compiled:
     loss: float
 
 
-class BlindCompiler(Compiler):
+class BlindCompiler(LoraMemory):
     """LCC's writer, of whose memory some layers show nothing but an average."""
 
     hidden: Sequence[int] = ()
@@ -119,15 +124,15 @@ def compile_streams(
         compiler = BlindCompiler(model, context, layers)
         compiler.hidden = unread if streams.blind else ()
         with torch.no_grad():
-            text_kv = read_text(model, context.context_ids, compiler.prefix)
-            surrogate = build_surrogate(model, context, text_kv, settings, load_queries(), _silent)
+            text_kv = prefill(model, context.context_ids, compiler.prefix)
+            surrogate = synthesize(model, context, text_kv, settings, load_queries(), _silent)
             third = [wording for fact in doc.facts if fact in asked for wording in wordings(fact)[:ASKED_WORDINGS]]
             third += continuations(doc.text) if streams.continuations else []
             taught = _answered(model, context, text_kv, settings, third) if third else []
             if streams.sentences:
                 taught += _forced(model, context, text_kv, [fact.sentence for fact in doc.facts])
         train = (*surrogate.train, *(replace(sample, stream="self_study") for sample in taught))
-        optimization = Optimization(compiler, replace(surrogate, train=train), settings, None)
+        optimization = Trainer(compiler, replace(surrogate, train=train), settings, None)
         while optimization.step < settings.steps:
             loss = optimization.advance()
         with torch.no_grad():
@@ -146,14 +151,14 @@ def _answered(
 ) -> list[Sample]:
     """``queries`` with the full-context teacher's answers."""
     settings = replace(settings, general_weight=1.0, general_queries=len(queries))
-    return list(build_surrogate(model, context, text_kv, settings, queries, _silent).train)
+    return list(synthesize(model, context, text_kv, settings, queries, _silent).train)
 
 
 def _forced(model: PreTrainedModel, context: Context, text_kv: KV, responses: Sequence[str]) -> list[Sample]:
     """The request to repeat the text, answered with ``responses``, and what the teacher thinks of each token."""
     query, end = tuple(context.chat.query_ids(REPEAT_REQUEST)), context.chat.end
     samples = [Sample("", text, query, (*context.chat.ids(text), end)) for text in responses]
-    hidden = response_hidden(model, text_kv, samples).split([len(sample.response_ids) for sample in samples])
+    hidden = completion_states(model, text_kv, samples).split([len(sample.response_ids) for sample in samples])
     return [replace(sample, teacher_hidden=states) for sample, states in zip(samples, hidden, strict=True)]
 
 

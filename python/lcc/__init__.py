@@ -6,31 +6,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
+    from .compilers.registry import register
     from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
+    from .evaluation.certificate import read_questions
+    from .evaluation.quantization_cost import quantize
     from .inference.asking import ask, prompt
     from .memory.attachment import attach, attach_paged
     from .memory.exporters import export
     from .memory.memory import Memory
+    from .memory.payload import KVPayload
     from .modeling.fingerprint import fingerprint
+    from .modeling.kv import KV
     from .pipeline.batch import compile_documents
     from .pipeline.compile import compile
     from .pipeline.plan import Plan, plan
     from .pipeline.settings import CompileSettings
     from .text.queries import load_queries
-    from .training.checkpoint import remove_checkpoint
+    from .training.trainable import TrainableMemory
+    from .utils.progress import Reporter
+    from .utils.resumable import remove_checkpoint
+    from .utils.settings import SettingsGroup
 
     __version__: str
 
 __all__ = [
+    "KV",
+    "BaseCompiler",
     "CompileSettings",
+    "CompileTask",
+    "Compiled",
+    "Compiler",
     "DivergedError",
     "InputError",
+    "KVPayload",
     "LCCError",
     "Memory",
     "MemoryFileError",
     "MismatchError",
     "Plan",
+    "Reporter",
+    "SettingsGroup",
     "TargetError",
+    "TrainableMemory",
+    "TrainedCompiler",
     "__version__",
     "ask",
     "attach",
@@ -42,20 +61,33 @@ __all__ = [
     "load_queries",
     "plan",
     "prompt",
+    "quantize",
+    "read_questions",
+    "register",
     "remove_checkpoint",
 ]
 
 # The file of each public name.
 _FILES = {
+    "BaseCompiler": "compilers.base",
     "CompileSettings": "pipeline.settings",
+    "CompileTask": "compilers.base",
+    "Compiled": "compilers.base",
+    "Compiler": "compilers.base",
     "DivergedError": "errors",
     "InputError": "errors",
+    "KV": "modeling.kv",
+    "KVPayload": "memory.payload",
     "LCCError": "errors",
     "Memory": "memory.memory",
     "MemoryFileError": "errors",
     "MismatchError": "errors",
     "Plan": "pipeline.plan",
+    "Reporter": "utils.progress",
+    "SettingsGroup": "utils.settings",
     "TargetError": "errors",
+    "TrainableMemory": "training.trainable",
+    "TrainedCompiler": "compilers.base",
     "__version__": "utils.version",
     "ask": "inference.asking",
     "attach": "memory.attachment",
@@ -67,7 +99,10 @@ _FILES = {
     "load_queries": "text.queries",
     "plan": "pipeline.plan",
     "prompt": "inference.asking",
-    "remove_checkpoint": "training.checkpoint",
+    "quantize": "evaluation.quantization_cost",
+    "read_questions": "evaluation.certificate",
+    "register": "compilers.registry",
+    "remove_checkpoint": "utils.resumable",
 }
 
 

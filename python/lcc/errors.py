@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .memory.memory import Memory
+from typing import Any
 
 
 class LCCError(Exception):
@@ -29,12 +26,12 @@ class DivergedError(LCCError):
 
 
 class TargetError(LCCError):
-    """No ratio that was tried keeps what was asked for; ``memory`` is the one that keeps most."""
+    """No ratio that was tried keeps what was asked for; ``memory``, an ``lcc.Memory``, is the one that keeps most."""
 
-    def __init__(self, message: str, memory: Memory):
+    def __init__(self, message: str, memory: Any):
         super().__init__(message)
         self.memory = memory
 
-    def __reduce__(self) -> tuple[type[TargetError], tuple[str, Memory]]:
+    def __reduce__(self) -> tuple[type[TargetError], tuple[str, Any]]:
         """Sent from process to process with its memory."""
         return type(self), (str(self), self.memory)

@@ -10,7 +10,8 @@ import torch
 
 from benchmarks import compile_curve, compile_trials
 from benchmarks.compile_trials import TRIALS, TrialOptimization
-from lcc.compilers.lora import Compiler, lora_model
+from lcc.compilers.lora import LoraMemory
+from lcc.modeling.lora import lora_model
 from lcc.pipeline.settings import make_settings
 from lcc.training.student import student_hidden
 
@@ -33,7 +34,7 @@ def optimization(embedded, small):
 
         def make(name: str) -> TrialOptimization:
             torch.manual_seed(0)
-            return TrialOptimization(Compiler(model, context, layers), surrogate, settings, TRIALS[name])
+            return TrialOptimization(LoraMemory(model, context, layers), surrogate, settings, TRIALS[name])
 
         yield make
 

@@ -8,23 +8,25 @@ from itertools import product
 
 import pytest
 import torch
+from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 
 import lcc
 from benchmarks.fidelity_peers import PEERS, Workbench
 from benchmarks.fidelity_peers.adapter import Adapter
 from benchmarks.fidelity_peers.attention_matching import KEYS, Head, Matching, by_head, least_sum, uniform
 from benchmarks.fidelity_peers.biased_attention import Biased, attending_with, biased_attention
-from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
 from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
 from benchmarks.fidelity_peers.temp_lora import TempLora
 from benchmarks.fidelity_peers.workbench import RATES
-from lcc.compilers.lora import lora_model, read_text
-from lcc.data.synthesis import Sample, response_hidden
+from lcc.data.samples import Sample
 from lcc.errors import InputError, MismatchError
 from lcc.evaluation import Example
 from lcc.memory.attachment import attach
 from lcc.modeling.kv import KV
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import completion_states
 from lcc.pipeline.settings import make_settings
 from lcc.text.chat_format import ChatFormat
 from lcc.text.context import build_context
@@ -70,7 +72,7 @@ def close(left: KV, right: KV):
 
 def test_direct_kv_starts_as_the_first_tokens(llama, context):
     writer = DirectKV(llama, context)
-    expected = read_text(llama, [*context.prefix_ids, *context.context_ids[: context.buffer]])
+    expected = prefill(llama, [*context.prefix_ids, *context.context_ids[: context.buffer]])
     close(writer.visible(writer.encode(), keep_prefix=True), expected)
 
 
@@ -78,7 +80,7 @@ def test_memory_embeddings_start_as_tokens_spread_over_the_text(llama, context):
     writer = MemoryEmbeddings(llama, context)
     count, buffer = len(context.context_ids), context.buffer
     spread = [context.context_ids[index * count // buffer] for index in range(buffer)]
-    close(writer.visible(writer.encode(), keep_prefix=True), read_text(llama, [*context.prefix_ids, *spread]))
+    close(writer.visible(writer.encode(), keep_prefix=True), prefill(llama, [*context.prefix_ids, *spread]))
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -132,7 +134,7 @@ def test_a_checkpoint_of_another_writer_is_refused(llama, tokenizer, text, fast,
 
 
 def test_a_new_adapter_reads_the_prefix_as_the_plain_model_does(llama, context):
-    plain = read_text(llama, context.prefix_ids)
+    plain = prefill(llama, context.prefix_ids)
     with lora_model(llama, make_settings()) as layers:
         adapter = Adapter(llama, context, layers)
         close(adapter.visible(adapter.encode(), keep_prefix=False), plain)
@@ -165,7 +167,7 @@ def test_adapters_answer_and_are_gone(name, bench, llama, text, examples):
     found = method.answer(text, examples)
     assert_untouched(llama, before)
     assert len(found.texts) == len(examples)
-    prefix = read_text(llama, ChatFormat.of(bench.tokenizer).prefix_ids)
+    prefix = prefill(llama, ChatFormat.of(bench.tokenizer).prefix_ids)
     projections = [layer.self_attn for layer in llama.model.layers]
     lora = sum(
         8 * (linear.in_features + linear.out_features) * 4
@@ -200,7 +202,7 @@ def test_truncation_and_pruning_choose_their_tokens(bench, llama, text):
 
 @pytest.mark.parametrize("by", [-5, 3])
 def test_moved_keys_stand_where_they_were_moved(llama, context, by):
-    full = read_text(llama, context.context_ids[:30]).tail(20)
+    full = prefill(llama, context.context_ids[:30]).tail(20)
     close(moved(llama, full, by), full.unrotated(llama, 10).rotated(llama, 10 + by))
 
 
@@ -258,10 +260,10 @@ def test_pursuit_finds_the_keys_that_stand_for_several():
 def test_matching_comes_closer_the_more_is_kept_and_all_of_it_changes_nothing(keys, llama, context):
     ids, prefix = [*context.prefix_ids, *context.context_ids], len(context.prefix_ids)
     samples = [Sample("general", "a", (5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(40)]
-    text = read_text(llama, ids)
+    text = prefill(llama, ids)
     errors = []
     with torch.no_grad():
-        expected = response_hidden(llama, text, samples)
+        expected = completion_states(llama, text, samples)
         for tokens in (2, 8, len(context.context_ids)):
             matching = Matching(llama, text, prefix, samples, KEYS[keys])
             matching.fit(uniform(matching, tokens))
@@ -270,7 +272,7 @@ def test_matching_comes_closer_the_more_is_kept_and_all_of_it_changes_nothing(ke
             assert torch.equal(kv.head(prefix).values, text.head(prefix).values)
             visible = moved(llama, kv, len(kv) - len(ids))
             with attending_with(llama, bias):
-                errors.append((response_hidden(llama, visible, samples) - expected).abs().max().item())
+                errors.append((completion_states(llama, visible, samples) - expected).abs().max().item())
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
 
@@ -296,8 +298,8 @@ def test_budgets_go_to_the_heads_that_matter(context):
                     decoder_layer.self_attn.o_proj.weight[:, head * width : (head + 1) * width] = 0
         ids, prefix = [*context.prefix_ids, *context.context_ids], len(context.prefix_ids)
         asked = [Sample("self_study", "a", (5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(20)]
-        text = read_text(model, ids)
-        samples = [replace(s, teacher_hidden=response_hidden(model, text, [s])) for s in asked]
+        text = prefill(model, ids)
+        samples = [replace(s, teacher_hidden=completion_states(model, text, [s])) for s in asked]
         matching = Matching(model, text, prefix, samples, KEYS["highest_attention"])
         budgets = by_head(matching, 4)
         assert matching.bias.isfinite().all()
@@ -352,4 +354,4 @@ def test_a_press_that_keeps_everything_changes_nothing(llama, context):
 
     ids = [*context.prefix_ids, *context.context_ids]
     with pressed(llama, SnapKVPress(0.0), ids) as kept:
-        close(kept, read_text(llama, ids))
+        close(kept, prefill(llama, ids))

@@ -14,10 +14,11 @@ from benchmarks.two_streams.models import MIXES, Spec, lesson, trained
 from benchmarks.two_streams.probes import Probe, stem, value_at
 from benchmarks.two_streams.report import SCORES, kept, means, plot, table
 from benchmarks.two_streams.streams import STREAMS, continuations
-from lcc.data.synthesis import REPEAT_REQUEST
-from lcc.synthetic.exam import general_exam, read_chat
+from lcc.inference.reader import prefill_chat
+from lcc.synthetic.exam import general_exam
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
+from lcc.text.prompts import REPEAT_REQUEST
 
 DOC = document(random.Random(3), people=3, attributes=2)
 
@@ -26,7 +27,7 @@ def test_a_reader_of_the_text_does_what_one_of_nothing_cannot(embedded):
     model, tokenizer = embedded
     chat, general = ChatFormat.of(tokenizer), general_exam(random.Random(0), 4)
     text, nothing = (
-        Probe(model, chat, DOC, read_chat(model, chat, of)).measure(general, set()) for of in (DOC.text, "")
+        Probe(model, chat, DOC, prefill_chat(model, chat, of)).measure(general, set()) for of in (DOC.text, "")
     )
     for name in ("questions", "question, sentence begun", "repetition, values", "questions after reciting"):
         assert text[name] >= 0.8 > 0.4 >= nothing[name], name
@@ -37,7 +38,7 @@ def test_a_reader_of_the_text_does_what_one_of_nothing_cannot(embedded):
 def test_heads_are_worth_what_the_text_in_them_is(embedded):
     model, tokenizer = embedded
     chat = ChatFormat.of(tokenizer)
-    found = heads.measure(model, chat, read_chat(model, chat, DOC.text), DOC, lambda fact: fact.value)
+    found = heads.measure(model, chat, prefill_chat(model, chat, DOC.text), DOC, lambda fact: fact.value)
     worth = torch.tensor(found["answering"])
     assert worth.shape == (model.config.num_hidden_layers, model.config.num_key_value_heads)
     assert worth.max() > 0.5

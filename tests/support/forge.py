@@ -11,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from lcc.memory.memory import FORMAT
+from lcc.memory.file_format import FORMAT
 
 # A key that stands for none: what it is on is taken away.
 GONE = object()

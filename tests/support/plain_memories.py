@@ -7,6 +7,7 @@ import sys
 import torch
 
 import lcc
+from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV, decoder
 from lcc.text.chat_format import ChatFormat
 
@@ -38,8 +39,9 @@ def plain_memory(model, tokenizer, text: str, monkeypatch, start: int = 0):
     unrotated = torch.cat(keys)[:, :, len(prefix) :]
     values = torch.cat([layer.values for layer in cache.layers])[:, :, len(prefix) :]
     memory = lcc.Memory(
-        kv=KV(unrotated, values), prefix_ids=tuple(prefix), ratio=1.0, source_tokens=values.shape[2], source_sha256="",
-        rope=dict(model.config.rope_parameters), fingerprint=lcc.fingerprint(model, tokenizer), settings={},
+        payload=KVPayload(KV(unrotated, values)), prefix_ids=tuple(prefix), ratio=1.0, source_tokens=values.shape[2],
+        source_sha256="", rope=dict(model.config.rope_parameters), fingerprint=lcc.fingerprint(model, tokenizer),
+        settings={},
     )  # fmt: skip
     return memory, cache
 

@@ -1,11 +1,23 @@
-"""Tiny random models of every family, and settings that compile with them in a second."""
+"""Tiny random models of every family, and what compiles with them in a second."""
 
 from __future__ import annotations
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from lcc.data.samples import DistillationData
+from lcc.data.synthesis import synthesize
+from lcc.data.teacher_states import TeacherStates
 from lcc.embedded_model.tokenizer import build_tokenizer
+from lcc.memory.memory import Memory
+from lcc.modeling.prefill import prefill
+from lcc.pipeline.compile import make_memory
+from lcc.pipeline.options import CompileOptions, Run
+from lcc.pipeline.settings import CompileSettings
+from lcc.text.context import Context
+from lcc.utils.progress import Reporter
 
 TINY = {
     "vocab_size": len(build_tokenizer()),
@@ -119,3 +131,29 @@ FAST = {
     "held_out": 0.3,
     "progress": False,
 }
+
+
+@torch.no_grad()
+def make_data(
+    model: torch.nn.Module, context: Context, settings: CompileSettings, queries: list[str]
+) -> DistillationData:
+    """The distillation data of a text, all of it held in memory."""
+    text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
+    states = TeacherStates(float("inf"))
+    data = settings.effective_data
+    return synthesize(model, context, text_kv, data, queries, settings.seed, lambda *_: None, states)
+
+
+def compile_leaving_checkpoint(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    folder: Path,
+    checkpoint_every: int = 50,
+    distributed: bool = False,
+    **options: object,
+) -> Memory:
+    """``lcc.compile`` whose finished checkpoint stays in ``folder``."""
+    options.pop("progress", None)
+    run = Run(folder, checkpoint_every, distributed=distributed)
+    return make_memory(model, tokenizer, text, CompileOptions.of(**options), run, Reporter(False))

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
-INTERRUPTED = 130
+from .exit_codes import INTERRUPTED
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from ..compilers.registry import DEFAULT
 from ..pipeline.settings import make_settings
 from ..utils.outputs import input_paths, model_paths, place
 from ..utils.terminal import Terminal, plain, shown, shown_lines
@@ -19,6 +20,7 @@ from .boundary import boundary
 from .compile import compile_command
 from .evaluate import eval_command
 from .options import (
+    CompilerOption,
     ForceOption,
     JsonOption,
     MemoryArgument,
@@ -121,6 +123,7 @@ def demo(
     seed: SeedOption = 0,
     steps: StepsOption = None,
     recipe: RecipeOption = "default",
+    compiler: CompilerOption = DEFAULT,
     settings: SettingsOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -130,11 +133,11 @@ def demo(
     from .loading import load_model
     from .tables import show_demo, show_document
 
-    chosen = chosen_settings(context, settings, seed=seed, ratio=ratio, steps=steps)
-    make_settings(recipe, **chosen)
+    chosen = chosen_settings(context, settings, compiler, seed=seed, ratio=ratio, steps=steps)
+    make_settings(recipe, compiler, **chosen)
     if not as_json:
         show_document(demo_document(chosen["seed"]))
-    report = run_demo(*load_model(model), recipe=recipe, **chosen)
+    report = run_demo(*load_model(model), recipe=recipe, compiler=compiler, **chosen)
     if as_json:
         print_json(report.to_dict())
     else:
@@ -216,6 +219,7 @@ def quantize(
     as_json: JsonOption = False,
 ) -> None:
     """Store a memory's K and V in one byte a number, and measure what that costs."""
+    from ..evaluation.quantization_cost import quantize
     from ..memory.memory import Memory
     from ..memory.quantization import check_request, quantized_output
     from .loading import load_model
@@ -226,7 +230,7 @@ def quantize(
     inputs = (*input_paths(memory, queries), *model_paths(model))
     target = quantized_output(place(output, memory.name), stored, inputs, force)
     target.check()
-    quantized = stored.quantize(dtype, *load_model(model), queries=queries, answers=answers)
+    quantized = quantize(stored, dtype, *load_model(model), queries=queries, answers=answers)
     quantized.save(target)
     if as_json:
         print_json(quantized.summary() | {"path": str(target)})

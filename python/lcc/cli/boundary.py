@@ -10,11 +10,10 @@ from typing import NoReturn
 
 from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
 from ..utils.terminal import Terminal, shown
-from . import INTERRUPTED
+from .exit_codes import INTERRUPTED, NOT_READ, UNUSABLE, UNWRITABLE
 
-# Exit codes that scripts can use; 2 is also the shell convention for wrong usage, 141 that for a reader who has gone.
-EXIT_CODES = {InputError: 2, MismatchError: 3, MemoryFileError: 4, DivergedError: 5, TargetError: 6}
-UNUSABLE, UNWRITABLE, NOT_READ = 2, 4, 141
+# Exit codes of errors; the others are in exit_codes.py.
+EXIT_CODES = {InputError: UNUSABLE, MismatchError: 3, MemoryFileError: UNWRITABLE, DivergedError: 5, TargetError: 6}
 LONGEST_MESSAGE = 2000
 OUT_OF_MEMORY = (
     "out of memory: lcc compile --dry-run says what a text takes; of a compilation, lower --set batch, rank or "

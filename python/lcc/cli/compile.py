@@ -7,12 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ..compilers.registry import DEFAULT
 from ..errors import InputError, MemoryFileError, TargetError
 from ..pipeline.settings import AUTO
 from ..utils.outputs import check_folder, input_paths, model_paths, names_folder
 from ..utils.terminal import Terminal, shown
 from ..utils.utf8 import read_file
 from .options import (
+    CompilerOption,
     JsonOption,
     ModelOption,
     QueriesOption,
@@ -58,6 +60,7 @@ def compile_command(
     steps: StepsOption = None,
     seed: SeedOption = 0,
     recipe: RecipeOption = "default",
+    compiler: CompilerOption = DEFAULT,
     queries: QueriesOption = None,
     questions: Annotated[
         str | None,
@@ -76,8 +79,8 @@ def compile_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
-    options: dict[str, Any] = {"recipe": recipe, "queries": queries}
-    options |= chosen_settings(context, settings, ratio=ratio, steps=steps, seed=seed)
+    options: dict[str, Any] = {"recipe": recipe, "compiler": compiler, "queries": queries}
+    options |= chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
     if dry_run and options["ratio"] == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run:
@@ -98,9 +101,11 @@ def _compile_one(
     text: Path, path: Path, model: str | None, options: dict[str, Any], force: bool, as_json: bool
 ) -> None:
     from ..memory.memory import Memory
-    from ..pipeline.batch import checkpoint_folder, compile_to
-    from ..pipeline.finished import memory_output
-    from ..utils.distributed import launched
+    from ..memory.store import checkpoint_beside
+    from ..pipeline.compile_to import compile_to, memory_output
+    from ..pipeline.options import CompileOptions, Run
+    from ..utils.progress import Reporter
+    from .launch import launched
     from .loading import load_model
     from .tables import show_memory
 
@@ -108,18 +113,21 @@ def _compile_one(
     inputs = (*input_paths(text, options["queries"], options["questions"]), *model_paths(model))
     output = memory_output(path, document, inputs, force)
     output.check()
+    chosen = CompileOptions.of(**options)
     with launched() as (ranks, place):
         loaded = load_model(model, place)
+        run = Run(restart=force, distributed=ranks.count > 1)
         failure: TargetError | None = None
         status = "compiled"
         try:
-            status = compile_to(*loaded, document, output, distributed=ranks.count > 1, **options)
+            with Reporter(ranks.main) as reporter:
+                status = compile_to(*loaded, document, output, chosen, run, reporter)
         except KeyboardInterrupt:
-            _say(f"stopped; run the same command again to go on from {shown(checkpoint_folder(output))}")
+            _say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(output))}")
             raise
         except TargetError as missed:
             failure = missed
-    if status == "elsewhere":
+    if status == "locked":
         raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
     if ranks.main and status == "skipped":
         _say(f"skipped: {shown(output)} is there already, of this text, these settings and this model")
@@ -135,7 +143,7 @@ def _compile_folder(
     texts: list[Path], folder: Path, model: str | None, options: dict[str, Any], ray: str | None, as_json: bool
 ) -> None:
     from ..pipeline.batch import compile_documents
-    from ..utils.distributed import launched
+    from .launch import launched
     from .loading import load_model
     from .ray_batch import compile_on_ray
     from .tables import show_outcomes
@@ -163,17 +171,19 @@ def _compile_folder(
 
 def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json: bool) -> None:
     from ..pipeline.plan import plan
-    from ..text.queries import reread
+    from ..text.queries import load_queries
     from .loading import load_model
     from .tables import show_plan
 
-    loaded, options = load_model(model), reread(options)
+    # A pipe can be read only once.
+    options |= {"queries": load_queries(options["queries"])}
+    loaded = load_model(model)
     plans = {str(text): plan(*loaded, read_file(text), **options) for text in texts}
     if as_json:
         print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})
     else:
-        for source, found in plans.items():
-            show_plan(found, source)
+        for source, planned in plans.items():
+            show_plan(planned, source)
 
 
 def _say(message: str) -> None:

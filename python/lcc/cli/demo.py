@@ -14,18 +14,19 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evaluation.methods import last_questions
-from ..inference.asking import ask
-from ..memory.attachment import attach
+from ..inference.asking import ask, ask_text
+from ..inference.attached import attached
+from ..inference.reader import Reader, prefill_chat
 from ..memory.memory import Memory
 from ..modeling.generation import generate_after
+from ..modeling.shared_cache import SharedCache
 from ..pipeline.compile import compile
-from ..synthetic.exam import answer, general_exam, read_chat, score
+from ..synthetic.exam import general_exam, score
 from ..synthetic.people import Document, Question, document
+from ..synthetic.seeds import DEMO
 from ..text.chat_format import ChatFormat
 from ..text.queries import load_queries
 
-# Documents of the demo are drawn from seeds far from those that the embedded model was trained on.
-SEED_OFFSET = 1_000_000
 PEOPLE, ATTRIBUTES = 5, 7
 GENERAL_QUERIES = 60
 TIMINGS = 7
@@ -69,7 +70,7 @@ class DemoReport:
 
 def demo_document(seed: int) -> Document:
     """The unseen document of a seed: 5 people with 7 facts each."""
-    return document(random.Random(SEED_OFFSET + seed), PEOPLE, ATTRIBUTES)
+    return document(random.Random(DEMO + seed), PEOPLE, ATTRIBUTES)
 
 
 def run_demo(
@@ -90,9 +91,9 @@ def run_demo(
     questions = doc.questions()
     texts = [question.text for question in questions]
     answers = {
-        "full_text": answer(model, tokenizer, doc.text, texts),
+        "full_text": ask_text(model, tokenizer, doc.text, texts),
         "memory": ask(model, tokenizer, memory, texts, max_new_tokens=16),
-        "no_text": answer(model, tokenizer, "", texts),
+        "no_text": ask_text(model, tokenizer, "", texts),
     }
     asked = last_questions(memory.questions)
     rows = [
@@ -141,10 +142,10 @@ def _general_scores(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, memory: Memory, seed: int
 ) -> dict[str, float]:
     """Exact answers to general queries that compile never saw, with the text and with the memory in context."""
-    exam = general_exam(random.Random(SEED_OFFSET + seed), GENERAL_QUERIES, load_queries())
+    exam = general_exam(random.Random(DEMO + seed), GENERAL_QUERIES, load_queries())
     texts = [query.text for query in exam]
     return {
-        "full_text": score(answer(model, tokenizer, text, texts), exam),
+        "full_text": score(ask_text(model, tokenizer, text, texts), exam),
         "memory": score(ask(model, tokenizer, memory, texts, max_new_tokens=16), exam),
     }
 
@@ -152,8 +153,8 @@ def _general_scores(
 def _kv_bytes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, memory: Memory) -> dict[str, int]:
     """Bytes of the caches that a query finds, prefix included in both."""
     chat = ChatFormat.of(tokenizer)
-    caches = {"full_text": read_chat(model, chat, text), "memory": attach(model, memory, verify=False).read()}
-    return {name: kv.nbytes for name, kv in caches.items()}
+    readers = {"full_text": Reader.of_text(model, chat, text), "memory": Reader.of_memory(model, chat, memory)}
+    return {name: reader.visible.nbytes for name, reader in readers.items()}
 
 
 def _first_token_seconds(
@@ -164,10 +165,11 @@ def _first_token_seconds(
     query = chat.query_ids(question.text)
 
     def with_text() -> None:
-        generate_after(model, read_chat(model, chat, text).cache(), [query], chat.end, max_new_tokens=1)
+        generate_after(model, SharedCache(prefill_chat(model, chat, text)), [query], chat.end, max_new_tokens=1)
 
     def with_memory() -> None:
-        generate_after(model, attach(model, memory, verify=False), [query], chat.end, max_new_tokens=1)
+        with attached(model, memory, verify=False) as before:
+            generate_after(model, before.cache, [query], chat.end, max_new_tokens=1)
 
     return {"full_text": _median_seconds(with_text), "memory": _median_seconds(with_memory)}
 

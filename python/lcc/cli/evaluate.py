@@ -11,10 +11,12 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from ..compilers.registry import DEFAULT
 from ..errors import InputError
 from ..pipeline.settings import CompileSettings, make_settings
 from ..utils.terminal import Terminal, shown
 from .options import (
+    CompilerOption,
     JsonOption,
     ModelOption,
     RatioOption,
@@ -61,6 +63,7 @@ def eval_command(
     steps: StepsOption = None,
     seed: SeedOption = 0,
     recipe: RecipeOption = "default",
+    compiler: CompilerOption = DEFAULT,
     settings: SettingsOption = None,
     judge: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint, up to /v1.")] = None,
     judge_model: Annotated[str, typer.Option(help="The judge's name there.")] = "gpt-4o",
@@ -75,10 +78,12 @@ def eval_command(
     from .loading import load_model
 
     check_results(output)
-    chosen = make_settings(recipe, **chosen_settings(context, settings, ratio=ratio, steps=steps, seed=seed))
+    chosen = make_settings(
+        recipe, compiler, **chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
+    )
     grader = _judge(judge, judge_model, judge_key_file)
     loaded = load_model(model)
-    compared = _methods(methods, loaded, output, chosen, batch)
+    compared = _methods(methods, loaded, output, chosen, compiler, batch)
 
     def fits(text: str) -> bool:
         return bool(text) and (longest is None or len(loaded[1](text).input_ids) <= longest)
@@ -99,13 +104,18 @@ def eval_command(
         show_lines(lines)
 
 
-def _methods(names: str, loaded: tuple[Any, Any], folder: Path, settings: CompileSettings, batch: int) -> list[Method]:
-    from ..evaluation import CompiledMemory, FullText, NoText
+def _methods(
+    names: str, loaded: tuple[Any, Any], folder: Path, settings: CompileSettings, compiler: str, batch: int
+) -> list[Method]:
+    from ..evaluation import FullText, NoText
+    from ..pipeline.memory_method import compiled_memories
 
     make: dict[str, Callable[[], Method]] = {
         "full_text": lambda: FullText(*loaded, batch),
         "no_text": lambda: NoText(*loaded, batch),
-        "memory": lambda: CompiledMemory(*loaded, folder / "memories", settings, batch, progress=True),
+        "memory": lambda: compiled_memories(
+            *loaded, folder / "memories", settings, compiler, progress=True, batch=batch
+        ),
     }
     chosen = [name.strip() for name in names.split(",")]
     unknown = [name for name in chosen if name not in make]

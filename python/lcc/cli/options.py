@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..compilers.registry import DEFAULT
 from ..errors import InputError
-from ..pipeline.settings import AUTO, require_setting, setting_types
+from ..pipeline.settings import AUTO, known_settings, require_setting
 from ..utils.values import parse
 
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
@@ -23,14 +24,19 @@ SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
 RecipeOption = Annotated[str, typer.Option(help="default, fast (110 steps, not 300), or paper (the paper's own).")]
 SettingsOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any field of CompileSettings, such as loss=mse; repeatable."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Any setting, such as loss=mse; repeatable. A wrong name lists them."
+    ),
 ]
+CompilerOption = Annotated[str, typer.Option(help="lcc, or direct_kv (trains K and V themselves).")]
 QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
 ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 
-def chosen_settings(context: typer.Context, pairs: list[str] | None, **own: Any) -> dict[str, Any]:
+def chosen_settings(
+    context: typer.Context, pairs: list[str] | None, compiler: str = DEFAULT, **own: Any
+) -> dict[str, Any]:
     """The settings of ``--set``, and those of ``own`` that have an option of their own.
 
     Args:
@@ -40,7 +46,7 @@ def chosen_settings(context: typer.Context, pairs: list[str] | None, **own: Any)
         InputError: as ``parse_settings``, or a setting that is given in both ways with two values.
     """
     options = {str(parameter.name): parameter.opts[-1] for parameter in context.command.params}
-    parsed = parse_settings(pairs or [], options)
+    parsed = parse_settings(pairs or [], options, compiler)
     for name in parsed.keys() & own.keys():
         source = context.get_parameter_source(name)
         if source and source.name == "COMMANDLINE" and own[name] != parsed[name]:
@@ -49,8 +55,10 @@ def chosen_settings(context: typer.Context, pairs: list[str] | None, **own: Any)
     return own | parsed
 
 
-def parse_settings(pairs: list[str], options: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """``NAME=VALUE`` pairs as settings, each value by the type of its field in ``CompileSettings``.
+def parse_settings(
+    pairs: list[str], options: Mapping[str, str] = MappingProxyType({}), compiler: str = DEFAULT
+) -> dict[str, Any]:
+    """``NAME=VALUE`` pairs as settings, each value by the type of its field.
 
     Args:
         options: the command's own, by name.
@@ -58,16 +66,16 @@ def parse_settings(pairs: list[str], options: Mapping[str, str] = MappingProxyTy
     Raises:
         InputError: a pair without ``=``, the name of no setting, or a value of another type.
     """
-    parsed = {}
+    parsed, known = {}, known_settings(compiler) if pairs else {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
             raise InputError(f"--set {pair} has no value: write --set NAME=VALUE")
-        if name in options and name not in setting_types():
+        if name in options and name not in known:
             raise InputError(f"{name} is no setting but an option of its own: give {options[name]}")
-        require_setting(name)
+        require_setting(name, compiler)
         searched = name == "ratio" and value == AUTO
-        parsed[name] = AUTO if searched else parse(name, value, setting_types()[name])
+        parsed[name] = AUTO if searched else parse(name, value, known[name])
     return parsed
 
 

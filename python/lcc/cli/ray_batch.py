@@ -9,8 +9,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..pipeline.batch import Job, Outcome, compile_job, make_jobs
-from ..text.queries import reread
-from ..utils.progress import reporting
+from ..pipeline.options import CompileOptions, Run
+from ..utils.progress import Reporter, reporting
 from .loading import load_model
 
 # How often Ray starts a task again whose worker died.
@@ -23,6 +23,7 @@ def compile_on_ray(
     folder: str | Path,
     *,
     address: str,
+    force: bool = False,
     progress: bool = True,
     **options: Any,
 ) -> list[Outcome]:
@@ -47,8 +48,8 @@ def compile_on_ray(
         import ray
     except ImportError:
         raise InputError("ray is not installed: pip install 'lcc-kernels[ray]'") from None
-    jobs = [job.absolute() for job in make_jobs(sources, folder, options)]
-    options = reread(options)
+    jobs = [job.absolute() for job in make_jobs(sources, folder, options.get("queries"), options.get("questions"))]
+    chosen, run = CompileOptions.of(**options), Run(restart=force)
     try:
         ray.init(address=address, log_to_driver=False, ignore_reinit_error=True)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -56,7 +57,7 @@ def compile_on_ray(
     try:
         share = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
         work = ray.remote(max_retries=RETRIES, **share)(_compile_in_worker)
-        waiting = {work.remote(model, options, job): index for index, job in enumerate(jobs)}
+        waiting = {work.remote(model, chosen, run, job): index for index, job in enumerate(jobs)}
         outcomes: dict[int, Outcome] = {}
         with reporting(progress) as reporter:
             reporter.document("", 0, len(jobs))
@@ -74,8 +75,9 @@ def compile_on_ray(
         ray.shutdown()
 
 
-def _compile_in_worker(model: str | None, options: dict[str, Any], job: Job) -> Outcome:
-    return compile_job(*_load_once(model), job, progress=False, **options)
+def _compile_in_worker(model: str | None, options: CompileOptions, run: Run, job: Job) -> Outcome:
+    with Reporter(False) as reporter:
+        return compile_job(*_load_once(model), job, options, run, reporter)
 
 
 @lru_cache(maxsize=1)

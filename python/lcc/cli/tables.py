@@ -12,8 +12,9 @@ from rich.table import Table
 
 from ..memory.memory import Memory
 from ..pipeline.batch import Outcome
-from ..pipeline.plan import Plan, gibibytes
+from ..pipeline.plan import Plan
 from ..synthetic.people import Document
+from ..utils.device_memory import gibibytes
 from ..utils.terminal import Terminal, shown
 from .demo import DemoReport
 

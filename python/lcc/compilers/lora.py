@@ -1,76 +1,67 @@
-"""[P | C | B] through the model: what the compiler reads, and the K and V that it writes."""
+"""Latent Context Compilation: a disposable LoRA compiles the text into buffer tokens (LCC sections 3.2-3.5)."""
 
 from __future__ import annotations
 
-import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
-from ..errors import InputError
-from ..modeling.chunked_prefill import read_in_chunks
-from ..modeling.kv import KV, SharedCache, decoder
-from ..modeling.model_copy import without_dropout
-from ..modeling.packed_decoder import PackedDecoder
-from ..modeling.window import check_window
-from ..pipeline.settings import CompileSettings
+from ..modeling.chunked_prefill import prefill_in_chunks
+from ..modeling.kv import KV, decoder
+from ..modeling.lora import lora_model
+from ..modeling.shared_cache import SharedCache
 from ..text.context import Context
-from .buffer_init import initial_buffer
+from ..training.settings import TrainingSettings
+from ..training.trainable import EncodeRows, TrainableMemory
+from ..utils.settings import SettingsGroup
+from .base import TrainedCompiler
+from .registry import register
 
 
-class Writer(ABC):
-    """What is trained to write K and V that the frozen model reads instead of a text.
+@dataclass(frozen=True)
+class LoraSettings(SettingsGroup):
+    """Settings of the LoRA and the buffer embeddings.
 
     Attributes:
-        prefix: K and V of P, rotated, as the frozen model reads it.
-        packed: runs packed rows through the model.
+        rank, alpha: of the LoRA.
+        targets: names of the linear layers that the LoRA adapts. None: every attention projection.
+        optimizer: of the LoRA, ``muon`` or ``adamw``. The buffer embeddings always have AdamW.
+        buffer_learning_rate: of the buffer embeddings; falls linearly to zero.
+        buffer_init: where the buffer embeddings start. ``vocabulary``: all at the mean of the vocabulary's embeddings
+            (LCC appendix A). ``even`` and ``sampled``: at the embeddings of K tokens of the text, evenly spaced or
+            drawn at random, in the text's order. The LoRA starts at zero, so such a buffer token has K and V near those
+            of its text token.
+        coupled: the LoRA stays on for queries and responses while training (the paper's ablation).
     """
 
-    def __init__(self, model: PreTrainedModel, context: Context):
-        self.model, self.context = model, context
-        self.packed = PackedDecoder(model)
-        with torch.no_grad():
-            self.prefix = read_text(model, context.prefix_ids)
+    rank: int = 64
+    alpha: float = 64.0
+    targets: tuple[str, ...] | None = None
+    optimizer: Literal["muon", "adamw"] = "muon"
+    buffer_learning_rate: float = 3e-2
+    buffer_init: Literal["vocabulary", "sampled", "even"] = "even"
+    coupled: bool = False
 
-    @abstractmethod
-    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
-        """What is trained, each group with an optimiser of its own.
-
-        ``params``, their initial ``lr``, and perhaps ``kind``, a value of the setting ``optimizer``.
-        """
-
-    def start(self, settings: CompileSettings) -> None:
-        """Settle where the parameters start, before the first step."""
-        return
-
-    @abstractmethod
-    def encode(self) -> KV:
-        """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in the parameters."""
-
-    def active(self, on: bool = True) -> AbstractContextManager[None]:
-        """Switch on, inside the block, whatever the writer adds to the model."""
-        return nullcontext()
-
-    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
-        """What segments see, at the positions of inference: [P' | B], or B alone."""
-        if not keep_prefix:
-            return buffer.rotated(self.model, 0)
-        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
+    def check_ranges(self) -> None:
+        """Refuse what is out of range."""
+        self.require_count("rank")
+        self.require_more_than(0, "alpha")
+        self.require_not_negative("buffer_learning_rate")
 
 
-# A writer for the block, and the model as it came after it.
-WriterFactory = Callable[[PreTrainedModel, Context, CompileSettings], AbstractContextManager[Writer]]
+class AdaptedMemory(TrainableMemory):
+    """A trainable memory with a LoRA inside the model, which is off unless ``applied()``.
 
-
-class LoraWriter(Writer):
-    """A writer with a LoRA inside the model: off unless ``active()``; ``lora_model`` makes and removes it."""
+    Args:
+        layers: the adapted layers, as ``lora_model`` yields them.
+    """
 
     def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
         self._layers = layers
@@ -79,7 +70,7 @@ class LoraWriter(Writer):
         super().__init__(model, context)
 
     @contextmanager
-    def active(self, on: bool = True) -> Iterator[None]:
+    def applied(self, on: bool = True) -> Iterator[None]:
         """Switch the LoRA on inside the block."""
         self._enable(on)
         try:
@@ -95,11 +86,22 @@ class LoraWriter(Writer):
                 parameter.requires_grad_(True)
 
 
-class Compiler(LoraWriter):
-    """The disposable part: a LoRA inside the model, and the buffer embeddings (LCC section 3.3)."""
+class LoraMemory(AdaptedMemory):
+    """The LoRA and the buffer embeddings (LCC section 3.3)."""
 
-    def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
+    reads_text = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        context: Context,
+        layers: list[BaseTunerLayer],
+        settings: LoraSettings | None = None,
+        seed: int = 0,
+    ):
         super().__init__(model, context, layers)
+        self.settings, self.seed = settings or LoraSettings(), seed
+        self.adapts_queries = self.settings.coupled
         embeddings = model.get_input_embeddings().weight
         mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
@@ -107,140 +109,73 @@ class Compiler(LoraWriter):
             ids = torch.tensor([context.context_ids], device=embeddings.device)
             self._context_embeddings = model.get_input_embeddings()(ids)
 
-    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+    def parameter_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
         """Buffer embeddings and LoRA, each with its own learning rate."""
         return [
-            {"params": [self.buffer], "lr": settings.buffer_learning_rate},
-            {"params": self.lora, "lr": settings.learning_rate, "kind": settings.optimizer},
+            {"params": [self.buffer], "lr": self.settings.buffer_learning_rate},
+            {"params": self.lora, "lr": settings.learning_rate, "kind": self.settings.optimizer},
         ]
 
-    def start(self, settings: CompileSettings) -> None:
+    def initialize(self) -> None:
         """Put the buffer embeddings where ``buffer_init`` says."""
+        if self.settings.buffer_init == "vocabulary":
+            return
+        tokens, count = len(self.context.context_ids), self.context.buffer
+        if self.settings.buffer_init == "sampled":
+            places = sorted(random.Random(self.seed).sample(range(tokens), count))
+        else:
+            places = [(2 * index + 1) * tokens // (2 * count) for index in range(count)]
         with torch.no_grad():
-            self.buffer.copy_(initial_buffer(self, settings))
+            embeddings = self.model.get_input_embeddings().weight
+            ids = torch.tensor([self.context.context_ids[place] for place in places], device=embeddings.device)
+            self.buffer.copy_(embeddings[ids].to(self.buffer.dtype))
 
     @cached_property
-    def copied_prefix(self) -> KV:
-        """K and V of P': those of P, as many positions further as the text has tokens (identity 7)."""
+    def _copied_prefix(self) -> KV:
+        """K and V of P': those of P, moved by as many positions as the text has tokens (identity 7)."""
         return self.prefix.unrotated(self.model, 0).rotated(self.model, len(self.context.context_ids))
 
-    def encode_embeddings(self) -> torch.Tensor:
-        """Embeddings of [C | B], (1, rows, H)."""
+    def _embeddings(self) -> torch.Tensor:
+        """Embeddings of [C | B], (1, text tokens + buffer tokens, H)."""
         return torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
 
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers."""
         start = len(self.context.prefix_ids)
-        inputs = self.encode_embeddings()
+        inputs = self._embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
-        cache = self.prefix.cache()
-        with self.active():
+        cache = SharedCache(self.prefix)
+        with self.applied():
             decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
         buffer = cache.read().tail(self.context.buffer)
         return buffer.unrotated(self.model, start + len(self.context.context_ids))
 
-    def encode_in_chunks(self, tokens: int) -> KV:
-        """``encode``, the text read ``tokens`` at a time (see ``chunked``); the same gradient."""
-        embeddings, text = self.encode_embeddings(), len(self.context.context_ids)
+    def encode_rows(self) -> EncodeRows:
+        """[C | B] as rows of the packed pass."""
+        return EncodeRows(self._embeddings(), len(self.context.context_ids), self._copied_prefix)
+
+    def encode_chunked(self, tokens: int) -> KV:
+        """``encode``, with the text read ``tokens`` at a time (see ``prefill_in_chunks``); the gradient is the same."""
+        embeddings, text = self._embeddings(), len(self.context.context_ids)
         chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
-        buffer = read_in_chunks(self.model, chunks, self.prefix, self.active)
+        buffer = prefill_in_chunks(self.model, chunks, self.prefix, self.applied)
         return buffer.unrotated(self.model, len(self.prefix) + text)
 
 
-@contextmanager
-def lora_compiler(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[Compiler]:
-    """LCC's writer."""
-    with lora_model(model, settings) as layers:
-        yield Compiler(model, context, layers)
+@register
+class LoraCompiler(TrainedCompiler):
+    """LCC: the LoRA is on for text and buffer tokens, off for queries and responses, and thrown away at the end."""
 
+    name = "lcc"
+    Settings = LoraSettings
 
-def read_text(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, start: int = 0) -> KV:
-    """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included.
-
-    ``start`` is the position of the first token of all. No dropout acts, also if the model is in train mode.
-
-    Raises:
-        InputError: the tokens go beyond the model's window.
-    """
-    model = without_dropout(model)
-    cache = SharedCache(past) if past is not None else None
-    start += 0 if past is None else len(past)
-    check_window(
-        model, start + len(ids), "the tokens to read", "give fewer, or take a model with a longer window", start
-    )
-    tokens = torch.tensor([list(ids)], device=model.device)
-    positions = torch.arange(start, start + len(ids), device=model.device)
-    options = {"past_key_values": cache, "use_cache": True, "return_dict": True}
-    output = decoder(model)(input_ids=tokens, position_ids=positions[None], **options)
-    return KV.of(output.past_key_values)
-
-
-def attention_projections(model: PreTrainedModel) -> list[str]:
-    """Names of the linear layers inside attention blocks (q_proj, k_proj, ... or qkv_proj, o_proj)."""
-    names = {
-        child_name
-        for name, module in model.named_modules()
-        if name.endswith(("self_attn", "attention"))
-        for child_name, child in module.named_children()
-        if isinstance(child, torch.nn.Linear)
-    }
-    if not names:
-        raise InputError(f"no attention projections found in {type(model).__name__}: name them in targets=")
-    return sorted(names)
-
-
-@contextmanager
-def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """No gradient for the model's own parameters, and eval mode, inside the block; as it came after it."""
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    training = [(module, module.training) for module in model.modules()]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
-        for module, flag in training:
-            module.training = flag
-
-
-@contextmanager
-def lora_model(model: PreTrainedModel, settings: CompileSettings) -> Iterator[list[BaseTunerLayer]]:
-    """Put a LoRA into ``model`` for the block; the model leaves it as it came, also when the block raises.
-
-    Raises:
-        InputError: the model carries an adapter already, or ``targets`` names no layer.
-    """
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
-        raise InputError("the model carries an adapter: merge or unload it first, a memory belongs to a plain model")
-    attributes = set(vars(model))
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.targets or attention_projections(model)),
-        bias="none",
-    )
-    with frozen(model):
-        wrapped = None
-        try:
-            try:
-                wrapped = _wrap(model, config)
-            except ValueError as error:
-                raise InputError(f"targets {settings.targets} cannot carry a LoRA: {error}") from error
-            model.eval()
-            yield [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-        finally:
-            if wrapped is not None:
-                wrapped.unload()
-            for name in set(vars(model)) - attributes:
-                delattr(model, name)
-
-
-def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
-    """``get_peft_model`` without the warning about a name that peft reads off transformers, not the caller."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        return get_peft_model(model, config)
+    @contextmanager
+    def trainable(
+        self, model: PreTrainedModel, context: Context, settings: LoraSettings, seed: int
+    ) -> Iterator[LoraMemory]:
+        """A fresh LoRA and fresh buffer embeddings."""
+        with lora_model(model, settings.rank, settings.alpha, settings.targets) as layers:
+            yield LoraMemory(model, context, layers, settings, seed)
 
 
 def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
@@ -248,5 +183,5 @@ def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
 
 
 def trainable_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float32 at least."""
+    """The dtype of parameters that are trained beside a model of ``dtype``: float32 at least."""
     return dtype if dtype == torch.float64 else torch.float32

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
-from ..data.self_study import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN
-from ..data.synthesis import REPEAT_REQUEST
 from ..synthetic import general
 from ..synthetic import people as fiction
 from ..synthetic.dialogue import dialogue
 from ..synthetic.needles import Lookup, absent_entry, absent_number, hidden_numbers, key_values
 from ..synthetic.people import ASKED_WORDINGS
 from ..synthetic.reasoning import aggregate_questions, comparisons, described_questions
+from ..text.prompts import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN, REPEAT_REQUEST
+from ..utils.random_state import sample_up_to
 from .packing import Exercise, Lesson
 
 CONTINUE_REQUEST = "Continue the text after: {snippet}"
@@ -69,8 +69,8 @@ def asking_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
     """Ask plain questions, hard ones and those that go on from an answer; and answer general queries beside it."""
     doc = fiction.document(rng, people, attributes)
     exercises = [_ask(doc.question(fact, rng, ASKED_WORDINGS).text, 1.0) for fact in rng.choices(doc.facts, k=8)]
-    hard = _drawn(rng, described_questions(doc, ASKED_WORDINGS), 6)
-    hard += _drawn(rng, comparisons(doc), 2) + _drawn(rng, aggregate_questions(doc, rng), 2)
+    hard = sample_up_to(rng, described_questions(doc, ASKED_WORDINGS), 6)
+    hard += sample_up_to(rng, comparisons(doc), 2) + sample_up_to(rng, aggregate_questions(doc, rng), 2)
     exercises += [_ask(question.text, 1.0, ASK_HARD) for question in hard]
     exercises += [_ask_on(dialogue(doc, rng, rng.randint(2, 4), ASKED_WORDINGS)) for _ in range(8)]
     return Lesson(doc.text, (*exercises, *_general(rng, 12)))
@@ -114,8 +114,10 @@ def untold_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
 
 def _comparing(doc: fiction.Document, rng: random.Random, count: int) -> Lesson:
     """``count`` comparisons and half as many questions about all of the text, where it has as many."""
-    exercises = [_turns([question], "compare") for question in _drawn(rng, comparisons(doc), count)]
-    exercises += [_turns([question], "count") for question in _drawn(rng, aggregate_questions(doc, rng), count // 2)]
+    exercises = [_turns([question], "compare") for question in sample_up_to(rng, comparisons(doc), count)]
+    exercises += [
+        _turns([question], "count") for question in sample_up_to(rng, aggregate_questions(doc, rng), count // 2)
+    ]
     return Lesson(doc.text, tuple(exercises))
 
 
@@ -139,7 +141,7 @@ def needle_lesson(rng: random.Random, people: int, attributes: int) -> Lesson:
 def key_value_lesson(rng: random.Random, entries: int, repeat: bool = False) -> Lesson:
     """A list of pairs is looked up, continued and (``repeat``) repeated."""
     text, lookups = key_values(rng, entries)
-    exercises = [*_look_up(_drawn(rng, lookups, LOOKUPS), rng), _untold(absent_entry(text, rng))]
+    exercises = [*_look_up(sample_up_to(rng, lookups, LOOKUPS), rng), _untold(absent_entry(text, rng))]
     exercises += [*_general(rng, 4), _snippet(text, rng)]
     if repeat:
         exercises.append(_repeat(text, COPYING_WEIGHT))
@@ -149,7 +151,7 @@ def key_value_lesson(rng: random.Random, entries: int, repeat: bool = False) -> 
 def closed_book_lesson(rng: random.Random) -> Lesson:
     """No text: general queries are answered, questions about people and hidden numbers are not."""
     doc = fiction.document(rng, 4, 4)
-    about_texts = _drawn(rng, described_questions(doc), 3) + _drawn(rng, aggregate_questions(doc, rng), 3)
+    about_texts = sample_up_to(rng, described_questions(doc), 3) + sample_up_to(rng, aggregate_questions(doc, rng), 3)
     untold = [question.text for question in about_texts] + [absent_number("", rng), absent_entry("", rng)]
     untold += [fiction.unanswerable(rng, None).text for _ in range(8)]
     return Lesson("", (*map(_untold, untold), *_general(rng, 8)))
@@ -160,10 +162,10 @@ def _reasoning(doc: fiction.Document, rng: random.Random, count: int) -> list[Ex
 
     Comparisons and counts, the slowest to learn, are twice as many and weigh more.
     """
-    exercises = [_turns([question], "join") for question in _drawn(rng, described_questions(doc), count)]
+    exercises = [_turns([question], "join") for question in sample_up_to(rng, described_questions(doc), count)]
     slowest = {"compare": comparisons(doc), "count": aggregate_questions(doc, rng)}
     for kind, questions in slowest.items():
-        exercises += [_turns([question], kind, SLOWEST_WEIGHT) for question in _drawn(rng, questions, 2 * count)]
+        exercises += [_turns([question], kind, SLOWEST_WEIGHT) for question in sample_up_to(rng, questions, 2 * count)]
     return exercises + [_turns(dialogue(doc, rng, rng.randint(2, 5)), "dialogue") for _ in range(count)]
 
 
@@ -175,7 +177,7 @@ def _plain(doc: fiction.Document, rng: random.Random, count: int) -> list[Exerci
 def _look_up(lookups: list[Lookup], rng: random.Random) -> list[Exercise]:
     """Look up, and ask to look up."""
     found = [Exercise(((lookup.text, " ".join(lookup.values)),), "lookup") for lookup in lookups]
-    asked = [_ask(lookup.text) for lookup in _drawn(rng, lookups, 3)]
+    asked = [_ask(lookup.text) for lookup in sample_up_to(rng, lookups, 3)]
     return found + asked
 
 
@@ -211,7 +213,3 @@ def _general(rng: random.Random, count: int) -> list[Exercise]:
 
 def _turns(questions: Iterable[fiction.Question], kind: str, weight: float = 1.0) -> Exercise:
     return Exercise(tuple((question.text, question.answer) for question in questions), kind, weight)
-
-
-def _drawn(rng: random.Random, items: list, count: int) -> list:
-    return rng.sample(items, min(count, len(items)))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 import lcc_kernels as lk
 
-from ..text.chat_format import SEPARATOR, SYSTEM_PROMPT
+from ..text.prompts import SEPARATOR, SYSTEM_PROMPT
 
 IGNORED = -100
 KINDS = (

@@ -9,14 +9,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers import PreTrainedTokenizerFast
 
-from ..data.self_study import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN
-from ..data.synthesis import REPEAT_REQUEST
 from ..synthetic.dialogue import ELLIPSIS, FEMININE_PRONOUNS, MASCULINE_PRONOUNS
 from ..synthetic.general import LISTED_WORDS, WORLD_FACTS, general_query
 from ..synthetic.needles import ASK_ALL, ASK_ONE, LOOK_UP, NEEDLE
 from ..synthetic.people import ATTRIBUTES, NAMES, UNKNOWN
 from ..synthetic.reasoning import ABOVE, DESCRIPTIONS, OLDER, OLDEST, PEOPLE, TOLD, YOUNGER, YOUNGEST
-from ..text.chat_format import SYSTEM_PROMPT
+from ..text.prompts import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN, REPEAT_REQUEST, SYSTEM_PROMPT
 from .lessons import CONTINUE_REQUEST
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<unk>")

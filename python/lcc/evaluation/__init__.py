@@ -2,7 +2,7 @@
 
 from .examples import Example, beside, read_examples
 from .judge import Judge, Verdict
-from .methods import Answers, CompiledMemory, FullText, Method, NoText, answer_after
+from .methods import Answers, FullText, MemoryMethod, Method, NoText, answer_examples
 from .metrics import METRICS
 from .runner import Result, evaluate
 from .sources import load_examples, load_general
@@ -11,16 +11,16 @@ from .summary import Line, summarize
 __all__ = [
     "METRICS",
     "Answers",
-    "CompiledMemory",
     "Example",
     "FullText",
     "Judge",
     "Line",
+    "MemoryMethod",
     "Method",
     "NoText",
     "Result",
     "Verdict",
-    "answer_after",
+    "answer_examples",
     "beside",
     "evaluate",
     "load_examples",

@@ -15,20 +15,21 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..compilers.lora import frozen
-from ..data.self_study import Progress
-from ..data.synthesis import REPEAT_REQUEST, Surrogate
+from ..data.samples import DistillationData, Sample
+from ..data.settings import DataSettings
 from ..errors import InputError
 from ..inference.reader import Reader, changed_share, kl_between
-from ..memory.attachment import attach
 from ..memory.memory import Memory
-from ..pipeline.settings import CompileSettings
-from ..synthetic.exam import general_exam, read_chat
+from ..modeling.lora import frozen
+from ..synthetic.exam import general_exam
 from ..text.chat_format import ChatFormat, Query, turns_of
+from ..text.prompts import REPEAT_REQUEST
 from ..utils.jsonl import load_rows
+from ..utils.progress import Report
+from ..utils.random_state import sample_up_to
 from ..utils.utf8 import normal
 from .examples import JUDGE, Example
-from .methods import answer_after, check_examples_fit
+from .methods import check_examples_fit
 from .metrics import METRICS
 
 GENERAL_QUERIES = 64
@@ -68,20 +69,22 @@ def read_questions(
         rows: list[Any] = load_rows(str(source), "test")
     else:
         rows = [{"question": row} if isinstance(row, str) else row for row in source]
-    found = []
+    about = []
     for number, row in enumerate(rows, 1):
         where = f"question {number}"
         if not isinstance(row, Mapping):
             raise InputError(f"{where} is {row!r}: give text, or a row with question and answer")
         if normal(str(row.get("context") or text)).strip() == normal(text).strip():
-            found.append(_question(row, text, where))
-    if not found:
+            about.append(_question(row, text, where))
+    if not about:
         raise InputError(
             f"none of the {len(rows)} questions is about this text: leave their context out, or make it the text"
         )
     chat = ChatFormat.of(tokenizer)
-    check_examples_fit(model, chat, len(chat.prefix_ids) + len(chat.ids(text)), [each.example for each in found])
-    return found
+    check_examples_fit(
+        model, chat, len(chat.prefix_ids) + len(chat.ids(text)), [question.example for question in about]
+    )
+    return about
 
 
 def _question(row: Mapping[str, Any], text: str, where: str) -> Question:
@@ -93,18 +96,18 @@ def _question(row: Mapping[str, Any], text: str, where: str) -> Question:
     return Question(example, referenced)
 
 
-def held_out_questions(surrogate: Surrogate, full_text: Reader, settings: CompileSettings) -> list[Question]:
-    """The questions that the model asked itself, compile did not train on and the full text settles.
+def held_out_questions(held_out: Sequence[Sample], full_text: Reader, max_new_tokens: int) -> list[Question]:
+    """Self-asked questions that were held out of training and that the full text settles.
 
-    Many that a model asks have no answer in the text: what it answers all the same hangs on noise, from the full text
-    too, and says nothing of a memory.
+    Many self-asked questions have no answer in the text. Such questions get arbitrary answers even from the full text,
+    so they are left out.
     """
-    asked = [sample for sample in surrogate.held_out if sample.stream == "self_study"]
+    asked = [sample for sample in held_out if sample.stream == "self_study"]
     if not asked:
         return []
     sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])
     return [
-        Question(_example(sample.query, settings.max_response_tokens), False)
+        Question(_example(sample.query, max_new_tokens), False)
         for sample, probability in zip(asked, sure, strict=True)
         if probability >= SETTLED
     ]
@@ -121,21 +124,22 @@ def measure(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     memory: Memory,
-    surrogate: Surrogate,
-    settings: CompileSettings,
+    data: DistillationData | None,
+    settings: DataSettings,
+    seed: int,
     queries: Sequence[str],
     questions: Sequence[Question] | None = None,
-    progress: Progress = lambda *_: None,
+    report: Report = lambda *_: None,
 ) -> dict[str, Any]:
     """Measure ``memory`` beside the full text and nothing; docs/memory-format.md says what each figure is.
 
     Args:
         model: the frozen model, no adapter in it; it is left as it came.
-        surrogate: what the memory was trained on, and what was held out of it.
+        data: what the memory was trained on, and what was held out of it. None: it was not trained on data.
+        seed: draws the context-agnostic queries.
         queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
             where they are too few.
         questions: about the text; by default those of ``held_out_questions``.
-        progress: called with (what, done, total).
 
     Returns:
         JSON-ready figures.
@@ -144,32 +148,35 @@ def measure(
     chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=settings.parse_special_tokens)
     with frozen(model):
         readers = {
-            "full_text": Reader(model, chat, read_chat(model, chat, text)),
-            "memory": Reader(model, chat, attach(model, memory, verify=False).read()),
-            "no_text": Reader(model, chat, read_chat(model, chat, ""), after_text=False),
+            "full_text": Reader.of_text(model, chat, text),
+            "memory": Reader.of_memory(model, chat, memory),
+            "no_text": Reader.of_text(model, chat, ""),
         }
-        general = fresh_queries(surrogate, queries, settings.seed)
-        asked = questions if questions is not None else held_out_questions(surrogate, readers["full_text"], settings)
+        trained, held_out = (data.train, data.held_out) if data else ((), ())
+        general = fresh_queries(trained + held_out, queries, seed)
+        asked = questions
+        if asked is None:
+            asked = held_out_questions(held_out, readers["full_text"], settings.max_response_tokens)
         measures = {
             "reconstruction": lambda: _reconstruction(readers, chat, text),
-            "held_out": lambda: _held_out(readers, surrogate),
+            "held_out": lambda: _held_out(readers, held_out),
             "general": lambda: _general(readers, general, settings.max_response_tokens),
             "questions": lambda: _questions(readers, asked, "self_asked" if questions is None else "given"),
         }
-        found: dict[str, Any] = {}
+        measured: dict[str, Any] = {}
         for done, (name, figures) in enumerate(measures.items(), 1):
-            found[name] = figures()
-            progress("certifying", done, len(measures))
-    return found | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
+            measured[name] = figures()
+            report("certifying", done, len(measures))
+    return measured | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
 
 
-def fresh_queries(surrogate: Surrogate, queries: Sequence[str], seed: int) -> list[str]:
-    """Context-agnostic queries that the surrogate data does not hold: of ``queries``, and generated ones if needed."""
-    drawn = {sample.query for sample in surrogate.train + surrogate.held_out}
+def fresh_queries(samples: Sequence[Sample], queries: Sequence[str], seed: int) -> list[str]:
+    """Context-agnostic queries that no sample has: from ``queries``, and generated ones if they are too few."""
+    known = {sample.query for sample in samples}
     rng = random.Random(seed)
-    left = [query for query in dict.fromkeys(queries) if query not in drawn]
-    found = rng.sample(left, min(GENERAL_QUERIES, len(left)))
-    return found + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(found), (*drawn, *found))]
+    left = [query for query in dict.fromkeys(queries) if query not in known]
+    fresh = sample_up_to(rng, left, GENERAL_QUERIES)
+    return fresh + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(fresh), (*known, *fresh))]
 
 
 def _reconstruction(readers: Readers, chat: ChatFormat, text: str) -> dict[str, Any]:
@@ -179,12 +186,12 @@ def _reconstruction(readers: Readers, chat: ChatFormat, text: str) -> dict[str, 
     return {"tokens": len(ids), "accuracy": accuracy}
 
 
-def _held_out(readers: Readers, surrogate: Surrogate) -> dict[str, Any] | None:
+def _held_out(readers: Readers, held_out: Sequence[Sample]) -> dict[str, Any] | None:
     """KL from the full text over the held-out responses, which are the full text's own."""
-    if not surrogate.held_out:
+    if not held_out:
         return None
-    queries = [sample.query for sample in surrogate.held_out]
-    responses = [sample.response_ids for sample in surrogate.held_out]
+    queries = [sample.query for sample in held_out]
+    responses = [sample.response_ids for sample in held_out]
     full = readers["full_text"]
     kl = {name: kl_between(full, readers[name], queries, responses) for name in ("memory", "no_text")}
     return {"answers": len(queries), "tokens": sum(map(len, responses)), "kl": kl}
@@ -212,10 +219,7 @@ def _questions(readers: Readers, questions: Sequence[Question], source: str) -> 
     if not questions:
         return None
     asked = [question.example for question in questions]
-    answers = {
-        name: answer_after(reader.model, reader.chat, reader.visible, asked, after_text=reader.after_text)
-        for name, reader in readers.items()
-    }
+    answers = {name: reader.answer([example.request for example in asked]) for name, reader in readers.items()}
     scored = [
         question.example if question.referenced else replace(question.example, answers=(full,))
         for question, full in zip(questions, answers["full_text"], strict=True)
@@ -224,7 +228,7 @@ def _questions(readers: Readers, questions: Sequence[Question], source: str) -> 
         name: [METRICS[e.metric](text, e.answers) for e, text in zip(scored, texts, strict=True)]
         for name, texts in answers.items()
     }
-    score = {name: statistics.fmean(mine) for name, mine in scores.items()}
+    score = {name: statistics.fmean(values) for name, values in scores.items()}
     worse = [index for index in range(len(asked)) if scores["memory"][index] < scores["full_text"][index]]
     return {
         "source": source,

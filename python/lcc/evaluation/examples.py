@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 from ..errors import InputError
+from ..inference.requests import Request
+from ..utils.hashing import json_digest
 from ..utils.values import is_text
 from .metrics import METRICS
 
@@ -73,13 +74,13 @@ class Example:
     def key(self) -> str:
         """A digest of what the model is asked: equal for the same question in any run."""
         asked = (self.context, self.history, self.question, self.answer_prefix, self.max_new_tokens, self.general)
-        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:24]
+        return json_digest(asked)[:24]
 
-    def to_row(self) -> dict[str, Any]:
-        """The JSONL row."""
-        row = asdict(self)
-        answers = row.pop("answers")
-        return row | {"answer": answers[0] if len(answers) == 1 else list(answers)}
+    @property
+    def request(self) -> Request:
+        """What a model is asked: earlier turns and the question."""
+        turns = (*chain.from_iterable(self.history), self.question)
+        return Request(turns, self.answer_prefix, self.max_new_tokens)
 
     @classmethod
     def from_row(cls, row: dict[str, Any], where: str) -> Example:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections import defaultdict
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, MemoryFileError
+from ..utils.hashing import json_digest
 from ..utils.outputs import Output, check_folder, make_folder, write_bytes
 from ..utils.progress import Reporter
 from ..utils.row_store import RowStore
@@ -176,7 +176,7 @@ def _result(example: Example, method: str, row: dict[str, Any]) -> Result:
         task=example.task,
         general=example.general,
         metric=example.metric,
-        context=_digest(example.context),
+        context=json_digest(example.context)[:24],
         history=example.history,
         question=example.question,
         answers=example.answers,
@@ -191,7 +191,7 @@ def _judged(
     """``results``, each of its example, with the judge's scores; equal answers to an example are judged once."""
     store = RowStore(folder / "verdicts.jsonl", judge.identity, VERDICT)
     scores = {row["key"]: row["score"] for row in store.rows}
-    keys = [_digest([result.key, result.answers, result.prediction]) for result in results]
+    keys = [json_digest([result.key, result.answers, result.prediction])[:24] for result in results]
     answered = [(example, result.prediction) for example, result in zip(examples, results, strict=True)]
     wanted = dict(zip(keys, answered, strict=True))
     waiting = {key: pair for key, pair in wanted.items() if key not in scores}
@@ -203,7 +203,3 @@ def _judged(
         replace(result, scores=result.scores | {JUDGE: scores[key] / HIGHEST_SCORE})
         for key, result in zip(keys, results, strict=True)
     ]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]

@@ -8,6 +8,7 @@ from itertools import islice
 
 from ..errors import InputError
 from ..utils.jsonl import load_rows
+from ..utils.random_state import sample_up_to
 from .datasets import LOADERS, load_benchmark
 from .examples import Example, beside, read_examples
 from .suites import LENGTHS, SUITES, general_queries, suite
@@ -60,7 +61,7 @@ def load_general(source: str, count: int, texts: Sequence[str], seed: int = 0) -
     if source == "general":
         return beside(general_queries(seed, count), texts)
     queries = _load(source)
-    return beside(random.Random(seed).sample(queries, min(count, len(queries))), texts)
+    return beside(sample_up_to(random.Random(seed), queries, count), texts)
 
 
 def _load(source: str) -> list[Example]:

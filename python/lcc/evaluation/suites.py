@@ -14,10 +14,11 @@ from ..synthetic.exam import general_exam
 from ..synthetic.needles import Lookup, hidden_numbers, key_values
 from ..synthetic.people import Document, Question, document, people_for
 from ..synthetic.reasoning import aggregate_questions, comparisons, described_questions
+from ..synthetic.seeds import SUITES as SUITES_SEED
 from ..text.queries import load_queries
+from ..utils.random_state import sample_up_to
 from .examples import Example
 
-SEED_OFFSET = 9_000_000
 # Lengths of documents in words and punctuation marks, about the tokens of the embedded model's tokenizer.
 LENGTHS = (300, 700, 1300, 1900)
 QUESTIONS, DIALOGUES, TURNS, GENERAL = 10, 3, 4, 30
@@ -52,7 +53,7 @@ def needle(rng: random.Random, words: int) -> list[Example]:
 def key_value(rng: random.Random, words: int) -> list[Example]:
     """A long list of pairs."""
     text, lookups = key_values(rng, round(words / ENTRY_WORDS))
-    return [_lookup(text, asked, "key value") for asked in _draw(rng, lookups, QUESTIONS)]
+    return [_lookup(text, asked, "key value") for asked in sample_up_to(rng, lookups, QUESTIONS)]
 
 
 SUITES: dict[str, Callable[[random.Random, int], list[Example]]] = {
@@ -70,23 +71,23 @@ def suite(name: str, documents: int, seed: int = 0, lengths: Sequence[int] = LEN
         example
         for index in range(documents)
         for example in SUITES[name](
-            random.Random(f"{SEED_OFFSET} {name} {seed} {index}"), lengths[index % len(lengths)]
+            random.Random(f"{SUITES_SEED} {name} {seed} {index}"), lengths[index % len(lengths)]
         )
     ]
 
 
 def general_queries(seed: int = 0, count: int = GENERAL) -> list[Example]:
     """Queries that need no text, none of them among those that compile asks by default."""
-    exam = general_exam(random.Random(f"{SEED_OFFSET} general {seed}"), count, load_queries())
+    exam = general_exam(random.Random(f"{SUITES_SEED} general {seed}"), count, load_queries())
     return [_exact("", query, "general") for query in exam]
 
 
 def _levels(doc: Document, rng: random.Random) -> list[Example]:
     half = QUESTIONS // 2
     levels = {
-        "fiction easy": _draw(rng, doc.questions(), QUESTIONS),
-        "fiction medium": _draw(rng, described_questions(doc), half) + _draw(rng, comparisons(doc), half),
-        "fiction hard": _draw(rng, aggregate_questions(doc, rng), QUESTIONS),
+        "fiction easy": sample_up_to(rng, doc.questions(), QUESTIONS),
+        "fiction medium": sample_up_to(rng, described_questions(doc), half) + sample_up_to(rng, comparisons(doc), half),
+        "fiction hard": sample_up_to(rng, aggregate_questions(doc, rng), QUESTIONS),
     }
     return [_exact(doc.text, question, task) for task, questions in levels.items() for question in questions]
 
@@ -114,7 +115,3 @@ def _exact(text: str, question: Question, task: str, history: tuple[tuple[str, s
 
 def _lookup(text: str, asked: Lookup, task: str) -> Example:
     return Example(text, asked.text, asked.values, "", ANSWER_TOKENS, task, "string_match")
-
-
-def _draw(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:
-    return rng.sample(items, min(count, len(items)))

@@ -9,14 +9,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..memory.attachment import attach, cached_tokens, stack_of
+from ..memory.attachment import cached_tokens, stack_of
 from ..memory.memory import Memory
-from ..modeling.generation import answer_queries
-from ..modeling.generation import prompt as batched_prompt
+from ..modeling.generation import batch_inputs
 from ..modeling.window import check_window
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
 from ..utils.values import check, check_count
+from .attached import attached
+from .reader import Reader
+from .requests import Request, answer
 
 
 def ask(
@@ -52,9 +54,9 @@ def ask(
     model, memories = plain_model(model), stack_of(memory)
     memories[0].verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
-    queries = _query_ids(chat, questions)
-    visible = attach(model, memory, verify=False).read()
-    return answer_queries(model, chat, visible, queries, batch, max_new_tokens=max_new_tokens, **options)
+    requests = [Request((question,), max_new_tokens=max_new_tokens) for question in _checked(questions)]
+    with attached(model, memory, verify=False) as before:
+        return [one.text for one in answer(model, chat, before.visible, requests, batch, **options)]
 
 
 def prompt(
@@ -85,20 +87,32 @@ def prompt(
     if verify:
         memories[0].verify(None, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
-    queries = _query_ids(chat, questions)
+    queries = [chat.query_ids(question) for question in _checked(questions)]
     if not queries:
         raise InputError("there is no question: give at least one")
     past = cached_tokens(memories)
     end = start + past + max(map(len, queries)) + 1
     check_window(model, end, "memory, question and answer", "shorten the question, or start further in front", start)
-    return batched_prompt(past, queries, chat.prefix_ids[0], model.device, start)
+    return batch_inputs(past, queries, chat.prefix_ids[0], model.device, start)
 
 
-def _query_ids(chat: ChatFormat, questions: Sequence[str]) -> list[list[int]]:
+def _checked(questions: Sequence[str]) -> tuple[str, ...]:
     if isinstance(questions, str):
         raise InputError("questions is one string; give a list of them")
     questions = tuple(questions) if isinstance(questions, Iterable) else questions
     check("questions", questions, tuple[str, ...])
     if any(not question.strip() for question in questions):
         raise InputError("a question is empty")
-    return [chat.query_ids(question) for question in questions]
+    return questions
+
+
+def ask_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    questions: Sequence[str],
+    max_new_tokens: int = 32,
+) -> list[str]:
+    """Greedy answers with the full text in context ("" for none); the text is read once."""
+    requests = [Request((question,), max_new_tokens=max_new_tokens) for question in questions]
+    return Reader.of_text(model, ChatFormat.of(tokenizer), text).answer(requests)

@@ -6,12 +6,12 @@ import threading
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..memory.attachment import attach
 from ..memory.memory import Memory
 from ..modeling.generation import generate_after
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
 from ..utils.values import check, check_count, require
+from .attached import attached
 
 
 class Conversation:
@@ -36,8 +36,8 @@ class Conversation:
         self.model, self.tokenizer = model, tokenizer
         self.chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=parse_special_tokens)
         self.memory = memory
-        self._cache = attach(model, memory, verify=False)
-        self._attached = self._cache.get_seq_length()
+        with attached(model, memory, verify=False) as before:
+            self._cache, self._attached = before.cache, before.tokens
         self._history: list[int] = []
         self._turn = threading.Lock()
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..data.synthesis import Sample, response_hidden
+from ..memory.memory import Memory
 from ..modeling.generation import batch_rows, greedy_responses
 from ..modeling.kv import KV
+from ..modeling.prefill import prefill
+from ..modeling.scoring import Completion, completion_states, state_divergence
 from ..text.chat_format import ChatFormat, Query
-from ..training.loss import state_divergence
+from .attached import attached
+from .requests import Request, answer
 
 # Rows of logits that are held at once.
 LOGIT_ROWS = 256
@@ -33,6 +36,22 @@ class Reader:
     visible: KV
     after_text: bool = True
 
+    @classmethod
+    def of_text(cls, model: PreTrainedModel, chat: ChatFormat, text: str) -> Reader:
+        """Behind the chat's prefix and ``text``; behind the prefix alone for an empty text."""
+        return cls(model, chat, prefill_chat(model, chat, text), bool(text))
+
+    @classmethod
+    def of_memory(cls, model: PreTrainedModel, chat: ChatFormat, memory: Memory) -> Reader:
+        """Behind a memory, whose model is not verified."""
+        with attached(model, memory, verify=False) as before:
+            return cls(model, chat, before.visible)
+
+    def answer(self, requests: Sequence[Request], batch: int = 32) -> list[str]:
+        """Greedy answers as text; see ``lcc.inference.requests.answer``."""
+        answers = answer(self.model, self.chat, self.visible, requests, batch, self.after_text)
+        return [one.text for one in answers]
+
     def respond(self, queries: Sequence[Query], max_new_tokens: int) -> list[Response]:
         """Greedy responses, each with its end token."""
         ids = [self.chat.query_ids(query, self.after_text) for query in queries]
@@ -42,18 +61,18 @@ class Reader:
     @torch.no_grad()
     def states(self, queries: Sequence[Query], responses: Sequence[Response]) -> torch.Tensor:
         """Last hidden states where the responses are predicted, teacher-forced: (tokens of all responses, H)."""
-        samples = [
-            Sample("read", query, tuple(self.chat.query_ids(query, self.after_text)), response)
+        completions = [
+            Completion(tuple(self.chat.query_ids(query, self.after_text)), response)
             for query, response in zip(queries, responses, strict=True)
         ]
         rows = batch_rows(len(self.visible))
-        starts = range(0, len(samples), rows)
-        return torch.cat([response_hidden(self.model, self.visible, samples[at : at + rows]) for at in starts])
+        starts = range(0, len(completions), rows)
+        return torch.cat([completion_states(self.model, self.visible, completions[at : at + rows]) for at in starts])
 
     def accuracy(self, query: str, response: Response) -> float:
         """Share of the response's tokens that are the most probable ones, teacher-forced."""
-        found = torch.cat([logits.argmax(-1).cpu() for logits in self._logits([query], [response])])
-        return (found == torch.tensor(response)).double().mean().item()
+        predicted = torch.cat([logits.argmax(-1).cpu() for logits in self._logits([query], [response])])
+        return (predicted == torch.tensor(response)).double().mean().item()
 
     def confidence(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[float]:
         """Geometric mean of the probabilities of each response's tokens."""
@@ -73,11 +92,17 @@ class Reader:
 @torch.no_grad()
 def kl_between(reference: Reader, reader: Reader, queries: Sequence[Query], responses: Sequence[Response]) -> float:
     """Mean KL(reference || reader) over the responses' tokens, in nats a token."""
-    first, second = (each.states(queries, responses) for each in (reference, reader))
+    first, second = (either.states(queries, responses) for either in (reference, reader))
     weights = torch.full((len(second),), 1 / len(second), dtype=second.dtype, device=second.device)
     return state_divergence(reader.model, second, first, weights, "kl").item()
 
 
-def changed_share(reference: Sequence[Response], found: Sequence[Response]) -> float:
+def changed_share(reference: Sequence[Response], responses: Sequence[Response]) -> float:
     """Share of the responses that differ in any token."""
-    return sum(a != b for a, b in zip(reference, found, strict=True)) / len(reference)
+    return sum(a != b for a, b in zip(reference, responses, strict=True)) / len(reference)
+
+
+@torch.no_grad()
+def prefill_chat(model: PreTrainedModel, chat: ChatFormat, text: str) -> KV:
+    """K and V (rotated) of the chat's prefix and ``text``: what a query about the full text sees."""
+    return prefill(model, [*chat.prefix_ids, *chat.ids(text)])

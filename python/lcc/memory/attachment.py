@@ -11,10 +11,11 @@ from transformers import Cache, PreTrainedModel, StaticCache
 
 import lcc_kernels as lk
 
-from ..compilers.lora import read_text
 from ..errors import InputError, MismatchError
 from ..modeling.fingerprint import differing
 from ..modeling.kv import KV, rotary_tables
+from ..modeling.prefill import prefill
+from ..modeling.shared_cache import SharedCache
 from ..modeling.wrappers import plain_model
 from ..utils.values import check
 from .attachable import check_blocks, check_memory, check_model, check_positions, check_range, check_static
@@ -60,7 +61,7 @@ def attach(
         layers, heads, _, width = memories[0].kv.keys.shape
         keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
         _write(model, memories, start, keys, values, slots)
-        return KV(keys[:, 0], values[:, 0]).cache().follow(model)
+        return SharedCache(KV(keys[:, 0], values[:, 0])).follow(model)
     check_static(model, cache, memories[0], tokens)
     _write(
         model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots
@@ -167,7 +168,7 @@ def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> It
     if prefix_ids:
         # The model itself reads the prefix where it stands: its keys are turned already.
         one = torch.ones(len(prefix_ids), 2, dtype=dtype, device=model.device)
-        yield _Part(read_text(model, prefix_ids, start=start), one, torch.zeros_like(one))
+        yield _Part(prefill(model, prefix_ids, start=start), one, torch.zeros_like(one))
         start += len(prefix_ids)
     for memory in memories:
         here = {name: tensor.to(model.device) for name, tensor in memory.tensors().items()}

@@ -15,41 +15,38 @@ from ..modeling.fingerprint import fingerprint, require_same, tokenizer_fingerpr
 from ..modeling.kv import KV
 from ..text.chat_format import Query
 from ..utils.tensor_files import read_tensors, write_tensors
+from .file_format import FORMAT, READABLE, parse_memory
 from .metadata import check_metadata
-
-FORMAT = "lcc-memory-1"
-FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-QUANTIZED = (torch.int8, torch.float8_e4m3fn)
+from .payload import KVPayload, Payload
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The K and V of the buffer tokens, and all that is needed to use them and to know where they came from.
+    """What the model reads instead of a text, and all that is needed to use it and to know where it came from.
 
     Attributes:
-        kv: keys before rotation, and values, (layers, kv_heads, K, head_dim); float, int8 or float8_e4m3fn.
-        prefix_ids: tokens that stand before the memory (BOS, system prompt, user header); empty when queries were
-            trained without them.
+        payload: the tensors.
+        prefix_ids: tokens that stand before the memory (BOS, system prompt, user header). Empty if it was trained
+            without them.
         ratio: context tokens a buffer token, as asked for.
         source_tokens, source_sha256: of the text.
         rope: the model's rope parameters.
         fingerprint: digests of the model and the tokenizer; see ``lcc.fingerprint``.
-        settings: the ``CompileSettings`` as a dict.
+        settings: the settings of the compilation, by name.
+        compiler: ``name`` of the compiler, and digests of its learned weights if it has any.
         curve: measurements while compiling: ``step``, ``loss``, ``held_out_kl``, ``seconds``.
         questions: what the model asked itself: questions, and conversations that end in one.
-        key_scale: what int8 or fp8 keys are multiplied by, (layers, kv_heads, head_dim) float32; None for float keys.
-        value_scale: the same for values, one a token, (layers, kv_heads, K) float32.
-        quantization: what quantising cost, measured: see ``quantize``.
-        certificate: what the memory keeps and changes, measured when it was compiled: see docs/memory-format.md.
+        quantization: the measured cost of quantising; see ``lcc.quantize``.
+        certificate: what the memory keeps and changes, measured when it was compiled; see docs/memory-format.md.
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
+        extra: fields of a newer version of the file format, which this version keeps and does not use.
 
     Raises:
-        InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
-            finite, or not positive; metadata that is not as in ``lcc.memory.metadata``.
+        InputError: a payload that a model must not read; metadata that is not as in ``lcc.memory.metadata``.
     """
 
-    kv: KV
+    payload: Payload
     prefix_ids: tuple[int, ...]
     ratio: float
     source_tokens: int
@@ -57,54 +54,58 @@ class Memory:
     rope: dict[str, Any]
     fingerprint: dict[str, str]
     settings: dict[str, Any]
+    compiler: dict[str, str] = field(default_factory=lambda: {"name": "lcc"})
     curve: list[dict[str, float]] = field(default_factory=list)
     questions: tuple[Query, ...] = ()
-    key_scale: torch.Tensor | None = None
-    value_scale: torch.Tensor | None = None
     quantization: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None
     date: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.check()
 
     def check(self) -> None:
-        """Refuse K, V or scales that a model must not read; see the class for what is raised."""
-        keys, values = self.kv.keys, self.kv.values
-        if keys.ndim != 4 or 0 in keys.shape or keys.shape != values.shape:
-            raise InputError(
-                f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must both be "
-                "(layers, kv_heads, K, head_dim), and not empty"
-            )
-        if keys.dtype != values.dtype or keys.dtype not in FLOAT + QUANTIZED:
-            raise InputError(
-                f"keys are {keys.dtype} and values {values.dtype}: both must be of one float dtype, or int8, or "
-                "float8_e4m3fn"
-            )
-        for name, tensor in (("keys", keys), ("values", values)):
-            if not _finite(tensor):
-                raise InputError(f"the memory's {name} hold NaN or infinity: compile the text again")
-        layers, heads, tokens, width = keys.shape
-        self._check_scale("key_scale", self.key_scale, (layers, heads, width))
-        self._check_scale("value_scale", self.value_scale, (layers, heads, tokens))
+        """Refuse a payload that a model must not read, and wrong metadata; see the class for what is raised."""
+        self.payload.check()
         check_metadata(vars(self))
 
-    def _check_scale(self, name: str, scale: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-        if not self.quantized:
-            if scale is not None:
-                raise InputError(f"a {self.dtype} memory takes no {name}: scales belong to int8 and fp8 memories")
-        elif scale is None:
-            raise InputError(f"{name} is missing: a {self.dtype} memory cannot be read without it")
-        elif scale.shape != shape or scale.dtype != torch.float32:
-            raise InputError(f"{name} is {scale.dtype} {tuple(scale.shape)}; it must be float32 {shape}")
-        elif not _finite(scale) or not bool((scale > 0).all()):
-            raise InputError(f"{name} holds NaN, infinity, zero or a negative number: quantise the float memory again")
+    @property
+    def kv_payload(self) -> KVPayload:
+        """The payload, if it is K and V.
+
+        Raises:
+            InputError: it is of another kind.
+        """
+        if not isinstance(self.payload, KVPayload):
+            raise InputError(f"the memory holds no K and V but a payload of kind {self.payload.kind!r}")
+        return self.payload
+
+    @property
+    def kv(self) -> KV:
+        """K and V of the buffer tokens, keys unrotated."""
+        return self.kv_payload.kv
+
+    @property
+    def key_scale(self) -> torch.Tensor | None:
+        """See ``KVPayload``."""
+        return self.kv_payload.key_scale
+
+    @property
+    def value_scale(self) -> torch.Tensor | None:
+        """See ``KVPayload``."""
+        return self.kv_payload.value_scale
 
     @property
     def quantized(self) -> bool:
-        """Whether K and V are int8 or fp8 numbers that the scales turn into what the model reads."""
-        return self.kv.keys.dtype in QUANTIZED
+        """Whether K and V are int8 or fp8 numbers."""
+        return self.kv_payload.quantized
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of K and V, such as ``float32``."""
+        return self.payload.dtype
 
     @property
     def buffer_tokens(self) -> int:
@@ -116,22 +117,14 @@ class Memory:
         """Bytes of the buffer tokens' K and V, scales included."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of K and V, such as ``float32``."""
-        return str(self.kv.keys.dtype).removeprefix("torch.")
-
     def tensors(self) -> dict[str, torch.Tensor]:
-        """K, V and the scales there are, under the names that they have in the file."""
-        scales = {"key_scale": self.key_scale, "value_scale": self.value_scale}
-        return {"keys": self.kv.keys, "values": self.kv.values} | {
-            name: scale for name, scale in scales.items() if scale is not None
-        }
+        """The payload's tensors, under the names that they have in the file."""
+        return self.payload.tensors()
 
-    def _metadata(self) -> dict[str, Any]:
-        """Everything but the tensors."""
-        rest = {name: value for name, value in vars(self).items() if name not in ("kv", "key_scale", "value_scale")}
-        return rest | {"dtype": self.dtype}
+    def metadata(self) -> dict[str, Any]:
+        """Everything but the tensors, as the file has it."""
+        named = {name: value for name, value in vars(self).items() if name not in ("payload", "extra")}
+        return self.extra | named | {"payload": self.payload.kind, "dtype": self.dtype, "requires": []}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the memory to one safetensors file, atomically; docs/memory-format.md says what is in it.
@@ -139,26 +132,21 @@ class Memory:
         Raises:
             MemoryFileError: the file cannot be written; an older one stays as it was.
         """
-        write_tensors(path, FORMAT, self.tensors(), self._metadata())
+        write_tensors(path, FORMAT, self.tensors(), self.metadata())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Memory:
         """Read a memory.
 
         Raises:
-            MemoryFileError: no such file, or a truncated, tampered or foreign one, or one that holds NaN, or scales
-                that are missing, NaN or zero.
+            MemoryFileError: no such file, or a truncated, tampered or foreign one, or one that needs a newer version,
+                or one that holds NaN, or scales that are missing, NaN or zero.
         """
-        tensors, metadata = read_tensors(path, FORMAT)
-        metadata.pop("dtype", None)
+        payload, fields = parse_memory(path, *read_tensors(path, *READABLE))
         try:
-            kv = KV(tensors.pop("keys"), tensors.pop("values"))
-            for name in ("prefix_ids", "questions"):
-                metadata[name] = _as_tuples(metadata[name])
-            fields: dict[str, Any] = {**metadata, **tensors}
-            return cls(kv, **fields)
-        except (KeyError, TypeError) as error:
-            raise MemoryFileError(f"{path} lacks a part of a memory, or has one too many: {error}") from error
+            return cls(payload, **fields)
+        except TypeError as error:
+            raise MemoryFileError(f"{path} lacks a part of a memory: {error}") from error
         except InputError as error:
             raise MemoryFileError(f"{path} is no memory that can be used: {error}") from error
 
@@ -169,51 +157,24 @@ class Memory:
             InputError: the model carries an active adapter, or its weights cannot be read.
             MismatchError: naming the fields that differ.
         """
-        found = {} if model is None else fingerprint(model)
-        found |= {} if tokenizer is None else tokenizer_fingerprint(tokenizer)
-        require_same(self.fingerprint, found)
+        given = {} if model is None else fingerprint(model)
+        given |= {} if tokenizer is None else tokenizer_fingerprint(tokenizer)
+        require_same(self.fingerprint, given)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Memory:
         """The same memory with its tensors on ``device``, and a float memory's K and V in ``dtype``.
 
         Raises:
-            InputError: a dtype for a quantised memory, whose dtype is a part of it, or one that overflows.
+            InputError: ``dtype`` is given for a quantised memory, or numbers overflow in it.
         """
-        if self.quantized and dtype is not None:
-            raise InputError(f"the memory is {self.dtype} and stays so; attaching turns it into the model's dtype")
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
-        kv = KV(moved.pop("keys").to(dtype=dtype), moved.pop("values").to(dtype=dtype))
-        if not (_finite(kv.keys) and _finite(kv.values)):
-            raise InputError(f"the memory's numbers are too large for {dtype}: take bfloat16 or float32")
-        return replace(self, kv=kv, **moved)
-
-    def quantize(
-        self, dtype: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, **options: Any
-    ) -> Memory:
-        """The same memory in a quarter of a float32's bytes, with what that costs in ``quantization``.
-
-        See ``lcc.memory.quantization.quantize`` for the arguments, the arithmetic and what is raised.
-        """
-        from .quantization import quantize
-
-        return quantize(self, dtype, model, tokenizer, **options)
+        return replace(self, payload=self.payload.to(device, dtype))
 
     def summary(self) -> dict[str, Any]:
         """What ``lcc inspect`` shows: everything but the tensors; sizes in bytes."""
         layers, heads, tokens, width = self.kv.keys.shape
         shape = {"layers": layers, "kv_heads": heads, "buffer_tokens": tokens, "head_dim": width}
-        metadata = self._metadata()
+        metadata = self.metadata()
         sizes = {name: tensor.nbytes for name, tensor in self.tensors().items()}
         sizes["metadata"] = len(json.dumps(metadata).encode())
         del metadata["questions"]
         return shape | {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)} | metadata
-
-
-def _as_tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    wide = tensor.float() if tensor.dtype in QUANTIZED else tensor
-    return bool(wide.isfinite().all())

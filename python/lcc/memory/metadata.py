@@ -1,13 +1,12 @@
-"""What memories and checkpoints say beside their tensors, field by field; docs/memory-format.md explains the former."""
+"""What memories say beside their tensors, field by field; docs/memory-format.md explains them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal, TypedDict
 
-from ..text.chat_format import read_query
-from ..utils.values import check, require
+from ..text.chat_format import parse_query
+from ..utils.values import check, is_date, require
 
 # A measured figure; None where it was no finite number.
 Figure = float | None
@@ -147,36 +146,6 @@ class RatioSearch(TypedDict):
     tried: list[Tried]
 
 
-class SampleRow(TypedDict):
-    """A sample of the surrogate data."""
-
-    stream: str
-    query: Any
-    query_ids: list[int]
-    response_ids: list[int]
-    weight: float
-
-
-class SurrogateMetadata(TypedDict):
-    """What a checkpoint's surrogate data says of itself."""
-
-    identity: dict[str, Any]
-    rows: list[SampleRow]
-    train: int
-
-
-class StateMetadata(TypedDict):
-    """What a checkpoint's optimisation says of itself."""
-
-    identity: dict[str, Any]
-    encode_chunk: int | Literal["auto"]
-    step: int
-    best_kl: Figure
-    stale: int
-    curve: list[Point]
-    seconds: float
-
-
 METADATA: dict[str, Any] = {
     "prefix_ids": tuple[int, ...],
     "ratio": float,
@@ -185,6 +154,7 @@ METADATA: dict[str, Any] = {
     "rope": dict[str, Any],
     "fingerprint": dict[str, str],
     "settings": dict[str, Any],
+    "compiler": dict[str, str],
     "curve": list[Point],
     "questions": tuple[Any, ...],
     "quantization": Quantization | None,
@@ -208,14 +178,7 @@ def check_metadata(given: Mapping[str, Any]) -> None:
     require(given["source_tokens"] >= 0, "source_tokens", given["source_tokens"], "zero or more")
     for token in given["prefix_ids"]:
         require(0 <= token < TOKEN_IDS, "prefix_ids", given["prefix_ids"], "token ids")
+    require("name" in given["compiler"], "compiler", given["compiler"], "an object with a name")
     for question in given["questions"]:
-        read_query(question)
+        parse_query(question)
     require(given["date"] is None or is_date(given["date"]), "date", given["date"], "a date as ISO 8601 writes it")
-
-
-def is_date(value: object) -> bool:
-    """Whether it is a date and time as ISO 8601 writes them."""
-    try:
-        return isinstance(value, str) and bool(datetime.fromisoformat(value))
-    except ValueError:
-        return False

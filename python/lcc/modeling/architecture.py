@@ -17,7 +17,6 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from ..compilers.lora import frozen
 from ..errors import InputError
 from .comparisons import (
     Probed,
@@ -30,6 +29,7 @@ from .comparisons import (
     sharing_error,
     turning_error,
 )
+from .lora import frozen
 from .model_copy import share_weights
 from .wrappers import plain_modules
 

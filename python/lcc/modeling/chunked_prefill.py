@@ -26,7 +26,7 @@ ATTENTION = "sdpa"
 _once_more = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
-def read_in_chunks(
+def prefill_in_chunks(
     model: PreTrainedModel,
     chunks: list[torch.Tensor],
     past: KV,

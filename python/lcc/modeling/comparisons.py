@@ -21,11 +21,12 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 import lcc_kernels as lk
 
-from ..compilers.lora import read_text
 from .attention import attending
-from .chunked_prefill import read_in_chunks
+from .chunked_prefill import prefill_in_chunks
 from .kv import KV, decoder, kv_shape
 from .packed_decoder import PackedDecoder, PackedRow
+from .prefill import prefill
+from .shared_cache import SharedCache
 from .shared_prefix_attention import SHARED_PREFIX
 
 # sdpa, for models that hide no token but what comes later.
@@ -72,7 +73,7 @@ class Probed:
     @cached_property
     def encoded(self) -> KV:
         """K and V, rotated, of prefix, text and buffer."""
-        return read_text(self.model, self.ids[:ENCODED])
+        return prefill(self.model, self.ids[:ENCODED])
 
     @cached_property
     def visible(self) -> KV:
@@ -83,7 +84,7 @@ class Probed:
     @cached_property
     def other(self) -> KV:
         """K and V of as many other tokens, which tell what a context changes."""
-        return read_text(self.model, self.ids[-PREFIX - BUFFER :])
+        return prefill(self.model, self.ids[-PREFIX - BUFFER :])
 
     @cached_property
     def plain(self) -> torch.Tensor:
@@ -95,7 +96,7 @@ class Probed:
         """Last hidden states (tokens, H) of ``ids`` behind ``past``, whose first token stands at ``start``."""
         tokens = torch.tensor([ids], device=self.model.device)
         positions = start + len(past) + torch.arange(len(ids), device=self.model.device)
-        run = decoder(self.model)(input_ids=tokens, position_ids=positions[None], past_key_values=past.cache())
+        run = decoder(self.model)(input_ids=tokens, position_ids=positions[None], past_key_values=SharedCache(past))
         return run.last_hidden_state[0]
 
     def segment_states(self, past: KV) -> list[torch.Tensor]:
@@ -138,7 +139,7 @@ def turning_error(probed: Probed) -> torch.Tensor:
     errors, here = [], probed.encoded
     for start in probed.starts:
         moved = here.unrotated(probed.model, 0).rotated(probed.model, start)
-        there = read_text(probed.model, probed.ids[:ENCODED], start=start)
+        there = prefill(probed.model, probed.ids[:ENCODED], start=start)
         pairs = (
             (there.keys - moved.keys, moved.keys - here.keys),
             (there.values - here.values, here.values - here.values.mean(2, keepdim=True)),
@@ -158,7 +159,7 @@ def chunks_error(probed: Probed) -> torch.Tensor:
     """The segments behind K and V read in two chunks against one plain pass over all tokens."""
     embeddings = probed.model.get_input_embeddings()(torch.tensor([probed.ids], device=probed.model.device))
     first, last = embeddings[:, PREFIX : PREFIX + TEXT], embeddings[:, PREFIX + TEXT : ENCODED]
-    read = read_in_chunks(probed.model, [first, last], probed.encoded.head(PREFIX), nullcontext)
+    read = prefill_in_chunks(probed.model, [first, last], probed.encoded.head(PREFIX), nullcontext)
     return _rest_error(probed, read.after(probed.encoded.head(PREFIX + TEXT)))[None]
 
 
@@ -196,7 +197,7 @@ def sharing_error(probed: Probed) -> torch.Tensor:
     mask[1, past : past + padding] = 0
     positions = (mask.cumsum(1) - 1)[:, past:]
     with attending(model, SHARED_PREFIX):
-        cache = probed.visible.cache().follow(model)
+        cache = SharedCache(probed.visible).follow(model)
         run = decoder(model)(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
     found = torch.cat((run.last_hidden_state[0], run.last_hidden_state[1, padding:]))
     expected, other = (

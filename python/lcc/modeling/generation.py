@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import InputError
-from ..text.chat_format import ChatFormat
 from ..utils.terminal import first_line
 from ..utils.values import check_count
 from .architecture import supports_sharing
 from .attention import attending
-from .kv import KV, SharedCache
+from .kv import KV
 from .model_copy import share_weights, without_dropout
+from .shared_cache import SharedCache
 from .shared_prefix_attention import SHARED_PREFIX
 from .window import check_window
 
@@ -36,7 +36,7 @@ INPUTS = (
 CONFIG = "generation_config"
 
 
-def prompt(
+def batch_inputs(
     past: int, queries: Sequence[Sequence[int]], filler: int, device: torch.device, start: int = 0
 ) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask`` for ``generate`` behind ``past`` cached tokens.
@@ -77,7 +77,7 @@ def generate_after(
     Args:
         cache: what all queries see, held once for all of them; it grows with what is generated.
         end: the chat's end-of-response token; the model's own end tokens end a response too.
-        filler: see ``prompt``; by default ``end``.
+        filler: see ``batch_inputs``; by default ``end``.
         **options: those of ``generate``, ``max_new_tokens`` among them.
 
     Raises:
@@ -89,7 +89,7 @@ def generate_after(
     longest = max(len(query) for query in queries) + options["max_new_tokens"]
     remedy = "ask less at once, begin a new chat, or take a model with a longer window"
     check_window(model, cache.get_seq_length() + longest, "text or memory, question and answer", remedy)
-    inputs = prompt(cache.get_seq_length(), queries, end if filler is None else filler, model.device)
+    inputs = batch_inputs(cache.get_seq_length(), queries, end if filler is None else filler, model.device)
     # A checkpoint's own penalties would count the placeholders for the cached tokens, and not these tokens.
     greedy: dict[str, Any] = {
         "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0,
@@ -124,7 +124,7 @@ def generate_responses(
     sampling: dict[str, Any] = {}
     if temperature is not None:
         sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
-    return generate_after(model, visible.cache(), queries, end, max_new_tokens=max_new_tokens, **sampling)
+    return generate_after(model, SharedCache(visible), queries, end, max_new_tokens=max_new_tokens, **sampling)
 
 
 def batch_rows(copied: int) -> int:
@@ -140,23 +140,6 @@ def greedy_responses(
     for start in range(0, len(queries), rows):
         responses = generate_responses(model, visible, queries[start : start + rows], max_new_tokens, end)
         yield [(*response, end) for response in responses]
-
-
-def answer_queries(
-    model: PreTrainedModel, chat: ChatFormat, visible: KV, queries: Sequence[Sequence[int]], batch: int, **options: Any
-) -> list[str]:
-    """Answers as text, ``batch`` queries at a time, each after the rotated tokens of ``visible`` alone.
-
-    Args:
-        **options: those of ``generate``.
-    """
-    answers: list[str] = []
-    # What a chat begins with, no response holds.
-    filler = chat.prefix_ids[0]
-    for start in range(0, len(queries), batch):
-        rows = generate_after(model, visible.cache(), queries[start : start + batch], chat.end, filler, **options)
-        answers += [chat.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
-    return answers
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from transformers.masking_utils import causal_mask_function
 import lcc_kernels as lk
 
 from .attention import refuse_variants
-from .kv import SHARED_PREFIX, SplitStates
+from .shared_cache import SHARED_PREFIX, SplitStates
 
 REMEDY = 'use model.set_attn_implementation("sdpa")'
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..compilers.lora import attention_projections
-from ..modeling.kv import decoder
+from ..compilers.lora import LoraSettings
+from ..modeling.kv import decoder, kv_shape
+from ..modeling.lora import attention_projections
 from .settings import CompileSettings
 
 
@@ -59,20 +60,22 @@ def step_flops(
         supervised: tokens of all samples whose prediction is trained.
     """
     layers = decoder(model).layers
-    targets = settings.targets or attention_projections(model)
+    lora, execution = settings.compiler, settings.execution
+    assert isinstance(lora, LoraSettings)
+    targets = lora.targets or attention_projections(model)
     whole = _Linears.of(layers[0], targets)
     mlp = _Linears.of(getattr(layers[0], "mlp", torch.nn.Identity()), targets)
-    config, copied = model.config, prefix if settings.keep_prefix else 0
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    config, copied = model.config, prefix if settings.training.keep_prefix else 0
+    *_, head_dim = kv_shape(config)
     heads = config.num_attention_heads * head_dim
     asked = len(layers) * sum(segments)
     asked_pairs = sum(length * (copied + buffer) + length * (length + 1) // 2 for length in segments) * len(layers)
-    chunked = settings.chunk > 0
+    chunked = execution.chunk > 0
     reads = [text + buffer] * (len(layers) - 1) + [text + buffer if chunked else buffer]
     read_pairs = sum(rows * prefix + rows * (rows + 1) // 2 for rows in reads)
-    asked_again = int(settings.gradient_checkpointing is True)
+    asked_again = int(execution.gradient_checkpointing is True)
     read_again = int(chunked or asked_again)
-    chosen = not settings.torch_compile
+    chosen = not execution.torch_compile
     unread = (0 if chunked else buffer) * chosen, (sum(segments) - supervised) * chosen
     down = mlp.weights - mlp.inner
 
@@ -80,8 +83,8 @@ def step_flops(
         return 4 * linears.weights * (read + asked) + 2 * linears.inner * (read_again * read + asked_again * asked)
 
     def trained(linears: _Linears, read: int, asked: int) -> int:
-        rows = (3 + read_again) * read + (3 + asked_again) * asked * settings.coupled
-        return 2 * settings.rank * linears.adapted * rows
+        rows = (3 + read_again) * read + (3 + asked_again) * asked * lora.coupled
+        return 2 * lora.rank * linears.adapted * rows
 
     return StepFlops(
         projections=frozen(whole, sum(reads), asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import lcc_kernels as lk
-
-from ..compilers.lora import Compiler, lora_model
-from ..data.synthesis import REPEAT_REQUEST
+from ..compilers.base import Compiler
+from ..compilers.lora import LoraCompiler
+from ..compilers.registry import DEFAULT, get
+from ..errors import InputError
 from ..modeling.architecture import check_architecture
 from ..modeling.model_copy import share_weights
 from ..modeling.weights import loaded_model
 from ..text.context import Context, build_context
 from ..text.queries import load_queries
-from ..training.step_memory import CHUNK, HEADROOM, available_bytes, fit, step_memory
+from ..training.execution import resolve_auto
+from ..training.step_memory import CHUNK, HEADROOM, step_memory
+from ..utils.device_memory import available_bytes, gibibytes
 from ..utils.random_state import seeded
 from .flops import StepFlops, step_flops
-from .probe import Probe, probe, step_queries
+from .geometry import Geometry, geometry, sample_count, step_layout
+from .probe import Probe, probe
 from .settings import CompileSettings, make_settings
 
 # LoRA and buffer embeddings, each with its gradient, its best copy and two moments.
@@ -39,7 +42,7 @@ class Plan:
         text_tokens, buffer_tokens, prefix_tokens: C, B and P.
         queries: that the teacher answers, of all streams; some are held out of training.
         response_tokens: mean length of the frozen model's first answers.
-        step_tokens: rows that a step runs.
+        step_tokens: tokens that the model processes in a step (text, buffer and samples).
         steps: at most; an early stop ends sooner.
         step_flops, total_flops: of a step, and of all steps, forward and backward.
         step_bytes: peak of a step beyond weights and optimizer state: the estimate with full-length responses, or what
@@ -93,14 +96,6 @@ class Plan:
         return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The samples of one step: tokens of each, and how many tokens they supervise in all."""
-
-    segments: tuple[int, ...]
-    supervised: int
-
-
 @torch.inference_mode(False)
 @torch.enable_grad()
 def plan(
@@ -109,6 +104,7 @@ def plan(
     text: str,
     *,
     recipe: str = "default",
+    compiler: str | Compiler = DEFAULT,
     queries: str | Path | Iterable[str] | None = None,
     **settings: Any,
 ) -> Plan:
@@ -118,80 +114,116 @@ def plan(
     it as fits, and times grow with the FLOPs. Time spent on held-out measurements and the certificate is left out.
 
     Raises:
-        InputError: the text, the model, the tokenizer or a setting cannot be used.
+        InputError: the text, the model, the tokenizer or a setting cannot be used, or the compiler has no steps that
+            read the text.
     """
-    chosen = make_settings(recipe, **settings)
+    chosen, method = make_settings(recipe, compiler, **settings), get(compiler)
+    if not isinstance(method, LoraCompiler):
+        raise InputError(f"a dry run counts the steps of the compiler 'lcc', and this one is {method.name!r}")
     model = loaded_model(model)
     check_architecture(model)
     model = share_weights(model)
     context = build_context(
-        model, tokenizer, text, chosen.ratio, chosen.max_response_tokens, None, chosen.parse_special_tokens
+        model, tokenizer, text, chosen.ratio, chosen.data.max_response_tokens, None, chosen.data.parse_special_tokens
     )
     asked = load_queries(queries)
-    samples = _samples(chosen, asked)
+    samples = sample_count(chosen, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
-    free = available_bytes(model.device)
-    with seeded(model, chosen.seed), lora_model(model, chosen) as layers:
-        compiler = Compiler(model, context, layers)
-        state = COPIES * sum(p.nbytes for p in (compiler.buffer, *compiler.lora))
+    estimate = _estimate(model, context, method, chosen, samples, query_tokens)
+    probed = probe(model, estimate.probed, method, estimate.settled, asked, samples)
+    return _plan(model, context, chosen, samples, estimate, probed)
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What is known before any step runs.
+
+    Attributes:
+        settled: the settings with ``auto`` resolved.
+        probed: the text, or as much of it as fits.
+        needed, state, teacher: bytes of a step, of parameters and optimiser, and of the teacher's states.
+    """
+
+    settled: CompileSettings
+    probed: Context
+    needed: int
+    state: int
+    teacher: int
+    free: int | None
+    advice: tuple[str, ...]
+
+
+def _estimate(
+    model: PreTrainedModel,
+    context: Context,
+    compiler: LoraCompiler,
+    chosen: CompileSettings,
+    samples: int,
+    query_tokens: int,
+) -> _Estimate:
+    free, longest = available_bytes(model.device), chosen.data.max_response_tokens
+    own: Any = chosen.compiler
+    with seeded(model.device, chosen.seed), compiler.trainable(model, context, own, chosen.seed) as memory:
+        groups = memory.parameter_groups(chosen.training)
+        state = COPIES * sum(parameter.nbytes for group in groups for parameter in group["params"])
 
         def step_bytes(tried: CompileSettings, context: Context = context) -> int:
-            worst = geometry(context, tried, samples, query_tokens, tried.max_response_tokens)
-            return step_memory(model, _layout(context, worst, tried), tried).total
+            worst = geometry(context, tried, samples, query_tokens, longest)
+            layout = step_layout(context, worst, tried)
+            return step_memory(model, layout, tried.execution, memory.adapts_queries).total
 
-        worst = geometry(context, chosen, samples, query_tokens, chosen.max_response_tokens)
-        settled = fit(compiler, sum(worst.segments), chosen, free)
-        needed = step_bytes(settled)
-        teacher = _teacher_bytes(model, context, samples, chosen.max_response_tokens)
+        worst = geometry(context, chosen, samples, query_tokens, longest)
+        settled = replace(chosen, execution=resolve_auto(memory, sum(worst.segments), chosen.execution, free))
+        teacher = _teacher_bytes(model, context, samples, longest)
         advice = _advice(step_bytes, settled, free, state + teacher)
         probed = context
         while free is not None and len(probed.context_ids) > 4 * chosen.ratio and advice:
             if step_bytes(settled, probed) + state + teacher <= HEADROOM * free:
                 break
             probed = _shortened(probed, chosen.ratio)
-    found = probe(model, probed, settled, asked, samples)
-    measured = found.step_bytes if probed is context else None
-    flops = _flops(model, context, settled, samples, found)
-    step_seconds = found.step_seconds * flops.total / _flops(model, probed, settled, samples, found).total
-    teacher_seconds = (
-        found.asking_seconds * len(context.context_ids) / len(probed.context_ids) + found.answering_seconds
-    )
-    expected = _expected(context, settled, samples, found)
+        return _Estimate(settled, probed, step_bytes(settled), state, teacher, free, advice)
+
+
+def _plan(
+    model: PreTrainedModel,
+    context: Context,
+    chosen: CompileSettings,
+    samples: int,
+    estimate: _Estimate,
+    measured: Probe,
+) -> Plan:
+    """The plan, from what is estimated and what was measured on ``estimate.probed``."""
+    settled, probed, steps, before = estimate.settled, estimate.probed, chosen.training.steps, chosen.flat()
+    flops = _flops(model, context, settled, samples, measured).total
+    step_seconds = measured.step_seconds * flops / _flops(model, probed, settled, samples, measured).total
+    asking_seconds = measured.asking_seconds * len(context.context_ids) / len(probed.context_ids)
+    teacher_seconds = asking_seconds + measured.answering_seconds
+    step_bytes = measured.step_bytes if probed is context else None
+    expected = _expected(context, settled, samples, measured)
     return Plan(
         text_tokens=len(context.context_ids),
         buffer_tokens=context.buffer,
         prefix_tokens=len(context.prefix_ids),
         queries=samples,
-        response_tokens=round(found.response_tokens, 1),
+        response_tokens=round(measured.response_tokens, 1),
         step_tokens=len(context.context_ids) + context.buffer + sum(expected.segments),
-        steps=chosen.steps,
-        step_flops=flops.total,
-        total_flops=flops.total * chosen.steps,
-        step_bytes=max(needed, measured or 0),
-        measured_step_bytes=measured,
-        state_bytes=state,
-        teacher_bytes=teacher,
+        steps=steps,
+        step_flops=flops,
+        total_flops=flops * steps,
+        step_bytes=max(estimate.needed, step_bytes or 0),
+        measured_step_bytes=step_bytes,
+        state_bytes=estimate.state,
+        teacher_bytes=estimate.teacher,
         weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
-        available_bytes=free,
+        available_bytes=estimate.free,
         probed_tokens=len(probed.context_ids),
         teacher_seconds=round(teacher_seconds, 2),
         step_seconds=round(step_seconds, 4),
-        total_seconds=round(teacher_seconds + step_seconds * chosen.steps, 1),
+        total_seconds=round(teacher_seconds + step_seconds * steps, 1),
         device=_device_name(model.device),
-        settled={name: value for name, value in asdict(settled).items() if getattr(chosen, name) != value},
-        advice=advice,
+        settled={name: value for name, value in settled.flat().items() if before[name] != value},
+        advice=estimate.advice,
     )
-
-
-def geometry(
-    context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int
-) -> Geometry:
-    """The samples of a step: the reconstruction, if it has weight, and a batch of queries of these mean lengths."""
-    batch = step_queries(settings, samples)
-    repeat = len(context.chat.query_ids(REPEAT_REQUEST)) + len(context.context_ids)
-    repeats = bool(settings.reconstruction_weight)
-    segments = (repeat,) * repeats + (query_tokens + response_tokens - 1,) * batch
-    return Geometry(segments, repeats * (len(context.context_ids) + 1) + batch * response_tokens)
 
 
 def _expected(context: Context, settings: CompileSettings, samples: int, found: Probe) -> Geometry:
@@ -204,17 +236,6 @@ def _flops(
     step = _expected(context, settings, samples, found)
     lengths = len(context.prefix_ids), len(context.context_ids), context.buffer
     return step_flops(model, *lengths, step.segments, step.supervised, settings)
-
-
-def _samples(settings: CompileSettings, queries: Sequence[str]) -> int:
-    """Queries of all streams, if the model asks itself as many distinct questions as it should."""
-    general = min(settings.general_queries, len(set(queries))) if settings.general_weight else 0
-    return general + (settings.self_study_questions if settings.self_study_weight else 0)
-
-
-def _layout(context: Context, step: Geometry, settings: CompileSettings) -> lk.BottleneckLayout:
-    lengths = len(context.prefix_ids), len(context.context_ids), context.buffer
-    return lk.BottleneckLayout(*lengths, step.segments, settings.keep_prefix)
 
 
 def _teacher_bytes(model: PreTrainedModel, context: Context, samples: int, response_tokens: int) -> int:
@@ -235,26 +256,23 @@ def _advice(
     if free is None or step_bytes(settings) + held <= HEADROOM * free:
         return ()
     changes: dict[str, Any] = {}
-    batches = [settings.batch >> shift for shift in range(1, settings.batch.bit_length())]
+    batch = settings.training.batch
+    batches = [batch >> shift for shift in range(1, batch.bit_length())]
     ladder: list[tuple[str, Any]] = [("engine", "packed"), ("gradient_checkpointing", True), ("encode_chunk", CHUNK)]
-    ladder += [("batch", batch) for batch in batches]
+    ladder += [("batch", smaller) for smaller in batches]
+    before = settings.flat()
     for name, value in ladder:
-        if getattr(settings, name) == value:
+        if before[name] == value:
             continue
         changes[name] = value
-        needed = step_bytes(replace(settings, **changes)) + held
+        needed = step_bytes(settings.replace(**changes)) + held
         if needed <= HEADROOM * free:
             flags = " ".join(f"--set {key}={str(changed).lower()}" for key, changed in changes.items())
             return (f"{flags}: needs {gibibytes(needed)}",)
     return (
-        f"no setting is enough ({gibibytes(step_bytes(replace(settings, **changes)) + held)} with all of them): split "
+        f"no setting is enough ({gibibytes(step_bytes(settings.replace(**changes)) + held)} with all of them): split "
         "the text, free memory, or spread the weights over GPUs with accelerate launch --use_fsdp --fsdp_version 2",
     )
-
-
-def gibibytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
 
 
 def _device_name(device: torch.device) -> str:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate, cycle, islice
-from pathlib import Path
+from itertools import cycle, islice
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from ..compilers.lora import Compiler, lora_model, read_text
+from ..compilers.base import TrainedCompiler
+from ..data.samples import DistillationData
 from ..data.self_study import ask_questions, text_pieces
-from ..data.synthesis import Surrogate, build_surrogate
+from ..data.synthesis import synthesize
+from ..data.teacher_states import TeacherStates
 from ..modeling.kv import KV
+from ..modeling.prefill import prefill
 from ..text.chat_format import Query
 from ..text.context import Context
 from ..training.execution import autocast
 from ..training.loss import step_loss
+from ..utils.device_memory import peak_bytes, silent_profiler
 from ..utils.random_state import seeded
+from .geometry import step_queries
 from .settings import CompileSettings
 
 # Steps that are timed, and queries that the teacher answers.
@@ -53,7 +52,12 @@ class Probe:
 
 
 def probe(
-    model: PreTrainedModel, context: Context, settings: CompileSettings, queries: list[str], samples: int
+    model: PreTrainedModel,
+    context: Context,
+    compiler: TrainedCompiler,
+    settings: CompileSettings,
+    queries: list[str],
+    samples: int,
 ) -> Probe:
     """Run a compilation in miniature; the model is left as it came.
 
@@ -61,30 +65,33 @@ def probe(
         queries: context-agnostic ones.
         samples: queries of all streams that the teacher would answer.
     """
-    with seeded(model, settings.seed), lora_model(model, settings) as layers:
-        compiler = Compiler(model, context, layers)
-        with autocast(model, settings):
-            with torch.no_grad():
-                text_kv = read_text(model, context.context_ids, compiler.prefix)
-                asked, asking = _timed(lambda: _ask(model, context, text_kv, settings), model.device)
-                count = min(ANSWERS, samples)
-                surrogate, answering = _timed(
-                    lambda: _answer(model, context, text_kv, settings, [*asked, *queries], count), model.device
-                )
-            batch = [surrogate.reconstruction, *islice(cycle(surrogate.train), step_queries(settings, samples))]
+    training, execution, seed = settings.training, settings.execution, settings.seed
+    with (
+        seeded(model.device, seed),
+        compiler.trainable(model, context, settings.compiler, seed) as memory,
+        autocast(model, execution),
+    ):
+        with torch.no_grad():
+            text_kv = prefill(model, context.context_ids, memory.prefix)
+            asked, asking = _timed(lambda: _ask(model, context, text_kv, settings), model.device)
+            count = min(ANSWERS, samples)
+            data, answering = _timed(
+                lambda: _answer(model, context, text_kv, settings, [*asked, *queries], count), model.device
+            )
+        batch = [data.reconstruction, *islice(cycle(data.train), step_queries(settings, samples))]
+        parameters = [parameter for group in memory.parameter_groups(training) for parameter in group["params"]]
 
-            def step() -> object:
-                return torch.autograd.grad(
-                    step_loss(compiler, batch, settings), [compiler.buffer, *compiler.lora], materialize_grads=True
-                )
+        def step() -> object:
+            loss = step_loss(memory, batch, training, execution)
+            return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-            with _silent_profiler():
-                step_bytes = peak_bytes(step, model.device.type)
-            seconds = [_timed(step, model.device)[1] for _ in range(STEPS)]
-    pieces = len(text_pieces(context.context_ids, settings.self_study_piece))
+        with silent_profiler():
+            step_bytes = peak_bytes(step, model.device.type)
+        seconds = [_timed(step, model.device)[1] for _ in range(STEPS)]
+    pieces = len(text_pieces(context.context_ids, settings.data.self_study_piece))
     return Probe(
-        query_tokens=statistics.mean(len(sample.query_ids) for sample in surrogate.train),
-        response_tokens=statistics.mean(len(sample.response_ids) for sample in surrogate.train),
+        query_tokens=statistics.mean(len(sample.query_ids) for sample in data.train),
+        response_tokens=statistics.mean(len(sample.response_ids) for sample in data.train),
         asking_seconds=asking * pieces,
         answering_seconds=answering * samples / count,
         step_seconds=statistics.median(seconds),
@@ -92,39 +99,23 @@ def probe(
     )
 
 
-def step_queries(settings: CompileSettings, samples: int) -> int:
-    """Queries of a step, at most, when the teacher has answered ``samples``."""
-    return min(settings.batch, samples - int(samples * settings.held_out))
-
-
 def _ask(model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings) -> list[Query]:
     """The questions about the first piece of the text, as many as each piece gets."""
-    if not (settings.self_study_questions and settings.self_study_weight):
+    data = settings.effective_data
+    if not data.self_study_questions:
         return []
-    pieces = text_pieces(context.context_ids, settings.self_study_piece)
+    pieces = text_pieces(context.context_ids, data.self_study_piece)
     first = replace(context, context_ids=tuple(pieces[0]))
-    share = replace(settings, self_study_questions=-(-settings.self_study_questions // len(pieces)))
-    return list(ask_questions(model, first, text_kv, share, lambda *_: None))
+    share = replace(data, self_study_questions=-(-data.self_study_questions // len(pieces)))
+    return list(ask_questions(model, first, text_kv, share, settings.seed, lambda *_: None))
 
 
 def _answer(
     model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, queries: list[str], count: int
-) -> Surrogate:
-    few = replace(settings, general_queries=count, general_weight=1.0, self_study_questions=0, held_out=0.0)
-    return build_surrogate(model, context, text_kv, few, queries, lambda *_: None)
-
-
-@contextmanager
-def _silent_profiler() -> Iterator[None]:
-    """Keep what torch's profiler says of its own starting and stopping off the terminal."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+) -> DistillationData:
+    few = replace(settings.data, general_queries=count, self_study_questions=0, held_out=0.0)
+    states = TeacherStates(settings.execution.teacher_bytes)
+    return synthesize(model, context, text_kv, few, queries, settings.seed, lambda *_: None, states)
 
 
 def _timed(call: Callable, device: torch.device) -> tuple:
@@ -136,20 +127,3 @@ def _timed(call: Callable, device: torch.device) -> tuple:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return result, time.perf_counter() - began
-
-
-def peak_bytes(call: Callable[[], object], device: str) -> int:
-    """Bytes of tensors, internal ones too, that ``call`` holds at its worst beyond those held before."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        call()
-        return torch.cuda.max_memory_allocated() - held
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        profiler.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    memory = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
-    return max(accumulate((size for _, size in memory), initial=0))

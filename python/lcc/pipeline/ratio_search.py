@@ -3,86 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError, TargetError
 from ..memory.memory import Memory
-from ..training.checkpoint import RATIO_FOLDER
+from ..text.chat_format import ChatFormat
 from ..utils.progress import Reporter
-from ..utils.values import check
-from .settings import CompileSettings
+from ..utils.resumable import PART
+from .compile_once import compile_once
+from .options import NOTHING_TO_MEASURE, CompileOptions, Run
 
 LADDER = (32.0, 16.0, 8.0, 4.0, 2.0)
-TARGET = 0.98
-
-NOTHING_TO_MEASURE = (
-    'ratio="auto" has nothing to measure: give questions, or let the model ask itself more (self_study_questions, '
-    "self_study_weight) and hold more of that out (held_out); only what the full text settles counts"
-)
-
-
-class Attempt(Protocol):
-    """A compilation that wants its ratio and a place for its checkpoint."""
-
-    def __call__(self, *, ratio: float, checkpoint: Path | None) -> Memory:
-        """Return a memory with a certificate."""
-        ...
-
-
-def check_search(settings: CompileSettings, target: float, questions_given: bool, certify: bool) -> None:
-    """Refuse, before any work, a search that could not end.
-
-    Raises:
-        InputError: saying why.
-    """
-    check("target", target, float)
-    if not 0 < target <= 1:
-        raise InputError(f"target is {target}; it must be a share above 0, and 1 at most")
-    if not certify:
-        raise InputError('ratio="auto" is told by the certificate: leave certify on, or name a ratio')
-    held_out = settings.self_study_weight and int(settings.self_study_questions * settings.held_out)
-    if not questions_given and not held_out:
-        raise InputError(NOTHING_TO_MEASURE)
 
 
 def search_ratio(
-    attempt: Attempt, text_tokens: int, target: float, checkpoint: Path | None, reporter: Reporter
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    options: CompileOptions,
+    run: Run,
+    reporter: Reporter,
 ) -> Memory:
-    """Try the ratios of ``LADDER``, the largest first, until a memory's certificate has ``kept`` >= ``target``.
+    """Try the ratios of ``LADDER``, the largest first, until a memory's certificate has ``kept`` >= the target.
 
-    A ratio larger than half the text is left out. Each has a checkpoint of its own: a search that was killed goes
-    through the finished ones in the time of their certificates.
+    Ratios larger than half the text are left out. Each ratio has a checkpoint of its own inside the run's: a search
+    that was killed goes through the finished ones in the time of their certificates. All ratios share their data.
 
     Returns:
-        The first memory that meets the target, with ``ratio_search``: the target and each ratio tried.
+        The first memory that meets the target; if none does, the one that keeps most. ``ratio_search`` holds the
+        target, whether it was met, and each ratio tried.
 
     Raises:
         InputError: a certificate without ``kept``: the full text's score is zero.
-        TargetError: none meets the target, or the full text is no help with the questions, so that none can; the error
-            holds the memory that keeps most.
     """
-    ratios = [ratio for ratio in LADDER if text_tokens >= 2 * ratio] or LADDER[-1:]
+    target = options.target
+    assert target is not None
+    tokens = len(ChatFormat.of(tokenizer).ids(text))
+    ratios = [ratio for ratio in LADDER if tokens >= 2 * ratio] or LADDER[-1:]
     tried: list[dict[str, Any]] = []
     best: Memory | None = None
     most = -1.0
-    for done, ratio in enumerate(ratios):
-        reporter.ratio(f"ratio {ratio:g}{_so_far(tried)}", done, len(ratios))
-        memory = attempt(ratio=ratio, checkpoint=checkpoint and checkpoint / f"{RATIO_FOLDER}{ratio:g}")
-        kept = kept_share(memory)
-        tried.append({"ratio": ratio, "buffer_tokens": memory.buffer_tokens, "kept": kept})
-        if kept > most:
-            best, most = memory, kept
-        if kept >= target or not text_helps(memory):
-            break
+    with nullcontext(run.checkpoint) if run.checkpoint else TemporaryDirectory() as among_ratios:
+        shared = run.shared_data or Path(among_ratios)
+        for done, ratio in enumerate(ratios):
+            reporter.ratio(f"ratio {ratio:g}{_so_far(tried)}", done, len(ratios))
+            part = run.checkpoint and run.checkpoint / f"{PART}{ratio:g}"
+            attempt = replace(run, checkpoint=part, shared_data=shared)
+            memory = compile_once(model, tokenizer, text, options.at_ratio(ratio), attempt, reporter)
+            kept = kept_share(memory)
+            tried.append({"ratio": ratio, "buffer_tokens": memory.buffer_tokens, "kept": kept})
+            if kept > most:
+                best, most = memory, kept
+            if kept >= target or not text_helps(memory):
+                break
     reporter.ratio(f"ratio {ratio:g}{_so_far(tried)}", len(ratios), len(ratios))
     assert best is not None
     met = most >= target and text_helps(best)
-    found = replace(best, ratio_search={"target": target, "met": met, "tried": tried})
-    if not met:
-        raise TargetError(missed_target(found), found)
-    return found
+    return replace(best, ratio_search={"target": target, "met": met, "tried": tried})
+
+
+def require_target(memory: Memory, where: str = "") -> Memory:
+    """``memory``, unless a search for it met no target.
+
+    Args:
+        where: the end of the message, such as where the memory is kept.
+
+    Raises:
+        TargetError: with the memory.
+    """
+    if memory.ratio_search is not None and not memory.ratio_search["met"]:
+        raise TargetError(f"{missed_target(memory)}{where}", memory)
+    return memory
 
 
 def kept_share(memory: Memory) -> float:
@@ -115,7 +112,7 @@ def missed_target(memory: Memory) -> str:
             "that no score can tell what a memory keeps: give questions that the text answers, or take a model that "
             f"reads it; the memory of ratio {memory.ratio:g} is the one that was tried"
         )
-    shares = ", ".join(f"{each['kept']:.3f} at {each['ratio']:g}" for each in search["tried"])
+    shares = ", ".join(f"{row['kept']:.3f} at {row['ratio']:g}" for row in search["tried"])
     return (
         f"no ratio keeps {search['target']:g} of the full text's score ({shares}): lower the target, raise steps or "
         f"self_study_questions, split the text, or take the best, ratio {memory.ratio:g}"
@@ -128,4 +125,4 @@ def _score(memory: Memory) -> dict[str, float] | None:
 
 
 def _so_far(tried: Sequence[dict[str, Any]]) -> str:
-    return "".join(f" · {each['ratio']:g} keeps {each['kept']:.3f}" for each in tried)
+    return "".join(f" · {row['ratio']:g} keeps {row['kept']:.3f}" for row in tried)

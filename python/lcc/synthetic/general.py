@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 
 from .people import ATTRIBUTES, NAMES, Question
+from .seeds import QUERIES
 
 LISTED_WORDS = tuple(
     "moon stone river cloud lamp chair spoon window ladder basket candle bridge garden forest island mountain pencil "
@@ -78,7 +79,7 @@ def general_query(rng: random.Random, kind: str | None = None) -> Question:
     return KINDS[kind or rng.choice(list(KINDS))](rng)
 
 
-def write_queries(path: Path, count: int = 600, seed: int = 20_000) -> None:
+def write_queries(path: Path, count: int = 600, seed: int = QUERIES) -> None:
     """Write the package's context-agnostic queries: ``count`` distinct ones, as JSONL."""
     rng = random.Random(seed)
     distinct: dict[str, None] = {}

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import InputError
 from ..utils.terminal import first_line
 from .plain_text import control_ids, plain_ids, template_ids
+from .prompts import SEPARATOR, SYSTEM_PROMPT
 
-SYSTEM_PROMPT = "You are a helpful assistant."
-SEPARATOR = "\n\n"
 # A question, or the turns of a conversation that ends in one: question, answer, ..., question.
 Query = str | tuple[str, ...]
 _USER, _ASSISTANT, _NEXT = "\u2045user\u2046", "\u2045assistant\u2046", "\u2045next\u2046"
@@ -137,7 +136,7 @@ def turns_of(query: Query) -> tuple[str, ...]:
     return (query,) if isinstance(query, str) else tuple(query)
 
 
-def read_query(stored: object) -> Query:
+def parse_query(stored: object) -> Query:
     """A query from what JSON made of it.
 
     Raises:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..modeling.window import check_window, window_of
+from ..utils.hashing import text_digest
 from ..utils.values import check
 from .chat_format import ChatFormat
 
@@ -83,11 +83,6 @@ def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
             f"the text has {len(text)} characters, too many for a window of {window_of(model)} tokens: split the text, "
             "or take a model with a longer window"
         )
-
-
-def text_digest(text: str) -> str:
-    """SHA-256 of the text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

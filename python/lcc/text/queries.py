@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError
 from ..utils.jsonl import load_rows, read_jsonl
@@ -32,21 +31,6 @@ def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
     if not queries:
         raise InputError(f"no queries in {source}: give rows with query, instruction, prompt or text")
     return queries
-
-
-def reread(options: dict[str, Any]) -> dict[str, Any]:
-    """``compile``'s options for more than one call: a pipe, or an iterable, of queries or questions is read only once.
-
-    Raises:
-        InputError: the queries or the questions cannot be read.
-    """
-    queries, questions = options.get("queries"), options.get("questions")
-    if queries is not None:
-        options = options | {"queries": load_queries(queries)}
-    if questions is not None:
-        named = isinstance(questions, (str, Path))
-        options = options | {"questions": load_rows(str(questions), "test") if named else list(questions)}
-    return options
 
 
 def _query_of(row: dict) -> str | None:

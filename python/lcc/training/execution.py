@@ -1,24 +1,67 @@
-"""The precision that a compilation's passes run in."""
+"""How a step runs on this machine: its precision, and what ``auto`` comes to."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
+import lcc_kernels as lk
+
 from ..errors import InputError
-from ..pipeline.settings import CompileSettings
+from .settings import AUTO, ExecutionSettings
+from .step_memory import CHUNK, HEADROOM, step_memory
+from .trainable import TrainableMemory
 
 
-def autocast(model: PreTrainedModel, settings: CompileSettings) -> AbstractContextManager:
-    """bfloat16 where asked for, or where the device has it in hardware."""
-    device = model.device.type
+def autocast(model: PreTrainedModel, execution: ExecutionSettings) -> AbstractContextManager:
+    """bfloat16 where asked for, or where the device has it in hardware.
+
+    Raises:
+        InputError: bfloat16 is asked for, and the model is float16.
+    """
+    device, precision = model.device.type, execution.precision
     # torch cannot cast float16 weights to bfloat16 wherever autocast wants to.
     half = model.dtype == torch.float16
-    if half and settings.precision == "bfloat16":
+    if half and precision == "bfloat16":
         raise InputError("precision is bfloat16 but the model is float16: leave precision out, or load it in bfloat16")
-    wanted = settings.precision == "bfloat16" or (
-        settings.precision == "auto" and not half and device == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = precision == "bfloat16" or (
+        precision == "auto" and not half and device == "cuda" and torch.cuda.is_bf16_supported()
     )
     return torch.autocast(device, torch.bfloat16) if wanted else nullcontext()
+
+
+def resolve_auto(
+    memory: TrainableMemory, sample_tokens: int, execution: ExecutionSettings, free: int | None
+) -> ExecutionSettings:
+    """Resolve ``auto``: off if a step fits; else checkpointing; else also chunked encoding.
+
+    The reference engine has neither. A memory that does not read the text has no text to chunk.
+
+    Args:
+        sample_tokens: of all samples of a step.
+        free: bytes, as ``available_bytes`` says. None: the fastest way is taken.
+    """
+    context = memory.context
+    text = len(context.context_ids) if memory.reads_text else 0
+    layout = lk.BottleneckLayout(len(memory.prefix), text, context.buffer, (sample_tokens,))
+    checkpointing, chunk = execution.gradient_checkpointing, execution.encode_chunk
+
+    def resolved(on: bool, size: int) -> ExecutionSettings:
+        return replace(
+            execution,
+            gradient_checkpointing=on if checkpointing == AUTO else checkpointing,
+            encode_chunk=size if chunk == AUTO else chunk,
+        )
+
+    if free is None or execution.engine == "reference" or AUTO not in (checkpointing, chunk):
+        return resolved(False, 0)
+    tries = [resolved(False, 0), resolved(True, 0), *[resolved(True, CHUNK)] * memory.reads_text]
+    fitting = (
+        tried
+        for tried in tries
+        if step_memory(memory.model, layout, tried, memory.adapts_queries).total <= HEADROOM * free
+    )
+    return next(fitting, tries[-1])

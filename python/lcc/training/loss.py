@@ -7,57 +7,63 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
-import lcc_kernels as lk
-
-from ..compilers.lora import Writer
-from ..data.synthesis import STREAMS, Sample
-from ..pipeline.settings import CompileSettings
+from ..data.samples import STREAMS, Sample
+from ..modeling.scoring import state_divergence
+from .settings import ExecutionSettings, TrainingSettings
 from .student import student_hidden
+from .trainable import TrainableMemory
 
 
 def step_loss(
-    writer: Writer, samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
+    memory: TrainableMemory,
+    samples: Sequence[Sample],
+    training: TrainingSettings,
+    execution: ExecutionSettings,
+    all_samples: Sequence[Sample] | None = None,
 ) -> torch.Tensor:
     """Weighted mean over streams of the mean divergence over each stream's supervised tokens.
 
-    One encode serves all samples, by the engine that the settings name (see ``student_hidden``).
+    One encode serves all samples (identity 1: docs/glossary.md).
 
     Args:
-        samples: of any streams; each stream's weight is shared by its supervised tokens.
-        of: the step's samples when ``samples`` are one process's share: the shares' losses add up to the step's.
+        samples: of any streams. A stream's weight is shared by its supervised tokens.
+        all_samples: the samples of the whole step, when ``samples`` are one process's share. The losses of all shares
+            add up to the step's.
 
     Returns:
-        A scalar, in nats a token for ``loss="kl"``; differentiable in what the writer trains.
+        A scalar, in nats a token for ``loss="kl"``; differentiable in the memory's parameters.
     """
-    hidden = student_hidden(writer, samples, settings)
-    weights = row_weights(samples, settings, of).to(hidden.device)
-    return divergence(writer.model, hidden, samples, weights, settings.loss)
+    hidden = student_hidden(memory, samples, training.keep_prefix, execution)
+    weights = token_weights(samples, training, all_samples).to(hidden.device)
+    return divergence(memory.model, hidden, samples, weights, training.loss)
 
 
-def held_out_kl(writer: Writer, samples: Sequence[Sample], settings: CompileSettings) -> float:
+def held_out_kl(
+    memory: TrainableMemory, samples: Sequence[Sample], training: TrainingSettings, execution: ExecutionSettings
+) -> float:
     """Mean KL(teacher || student) over the samples' supervised tokens, in nats a token."""
     with torch.no_grad():
-        hidden = student_hidden(writer, samples, settings)
+        hidden = student_hidden(memory, samples, training.keep_prefix, execution)
         weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
-        return divergence(writer.model, hidden, samples, weights, "kl").item()
+        return divergence(memory.model, hidden, samples, weights, "kl").item()
 
 
-def stream_weights(settings: CompileSettings) -> dict[str, float]:
+def stream_weights(training: TrainingSettings) -> dict[str, float]:
     """Weight of each stream's mean loss, before they are normalised over the streams present."""
-    weights = (settings.reconstruction_weight, settings.general_weight, settings.self_study_weight)
+    weights = (training.reconstruction_weight, training.general_weight, training.self_study_weight)
     return dict(zip(STREAMS, weights, strict=True))
 
 
-def row_weights(
-    samples: Sequence[Sample], settings: CompileSettings, of: Sequence[Sample] | None = None
+def token_weights(
+    samples: Sequence[Sample], training: TrainingSettings, all_samples: Sequence[Sample] | None = None
 ) -> torch.Tensor:
-    """Weights of the samples' supervised tokens, (tokens,) float64; they sum to one over ``of`` or ``samples``."""
-    whole = samples if of is None else of
-    weights = stream_weights(settings)
+    """Weights of the samples' supervised tokens, (tokens,) float64. They sum to 1 over all samples of the step."""
+    whole = samples if all_samples is None else all_samples
+    weights = stream_weights(training)
     tokens = {stream: sum(len(s.response_ids) for s in whole if s.stream == stream) for stream in STREAMS}
     total = sum(weights[stream] for stream in STREAMS if tokens[stream])
-    rows = [weights[s.stream] / total / tokens[s.stream] for s in samples for _ in s.response_ids]
-    return torch.tensor(rows, dtype=torch.float64)
+    by_token = [weights[s.stream] / total / tokens[s.stream] for s in samples for _ in s.response_ids]
+    return torch.tensor(by_token, dtype=torch.float64)
 
 
 def divergence(
@@ -67,15 +73,3 @@ def divergence(
     # States past the teacher's budget are on the CPU, wherever the model is.
     teacher = torch.cat([sample.teacher_hidden.to(hidden.device) for sample in samples])
     return state_divergence(model, hidden, teacher, weights, loss)
-
-
-def state_divergence(
-    model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, loss: str
-) -> torch.Tensor:
-    """Weighted sum of the divergence from ``teacher`` to ``hidden``, both last hidden states, (rows, H)."""
-    head = model.get_output_embeddings()
-    hidden = hidden.to(head.weight.dtype)
-    bias = getattr(head, "bias", None)
-    return lk.linear_kl(
-        hidden, teacher.to(hidden), head.weight, bias, row_weight=weights.to(hidden.dtype), reduction="sum", loss=loss
-    )

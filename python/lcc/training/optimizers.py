@@ -1,7 +1,8 @@
-"""Muon for many small matrices: the Newton-Schulz iteration in float32, all matrices of a shape at once.
+"""The optimisers: AdamW, and Muon for many small matrices.
 
-``torch.optim.Muon`` takes one matrix after the other, in bfloat16, which a CPU without it in hardware emulates: for a
-LoRA of rank 64 that was more than a third of a compile step (benchmarks/LOG.md).
+This Muon runs the Newton-Schulz iteration in float32, on all matrices of a shape at once. ``torch.optim.Muon`` takes
+one matrix after the other in bfloat16, which a CPU without it in hardware emulates. For a LoRA of rank 64 that was more
+than a third of a compile step (benchmarks/log).
 """
 
 from __future__ import annotations
@@ -63,3 +64,13 @@ def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
         gram = matrices @ matrices.mT
         matrices = first * matrices + (third * gram + fifth * gram @ gram) @ matrices
     return matrices
+
+
+def build_optimizer(
+    params: list[torch.nn.Parameter], lr: float, momentum: float, kind: str = "adamw"
+) -> torch.optim.Optimizer:
+    """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
+    group = [{"params": params, "initial_lr": lr}]
+    if kind == "muon":
+        return Muon(group, lr, momentum)
+    return torch.optim.AdamW(group, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)

@@ -6,20 +6,16 @@ tensors are counted. The rest is linear in rows, because neither scores nor logi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 import lcc_kernels as lk
 
-from ..compilers.lora import Compiler, Writer, lora_model
 from ..modeling.kv import kv_shape
 from ..modeling.packed_decoder import PackedDecoder, PackedRow
-from ..pipeline.settings import CompileSettings
-from ..utils.device_memory import group_bytes
+from .settings import ExecutionSettings
 
 PROBE = 32  # rows; twice as many give the slope
 CHUNK = 2048  # tokens of text that ``encode_chunk="auto"`` reads at a time
@@ -45,22 +41,22 @@ class StepMemory:
         return self.kept + self.working
 
 
-def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: CompileSettings) -> StepMemory:
+def step_memory(
+    model: PreTrainedModel, layout: lk.BottleneckLayout, settings: ExecutionSettings, adapts_queries: bool = False
+) -> StepMemory:
     """Estimate the activation memory of a packed step.
 
     Args:
-        model: plain, or inside ``lora_model``.
+        model: as it runs: with the LoRA in it, if there is one.
         layout: of one document, the reconstruction's segment included.
         settings: ``gradient_checkpointing`` and ``encode_chunk`` count as off where they are ``auto``.
+        adapts_queries: see ``TrainableMemory``.
     """
-    if not any(isinstance(module, LoraLayer) for module in model.modules()):
-        with lora_model(model, settings):
-            return step_memory(model, layout, settings)
     (document,) = layout.documents
     text, answers = document.context + document.buffer, sum(document.segments)
     config, itemsize = model.config, model.get_input_embeddings().weight.element_size()
     layers = config.num_hidden_layers
-    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, settings.coupled))
+    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, adapts_queries))
     logits = min(LOGITS.get(model.device.type, LOGITS["cuda"]), 2 * answers * config.vocab_size * itemsize)
 
     def phase(read: int, held: int) -> StepMemory:
@@ -83,48 +79,6 @@ def step_memory(model: PreTrainedModel, layout: lk.BottleneckLayout, settings: C
     inputs = layers * chunk * config.hidden_size * itemsize
     encode = StepMemory(2 * states + inputs, int(text_row * chunk / layers) + 2 * repeated + backward)
     return max(encode, phase(0, states), key=lambda memory: memory.total)
-
-
-def fit(writer: Writer, answers: int, settings: CompileSettings, free: int | None) -> CompileSettings:
-    """Settle what ``auto`` leaves open: nothing if a step fits, else checkpointing, else chunks of text besides.
-
-    The reference engine knows neither; a writer other than LCC's has no text to read in chunks.
-
-    Args:
-        answers: rows of all samples of a step.
-        free: bytes, as ``available_bytes`` says; None settles for the fastest.
-    """
-    context = writer.context
-    reads = isinstance(writer, Compiler)
-    text = len(context.context_ids) if reads else 0
-    layout = lk.BottleneckLayout(len(writer.prefix), text, context.buffer, (answers,))
-    checkpointing, chunk = settings.gradient_checkpointing, settings.encode_chunk
-
-    def settled(on: bool, size: int) -> CompileSettings:
-        return replace(
-            settings,
-            gradient_checkpointing=on if checkpointing == "auto" else checkpointing,
-            encode_chunk=size if chunk == "auto" else chunk,
-        )
-
-    if free is None or settings.engine == "reference" or "auto" not in (checkpointing, chunk):
-        return settled(False, 0)
-    tries = [settled(False, 0), settled(True, 0), *[settled(True, CHUNK)] * reads]
-    fitting = (found for found in tries if step_memory(writer.model, layout, found).total <= HEADROOM * free)
-    return next(fitting, tries[-1])
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Free memory of ``device``, within the limits of this process's control groups; None where it cannot be asked."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    free, limited = int(fields["MemAvailable"].split()[0]) * 1024, group_bytes()
-    return free if limited is None else min(free, limited)
 
 
 def _saved_per_row(model: PreTrainedModel, adapted: bool) -> float:

@@ -12,38 +12,86 @@ from typing import Any
 
 import torch
 
-from ..compilers.lora import Writer
-from ..data.synthesis import Sample, Surrogate
-from ..errors import DivergedError
+from ..data.samples import DistillationData, Sample
+from ..errors import DivergedError, InputError
 from ..modeling.kv import KV
-from ..pipeline.settings import CompileSettings
+from ..modeling.sharding import is_sharded
+from ..utils.device_memory import available_bytes
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
+from ..utils.resumable import sound
 from ..utils.values import require
-from .checkpoint import Checkpoint, mark_diverged, sound
+from .checkpoint import Checkpoint, mark_diverged
+from .execution import resolve_auto
 from .loss import held_out_kl, step_loss, stream_weights
-from .optimizers import Muon
+from .optimizers import build_optimizer
+from .settings import ExecutionSettings, TrainingSettings
+from .trainable import TrainableMemory
 
 
-class Optimization:
-    """Steps with linear decay on what the writer trains; keeps the state with the best held-out KL.
+def train(
+    memory: TrainableMemory,
+    data: DistillationData,
+    training: TrainingSettings,
+    execution: ExecutionSettings,
+    seed: int,
+    reporter: Reporter,
+    checkpoint: Checkpoint | None = None,
+    checkpoint_every: int = 50,
+    ranks: Ranks = ALONE,
+) -> tuple[KV, list[dict[str, float]]]:
+    """Train ``memory`` on ``data`` to the end, or to an early stop.
+
+    Args:
+        checkpoint: where the state is kept every ``checkpoint_every`` steps, and found after a kill.
+
+    Returns:
+        K and V of B, keys unrotated, of the best state; and the measurements.
+
+    Raises:
+        InputError: there is no sample to train on.
+        DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite; the last checkpoint stands.
+        MismatchError: the checkpoint belongs to another compilation.
+        MemoryFileError: a checkpoint cannot be read or written.
+    """
+    if not data.train and not training.reconstruction_weight:
+        raise InputError(
+            "there is no sample to train on: raise general_queries, self_study_questions or reconstruction_weight"
+        )
+    # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
+    free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
+    execution = resolve_auto(memory, _longest_step(data, training.batch), execution, free)
+    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks)
+    return trainer.run(reporter, checkpoint_every), trainer.curve
+
+
+def _longest_step(data: DistillationData, batch: int) -> int:
+    """Tokens of a step's samples, if its queries are the longest."""
+    queries = sorted((len(sample.input_ids) for sample in data.train), reverse=True)
+    return len(data.reconstruction.input_ids) + sum(queries[:batch])
+
+
+class Trainer:
+    """Steps with linear decay on the memory's parameters; keeps the state with the best held-out KL.
 
     Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
     """
 
     def __init__(
         self,
-        writer: Writer,
-        surrogate: Surrogate,
-        settings: CompileSettings,
-        checkpoint: Checkpoint | None,
+        memory: TrainableMemory,
+        data: DistillationData,
+        training: TrainingSettings,
+        execution: ExecutionSettings,
+        seed: int,
+        checkpoint: Checkpoint | None = None,
         ranks: Ranks = ALONE,
     ):
-        self.writer, self.surrogate, self.settings = writer, surrogate, settings
+        self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
         self.checkpoint, self.ranks = checkpoint, ranks
-        writer.start(settings)
-        groups = writer.parameter_groups(settings)
-        self.optimizers = [build_optimizer(momentum=settings.momentum, **group) for group in groups]
+        memory.initialize()
+        groups = memory.parameter_groups(training)
+        self.optimizers = [build_optimizer(momentum=training.momentum, **group) for group in groups]
         self._optimizer_of = {
             parameter: optimizer
             for group, optimizer in zip(groups, self.optimizers, strict=True)
@@ -58,7 +106,7 @@ class Optimization:
         self._resume()
 
     def run(self, reporter: Reporter, checkpoint_every: int) -> KV:
-        """Optimise to the end, or to an early stop; returns B's K and V, keys unrotated, of the best state.
+        """Train to the end, or to an early stop; returns B's K and V, keys unrotated, of the best state.
 
         Raises:
             DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite.
@@ -71,11 +119,11 @@ class Optimization:
             raise
 
     def _run(self, reporter: Reporter, checkpoint_every: int) -> KV:
-        reporter.start("compiling", self.settings.steps, self.step)
+        reporter.start("compiling", self.training.steps, self.step)
         try:
-            while self.step < self.settings.steps and not self._stale():
+            while self.step < self.training.steps and not self._stale():
                 loss = self.advance()
-                if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
+                if self.step % self.training.evaluate_every == 0 or self.step == self.training.steps:
                     self._measure(loss)
                 reporter.step(self.step, loss, self.best_kl)
                 if self.checkpoint and self.step % checkpoint_every == 0:
@@ -88,7 +136,7 @@ class Optimization:
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-            buffer = self.writer.encode()
+            buffer = self.memory.encode()
         for name, tensor in (("keys", buffer.keys), ("values", buffer.values)):
             self._require_finite(f"largest of the {name}", tensor.abs().max().item())
         return buffer
@@ -98,7 +146,7 @@ class Optimization:
         began = time.monotonic()
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * (1 - self.step / self.settings.steps)
+                group["lr"] = group["initial_lr"] * (1 - self.step / self.training.steps)
         value, gradients = self._gradients()
         self._require_finite("loss", value)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
@@ -116,45 +164,45 @@ class Optimization:
     def _gradients(self) -> tuple[float, list[torch.Tensor]]:
         """The step's loss and gradients, over all processes."""
         drawn = self._draw()
-        loss = step_loss(self.writer, self.ranks.share(drawn), self.settings, drawn)
-        # Of the last layer only B's K and V are read: the other projections' LoRA there has no gradient.
+        loss = step_loss(self.memory, self.ranks.share(drawn), self.training, self.execution, drawn)
+        # The last layer's other projections receive no gradient: ask for zeros.
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         total, *summed = self.ranks.sum([loss.detach(), *gradients])
         return total.item(), summed
 
     def _pools(self) -> dict[str, list[Sample]]:
         """The query samples of each stream that has any, and a weight."""
-        weights = stream_weights(self.settings)
+        weights = stream_weights(self.training)
         pools = {
-            stream: [sample for sample in self.surrogate.train if sample.stream == stream]
+            stream: [sample for sample in self.data.train if sample.stream == stream]
             for stream in ("general", "self_study")
         }
         return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
 
     def _draw(self) -> list[Sample]:
         """The reconstruction sample, and ``batch`` queries shared among their streams by weight."""
-        rng = random.Random(f"{self.settings.seed} {self.step}")
-        weights = stream_weights(self.settings)
+        rng = random.Random(f"{self.seed} {self.step}")
+        weights = stream_weights(self.training)
         total = sum(weights[stream] for stream in self.pools)
-        drawn: list[Sample] = [self.surrogate.reconstruction] if weights["reconstruction"] else []
+        drawn: list[Sample] = [self.data.reconstruction] if weights["reconstruction"] else []
         for stream, pool in self.pools.items():
-            count = min(len(pool), max(1, round(self.settings.batch * weights[stream] / total)))
+            count = min(len(pool), max(1, round(self.training.batch * weights[stream] / total)))
             drawn += draw_samples(pool, count, rng)
         return drawn
 
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
-        held_out = self.surrogate.held_out
-        kl = self.ranks.first(held_out_kl(self.writer, held_out, self.settings)) if held_out else loss
+        held_out = self.data.held_out
+        kl = self.ranks.first(held_out_kl(self.memory, held_out, self.training, self.execution)) if held_out else loss
         self._require_finite("held-out KL", kl)
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
-        if kl < self.best_kl or not held_out or not self.settings.patience:
+        if kl < self.best_kl or not held_out or not self.training.patience:
             self.best_kl, self.stale = kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
 
     def _stale(self) -> bool:
-        return 0 < self.settings.patience <= self.stale
+        return 0 < self.training.patience <= self.stale
 
     def _require_finite(self, what: str, value: float) -> None:
         """Check that the run is on its way.
@@ -180,13 +228,13 @@ class Optimization:
                 tensors[f"optimizer.{index}.{name}"] = value
         # JSON has no infinity: None stands for "not measured yet".
         best_kl = None if math.isinf(self.best_kl) else self.best_kl
-        # Settled by what memory was free: other chunks would round otherwise.
-        counters: dict[str, Any] = {"encode_chunk": self.settings.encode_chunk}
+        # Saved because auto picked it from free memory: another chunk size rounds differently.
+        counters: dict[str, Any] = {"encode_chunk": self.execution.encode_chunk}
         counters |= {"step": self.step, "best_kl": best_kl, "stale": self.stale}
-        self.checkpoint.save_state(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
+        self.checkpoint.save(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
 
     def _resume(self) -> None:
-        stored = self.checkpoint.load_state() if self.checkpoint else None
+        stored = self.checkpoint.load() if self.checkpoint else None
         if self.checkpoint is None or stored is None:
             return
         with sound(self.checkpoint.folder):
@@ -195,7 +243,7 @@ class Optimization:
 
     def _restore(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
         """Go on from what ``save`` wrote."""
-        self.settings = replace(self.settings, encode_chunk=metadata["encode_chunk"])
+        self.execution = replace(self.execution, encode_chunk=metadata["encode_chunk"])
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
         self.curve = metadata["curve"]
         self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
@@ -228,13 +276,3 @@ def draw_samples(pool: Sequence[Sample], count: int, rng: random.Random) -> list
     As in Efraimidis and Spirakis, Weighted random sampling with a reservoir, 2006.
     """
     return nlargest(count, pool, key=lambda sample: rng.random() ** (1 / sample.weight))
-
-
-def build_optimizer(
-    params: list[torch.nn.Parameter], lr: float, momentum: float, kind: str = "adamw"
-) -> torch.optim.Optimizer:
-    """AdamW, or Muon with updates of the size that AdamW's have; the group keeps its ``initial_lr``."""
-    group = [{"params": params, "initial_lr": lr}]
-    if kind == "muon":
-        return Muon(group, lr, momentum)
-    return torch.optim.AdamW(group, lr=lr, betas=(momentum, 0.999), weight_decay=0.0)

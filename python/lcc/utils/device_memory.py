@@ -1,14 +1,73 @@
-"""The memory that Linux control groups leave to this process: a container's or a batch job's limit is one."""
+"""Memory of this machine: what is free, what a call takes, and sizes for people.
+
+Linux control groups count: a container's or a batch job's limit is one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # A group's limit and use, in bytes, and what of its use is files that can be dropped, in memory.stat.
 V2 = "memory.max", "memory.current", "inactive_file"
 V1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of ``device``, within the limits of this process's control groups; None where it cannot be asked."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    meminfo = Path("/proc/meminfo")
+    if device.type != "cpu" or not meminfo.exists():
+        return None
+    fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+    free, limited = int(fields["MemAvailable"].split()[0]) * 1024, group_bytes()
+    return free if limited is None else min(free, limited)
+
+
+def gibibytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"
+
+
+def peak_bytes(call: Callable[[], object], device: str) -> int:
+    """Bytes of tensors, internal ones too, that ``call`` holds at its worst beyond those held before."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    memory = sorted((event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+    return max(accumulate((size for _, size in memory), initial=0))
+
+
+@contextmanager
+def silent_profiler() -> Iterator[None]:
+    """Keep what torch's profiler says of its own starting and stopping off the terminal."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def group_bytes() -> int | None:

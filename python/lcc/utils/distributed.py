@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..errors import InputError, LCCError, MismatchError
-from ..modeling.sharding import Place, placement
-
-# Rank 0 lets the teacher answer while the others wait.
-PATIENCE = timedelta(hours=24)
 
 
 class HasTokens(Protocol):
@@ -125,24 +119,3 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-@contextmanager
-def launched() -> Iterator[tuple[Ranks, Place]]:
-    """The processes that ``accelerate launch`` or torchrun started, and what puts a model where it belongs.
-
-    A process that was started by itself is alone, its device a GPU if there is one.
-    """
-    from accelerate import PartialState
-
-    cuda = torch.cuda.is_available()
-    state = PartialState(cpu=not cuda, timeout=PATIENCE)
-    ranks = Ranks(state.process_index, state.num_processes)
-    device = state.device if ranks.count > 1 else torch.device("cuda" if cuda else "cpu")
-    try:
-        yield ranks, placement(device)
-        # Who leaves first would break the last message to the others.
-        state.wait_for_everyone()
-    finally:
-        if ranks.count > 1:
-            state.destroy_process_group()

@@ -1,9 +1,11 @@
-"""A digest of a tensor's numbers, computed where the tensor is: every number counts, and so does its place."""
+"""Digests: of a text, of what JSON can say, and of a tensor's numbers."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,16 @@ import torch
 # Words in a row, and rows that are hashed at once: on a CPU as many as stay in its cache.
 ROW = 1 << 15
 CPU_ROWS, OTHER_ROWS = 1 << 3, 1 << 9
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of the text, in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    """SHA-256 of a JSON-ready value, in hexadecimal; the order of keys does not count."""
+    return text_digest(json.dumps(value, sort_keys=True))
 
 
 def tensor_digest(tensor: torch.Tensor) -> bytes:

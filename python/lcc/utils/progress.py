@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -18,6 +18,8 @@ from rich.progress import (
 
 from .terminal import Terminal, shown
 
+# Called with (name of the work, done, total).
+Report = Callable[[str, int, int], None]
 # What is gone through piece by piece, the outermost first.
 SERIES = DOCUMENTS, RATIOS = "documents", "ratios"
 

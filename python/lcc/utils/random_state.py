@@ -1,24 +1,31 @@
-"""torch's random state, seeded for a block and given back."""
+"""Random draws: torch's random state, seeded for a block and given back; and samples of what there is."""
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
-from transformers import PreTrainedModel
 
+Item = TypeVar("Item")
 _LOCK = threading.RLock()
 
 
 @contextmanager
-def seeded(model: PreTrainedModel, seed: int) -> Iterator[None]:
-    """Seed torch inside the block and give the caller's random state back after it.
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch, on the CPU and on ``device``, inside the block; the caller's random state comes back after it.
 
     torch's random state belongs to the process: one thread is inside at a time.
     """
-    devices = [model.device] if model.device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     with _LOCK, torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def sample_up_to(rng: random.Random, items: Sequence[Item], count: int) -> list[Item]:
+    """``count`` of ``items`` without replacement, in random order; all of them where there are fewer."""
+    return rng.sample(items, min(count, len(items)))

@@ -45,11 +45,11 @@ def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, 
             raise OSError(str(error)) from error
 
 
-def ours(format_name: str, **same: Any) -> Rule:
-    """The rule of an ``Output`` that replaces files of ``format_name`` whose metadata has ``same``."""
+def ours(*format_names: str, **same: Any) -> Rule:
+    """The rule of an ``Output`` that replaces files of these formats whose metadata has ``same``."""
 
     def check(path: Path) -> None:
-        metadata = read_tensors(path, format_name)[1]
+        metadata = read_tensors(path, *format_names)[1]
         differing = [name for name, value in same.items() if metadata.get(name) != value]
         if differing:
             raise MismatchError(f"{path} is there already and differs in {', '.join(differing)}")
@@ -57,8 +57,8 @@ def ours(format_name: str, **same: Any) -> Rule:
     return check
 
 
-def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what ``write_tensors`` wrote.
+def read_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``write_tensors`` wrote in one of the formats ``format_names``, of which the first is the current one.
 
     Raises:
         MemoryFileError: no such file, a truncated or foreign one, or one whose content does not match its digest.
@@ -77,15 +77,15 @@ def read_tensors(path: str | os.PathLike, format_name: str) -> tuple[dict[str, t
         raise MemoryFileError(f"{path} is truncated or no safetensors file: {first_line(error)}") from error
     try:
         header = parse_json(raw)
-        found, digest, metadata = header["format"], header["digest"], header["metadata"]
+        stored, digest, metadata = header["format"], header["digest"], header["metadata"]
     except JSONError as error:
         raise MemoryFileError(f"{path}: its metadata {error}") from error
     except (KeyError, TypeError) as error:
         raise MemoryFileError(f"{path}: its metadata has no format, digest and metadata: {error}") from error
     if not isinstance(metadata, dict):
         raise MemoryFileError(f"{path}: its metadata is no JSON object")
-    if found != format_name:
-        raise MemoryFileError(f"{path} has format {quoted(found)!r}; expected {format_name!r}")
+    if stored not in format_names:
+        raise MemoryFileError(f"{path} has format {quoted(stored)!r}; expected {format_names[0]!r}")
     if digest != _digest(tensors, metadata):
         raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
     return tensors, metadata

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from ..errors import InputError
@@ -91,6 +92,14 @@ def is_text(value: object) -> bool:
     try:
         return isinstance(value, str) and bool(value.encode() or True)
     except UnicodeEncodeError:
+        return False
+
+
+def is_date(value: object) -> bool:
+    """Whether it is a date and time as ISO 8601 writes them."""
+    try:
+        return isinstance(value, str) and bool(datetime.fromisoformat(value))
+    except ValueError:
         return False
 
 

@@ -13,8 +13,8 @@ import lcc
 from lcc.cli import app as cli
 from lcc.cli import loading as load
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.pipeline.batch import claimed
-from lcc.utils.distributed import ALONE
+from lcc.memory.store import FileStore
+from lcc.utils.outputs import Output
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import tiny_model
 
@@ -114,7 +114,7 @@ def test_a_slash_makes_a_folder(run, document, tmp_path):
 
 
 def test_a_claimed_memory_is_left_alone(run, document, tmp_path):
-    with claimed(tmp_path / "m", ALONE) as mine:
+    with FileStore(Output.of).claim(str(tmp_path / "m")) as mine:
         assert mine
         shown = run("compile", document, "-o", tmp_path / "m", "--ratio", 8, code=4).output
     assert "another process is writing" in shown

@@ -19,21 +19,24 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.cli.options import parse_settings
+from lcc.data.cache import FORMAT as DATA
+from lcc.data.cache import DataCache
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.evaluation import load_examples
 from lcc.evaluation.certificate import read_questions
 from lcc.evaluation.endpoint import RetryError
 from lcc.evaluation.judge import _read_verdict
-from lcc.pipeline.settings import make_settings, setting_types
+from lcc.pipeline.settings import known_settings, make_settings
 from lcc.text.chat_format import ChatFormat
 from lcc.text.queries import load_queries
-from lcc.training.checkpoint import STATE, SURROGATE, Checkpoint
+from lcc.training.checkpoint import FORMAT as STATE
+from lcc.training.checkpoint import Checkpoint
 from lcc.utils.safe_json import JSONError, parse_json
 from lcc.utils.tensor_files import read_tensors
 from lcc.utils.terminal import ACTING
 from tests.support.forge import ANYTHING, HOSTILE, PLAIN, changed, forge
 from tests.support.plain_memories import certificate_with
-from tests.support.tiny_models import FAST, tiny_model
+from tests.support.tiny_models import FAST, compile_leaving_checkpoint, tiny_model
 
 TEXT = "Mara lives in Alden. Hugo is a baker. The dog of Mara is called Pim. Hugo likes plums and pears."
 COST = {"answers": 1, "tokens": 2, "kl": 0.5, "changed": 0.0}
@@ -54,13 +57,12 @@ def world():
     """A model, its tokenizer, and a checkpoint folder and a memory that it compiled."""
     with TemporaryDirectory() as folder:
         model, tokenizer = tiny_model("llama"), build_tokenizer()
-        options = FAST | {"checkpoint": folder, "keep_checkpoint": True, "certify": False}
-        memory = lcc.compile(model, tokenizer, TEXT, **options)
+        memory = compile_leaving_checkpoint(model, tokenizer, TEXT, Path(folder), **FAST | {"certify": False})
         yield model, tokenizer, memory, Path(folder)
 
 
 def metadata_of(memory: lcc.Memory) -> dict:
-    return json.loads(json.dumps(memory._metadata())) | EXTRAS
+    return json.loads(json.dumps(memory.metadata())) | EXTRAS
 
 
 @fuzzed
@@ -82,7 +84,7 @@ def test_metadata_of_memories(world, data):
 def use(model, tokenizer, memory: lcc.Memory, folder: str) -> None:
     for work in (
         lambda: lcc.ask(model, tokenizer, memory, ["Where?"], max_new_tokens=2),
-        lambda: memory.quantize("int8", model, tokenizer, answers=1, max_new_tokens=2),
+        lambda: lcc.quantize(memory, "int8", model, tokenizer, answers=1, max_new_tokens=2),
         lambda: lcc.export(model, memory, Path(folder, "out"), "safetensors"),
     ):
         with suppress(lcc.LCCError):
@@ -168,7 +170,7 @@ def test_replies_of_judges(reply):
 
 @fuzzed
 @given(
-    name=st.one_of(st.sampled_from(sorted(setting_types())), st.text(max_size=9)),
+    name=st.one_of(st.sampled_from(sorted(known_settings())), st.text(max_size=9)),
     value=st.one_of(ANYTHING, st.floats(), st.text(st.characters(), max_size=5)),
 )
 def test_settings(name, value):
@@ -177,20 +179,22 @@ def test_settings(name, value):
         lambda: make_settings(**parse_settings([f"{name}={value}"])),
     ):
         with suppress(lcc.InputError):
-            json.dumps(vars(give()), allow_nan=False)
+            json.dumps(give().flat(), allow_nan=False)
 
 
 @fuzzed
-@given(data=st.data(), kind=st.sampled_from([SURROGATE, STATE]))
+@given(data=st.data(), kind=st.sampled_from([DATA, STATE]))
 def test_checkpoints(world, data, kind):
     folder = world[3]
-    name = "surrogate" if kind == SURROGATE else "state"
+    name = "surrogate" if kind == DATA else "state"
     tensors, metadata = read_tensors(folder / f"{name}.safetensors", kind)
     with TemporaryDirectory() as other:
         forge(Path(other, f"{name}.safetensors"), tensors, data.draw(changed(metadata)), kind)
-        checkpoint = Checkpoint(Path(other), metadata["identity"])
         with suppress(lcc.MemoryFileError, lcc.MismatchError):
-            checkpoint.load_surrogate(torch.device("cpu")) if kind == SURROGATE else checkpoint.load_state()
+            if kind == DATA:
+                DataCache(Path(other), metadata["identity"]).load(torch.device("cpu"))
+            else:
+                Checkpoint(Path(other), metadata["identity"], metadata["data"]).load()
 
 
 PIECES = st.sampled_from(

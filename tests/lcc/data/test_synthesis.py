@@ -1,10 +1,11 @@
 """Which samples are held out of training."""
 
-from lcc.data.synthesis import Sample, _hold_out
+from lcc.data.samples import Sample
+from lcc.data.synthesis import _hold_out
 
 
 def samples(stream: str, responses: str) -> list[Sample]:
-    return [Sample(stream, f"{stream} {n}", (n,), (ord(response),)) for n, response in enumerate(responses)]
+    return [Sample((n,), (ord(response),), stream, f"{stream} {n}") for n, response in enumerate(responses)]
 
 
 def test_what_only_one_question_asks_for_stays_in_training():

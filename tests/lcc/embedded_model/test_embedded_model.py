@@ -11,20 +11,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lcc.compilers.lora import read_text
-from lcc.data.self_study import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN, TURNS, ask_questions, text_pieces
-from lcc.data.synthesis import REPEAT_REQUEST
+from lcc.data.self_study import TURNS, ask_questions, text_pieces
 from lcc.embedded_model import EMBEDDED
 from lcc.evaluation import FullText, beside, evaluate
 from lcc.evaluation.suites import SUITES, general_queries, suite
+from lcc.inference.asking import ask_text
 from lcc.modeling.generation import generate_responses
+from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import make_settings
-from lcc.synthetic.exam import answer, general_exam, score
+from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.general import KINDS, general_query
 from lcc.synthetic.people import ASKED_WORDINGS, ATTRIBUTES, UNKNOWN, Document, document, unanswerable
 from lcc.synthetic.reasoning import aggregate_questions, comparisons, described_questions
 from lcc.text.chat_format import ChatFormat, turns_of
 from lcc.text.context import build_context
+from lcc.text.prompts import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN, REPEAT_REQUEST
 
 # Far from the seeds of the training script and of the demo.
 HELD_OUT = 5_000_000
@@ -85,8 +86,8 @@ def test_answers_with_the_text_and_not_without(embedded):
         doc = unseen(index)
         questions = doc.questions()
         texts = [question.text for question in questions]
-        right += score(answer(*embedded, doc.text, texts), questions) * len(questions)
-        guessed += score(answer(*embedded, "", texts), questions) * len(questions)
+        right += score(ask_text(*embedded, doc.text, texts), questions) * len(questions)
+        guessed += score(ask_text(*embedded, "", texts), questions) * len(questions)
         total += len(questions)
     assert right / total >= 0.97
     assert guessed / total <= 0.15
@@ -119,7 +120,7 @@ def test_asks_in_wordings_that_leave_one_for_evaluation(embedded):
     chat = ChatFormat.of(tokenizer)
     doc = document(random.Random(HELD_OUT), 5, 7)
     with torch.no_grad():
-        seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
+        seen = prefill(model, [*chat.prefix_ids, *chat.ids(doc.text)])
     torch.manual_seed(0)
     rows = generate_responses(model, seen, [chat.query_ids(ASK_PLAIN)] * 200, 20, end=chat.end, temperature=0.6)
     asked = {tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows}
@@ -137,20 +138,20 @@ def test_general_queries_beside_an_unrelated_text(embedded):
     scores = {}
     for kind in KINDS:
         queries = [general_query(rng, kind) for _ in range(80)]
-        scores[kind] = score(answer(*embedded, unseen(0).text, [query.text for query in queries]), queries)
+        scores[kind] = score(ask_text(*embedded, unseen(0).text, [query.text for query in queries]), queries)
     assert sum(scores.values()) / len(scores) >= 0.97, scores
     assert min(scores.values()) >= 0.93, scores
 
 
 def test_general_queries_without_a_text(embedded):
     queries = general_exam(random.Random(HELD_OUT), 60)
-    assert score(answer(*embedded, "", [query.text for query in queries]), queries) >= 0.97
+    assert score(ask_text(*embedded, "", [query.text for query in queries]), queries) >= 0.97
 
 
 def test_says_when_the_text_does_not_tell(embedded):
     doc, rng = unseen(0), random.Random(HELD_OUT)
     strangers = [q for q in (unanswerable(rng, doc) for _ in range(60)) if not any(n in q.text for n in doc.names)]
-    answers = answer(*embedded, doc.text, [question.text for question in strangers])
+    answers = ask_text(*embedded, doc.text, [question.text for question in strangers])
     assert Counter(answers)[UNKNOWN] / len(answers) >= 0.8
 
 
@@ -180,7 +181,7 @@ def sampled(_embedded):
     for index in range(3):
         doc = document(random.Random(HELD_OUT + index), 5, 7)
         with torch.no_grad():
-            seen = read_text(model, [*chat.prefix_ids, *chat.ids(doc.text)])
+            seen = prefill(model, [*chat.prefix_ids, *chat.ids(doc.text)])
         for request in (ASK_PLAIN, ASK_HARD):
             rows = generate_responses(model, seen, [chat.query_ids(request)] * 400, 24, end=chat.end, temperature=0.6)
             texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
@@ -209,7 +210,7 @@ def self_study(_embedded):
     settings = make_settings(ratio=8)
     context = build_context(model, tokenizer, doc.text, 8, 32)
     with torch.no_grad():
-        seen = read_text(model, context.context_ids, read_text(model, context.prefix_ids))
+        seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     torch.manual_seed(0)
     return doc, settings, ask_questions(model, context, seen, settings, lambda *_: None)
 
@@ -254,7 +255,7 @@ def test_self_study_without_a_kind(hard, follow_ups, embedded):
     model, tokenizer = embedded
     context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 3, 4).text, 8, 32)
     with torch.no_grad():
-        seen = read_text(model, context.context_ids, read_text(model, context.prefix_ids))
+        seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     settings = make_settings(self_study_questions=12, self_study_hard=hard, self_study_follow_ups=follow_ups)
     asked = ask_questions(model, context, seen, settings, lambda *_: None)
     assert len(asked) == 12
@@ -265,7 +266,7 @@ def test_questions_that_were_cut_off_are_left_out(embedded):
     model, tokenizer = embedded
     context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 2, 4).text, 8, 7)
     with torch.no_grad():
-        seen = read_text(model, context.context_ids, read_text(model, context.prefix_ids))
+        seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     torch.manual_seed(0)
     asked = ask_questions(model, context, seen, make_settings(max_response_tokens=7), lambda *_: None)
     assert asked

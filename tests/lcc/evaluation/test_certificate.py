@@ -10,13 +10,13 @@ import pytest
 import torch
 
 import lcc
-from lcc.data.synthesis import Sample, Surrogate
+from lcc.data.samples import DistillationData, Sample
+from lcc.data.settings import DataSettings
 from lcc.evaluation import certificate
 from lcc.evaluation.certificate import fresh_queries, held_out_questions, measure, read_questions
 from lcc.inference.reader import Reader, changed_share, kl_between
+from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
-from lcc.pipeline.settings import make_settings
-from lcc.synthetic.exam import read_chat
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
 from lcc.training import trainer as optimize
@@ -39,7 +39,7 @@ def job(llama, tokenizer, text, fast):
 def readers(tokenizer, text):
     """The tiny model in float64 behind the text, and behind nothing."""
     model, chat = tiny_model("llama", torch.float64), ChatFormat.of(tokenizer)
-    return Reader(model, chat, read_chat(model, chat, text)), Reader(model, chat, read_chat(model, chat, ""), False)
+    return Reader.of_text(model, chat, text), Reader.of_text(model, chat, "")
 
 
 def plain_log_probabilities(reader, text, query, response):
@@ -81,19 +81,19 @@ def measured(embedded, monkeypatch):
     chat = ChatFormat.of(tokenizer)
 
     def sample(stream, query, response):
-        return Sample(stream, query, tuple(chat.query_ids(query)), (*chat.ids(response), chat.end))
+        return Sample(tuple(chat.query_ids(query)), (*chat.ids(response), chat.end), stream, query)
 
     known = doc.questions()
     held_out = (
         sample("general", "Say: dog cat.", "dog cat."),
         *(sample("self_study", question.text, question.answer) for question in known[:6]),
     )
-    surrogate = Surrogate(sample("reconstruction", "", doc.text), (sample("general", "Say: dog.", "dog."),), held_out)
-    settings = make_settings(max_response_tokens=8)
+    data = DistillationData(sample("reconstruction", "", doc.text), (sample("general", "Say: dog.", "dog."),), held_out)
+    settings = DataSettings(max_response_tokens=8)
 
     def run(change=lambda kv: kv, **options):
-        changed = replace(memory, kv=change(memory.kv))
-        return measure(model, tokenizer, doc.text, changed, surrogate, settings, lcc.load_queries(), **options)
+        changed = replace(memory, payload=KVPayload(change(memory.kv)))
+        return measure(model, tokenizer, doc.text, changed, data, settings, 0, lcc.load_queries(), **options)
 
     return run, doc
 
@@ -178,18 +178,17 @@ def test_questions_that_cannot_be_used_are_refused_before_the_work(rows, reason,
 def test_general_queries_are_fresh(llama):
     known = [f"query {number}" for number in range(12)]
 
-    def surrogate(drawn):
-        samples = [Sample("general", query, (1,), (2,)) for query in drawn]
-        return Surrogate(samples[0], tuple(samples[1:8]), (samples[0], *samples[8:]))
+    def samples(queries):
+        return [Sample((1,), (2,), query=query) for query in queries]
 
-    left = fresh_queries(surrogate(known[:8]), known, 0)
+    left = fresh_queries(samples(known[:8]), known, 0)
     assert sorted(left) == sorted(known[8:])
-    generated = fresh_queries(surrogate(known[:9]), known, 0)
+    generated = fresh_queries(samples(known[:9]), known, 0)
     assert set(generated) >= set(known[9:])
     assert len(set(generated)) == 4
     own = lcc.load_queries()
-    assert not set(fresh_queries(surrogate(own), own, 0)) & set(own)
-    assert fresh_queries(surrogate(own), own, 0) != fresh_queries(surrogate(own), own, 1)
+    assert not set(fresh_queries(samples(own), own, 0)) & set(own)
+    assert fresh_queries(samples(own), own, 0) != fresh_queries(samples(own), own, 1)
 
 
 def test_self_asked_questions_are_held_out_ones_that_the_text_settles(readers, text, monkeypatch):
@@ -203,10 +202,9 @@ def test_self_asked_questions_are_held_out_ones_that_the_text_settles(readers, t
     found = full.confidence(queries, responses)
     assert found == pytest.approx([value.item() for value in expected], rel=1e-9)
     streams = ["general", "self_study", "self_study", "self_study"]
-    samples = [Sample(*each) for each in zip(streams, queries, [(1,)] * 4, responses, strict=True)]
-    surrogate = Surrogate(samples[0], tuple(samples[:2]), (samples[0], *samples[2:]))
+    samples = [Sample((1,), *each) for each in zip(responses, streams, queries, strict=True)]
     monkeypatch.setattr(certificate, "SETTLED", (found[2] + found[3]) / 2)
-    asked = held_out_questions(surrogate, full, make_settings())
+    asked = held_out_questions((samples[0], *samples[2:]), full, 8)
     surer = 2 if found[2] > found[3] else 3
     assert [question.example.question for question in asked] == [queries[surer]]
     assert not asked[0].referenced
@@ -256,7 +254,7 @@ def test_a_kill_while_measuring_loses_no_step(job, tmp_path, monkeypatch):
 
 def test_quantising_keeps_it_and_it_says_what_it_measured(job, llama, tokenizer):
     memory = job()
-    small = memory.quantize("int8", llama, tokenizer, answers=2, max_new_tokens=2)
+    small = lcc.quantize(memory, "int8", llama, tokenizer, answers=2, max_new_tokens=2)
     assert small.certificate == memory.certificate
     assert (small.dtype, small.certificate["dtype"]) == ("int8", "float32")
 

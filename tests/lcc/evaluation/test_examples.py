@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -30,9 +31,15 @@ def test_a_kvpress_row():
     assert (several.answers, several.metric, several.task) == (("12", "57"), "string_match", "niah_multivalue")
 
 
+def row_of(example):
+    """The JSONL row of an example."""
+    row = asdict(example)
+    return row | {"answer": row["answers"][0] if len(row["answers"]) == 1 else row["answers"]}
+
+
 def test_rows_go_round():
     example = Example("c", "q", ("a", "b"), "p", 3, "t", "exact_match", (("x", "y"),), True)
-    assert Example.from_row(json.loads(json.dumps(example.to_row())), "here") == example
+    assert Example.from_row(json.loads(json.dumps(row_of(example))), "here") == example
 
 
 def test_keys_are_of_what_is_asked():
@@ -143,7 +150,7 @@ def test_every_loader_reads_its_columns(tmp_path):
     assert ROWS.keys() == LOADERS.keys()
     for name, rows in ROWS.items():
         examples = load_benchmark(name, write(tmp_path / f"{name}.jsonl", rows))
-        assert all(Example.from_row(example.to_row(), name) == example for example in examples)
+        assert all(Example.from_row(row_of(example), name) == example for example in examples)
         assert {example.task for example in examples} == {name}
         with pytest.raises(InputError, match=f"row 1 of .* is not one of {name}'s"):
             load_benchmark(name, write(tmp_path / "other.jsonl", [{"text": 1}]))

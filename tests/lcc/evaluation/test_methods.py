@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.errors import InputError, MismatchError
-from lcc.evaluation import CompiledMemory, Example, FullText, NoText
-from lcc.evaluation.methods import answer_after, query_ids
+from lcc.evaluation import Example, FullText, NoText, answer_examples
 from lcc.evaluation.suites import suite
+from lcc.inference.asking import ask_text
+from lcc.inference.reader import prefill_chat
 from lcc.memory.memory import Memory
+from lcc.pipeline import memory_method
+from lcc.pipeline.memory_method import compiled_memories
 from lcc.pipeline.settings import make_settings
-from lcc.synthetic.exam import answer, read_chat
 from lcc.text.chat_format import ChatFormat
 
 
@@ -33,10 +35,10 @@ def test_query_ids_are_the_chat_templates(embedded):
         {"role": "user", "content": "And Hugo?"},
     ]
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    ids = [*chat.prefix_ids, *chat.ids(example.context), *query_ids(chat, example)]
+    ids = [*chat.prefix_ids, *chat.ids(example.context), *example.request.query_ids(chat)]
     assert ids == list(expected)
     prefixed = Example("c", "Who?", ("a",), answer_prefix="It is")
-    assert query_ids(chat, prefixed) == chat.query_ids("Who?") + chat.ids("It is")
+    assert prefixed.request.query_ids(chat) == chat.query_ids("Who?") + chat.ids("It is")
 
 
 def test_bounds(embedded):
@@ -45,23 +47,23 @@ def test_bounds(embedded):
     opening = [example for example in examples if not example.history]
     full = FullText(model, tokenizer).answer(opening[0].context, opening)
     assert full.texts == [example.answers[0] for example in opening]
-    assert full.texts == answer(model, tokenizer, opening[0].context, [example.question for example in opening])
+    assert full.texts == ask_text(model, tokenizer, opening[0].context, [example.question for example in opening])
     nothing = NoText(model, tokenizer).answer(opening[0].context, opening)
-    assert nothing.texts == answer(model, tokenizer, "", [example.question for example in opening])
+    assert nothing.texts == ask_text(model, tokenizer, "", [example.question for example in opening])
     assert full.kv_bytes > 10 * nothing.kv_bytes
 
 
 def test_answers_come_in_the_examples_order_whatever_their_length(embedded):
     model, tokenizer = embedded
     chat = ChatFormat.of(tokenizer)
-    visible = read_chat(model, chat, "")
+    visible = prefill_chat(model, chat, "")
     words = "moon stone river cloud lamp chair spoon window".split()
     examples = [
         Example("", f"Say: {' '.join(words[i : i + 3])}.", (" ".join(words[i : i + 3]),), max_new_tokens=1 + i % 3)
         for i in range(5)
     ]
-    found = answer_after(model, chat, visible, examples, batch=2, after_text=False)
-    alone = [answer_after(model, chat, visible, [example], batch=1, after_text=False)[0] for example in examples]
+    found = answer_examples(model, chat, visible, examples, batch=2, after_text=False)
+    alone = [answer_examples(model, chat, visible, [example], batch=1, after_text=False)[0] for example in examples]
     assert found == alone
     assert len(set(alone)) == len(examples)
     assert [len(answer.split()) for answer in found] == [1 + i % 3 for i in range(5)]
@@ -75,34 +77,32 @@ def test_texts_beyond_the_window_are_refused(embedded):
 def test_memories_are_compiled_once(llama, tokenizer, text, fast, tmp_path, monkeypatch):
     example = Example(text, "Where does Mara live?", ("Alden",), max_new_tokens=4)
     settings = make_settings(**{name: value for name, value in fast.items() if name != "progress"})
-    method = CompiledMemory(llama, tokenizer, tmp_path / "memories", settings)
+    method = compiled_memories(llama, tokenizer, tmp_path / "memories", settings)
     first = method.answer(text, [example])
     memory = lcc.Memory.load(next((tmp_path / "memories").iterdir()))
     assert first.texts == lcc.ask(llama, tokenizer, memory, [example.question], max_new_tokens=4)
     assert first.trained_on == frozenset(memory.questions)
     assert first.seconds == memory.curve[-1]["seconds"]
     assert [path.suffix for path in (tmp_path / "memories").iterdir()] == [".safetensors"]
-    from lcc.evaluation import methods
-
-    monkeypatch.setattr(methods, "compile", lambda *_, **__: pytest.fail("compiled again"))
-    assert CompiledMemory(llama, tokenizer, tmp_path / "memories", settings).answer(text, [example]) == first
+    monkeypatch.setattr(memory_method, "make_memory", lambda *_: pytest.fail("compiled again"))
+    assert compiled_memories(llama, tokenizer, tmp_path / "memories", settings).answer(text, [example]) == first
     with pytest.raises(pytest.fail.Exception):
-        CompiledMemory(llama, tokenizer, tmp_path / "memories", replace(settings, seed=9)).answer(text, [example])
+        compiled_memories(llama, tokenizer, tmp_path / "memories", settings.replace(seed=9)).answer(text, [example])
 
 
 def test_the_memory_of_another_text_is_refused(llama, tokenizer, text, fast, tmp_path):
     settings = make_settings(**{name: value for name, value in fast.items() if name != "progress"})
-    method = CompiledMemory(llama, tokenizer, tmp_path, settings)
-    method.memory(text)
+    method = compiled_memories(llama, tokenizer, tmp_path, settings)
+    method.make(text)
     (path,) = tmp_path.glob("*.safetensors")
     replace(Memory.load(path), source_sha256="ab").save(path)
-    with pytest.raises(MismatchError, match="memory of another text: delete it"):
+    with pytest.raises(MismatchError, match="not the memory of its text: delete it"):
         method.answer(text, [Example(text, "Who?", ("x",), max_new_tokens=2)])
 
 
 def test_identities_say_what_answers_depend_on(llama, tokenizer, tmp_path):
     def identity(queries=None, **settings):
-        return CompiledMemory(llama, tokenizer, tmp_path, make_settings(**settings), queries=queries).identity
+        return compiled_memories(llama, tokenizer, tmp_path, make_settings(**settings), queries=queries).identity
 
     base = identity()
     assert base == identity()

@@ -12,7 +12,8 @@ from transformers import AutoConfig, DynamicCache, StaticCache
 
 import lcc
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.memory.quantization import quantize_kv
+from lcc.memory.payload import KVPayload
+from lcc.memory.quantization import quantize_payload
 from lcc.modeling.kv import KV
 from tests.lcc.memory.test_attachment import QUESTIONS, TEXT, static_cache
 from tests.support.plain_memories import plain_memory
@@ -58,7 +59,7 @@ def test_static_caches_unlike_the_model_are_refused_by_name(llama, tokenizer, mo
 
 def scaled(memory, **factors):
     kv = {name: getattr(memory.kv, name) * factors.get(name, 1.0) for name in ("keys", "values")}
-    return replace(memory, kv=KV(**kv))
+    return replace(memory, payload=KVPayload(KV(**kv)))
 
 
 @pytest.mark.parametrize("part", ["keys", "values"])
@@ -67,10 +68,12 @@ def test_numbers_that_overflow_the_model_are_refused_by_name(kind, part, llama, 
     """Into every kind of cache, before anything is written to it."""
     memory, own = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     if kind == "int8":
-        kv, *scales = quantize_kv(memory.kv, "int8")
-        scale = ["keys", "values"].index(part)
-        scales[scale] = scales[scale] * 1e6
-        large = replace(memory, kv=kv, key_scale=scales[0], value_scale=scales[1])
+        quantized, scale = (
+            quantize_payload(memory.kv_payload, "int8"),
+            {"keys": "key_scale", "values": "value_scale"}[part],
+        )
+        scaled_up = replace(quantized, **{scale: getattr(quantized, scale) * 1e6})
+        large = replace(memory, payload=scaled_up)
     else:
         large = scaled(memory, **{part: 1e6})
     half = copy.deepcopy(llama).half()
@@ -93,7 +96,7 @@ def test_keys_that_overflow_only_once_they_are_turned_are_refused(llama, tokeniz
     keys = torch.full_like(memory.kv.keys, 60_000.0)
     half = copy.deepcopy(llama).half()
     with pytest.raises(lcc.InputError, match="keys reach 8"):
-        lcc.attach(half, replace(memory, kv=KV(keys, memory.kv.values)), verify=False)
+        lcc.attach(half, replace(memory, payload=KVPayload(KV(keys, memory.kv.values))), verify=False)
 
 
 def test_a_memory_of_other_weights_is_refused_unless_asked_for(llama, tokenizer, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 import lcc
-from lcc.modeling.generation import prompt as batched_prompt
+from lcc.modeling.generation import batch_inputs as batched_prompt
 from lcc.text.chat_format import ChatFormat
 from tests.lcc.memory.test_attachment import QUESTIONS, TEXT, logits_after
 from tests.support.plain_memories import plain_memory
@@ -51,7 +51,7 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
 
 def test_quantised_and_stacked_memories_are_exported(llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
-    small = memory.quantize("int8", llama, tokenizer, answers=1, max_new_tokens=1)
+    small = lcc.quantize(memory, "int8", llama, tokenizer, answers=1, max_new_tokens=1)
     expected = lcc.attach(llama, [small, memory]).read()
     lcc.export(llama, [small, memory], tmp_path, "cartridge")
     adapted = PeftModel.from_pretrained(llama, tmp_path)
@@ -94,7 +94,7 @@ def test_the_documents_reader_reads_a_memory(dtype, llama, tokenizer, tmp_path, 
     """The very lines of docs/memory-format.md, in a namespace without this package."""
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     if dtype:
-        memory = memory.quantize(dtype, llama, tokenizer, answers=1, max_new_tokens=1)
+        memory = lcc.quantize(memory, dtype, llama, tokenizer, answers=1, max_new_tokens=1)
     memory.save(tmp_path / "m.lcc.safetensors")
     reader = snippets()[0]
     assert len(reader.splitlines()) <= 15
@@ -125,9 +125,9 @@ def test_the_documents_reader_reads_an_exported_cache(llama, tokenizer, tmp_path
 
 def test_every_field_is_documented(llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
-    small = memory.quantize("int8", llama, tokenizer, answers=1, max_new_tokens=1)
+    small = lcc.quantize(memory, "int8", llama, tokenizer, answers=1, max_new_tokens=1)
     named = set(re.findall(r"^\| `(\w+)`", FORMAT_DOC.read_text("utf-8"), re.MULTILINE))
-    assert named >= small.tensors().keys() | small._metadata().keys()
+    assert named >= small.tensors().keys() | small.metadata().keys()
 
 
 def test_unusable_targets_are_refused(llama, tokenizer, tmp_path, monkeypatch):

@@ -10,12 +10,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import lcc
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import Sample, response_hidden
+from lcc.compilers.lora import LoraMemory
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.memory.memory import FORMAT
+from lcc.memory.file_format import FORMAT
+from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
-from lcc.pipeline.settings import make_settings
+from lcc.modeling.lora import lora_model
+from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import Completion, completion_states
 from lcc.text.chat_format import ChatFormat
 from lcc.text.context import build_context
 from lcc.utils.tensor_files import write_tensors
@@ -200,25 +202,24 @@ def test_one_beam_of_the_shared_cache_equals_greedy(memory, llama, tokenizer):
 def test_attached_memory_equals_the_training_time_student(family, keep_prefix, tokenizer, text, tmp_path):
     """Through K and V, unrotated, on disk and back: the same hidden states as while training."""
     model = tiny_model(family)
-    settings = make_settings(keep_prefix=keep_prefix)
     context = build_context(model, tokenizer, text, 8, 8)
     query = context.chat.query_ids(QUESTIONS[0])
-    sample = Sample("general", QUESTIONS[0], tuple(query), tuple(context.chat.ids("Mara dog.")))
-    with lora_model(model, settings) as layers, torch.no_grad():
+    sample = Completion(tuple(query), tuple(context.chat.ids("Mara dog.")))
+    with lora_model(model, 8, 8.0) as layers, torch.no_grad():
         for layer in layers:
             layer.lora_B["default"].weight.normal_(std=0.1)
-        compiler = Compiler(model, context, layers)
+        compiler = LoraMemory(model, context, layers)
         kv = compiler.encode()
-        student = response_hidden(model, compiler.visible(kv, keep_prefix), [sample])
+        student = completion_states(model, compiler.visible(kv, keep_prefix), [sample])
     memory = lcc.Memory(
-        kv=KV(kv.keys, kv.values), prefix_ids=context.prefix_ids if keep_prefix else (), ratio=8.0, source_tokens=1,
+        payload=KVPayload(kv), prefix_ids=context.prefix_ids if keep_prefix else (), ratio=8.0, source_tokens=1,
         source_sha256="", rope=dict(model.config.rope_parameters), settings={},
         fingerprint=lcc.fingerprint(model, tokenizer),
     )  # fmt: skip
     memory.save(tmp_path / "m")
     cache = lcc.attach(model, lcc.Memory.load(tmp_path / "m"))
     with torch.no_grad():
-        attached = response_hidden(model, cache.read(), [sample])
+        attached = completion_states(model, cache.read(), [sample])
     torch.testing.assert_close(attached, student, rtol=1e-5, atol=1e-5)
 
 
@@ -232,7 +233,7 @@ def test_memory_is_rotated_to_where_it_is_attached(memory, llama):
 
 def test_prefix_is_the_frozen_models_own(memory, llama):
     with torch.no_grad():
-        prefix = read_text(llama, memory.prefix_ids)
+        prefix = prefill(llama, memory.prefix_ids)
     cached = lcc.attach(llama, memory).read()
     assert torch.equal(cached.keys[:, :, : len(prefix)], prefix.keys)
 
@@ -247,12 +248,14 @@ def test_cast_memory_answers(memory, llama, tokenizer):
 @pytest.mark.parametrize("part", ["keys", "values"])
 def test_a_cast_that_overflows_is_refused_by_name(part, memory):
     kv = {"keys": memory.kv.keys, "values": memory.kv.values}
-    large = replace(memory, kv=KV(**kv | {part: kv[part] * 1e6}))
+    large = replace(memory, payload=KVPayload(KV(**kv | {part: kv[part] * 1e6})))
     with pytest.raises(lcc.InputError, match=r"too large for torch\.float16: take bfloat16 or float32"):
         large.to("cpu", torch.float16)
     assert large.to("cpu", torch.bfloat16).dtype == "bfloat16"
     with pytest.raises(lcc.InputError, match=r"too large for torch\.float32"):
-        replace(memory, kv=KV(memory.kv.keys.double() * 1e60, memory.kv.values.double())).to("cpu", torch.float32)
+        replace(memory, payload=KVPayload(KV(memory.kv.keys.double() * 1e60, memory.kv.values.double()))).to(
+            "cpu", torch.float32
+        )
 
 
 def test_conversation_keeps_its_history(memory, llama, tokenizer):

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import lcc
-from lcc.memory.memory import FORMAT
-from lcc.memory.quantization import FORMATS, quantize_kv
+from lcc.memory import quantization
+from lcc.memory.file_format import FORMAT
+from lcc.memory.payload import KVPayload
+from lcc.memory.quantization import FORMATS, quantize_payload
 from lcc.modeling.kv import KV
 from lcc.synthetic.people import document
 from lcc.utils.tensor_files import read_tensors, write_tensors
@@ -28,7 +30,7 @@ def memory(llama, tokenizer, text, monkeypatch):
 
 @pytest.fixture
 def small(memory, llama, tokenizer):
-    return memory.quantize("int8", llama, tokenizer, answers=2, max_new_tokens=2)
+    return lcc.quantize(memory, "int8", llama, tokenizer, answers=2, max_new_tokens=2)
 
 
 def random_kv(dtype=torch.float32) -> KV:
@@ -46,7 +48,8 @@ def random_kv(dtype=torch.float32) -> KV:
 def test_rounding_is_to_the_nearest(dtype, source):
     """int8: half a step of each channel's (token's) scale; fp8: half of its last bit, 1/16."""
     kv = random_kv(source)
-    small, key_scale, value_scale = quantize_kv(kv, dtype)
+    payload = quantize_payload(KVPayload(kv), dtype)
+    small, key_scale, value_scale = payload.kv, payload.key_scale, payload.value_scale
     assert small.keys.dtype == small.values.dtype == FORMATS[dtype][0]
     assert key_scale.shape == (3, 2, 16)
     assert value_scale.shape == (3, 2, 9)
@@ -63,18 +66,19 @@ def test_rounding_is_to_the_nearest(dtype, source):
 
 def test_tiny_numbers_have_a_scale():
     kv = KV(torch.full((1, 1, 2, 4), 1e-45), torch.full((1, 1, 2, 4), 1e-45))
-    _, *scales = quantize_kv(kv, "int8")
-    assert all((scale > 0).all() for scale in scales)
+    small = quantize_payload(KVPayload(kv), "int8")
+    assert all((scale > 0).all() for scale in (small.key_scale, small.value_scale))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attach_multiplies_the_scales_back_in(dtype, memory, llama, tokenizer):
-    small = memory.quantize(dtype, llama, tokenizer, answers=2, max_new_tokens=2)
-    kv, key_scale, value_scale = quantize_kv(memory.kv, dtype)
-    by_hand = KV(kv.keys.float() * key_scale[:, :, None], kv.values.float() * value_scale[..., None])
+    small = lcc.quantize(memory, dtype, llama, tokenizer, answers=2, max_new_tokens=2)
+    quantized = quantize_payload(memory.kv_payload, dtype)
+    keys, values = quantized.kv.keys.float(), quantized.kv.values.float()
+    by_hand = KV(keys * quantized.key_scale[:, :, None], values * quantized.value_scale[..., None])
     for start in (0, 9):
         found = lcc.attach(llama, small, start).read()
-        expected = lcc.attach(llama, replace(memory, kv=by_hand), start).read()
+        expected = lcc.attach(llama, replace(memory, payload=KVPayload(by_hand)), start).read()
         torch.testing.assert_close(found.keys, expected.keys, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found.values, expected.values, rtol=1e-6, atol=1e-6)
 
@@ -85,7 +89,7 @@ def test_the_embedded_model_still_answers(dtype, embedded, monkeypatch):
     doc = document(random.Random(3), people=2, attributes=4)
     memory, _ = plain_memory(model, tokenizer, doc.text, monkeypatch)
     memory = replace(memory, questions=tuple(question.text for question in doc.questions()))
-    small = memory.quantize(dtype, model, tokenizer, answers=24, max_new_tokens=8)
+    small = lcc.quantize(memory, dtype, model, tokenizer, answers=24, max_new_tokens=8)
     cost = small.quantization
     assert cost["source_dtype"] == "float32"
     assert cost["self_study"]["answers"] == cost["general"]["answers"] == 24
@@ -99,17 +103,15 @@ def test_the_embedded_model_still_answers(dtype, embedded, monkeypatch):
 
 def test_what_is_measured_is_what_differs(memory, llama, tokenizer, monkeypatch):
     """Coarser codes cost more; memories that asked nothing are measured on general queries alone."""
-    from lcc.memory.memory import quantization as quantize
-
-    fine = memory.quantize("int8", llama, tokenizer, answers=8, max_new_tokens=6).quantization
-    monkeypatch.setitem(quantize.FORMATS, "int8", (torch.int8, 3.0))
-    coarse = memory.quantize("int8", llama, tokenizer, answers=8, max_new_tokens=6).quantization
+    fine = lcc.quantize(memory, "int8", llama, tokenizer, answers=8, max_new_tokens=6).quantization
+    monkeypatch.setitem(quantization.FORMATS, "int8", (torch.int8, 3.0))
+    coarse = lcc.quantize(memory, "int8", llama, tokenizer, answers=8, max_new_tokens=6).quantization
     for stream in ("self_study", "general"):
         assert coarse[stream]["kl"] > 10 * fine[stream]["kl"] > 0
         assert coarse[stream]["changed"] >= fine[stream]["changed"]
         assert coarse[stream]["tokens"] == fine[stream]["tokens"]
     assert coarse["general"]["changed"] > 0
-    silent = replace(memory, questions=()).quantize("int8", llama, tokenizer, answers=2, max_new_tokens=2)
+    silent = lcc.quantize(replace(memory, questions=()), "int8", llama, tokenizer, answers=2, max_new_tokens=2)
     assert silent.quantization.keys() == {"source_dtype", "general"}
 
 
@@ -135,16 +137,16 @@ def test_sizes_are_those_of_the_tensors(small):
 
 def test_quantising_twice_and_unknown_dtypes_are_refused(memory, small, llama, tokenizer):
     with pytest.raises(lcc.InputError, match="int8 already"):
-        small.quantize("fp8", llama, tokenizer)
+        lcc.quantize(small, "fp8", llama, tokenizer)
     with pytest.raises(lcc.InputError, match="unknown dtype 'int4'"):
-        memory.quantize("int4", llama, tokenizer)
+        lcc.quantize(memory, "int4", llama, tokenizer)
     with pytest.raises(lcc.InputError, match="at least 1"):
-        memory.quantize("int8", llama, tokenizer, answers=0)
+        lcc.quantize(memory, "int8", llama, tokenizer, answers=0)
     with pytest.raises(lcc.InputError, match="stays so"):
         small.to("cpu", torch.float32)
     llama.model.norm.weight.data[0] += 1
     with pytest.raises(lcc.MismatchError, match="weights"):
-        memory.quantize("int8", llama, tokenizer)
+        lcc.quantize(memory, "int8", llama, tokenizer)
 
 
 def broken_scales(scale: torch.Tensor) -> dict[str, torch.Tensor | None]:
@@ -161,7 +163,7 @@ def test_bad_scales_are_refused(name, small, llama, tmp_path):
     tensors, metadata = read_tensors(tmp_path / "m", FORMAT)
     for kind, scale in broken_scales(tensors[name]).items():
         with pytest.raises(lcc.InputError, match=name):
-            replace(small, **{name: scale})
+            replace(small, payload=replace(small.payload, **{name: scale}))
         others = {key: tensor for key, tensor in tensors.items() if key != name}
         write_tensors(tmp_path / kind, FORMAT, others | ({} if scale is None else {name: scale}), metadata)
         with pytest.raises(lcc.MemoryFileError, match=name):

@@ -12,11 +12,12 @@ import lcc
 from lcc.data import self_study
 from lcc.evaluation.examples import Example
 from lcc.evaluation.methods import FullText, NoText
+from lcc.inference.asking import ask_text
 from lcc.inference.conversation import Conversation
+from lcc.inference.reader import prefill_chat
 from lcc.modeling.generation import greedy_responses
 from lcc.modeling.window import check_window
 from lcc.pipeline.settings import make_settings
-from lcc.synthetic.exam import answer, read_chat
 from lcc.text.chat_format import ChatFormat
 from lcc.text.context import build_context
 from tests.lcc.memory.test_memory import QUESTIONS
@@ -37,7 +38,7 @@ def used(memory, tokenizer, question) -> int:
 
 def test_every_way_of_answering_keeps_to_the_window(llama, tokenizer, text, memory):
     chat = ChatFormat.of(tokenizer)
-    seen, query = read_chat(llama, chat, text), chat.query_ids(LONG)
+    seen, query = prefill_chat(llama, chat, text), chat.query_ids(LONG)
     example = Example(text, LONG, ("x",), max_new_tokens=2)
     ways = {
         "ask": lambda: lcc.ask(llama, tokenizer, memory, [LONG], max_new_tokens=2),
@@ -46,8 +47,8 @@ def test_every_way_of_answering_keeps_to_the_window(llama, tokenizer, text, memo
         "chat": lambda: Conversation(llama, tokenizer, memory).say(LONG, 2),
         "full text": lambda: FullText(llama, tokenizer).answer(text, [example]),
         "no text": lambda: NoText(llama, tokenizer).answer(text, [example]),
-        "exam": lambda: answer(llama, tokenizer, text, [LONG]),
-        "prefill": lambda: read_chat(llama, chat, LONG),
+        "exam": lambda: ask_text(llama, tokenizer, text, [LONG]),
+        "prefill": lambda: prefill_chat(llama, chat, LONG),
         "teacher": lambda: list(greedy_responses(llama, seen, [query], 2, chat.end)),
     }
     for name, way in ways.items():
@@ -82,7 +83,7 @@ def test_a_conversation_ends_at_the_window_and_keeps_its_turns(llama, tokenizer,
     assert isinstance(talk.say("Who?", 4), str)
 
 
-def test_a_general_query_beyond_the_window_is_refused_before_any_work(llama, tokenizer, text, fast, surrogates_made):
+def test_a_general_query_beyond_the_window_is_refused_before_any_work(llama, tokenizer, text, fast, data_made):
     with pytest.raises(lcc.InputError, match=r"longest general query need a window .* leave long queries out"):
         lcc.compile(llama, tokenizer, text, queries=["Say: dog.", LONG], **fast)
 
@@ -103,9 +104,9 @@ def test_conversations_without_room_are_not_asked(tokenizer, text, monkeypatch):
     for window in (1024, 240):
         model = tiny_model("llama", max_position_embeddings=window)
         context = build_context(model, tokenizer, text, 8, 8)
-        asking = self_study._Asking(model, context, settings)
+        asking = self_study._Asking(model, context, settings.data, settings.seed)
         read.clear()
-        talks[window] = asking.go_on(starts, 2, read_chat(model, context.chat, text))
+        talks[window] = asking.go_on(starts, 2, prefill_chat(model, context.chat, text))
         assert read
         assert max(read) <= window - context.buffer
     assert {talk[0] for talk in talks[1024]} == set(starts)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import lcc
-from lcc.compilers.lora import read_text
 from lcc.inference.conversation import Conversation
 from lcc.modeling.model_copy import share_weights, without_dropout
+from lcc.modeling.prefill import prefill
 from tests.lcc.memory.test_memory import QUESTIONS
 from tests.support.tiny_models import tiny_model
 
@@ -108,12 +108,12 @@ def dropping(model: torch.nn.Module) -> torch.nn.Module:
 def test_train_mode_changes_no_answer(llama, tokenizer, text, fast):
     memory = lcc.compile(llama, tokenizer, text, **fast)
     expected = [lcc.ask(llama, tokenizer, memory, asked, max_new_tokens=6) for asked in (QUESTIONS[:1], QUESTIONS)]
-    kv = read_text(llama, memory.prefix_ids)
+    kv = prefill(llama, memory.prefix_ids)
     dropping(llama)
     assert [
         lcc.ask(llama, tokenizer, memory, asked, max_new_tokens=6) for asked in (QUESTIONS[:1], QUESTIONS)
     ] == expected
-    assert torch.equal(read_text(llama, memory.prefix_ids).keys, kv.keys)
+    assert torch.equal(prefill(llama, memory.prefix_ids).keys, kv.keys)
     again = lcc.compile(llama, tokenizer, text, **fast)
     assert torch.equal(again.kv.keys, memory.kv.keys)
     assert llama.training

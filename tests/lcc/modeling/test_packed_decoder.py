@@ -10,9 +10,9 @@ from torch._dynamo.backends.common import aot_autograd
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lcc_kernels as lk
-from lcc.compilers.lora import read_text
 from lcc.modeling.module_patching import mlp_on
 from lcc.modeling.packed_decoder import PackedDecoder, PackedRow, packed_attention
+from lcc.modeling.prefill import prefill
 from tests.support.tiny_models import TINY, tiny_model
 
 PREFIX, TEXT, BUFFER, SEGMENTS = 3, 11, 4, (6, 1, 5)
@@ -37,7 +37,7 @@ def build(family="llama", dtype=torch.float64):
 def row_of(model):
     """The packed row after a given prefix and its copy, its embeddings and its positions."""
     with torch.no_grad():
-        prefix = read_text(model, range(3, 3 + PREFIX))
+        prefix = prefill(model, range(3, 3 + PREFIX))
     copied = prefix.unrotated(model, 0).rotated(model, TEXT)
     row = PackedRow(LAYOUT, ((0, prefix), (TEXT + BUFFER, copied)), TEXT + BUFFER)
     generator = torch.Generator().manual_seed(1)

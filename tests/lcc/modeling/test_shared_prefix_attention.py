@@ -12,11 +12,12 @@ import lcc
 import lcc_kernels as lk
 from benchmarks import model_families as architectures
 from benchmarks.timing import peak_bytes
-from lcc.compilers.lora import read_text
 from lcc.modeling.architecture import supports_sharing
 from lcc.modeling.attention import attending
-from lcc.modeling.generation import generate_after, generate_responses, prompt
-from lcc.modeling.kv import KV, SHARED_PREFIX, SharedCache, SplitStates
+from lcc.modeling.generation import batch_inputs, generate_after, generate_responses
+from lcc.modeling.kv import KV
+from lcc.modeling.prefill import prefill
+from lcc.modeling.shared_cache import SHARED_PREFIX, SharedCache, SplitStates
 from lcc.modeling.shared_prefix_attention import own_rows_mask, shared_prefix_attention
 from tests.support.tiny_models import FAMILIES, TINY, tiny_model
 
@@ -26,7 +27,7 @@ END = 2
 
 def text_kv(model, tokens=37):
     with torch.no_grad():
-        return read_text(model, torch.arange(3, 3 + tokens).tolist())
+        return prefill(model, torch.arange(3, 3 + tokens).tolist())
 
 
 def spied(monkeypatch):
@@ -50,8 +51,8 @@ def step(model, cache, ids, mask):
 def logits(model, queries=QUERIES, steps=3):
     """Logits of the queries' own tokens and of a few steps after them, padding left out."""
     kv = text_kv(model)
-    cache = kv.cache().follow(model)
-    inputs = prompt(len(kv), queries, END, model.device)
+    cache = SharedCache(kv).follow(model)
+    inputs = batch_inputs(len(kv), queries, END, model.device)
     mask = inputs["attention_mask"]
     out = [step(model, cache, inputs["input_ids"][:, len(kv) :], mask)[mask[:, len(kv) :].bool()]]
     for number in range(steps):
@@ -90,11 +91,11 @@ def test_plain_generate_with_the_implementation_set(family, options):
     """What users do: ``set_attn_implementation``, then the model's own ``generate``."""
     model = tiny_model(family, torch.float64)
     kv = text_kv(model)
-    inputs = prompt(len(kv), QUERIES, END, model.device)
+    inputs = batch_inputs(len(kv), QUERIES, END, model.device)
 
     def generate():
         torch.manual_seed(3)
-        cache = kv.cache().follow(model)
+        cache = SharedCache(kv).follow(model)
         return model.generate(**inputs, past_key_values=cache, max_new_tokens=6, min_new_tokens=6, **options)
 
     plain = generate()
@@ -122,7 +123,7 @@ def test_32_questions_hold_one_copy_of_the_text():
     model, batch, new = tiny_model("llama"), 32, 4
     kv = text_kv(model, 600)
     once = kv.keys.nbytes + kv.values.nbytes
-    cache = kv.cache()
+    cache = SharedCache(kv)
 
     def shared():
         generate_after(model, cache, [[5, 6, 7]] * batch, END, max_new_tokens=new, min_new_tokens=new)
@@ -131,7 +132,7 @@ def test_32_questions_hold_one_copy_of_the_text():
         copies = DynamicCache(config=model.config)
         for layer, (keys, values) in enumerate(zip(kv.keys, kv.values, strict=True)):
             copies.update(keys[None].expand(batch, -1, -1, -1), values[None].expand(batch, -1, -1, -1), layer)
-        inputs = prompt(600, [[5, 6, 7]] * batch, END, model.device)
+        inputs = batch_inputs(600, [[5, 6, 7]] * batch, END, model.device)
         model.generate(**inputs, past_key_values=copies, max_new_tokens=new, min_new_tokens=new, do_sample=False)
 
     assert peak_bytes(replicated, "cpu") > batch * once
@@ -147,7 +148,7 @@ def test_the_models_own_implementation_never_changes(llama):
         raise RuntimeError("stop here")
 
     with pytest.raises(RuntimeError, match="stop here"):
-        generate_after(llama, text_kv(llama).cache(), QUERIES, END, logits_processor=[fail], max_new_tokens=2)
+        generate_after(llama, SharedCache(text_kv(llama)), QUERIES, END, logits_processor=[fail], max_new_tokens=2)
     assert llama.config._attn_implementation == "sdpa"
 
 
@@ -242,7 +243,7 @@ def test_the_cache_is_differentiable():
 
 
 def test_a_copied_cache_follows_the_same_model(llama):
-    cache = copy.deepcopy(text_kv(llama).cache().follow(llama))
+    cache = copy.deepcopy(SharedCache(text_kv(llama)).follow(llama))
     with attending(llama, SHARED_PREFIX):
         keys, _ = cache.update(torch.ones(2, 2, 1, 12), torch.ones(2, 2, 1, 12), 0)
     assert isinstance(keys, SplitStates)
@@ -261,10 +262,10 @@ def test_a_copied_cache_follows_the_same_model(llama):
 )
 def test_refuses_padding_elsewhere(llama, spoil):
     kv = text_kv(llama)
-    inputs = prompt(len(kv), QUERIES, END, llama.device)
+    inputs = batch_inputs(len(kv), QUERIES, END, llama.device)
     spoil(inputs["attention_mask"])
     with attending(llama, SHARED_PREFIX), pytest.raises(ValueError, match="padding between the shared tokens"):
-        step(llama, kv.cache().follow(llama), inputs["input_ids"][:, len(kv) :], inputs["attention_mask"])
+        step(llama, SharedCache(kv).follow(llama), inputs["input_ids"][:, len(kv) :], inputs["attention_mask"])
 
 
 def test_refuses_other_masks_caches_and_attentions(llama):
@@ -277,7 +278,7 @@ def test_refuses_other_masks_caches_and_attentions(llama):
         with pytest.raises(ValueError, match="takes no other mask"):
             llama(ids, position_ids=torch.tensor([[0, 1, 0]]), use_cache=False)
         with pytest.raises(ValueError, match="covers 2 tokens"):
-            llama(ids, attention_mask=torch.ones(1, 2), past_key_values=text_kv(llama).cache().follow(llama))
+            llama(ids, attention_mask=torch.ones(1, 2), past_key_values=SharedCache(text_kv(llama)).follow(llama))
     rows = own_rows_mask(1, 3, 3)
     q = torch.zeros(1, 2, 3, 8)
     with pytest.raises(ValueError, match="no dropout"):

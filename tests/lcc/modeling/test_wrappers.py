@@ -43,7 +43,7 @@ def test_every_entry_takes_a_wrapped_model(wrap, llama, tokenizer, tmp_path, mon
     assert lcc.prompt(wrapped, tokenizer, memory, QUESTIONS)["input_ids"].device == keys.device
     assert Conversation(wrapped, tokenizer, memory).say(QUESTIONS[0], 4) == expected[0]
     assert lcc.export(wrapped, memory, tmp_path).exists()
-    assert memory.quantize("int8", wrapped, tokenizer, answers=1, max_new_tokens=1).dtype == "int8"
+    assert lcc.quantize(memory, "int8", wrapped, tokenizer, answers=1, max_new_tokens=1).dtype == "int8"
     memory.verify(wrapped, tokenizer)
 
 

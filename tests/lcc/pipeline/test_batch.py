@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,9 @@ from typer.testing import CliRunner
 
 import lcc
 from lcc.cli import app as cli
-from lcc.pipeline import batch as documents
-from lcc.utils.distributed import Ranks
+from lcc.memory.store import FileStore, checkpoint_beside
+from lcc.pipeline import compile_to
+from lcc.utils.outputs import Output
 from tests.support.tiny_models import tiny_model
 
 
@@ -27,13 +27,13 @@ def statuses(outcomes):
 @pytest.fixture
 def compiled(monkeypatch):
     """The texts that were compiled, in their order."""
-    real, seen = documents.compile, []
+    real, seen = compile_to.make_memory, []
 
-    def spy(model, tokenizer, text, **options):
+    def spy(model, tokenizer, text, *rest):
         seen.append(text)
-        return real(model, tokenizer, text, **options)
+        return real(model, tokenizer, text, *rest)
 
-    monkeypatch.setattr(documents, "compile", spy)
+    monkeypatch.setattr(compile_to, "make_memory", spy)
     return seen
 
 
@@ -92,15 +92,15 @@ def test_force_begins_an_unfinished_document_anew(compile_all, monkeypatch):
     assert "to start afresh, add --force" in outcomes[0].error
     outcomes = compile_all(seed=1, force=True)
     assert statuses(outcomes)[:2] == ["compiled", "compiled"]
-    assert not documents.checkpoint_folder(Path(outcomes[0].output)).exists()
+    assert not checkpoint_beside(outcomes[0].output).exists()
 
 
 def test_a_claimed_document_is_left_alone(compile_all, compiled, tmp_path):
     output = tmp_path / "memories" / "first.lcc.safetensors"
     output.parent.mkdir()
-    with documents.claimed(output, Ranks()) as mine:
-        assert mine
-        assert statuses(compile_all())[:2] == ["elsewhere", "compiled"]
+    with FileStore(Output.of).claim(str(output)) as claim:
+        assert claim
+        assert statuses(compile_all())[:2] == ["locked", "compiled"]
     assert statuses(compile_all())[:2] == ["compiled", "skipped"]
     assert not list(output.parent.glob("*.lock"))
 
@@ -118,7 +118,7 @@ def test_the_claim_of_a_killed_process_is_void(compile_all, tmp_path):
     lock.parent.mkdir()
     holder = subprocess.Popen([sys.executable, "-c", HOLD, lock], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    assert statuses(compile_all())[:2] == ["elsewhere", "compiled"]
+    assert statuses(compile_all())[:2] == ["locked", "compiled"]
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     assert statuses(compile_all())[:2] == ["compiled", "skipped"]

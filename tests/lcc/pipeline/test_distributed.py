@@ -21,14 +21,14 @@ import lcc
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.modeling.sharding import is_sharded, placement
 from lcc.utils.distributed import Ranks
-from tests.support.tiny_models import FAST, tiny_model
+from tests.support.tiny_models import FAST, compile_leaving_checkpoint, tiny_model
 
 WIDE = FAST | {"ratio": 4, "batch": 5, "steps": 4, "general_queries": 8}
 
 
-def compile_wide(text: str, **overrides) -> lcc.Memory:
+def compile_wide(text: str, compile=lcc.compile, **overrides) -> lcc.Memory:
     """One compilation in float64."""
-    return lcc.compile(tiny_model("llama", torch.float64), build_tokenizer(), text, **(WIDE | overrides))
+    return compile(tiny_model("llama", torch.float64), build_tokenizer(), text, **(WIDE | overrides))
 
 
 def on_ranks(count: int, work: Callable[[int], None]) -> None:
@@ -53,7 +53,7 @@ def refuse_then_compile(folder: str, text: str, rank: int) -> None:
     with pytest.raises(lcc.MemoryFileError, match="cannot make the folder"):
         compile_wide(text, distributed=True, checkpoint="/dev/null/run")
     checkpoint = Path(folder, "run")
-    memory = compile_wide(text, distributed=True, checkpoint=checkpoint, checkpoint_every=1, keep_checkpoint=True)
+    memory = compile_wide(text, compile_leaving_checkpoint, distributed=True, folder=checkpoint, checkpoint_every=1)
     memory.save(Path(folder, f"rank{rank}"))
     compile_sharded(folder, text, rank)
 

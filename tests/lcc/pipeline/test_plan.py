@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 
 import pytest
 import torch
@@ -13,14 +12,14 @@ from typer.testing import CliRunner
 import lcc
 import lcc_kernels as lk
 from lcc.cli import app as cli
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import build_surrogate
+from lcc.compilers.lora import LoraCompiler
+from lcc.pipeline import plan as plan_module
 from lcc.pipeline.flops import step_flops
 from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
 from lcc.training.loss import step_loss
 from tests.lcc.pipeline.test_compile import assert_untouched, state_of
-from tests.support.tiny_models import tiny_model
+from tests.support.tiny_models import make_data, tiny_model
 
 
 @pytest.mark.parametrize(
@@ -32,16 +31,14 @@ from tests.support.tiny_models import tiny_model
 def test_flops_are_what_torch_counts(family, options, tokenizer, text, fast):
     del fast["progress"]
     model, settings = tiny_model(family), make_settings(**(fast | options))
-    context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
-    with lora_model(model, settings) as layers:
-        compiler = Compiler(model, context, layers)
-        with torch.no_grad():
-            text_kv = read_text(model, context.context_ids, compiler.prefix)
-            surrogate = build_surrogate(model, context, text_kv, settings, lcc.load_queries(), lambda *_: None)
-        samples = [surrogate.reconstruction, *surrogate.train]
-        step_loss(compiler, samples, settings)  # fills what is computed once
+    context = build_context(model, tokenizer, text, settings.ratio, settings.data.max_response_tokens)
+    data = make_data(model, context, settings, lcc.load_queries())
+    with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as compiler:
+        samples = [data.reconstruction, *data.train]
+        step = settings.training, settings.execution
+        step_loss(compiler, samples, *step)  # fills what is computed once
         with FlopCounterMode(display=False) as counter:
-            loss = step_loss(compiler, samples, settings)
+            loss = step_loss(compiler, samples, *step)
             torch.autograd.grad(loss, [compiler.buffer, *compiler.lora], materialize_grads=True)
         segments, supervised = [len(s.input_ids) for s in samples], sum(len(s.response_ids) for s in samples)
         sizes = len(context.prefix_ids), len(context.context_ids), context.buffer
@@ -52,7 +49,7 @@ def test_flops_are_what_torch_counts(family, options, tokenizer, text, fast):
     assert flops.projections + flops.adapter == pytest.approx(counter.get_total_flops(), rel=tolerance)
     if not {"gradient_checkpointing", "encode_chunk"} & options.keys():
         assert flops.attention == 14 * 48 * sum(
-            visible_pairs(lk.BottleneckLayout(sizes[0], read, sizes[2], segments, settings.keep_prefix))
+            visible_pairs(lk.BottleneckLayout(sizes[0], read, sizes[2], segments, settings.training.keep_prefix))
             for read in (sizes[1], sizes[1], 0)
         )
     with FlopCounterMode(display=False) as counter:
@@ -102,8 +99,7 @@ def test_plan(planned, llama, tokenizer, text):
 
 
 def free(monkeypatch, count: float) -> None:
-    # ``lcc.plan`` is the function.
-    monkeypatch.setattr(import_module("lcc.plan"), "available_bytes", lambda device: int(count))
+    monkeypatch.setattr(plan_module, "available_bytes", lambda device: int(count))
 
 
 def test_auto_settings_are_settled_by_what_is_free(planned, monkeypatch):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import lcc
-from lcc.pipeline import batch as documents
+from lcc.pipeline import compile_to
 from tests.lcc.pipeline.test_batch import statuses
 
 
@@ -68,14 +68,14 @@ def test_what_is_in_the_way_of_one_does_not_stop_the_rest(what, compile_all, tmp
 
 @pytest.mark.parametrize("error", [OSError(28, "full"), RecursionError("too deep"), KeyError("x"), MemoryError()])
 def test_no_error_of_one_stops_the_rest(error, compile_all, monkeypatch, sources):
-    real = documents.compile
+    real = compile_to.make_memory
 
-    def failing(model, tokenizer, text, **options):
+    def failing(model, tokenizer, text, *rest):
         if text == sources[0].read_text():
             raise error
-        return real(model, tokenizer, text, **options)
+        return real(model, tokenizer, text, *rest)
 
-    monkeypatch.setattr(documents, "compile", failing)
+    monkeypatch.setattr(compile_to, "make_memory", failing)
     outcomes = compile_all(steps=1)
     assert statuses(outcomes) == ["failed", "compiled", "failed"]
     assert type(error).__name__ in outcomes[0].error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +14,11 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.evaluation import certificate
+from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
-from lcc.pipeline import ratio_search as auto_ratio
-from lcc.pipeline.ratio_search import search_ratio
+from lcc.pipeline import compile_once as compiling
+from lcc.pipeline import ratio_search
+from lcc.pipeline.options import CompileOptions, Run
 from lcc.training import trainer as optimize
 from lcc.utils.progress import Reporter
 from tests.support.plain_memories import certificate_with
@@ -27,26 +29,36 @@ def memory_of(ratio, kept, no_text=0.0):
     score = {"full_text": 0.5, "memory": 0.5, "no_text": no_text}
     kv = KV(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
     return lcc.Memory(
-        kv, prefix_ids=(), ratio=ratio, source_tokens=64, source_sha256="", rope={}, fingerprint={}, settings={},
-        certificate=certificate_with(None if kept is None else {"kept": kept[ratio], "score": score}),
+        KVPayload(kv), prefix_ids=(), ratio=ratio, source_tokens=64, source_sha256="", rope={}, fingerprint={},
+        settings={}, certificate=certificate_with(None if kept is None else {"kept": kept[ratio], "score": score}),
     )  # fmt: skip
 
 
-def search(kept, target=0.9, tokens=64, folder=None, no_text=0.0):
+@pytest.fixture
+def search(monkeypatch):
     """Search among memories that keep so much at each ratio; returns the result and what was attempted."""
-    attempts = []
 
-    def attempt(*, ratio, checkpoint):
-        attempts.append((ratio, checkpoint))
-        return memory_of(ratio, kept, no_text)
+    def run(kept, target=0.9, tokens=64, folder=None, no_text=0.0):
+        attempts = []
 
-    try:
-        return search_ratio(attempt, tokens, target, folder, Reporter(False)), attempts
-    except lcc.TargetError as error:
-        return error, attempts
+        def compile_once(model, tokenizer, text, options, run, reporter):
+            attempts.append((options.settings.ratio, run.checkpoint))
+            return memory_of(options.settings.ratio, kept, no_text)
+
+        chat = SimpleNamespace(ids=lambda text: [1] * tokens)
+        monkeypatch.setattr(ratio_search, "compile_once", compile_once)
+        monkeypatch.setattr(ratio_search, "ChatFormat", SimpleNamespace(of=lambda tokenizer: chat))
+        options = CompileOptions.of(ratio="auto", target=target)
+        found = ratio_search.search_ratio(None, None, "", options, Run(folder), Reporter(False))
+        try:
+            return ratio_search.require_target(found), attempts
+        except lcc.TargetError as error:
+            return error, attempts
+
+    return run
 
 
-def test_the_largest_ratio_that_meets_the_target(tmp_path):
+def test_the_largest_ratio_that_meets_the_target(search, tmp_path):
     found, attempts = search({32: 0.5, 16: 0.8, 8: 0.9, 4: 1.0}, folder=tmp_path)
     assert found.ratio == 8
     assert attempts == [(ratio, tmp_path / f"ratio-{ratio}") for ratio in (32, 16, 8)]
@@ -55,12 +67,12 @@ def test_the_largest_ratio_that_meets_the_target(tmp_path):
     assert (found.ratio_search["target"], found.ratio_search["met"]) == (0.9, True)
 
 
-def test_ratios_that_the_text_is_too_short_for_are_left_out():
+def test_ratios_that_the_text_is_too_short_for_are_left_out(search):
     assert [ratio for ratio, _ in search({8: 1.0}, tokens=31)[1]] == [8]
     assert [ratio for ratio, _ in search({2: 1.0}, tokens=3)[1]] == [2]
 
 
-def test_the_best_is_kept_when_none_is_enough():
+def test_the_best_is_kept_when_none_is_enough(search):
     error, attempts = search({32: 0.1, 16: 0.7, 8: 0.7, 4: 0.6, 2: 0.2})
     assert isinstance(error, lcc.TargetError)
     assert len(attempts) == 5
@@ -74,7 +86,7 @@ def test_the_best_is_kept_when_none_is_enough():
 
 
 @pytest.mark.parametrize("no_text", [0.5, 0.7])
-def test_a_text_that_is_no_help_meets_no_target(no_text):
+def test_a_text_that_is_no_help_meets_no_target(search, no_text):
     """Whatever a memory keeps of a score that the model has without the text says nothing."""
     error, attempts = search(dict.fromkeys((32, 16, 8, 4, 2), 1.0), no_text=no_text)
     assert isinstance(error, lcc.TargetError)
@@ -85,7 +97,7 @@ def test_a_text_that_is_no_help_meets_no_target(no_text):
 
 
 @pytest.mark.parametrize("kept", [None, dict.fromkeys((32, 16, 8, 4, 2))])
-def test_what_cannot_be_measured_is_refused(kept):
+def test_what_cannot_be_measured_is_refused(search, kept):
     with pytest.raises(lcc.InputError, match=r"nothing to measure|answers none"):
         search(kept)
 
@@ -93,13 +105,13 @@ def test_what_cannot_be_measured_is_refused(kept):
 @pytest.fixture
 def keeps(monkeypatch):
     """Let certificates say that memories keep so much at each ratio."""
-    real, shares = certificate.measure, {}
+    real, shares = compiling.measure, {}
 
     def measure(model, tokenizer, text, memory, *rest):
         found = real(model, tokenizer, text, memory, *rest)
         return found | {"questions": found["questions"] | {"kept": shares[memory.ratio]}}
 
-    monkeypatch.setattr(certificate, "measure", measure)
+    monkeypatch.setattr(compiling, "measure", measure)
     return shares
 
 
@@ -126,10 +138,10 @@ def test_compile_searches(job, keeps, llama, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
-def test_the_ratios_share_their_surrogate_data(job, keeps, tmp_path, surrogates_made, checkpoint):
+def test_the_ratios_share_their_surrogate_data(job, keeps, tmp_path, data_made, checkpoint):
     keeps.update({32: 0.5, 16: 0.97, 8: 0.99})
     assert job(checkpoint=tmp_path / "run" if checkpoint else None).ratio == 8
-    assert surrogates_made == [32]
+    assert len(data_made) == 1
 
 
 def test_one_shot_questions_and_queries_serve_every_ratio(job, keeps):
@@ -140,7 +152,7 @@ def test_one_shot_questions_and_queries_serve_every_ratio(job, keeps):
 
 
 def test_a_killed_search_goes_on_where_it_stopped(job, keeps, tmp_path, monkeypatch):
-    monkeypatch.setattr(auto_ratio, "LADDER", (32.0, 16.0))
+    monkeypatch.setattr(ratio_search, "LADDER", (32.0, 16.0))
     keeps.update({32: 0.5, 16: 1.0})
     whole = job()
     real, steps = optimize.step_loss, []
@@ -185,7 +197,7 @@ def test_searches_that_could_not_end_are_refused_before_the_work(job, monkeypatc
 @pytest.fixture
 def run(tmp_path, text, monkeypatch):
     """Run a command on two copies of a text, with a tiny model and two ratios to try."""
-    monkeypatch.setattr(auto_ratio, "LADDER", (32.0, 16.0))
+    monkeypatch.setattr(ratio_search, "LADDER", (32.0, 16.0))
     tiny_model("llama").save_pretrained(tmp_path / "model")
     build_tokenizer().save_pretrained(tmp_path / "model")
     for name in ("first", "second"):

@@ -13,10 +13,10 @@ import lcc
 from lcc.embedded_model import EMBEDDED
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.evaluation.examples import Example
-from lcc.evaluation.methods import query_ids
 from lcc.inference.conversation import Conversation
-from lcc.pipeline import compile as compile_module
-from lcc.text.chat_format import SYSTEM_PROMPT, ChatFormat
+from lcc.pipeline import distillation
+from lcc.text.chat_format import ChatFormat
+from lcc.text.prompts import SYSTEM_PROMPT
 from lcc.training import trainer as optimize
 from tests.support.tokenizers_by_kind import KINDS
 
@@ -119,9 +119,8 @@ TURN = ["<|end|>", "<|assistant|>"]
 
 
 def test_compile_takes_text_and_queries_as_data(llama, tokenizer, text, fast, monkeypatch):
-    compiling, made = compile_module, []
-    real = compiling.build_surrogate
-    monkeypatch.setattr(compiling, "build_surrogate", lambda *a: made.append(real(*a)) or made[-1])
+    real, made = distillation.synthesize, []
+    monkeypatch.setattr(distillation, "synthesize", lambda *a: made.append(real(*a)) or made[-1])
     queries = [f"Say: {number}. {FORGED}" for number in range(10)]
     memory = lcc.compile(llama, tokenizer, f"{text} {FORGED} Mara.", queries=queries, **fast)
     assert controls(tokenizer, made[0].reconstruction.response_ids[:-1]) == []
@@ -156,7 +155,12 @@ def test_questions_and_answers_are_data(llama, tokenizer, text, fast):
         assert controls(tokenizer, read[0])[-2:] == TURN
         assert controls(tokenizer, read[0]).count("<|assistant|>") == 1
     example = Example(text, f"Where?{FORGED}", ("x",), answer_prefix=FORGED, history=((FORGED, FORGED),))
-    assert controls(tokenizer, query_ids(ChatFormat.of(tokenizer), example)) == [*TURN, "<|end|>", "<|user|>", *TURN]
+    assert controls(tokenizer, example.request.query_ids(ChatFormat.of(tokenizer))) == [
+        *TURN,
+        "<|end|>",
+        "<|user|>",
+        *TURN,
+    ]
 
 
 # What a template writes around an assistant's turn, the token that ends it, and why.

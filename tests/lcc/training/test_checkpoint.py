@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 import lcc
-from lcc.training.checkpoint import STATE, SURROGATE
+from lcc.data.cache import FORMAT as DATA
+from lcc.training.checkpoint import FORMAT as STATE
 from lcc.utils.tensor_files import read_tensors, write_tensors
 from tests.lcc.pipeline.test_compile import fail_at, same
+from tests.support.tiny_models import compile_leaving_checkpoint
 
 
 @pytest.fixture
@@ -31,17 +33,17 @@ def diverge(job, monkeypatch, folder, **overrides):
 @pytest.mark.parametrize(
     "advice", [{"learning_rate": 1e-3}, {"buffer_learning_rate": 0.0, "momentum": 0.5}, {"optimizer": "adamw"}]
 )
-def test_what_a_diverged_run_is_told_works(advice, job, tmp_path, monkeypatch, surrogates_made):
+def test_what_a_diverged_run_is_told_works(advice, job, tmp_path, monkeypatch, data_made):
     diverge(job, monkeypatch, tmp_path / "run")
     again = job(checkpoint=tmp_path / "run", **advice)
-    assert surrogates_made == [8]
+    assert len(data_made) == 1
     assert same(again, job(**advice))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_search_that_diverged_is_begun_anew(job, tmp_path, monkeypatch):
+def test_a_search_that_diverged_is_begun_anew(job, tmp_path, monkeypatch, llama, tokenizer, text, fast):
     folder = tmp_path / "run"
-    job(checkpoint=folder / "ratio-32", keep_checkpoint=True)
+    compile_leaving_checkpoint(llama, tokenizer, text, folder / "ratio-32", **fast)
     diverge(job, monkeypatch, folder / "ratio-16", ratio=16)
     assert same(job(checkpoint=folder / "ratio-32", learning_rate=1e-3), job(learning_rate=1e-3))
 
@@ -54,14 +56,14 @@ def stop(job, monkeypatch, folder):
             job(checkpoint=folder, checkpoint_every=1)
 
 
-def test_the_state_of_another_run_is_begun_anew_only_when_asked_to(job, tmp_path, monkeypatch, surrogates_made):
+def test_the_state_of_another_run_is_begun_anew_only_when_asked_to(job, tmp_path, monkeypatch, data_made):
     for other in ({"learning_rate": 1e-3}, {"seed": 1}):
         stop(job, monkeypatch, tmp_path / "run")
         with pytest.raises(lcc.MismatchError, match=f"differs in {next(iter(other))}: .*to start afresh, add --force"):
             job(checkpoint=tmp_path / "run", **other)
-        surrogates_made.clear()
+        data_made.clear()
         again = job(checkpoint=tmp_path / "run", restart=True, **other)
-        assert len(surrogates_made) == ("seed" in other)
+        assert len(data_made) == ("seed" in other)
         assert same(again, job(**other))
 
 
@@ -75,7 +77,7 @@ def test_a_damaged_checkpoint_is_begun_anew_when_asked_to(name, job, tmp_path, m
     assert same(job(checkpoint=tmp_path / "run", restart=True), job())
 
 
-@pytest.mark.parametrize(("name", "kind"), [("state", STATE), ("surrogate", SURROGATE)])
+@pytest.mark.parametrize(("name", "kind"), [("state", STATE), ("surrogate", DATA)])
 def test_a_checkpoint_that_lacks_a_part_is_refused(name, kind, job, tmp_path, monkeypatch):
     stop(job, monkeypatch, tmp_path / "run")
     file = tmp_path / "run" / f"{name}.safetensors"

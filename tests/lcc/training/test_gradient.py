@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from lcc.compilers.lora import Compiler, attention_projections, lora_model, read_text
-from lcc.data.synthesis import build_surrogate
+from lcc.compilers.lora import LoraCompiler, LoraMemory
+from lcc.modeling.lora import attention_projections, lora_model
 from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
 from lcc.training.loss import step_loss, stream_weights
-from tests.support.tiny_models import FAMILIES, tiny_model
+from tests.support.tiny_models import FAMILIES, make_data, tiny_model
 
 WAYS = [
     {"engine": "reference"},
@@ -23,15 +23,11 @@ WAYS = [
 ]
 
 
-def silent(*_: object) -> None:
-    pass
-
-
 def naive_logits(model, compiler, lora, scaling, sample, settings):
     """Student logits of one sample from a single pass over [P | C | B | P' | query response]."""
     context = compiler.context
     prefix, text, buffer = len(context.prefix_ids), len(context.context_ids), context.buffer
-    copied = prefix if settings.keep_prefix else 0
+    copied = prefix if settings.training.keep_prefix else 0
     own = torch.tensor([sample.input_ids])
     start = prefix + text + buffer
     total = start + copied + own.shape[1]
@@ -46,7 +42,7 @@ def naive_logits(model, compiler, lora, scaling, sample, settings):
     positions = torch.cat((torch.arange(start), torch.arange(text, text + copied), own_positions))
     inside = torch.zeros(1, total, 1, dtype=torch.float64)
     inside[:, prefix:start] = 1
-    inside[:, start + copied :] = settings.coupled
+    inside[:, start + copied :] = settings.compiler.coupled
     handles = [
         module.register_forward_hook(
             lambda _, inputs, output, pair=lora[name]: output + inputs[0] @ pair[0].T @ pair[1].T * scaling * inside
@@ -65,7 +61,7 @@ def naive_logits(model, compiler, lora, scaling, sample, settings):
 
 def naive_loss(model, compiler, lora, scaling, samples, settings):
     """The streams' losses, sample by sample."""
-    weights = stream_weights(settings)
+    weights = stream_weights(settings.training)
     present = {sample.stream for sample in samples}
     total = 0.0
     for stream in sorted(present):
@@ -92,27 +88,28 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
         **variant,
     )  # fmt: skip
     context = build_context(model, tokenizer, text, 8, 5)
-    with lora_model(model, settings) as layers:
+    data = make_data(model, context, settings, ["Say: dog.", "Add 1 and 2."])
+    with lora_model(model, settings.compiler.rank, settings.compiler.alpha) as layers:
         for layer in layers:
             for matrix in (layer.lora_A["default"].weight, layer.lora_B["default"].weight):
                 matrix.data = torch.randn(matrix.shape, dtype=torch.float64) * 0.1
-        compiler = Compiler(model, context, layers)
+        compiler = LoraMemory(model, context, layers, settings.compiler)
         with torch.no_grad():
             compiler.buffer.add_(torch.randn_like(compiler.buffer) * 0.1)
-            text_kv = read_text(model, context.context_ids, compiler.prefix)
-            surrogate = build_surrogate(model, context, text_kv, settings, ["Say: dog.", "Add 1 and 2."], silent)
-        samples = [surrogate.reconstruction, *surrogate.train]
+        samples = [data.reconstruction, *data.train]
         assert {sample.stream for sample in samples} == {"reconstruction", "general", "self_study"}
         names = [name for name, module in plain.named_modules() if name.split(".")[-1] in attention_projections(plain)]
         matrices = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]
         lora = dict(zip(names, matrices, strict=True))
         parameters = [compiler.buffer, *compiler.lora]
-        expected = naive_loss(plain, compiler, lora, settings.alpha / settings.rank, samples, settings)
+        expected = naive_loss(
+            plain, compiler, lora, settings.compiler.alpha / settings.compiler.rank, samples, settings
+        )
         wanted = torch.autograd.grad(expected, parameters, materialize_grads=True)
         # Of the last layer only K and V of B are read: unless coupled, its other projections have no gradient.
         assert sum(bool(gradient.any()) for gradient in wanted) >= len(parameters) - 4
         for ways in WAYS:
-            loss = step_loss(compiler, samples, replace(settings, **ways))
+            loss = step_loss(compiler, samples, settings.training, replace(settings.execution, **ways))
             torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
             for mine, naive in zip(torch.autograd.grad(loss, parameters, materialize_grads=True), wanted, strict=True):
                 assert (mine - naive).norm() <= 1e-9 * naive.norm()
@@ -122,11 +119,10 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
 def test_chunks_are_read_alike_however_the_model_attends(attention, tokenizer, text):
     model = tiny_model("llama", torch.float64)
     context, settings = build_context(model, tokenizer, text, 8, 5), make_settings()
-    with lora_model(model, settings) as layers:
-        compiler = Compiler(model, context, layers)
+    with LoraCompiler().trainable(model, context, settings.compiler, 0) as compiler:
         expected = compiler.encode()
         model.set_attn_implementation(attention)
-        read = compiler.encode_in_chunks(24)
+        read = compiler.encode_chunked(24)
         torch.autograd.grad(read.keys.sum(), compiler.buffer)
     # eager's softmax is in float32.
     torch.testing.assert_close(read.values, expected.values, rtol=1e-5, atol=1e-5)

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lcc.data.synthesis import Sample
-from lcc.pipeline.settings import make_settings
-from lcc.training.loss import divergence, row_weights
+from lcc.data.samples import Sample
+from lcc.training.loss import divergence, token_weights
+from lcc.training.settings import TrainingSettings
 
 WIDTH, VOCABULARY, TOKENS = 8, 60_000, 1_200
 
@@ -30,9 +30,9 @@ class LargestTensor(TorchDispatchMode):
 def test_logits_of_a_step_never_exist_whole():
     head = torch.nn.Linear(WIDTH, VOCABULARY, bias=False)
     model = SimpleNamespace(get_output_embeddings=lambda: head)
-    sample = Sample("general", "", (1,), (2,) * TOKENS, torch.randn(TOKENS, WIDTH))
+    sample = Sample((1,), (2,) * TOKENS, teacher_hidden=torch.randn(TOKENS, WIDTH))
     hidden = torch.randn(TOKENS, WIDTH, requires_grad=True)
-    weights = row_weights([sample], make_settings())
+    weights = token_weights([sample], TrainingSettings())
     with LargestTensor() as largest:
         divergence(model, hidden, [sample], weights, "kl").backward()
     assert hidden.grad.abs().sum() > 0

@@ -16,11 +16,12 @@ import lcc
 import lcc_kernels as lk
 from benchmarks import compile_step
 from benchmarks.timing import peak_bytes
-from lcc.data.synthesis import Sample, Surrogate
+from lcc.data.cache import DataCache
+from lcc.data.samples import DistillationData, Sample
 from lcc.data.teacher_states import TeacherStates
 from lcc.pipeline.settings import make_settings
-from lcc.training import step_memory as module
-from lcc.training.checkpoint import Checkpoint
+from lcc.training import execution
+from lcc.training.settings import ExecutionSettings
 from lcc.training.step_memory import step_memory
 
 WAYS = [{}, {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "encode_chunk": 64}]
@@ -42,8 +43,8 @@ def layout_of(job, factor=1):
 def test_each_way_takes_less_and_as_much_as_estimated(job):
     peaks = []
     for way in WAYS:
-        settings = replace(job.settings, **way)
-        estimate = step_memory(job.compiler.model, layout_of(job), settings).total
+        settings = job.settings.replace(**way)
+        estimate = step_memory(job.compiler.model, layout_of(job), settings.execution).total
         peaks.append(peak_bytes(lambda: compile_step.packed(replace(job, settings=settings)), "cpu"))  # noqa: B023
         assert 0.75 * peaks[-1] <= estimate <= 1.33 * peaks[-1]
     assert peaks[0] > 2 * peaks[1] > 2 * peaks[2]
@@ -52,8 +53,8 @@ def test_each_way_takes_less_and_as_much_as_estimated(job):
 def test_estimate_is_linear_in_length_and_leaves_a_plain_model_alone(job, llama):
     before = copy.deepcopy(llama.state_dict())
     for way in WAYS:
-        settings = replace(job.settings, **way)
-        one, two, four = (step_memory(llama, layout_of(job, factor), settings).total for factor in (1, 2, 4))
+        execution = job.settings.replace(**way).execution
+        one, two, four = (step_memory(llama, layout_of(job, factor), execution).total for factor in (1, 2, 4))
         assert (four - two) == pytest.approx(2 * (two - one), rel=0.01)
     assert llama.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
@@ -64,18 +65,19 @@ def test_estimating_leaves_no_hooks(job):
         return sum(len(module._forward_hooks) for module in job.compiler.model.modules())
 
     before = hooks()
-    step_memory(job.compiler.model, layout_of(job), job.settings)
+    step_memory(job.compiler.model, layout_of(job), job.settings.execution)
     assert hooks() == before
 
 
 def test_what_does_not_fit_is_recomputed_then_chunked(job, monkeypatch):
-    sizes = [step_memory(job.compiler.model, layout_of(job), replace(job.settings, **way)).total for way in WAYS]
+    ways = [job.settings.replace(**way).execution for way in WAYS]
+    sizes = [step_memory(job.compiler.model, layout_of(job), way).total for way in ways]
     answers = sum(len(sample.input_ids) for sample in job.samples)
-    monkeypatch.setattr(module, "CHUNK", 64)
+    monkeypatch.setattr(execution, "CHUNK", 64)
 
     def fitted(free, **settings):
-        found = module.fit(job.compiler, answers, make_settings(**settings), free)
-        return found.gradient_checkpointing, found.encode_chunk
+        resolved = execution.resolve_auto(job.compiler, answers, ExecutionSettings(**settings), free)
+        return resolved.gradient_checkpointing, resolved.encode_chunk
 
     assert fitted(2 * sizes[0]) == (False, 0)
     assert fitted(sizes[0]) == (True, 0)
@@ -116,14 +118,14 @@ def test_a_checkpoint_is_written_and_read_without_holding_its_teacher_states(tmp
 
     def sample(number):
         generator = torch.Generator().manual_seed(number)
-        return Sample("general", str(number), (1,), ids, states.keep(torch.randn(rows, 1024, generator=generator)))
+        return Sample((1,), ids, "general", str(number), states.keep(torch.randn(rows, 1024, generator=generator)))
 
-    surrogate, found = Surrogate(sample(0), (sample(1), sample(2)), (sample(3),)), []
-    store, one = Checkpoint(tmp_path / "run", {}), rows * 1024 * 4
+    surrogate, found = DistillationData(sample(0), (sample(1), sample(2)), (sample(3),)), []
+    store, one = DataCache(tmp_path / "run", {}), rows * 1024 * 4
 
     def there_and_back():
-        store.save_surrogate(surrogate)
-        found.append(store.load_surrogate(torch.device("cpu"), budget=one))
+        store.save(surrogate)
+        found.append(store.load(torch.device("cpu"), budget=one))
 
     tracemalloc.start()
     try:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 import torch
 
 import lcc
-from lcc.compilers.buffer_init import initial_buffer
-from lcc.compilers.lora import Compiler, lora_model, read_text
-from lcc.data.synthesis import Sample, build_surrogate
-from lcc.pipeline.settings import OPTIMIZERS, make_settings
+from lcc.compilers.lora import LoraCompiler
+from lcc.data.samples import Sample
+from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
 from lcc.training import trainer as optimize
-from lcc.training.trainer import Optimization, draw_samples
+from lcc.training.trainer import Trainer, draw_samples
+from tests.support.tiny_models import make_data
 
 RATE, STEPS = 0.01, 5
 
@@ -26,41 +27,40 @@ def start(llama, tokenizer, text):
     settings = {"steps": STEPS, "learning_rate": RATE, "buffer_learning_rate": RATE / 2, "self_study_questions": 0}
     # Of a rank below that of the gradients, which Muon needs to move all directions.
     base = make_settings(ratio=8, rank=8, general_queries=6, max_response_tokens=4, **settings)
-    with lora_model(llama, base) as layers:
-        compiler = Compiler(llama, build_context(llama, tokenizer, text, 8, 4), layers)
-        with torch.no_grad():
-            text_kv = read_text(llama, compiler.context.context_ids, compiler.prefix)
-            queries = ["Say: dog.", "Say: goose.", "Say: pony."]
-            surrogate = build_surrogate(llama, compiler.context, text_kv, base, queries, lambda *_: None)
+    context = build_context(llama, tokenizer, text, 8, 4)
+    data = make_data(llama, context, base, ["Say: dog.", "Say: goose.", "Say: pony."])
+    with ExitStack() as stack:
 
-        def make(**overrides) -> Optimization:
-            return Optimization(compiler, surrogate, make_settings(**vars(base) | overrides), None)
+        def make(**overrides) -> Trainer:
+            # The model carries one LoRA at a time.
+            stack.close()
+            chosen = base.replace(**overrides)
+            memory = LoraCompiler().trainable(llama, context, chosen.compiler, chosen.seed)
+            return Trainer(stack.enter_context(memory), data, chosen.training, chosen.execution, chosen.seed)
 
         yield make
 
 
 def embeddings(optimization) -> torch.Tensor:
-    return optimization.writer.model.get_input_embeddings().weight
+    return optimization.memory.model.get_input_embeddings().weight
 
 
 def test_vocabulary_starts_at_the_mean_embedding(start):
     optimization = start(buffer_init="vocabulary")
-    buffer = optimization.writer.buffer
+    buffer = optimization.memory.buffer
     torch.testing.assert_close(buffer, embeddings(optimization).mean(0).expand(len(buffer), -1))
 
 
 def test_even_takes_the_middle_of_equal_pieces(start):
     optimization = start(buffer_init="even")
-    ids, count = optimization.writer.context.context_ids, optimization.writer.context.buffer
+    ids, count = optimization.memory.context.context_ids, optimization.memory.context.buffer
     middles = [ids[int((index + 0.5) * len(ids) / count)] for index in range(count)]
-    assert torch.equal(optimization.writer.buffer, embeddings(optimization)[middles])
+    assert torch.equal(optimization.memory.buffer, embeddings(optimization)[middles])
 
 
 def test_sampled_depends_on_the_seed_alone(start):
-    compiler = start().writer
-
     def sampled(seed):
-        return initial_buffer(compiler, make_settings(buffer_init="sampled", seed=seed))
+        return start(buffer_init="sampled", seed=seed).memory.buffer.detach()
 
     first = sampled(1)
     torch.manual_seed(7)
@@ -92,7 +92,7 @@ def test_muon_moves_the_lora_evenly_in_all_directions(start):
         assert values.median() > 0.5
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_learning_rates_decay_linearly_to_zero(start, optimizer):
     optimization = start(optimizer=optimizer)
     seen = []
@@ -114,7 +114,7 @@ def test_momentum_is_of_both_optimizers(start, momentum):
         torch.testing.assert_close(average, (1 - momentum) * parameter.grad)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_both_optimizers_resume(llama, tokenizer, text, fast, tmp_path, monkeypatch, optimizer):
     def job(**more):
         return lcc.compile(llama, tokenizer, text, **(fast | {"optimizer": optimizer, "buffer_init": "even"} | more))
@@ -132,11 +132,11 @@ def test_both_optimizers_resume(llama, tokenizer, text, fast, tmp_path, monkeypa
 
 def test_paper_recipe_is_the_papers():
     settings = make_settings("paper")
-    assert settings.steps == 45 * (2000 + 2000) // 64
-    assert settings.batch == 64 // 2
-    assert (settings.optimizer, settings.buffer_init) == ("adamw", "vocabulary")
-    assert settings.learning_rate == settings.buffer_learning_rate == 2e-5
-    assert settings.momentum == 0.9
+    assert settings.training.steps == 45 * (2000 + 2000) // 64
+    assert settings.training.batch == 64 // 2
+    assert (settings.compiler.optimizer, settings.compiler.buffer_init) == ("adamw", "vocabulary")
+    assert settings.training.learning_rate == settings.compiler.buffer_learning_rate == 2e-5
+    assert settings.training.momentum == 0.9
 
 
 @pytest.mark.parametrize("wrong", [{"optimizer": "sgd"}, {"buffer_init": "zeros"}])
@@ -146,7 +146,7 @@ def test_unknown_names_are_refused(wrong):
 
 
 def test_samples_are_drawn_by_weight():
-    pool = [Sample("self_study", f"{weight}", (), (), weight=weight) for weight in (1, 2, 4, 1, 1)]
+    pool = [Sample((), (), "self_study", f"{weight}", weight=weight) for weight in (1, 2, 4, 1, 1)]
     rng = random.Random(0)
     drawn = Counter(sample.weight for _ in range(4000) for sample in draw_samples(pool, 1, rng))
     assert [drawn[weight] / 4000 for weight in (1, 2, 4)] == pytest.approx([3 / 9, 2 / 9, 4 / 9], abs=0.03)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lcc.training.step_memory import available_bytes
 from lcc.utils import device_memory as control_groups
-from lcc.utils.device_memory import V1, V2, group_bytes
+from lcc.utils.device_memory import V1, V2, available_bytes, group_bytes
 
 
 @pytest.fixture

@@ -216,7 +216,7 @@ def test_an_export_replaces_an_earlier_one_alone(to, llama, memory, tmp_path):
 
 
 def test_a_quantised_memory_replaces_quantised_ones_of_its_text(memory, llama, tokenizer, tmp_path):
-    small = memory.quantize("int8", llama, tokenizer, answers=1, max_new_tokens=1)
+    small = lcc.quantize(memory, "int8", llama, tokenizer, answers=1, max_new_tokens=1)
     target = tmp_path / "small"
     output = quantized_output(target, memory)
     small.save(output)

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from lcc.cli import app as cli
 from lcc.errors import InputError
 from lcc.evaluation.certificate import read_questions
-from lcc.text.queries import load_queries, reread
+from lcc.pipeline.options import CompileOptions
+from lcc.text.queries import load_queries
 from lcc.utils import utf8
 from lcc.utils.jsonl import load_rows
 from lcc.utils.utf8 import check_arguments, check_text, decode, read_file
@@ -106,11 +107,11 @@ def test_rows_come_from_pipes(pipe, monkeypatch):
 
 def test_a_pipe_is_read_once_for_many_compilations(pipe, tmp_path):
     given = {"queries": pipe(b'{"query": "Say: dog."}'), "questions": pipe(b'{"question": "Where?"}'), "ratio": 8}
-    expected = {"queries": ["Say: dog."], "questions": [{"question": "Where?"}], "ratio": 8}
-    assert reread(given) == reread(expected) == expected
-    assert reread({"queries": None}) == {"queries": None}
+    options = CompileOptions.of(**given)
+    assert (options.queries, options.questions) == (["Say: dog."], [{"question": "Where?"}])
+    assert CompileOptions.of().queries == load_queries()
     with pytest.raises(InputError, match="no file"):
-        reread({"questions": tmp_path / "absent.jsonl"})
+        CompileOptions.of(questions=tmp_path / "absent.jsonl")
 
 
 def test_rows_in_folders_that_may_not_be_searched(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from lcc.cli.options import SeedOption, SettingsOption, StepsOption, chosen_settings, parse_settings
 from lcc.errors import InputError
-from lcc.pipeline.settings import CompileSettings, make_settings, setting_types
+from lcc.pipeline.settings import CompileSettings, known_settings, make_settings
 from lcc.utils.values import check, parse
 
 
@@ -90,7 +90,7 @@ def test_pairs_that_spell_no_setting(pair, message):
 )
 def test_python_callers_are_told_too(wrong, message):
     with pytest.raises(InputError, match=message):
-        CompileSettings(**wrong)
+        CompileSettings().replace(**wrong)
 
 
 def test_a_setting_with_an_option_of_its_own():
@@ -115,11 +115,11 @@ def test_a_setting_with_an_option_of_its_own():
 
 def test_whole_numbers_are_numbers():
     assert make_settings(momentum=0, ratio=8) == make_settings(momentum=0.0, ratio=8.0)
-    assert type(CompileSettings(momentum=0).momentum) is float
+    assert type(CompileSettings().replace(momentum=0).training.momentum) is float
 
 
 def test_every_setting_says_what_it_must_be():
-    for name, kind in setting_types().items():
+    for name, kind in known_settings().items():
         with pytest.raises(InputError, match=name):
             check(name, object(), kind)
 

@@ -1,0 +1,137 @@
+"""The seam of compilers: what one is given, what it returns, and the base of those that train."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from transformers import PreTrainedModel
+
+from ..data.samples import DistillationData
+from ..memory.payload import KVPayload, Payload
+from ..text.context import Context
+from ..training.checkpoint import Checkpoint
+from ..training.execution import autocast
+from ..training.settings import ExecutionSettings, TrainingSettings
+from ..training.trainable import TrainableMemory
+from ..training.trainer import train
+from ..utils.distributed import ALONE, Ranks
+from ..utils.progress import Reporter
+from ..utils.settings import SettingsGroup
+
+
+@dataclass(frozen=True)
+class CompileTask:
+    """One text to compile.
+
+    Attributes:
+        model: frozen, in eval mode, private to this compilation. Leave it as it came.
+        context: the text's tokens, the chat around it, and K, the number of buffer tokens.
+        settings: the compiler's own ``Settings``.
+        data: makes the distillation data at the first call, or finds it. A compiler without need of it never calls it.
+        seed: torch is seeded with it already.
+        checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
+        ranks: the processes that compile this text together.
+    """
+
+    model: PreTrainedModel
+    context: Context
+    settings: Any
+    training: TrainingSettings
+    execution: ExecutionSettings
+    data: Callable[[], DistillationData]
+    seed: int
+    reporter: Reporter
+    checkpoint: Checkpoint | None = None
+    checkpoint_every: int = 50
+    ranks: Ranks = ALONE
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compiler returns.
+
+    Attributes:
+        payload: K and V of the buffer tokens, keys unrotated: ``KVPayload(kv)``.
+        curve: measurements: ``step``, ``loss``, ``held_out_kl`` and ``seconds``.
+        data: the distillation data that was used. Its held-out part is measured in the certificate.
+    """
+
+    payload: Payload
+    curve: tuple[dict[str, float], ...] = ()
+    data: DistillationData | None = None
+
+
+class Compiler(Protocol):
+    """A way to make a memory. Register the class under a name, or give an object of it to ``lcc.compile``.
+
+    Attributes:
+        name: recorded in the memory.
+        Settings: a ``SettingsGroup``. Keywords of ``lcc.compile`` go to the group that owns a field of that name.
+        defaults: settings of other groups for which this compiler has other defaults.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[SettingsGroup]]
+    defaults: ClassVar[Mapping[str, Any]]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Digests of learned weights of the compiler's own, recorded in the memory; empty if it has none."""
+        ...
+
+    def compile(self, task: CompileTask) -> Compiled:
+        """Compile the task's text."""
+        ...
+
+
+@dataclass(frozen=True)
+class NoSettings(SettingsGroup):
+    """The settings of a compiler without settings of its own."""
+
+
+class BaseCompiler(ABC):
+    """A ``Compiler`` with the usual answers: no settings of its own, no other defaults, no learned weights."""
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[SettingsGroup]] = NoSettings
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """No learned weights."""
+        return {}
+
+    @abstractmethod
+    def compile(self, task: CompileTask) -> Compiled:
+        """Compile the task's text."""
+
+
+class TrainedCompiler(BaseCompiler):
+    """A compiler that optimises a ``TrainableMemory`` on the distillation data."""
+
+    @abstractmethod
+    def trainable(
+        self, model: PreTrainedModel, context: Context, settings: Any, seed: int
+    ) -> AbstractContextManager[TrainableMemory]:
+        """The memory to train, inside a block in which the model is frozen. The block restores the model."""
+
+    def compile(self, task: CompileTask) -> Compiled:
+        """Train the memory.
+
+        Raises:
+            DivergedError: the loss became NaN; the last checkpoint stands.
+            MismatchError: the checkpoint folder belongs to another compilation.
+            MemoryFileError: a checkpoint cannot be read or written.
+        """
+        with (
+            self.trainable(task.model, task.context, task.settings, task.seed) as memory,
+            autocast(task.model, task.execution),
+        ):
+            data = task.data()
+            kv, curve = train(
+                memory, data, task.training, task.execution, task.seed, task.reporter, task.checkpoint,
+                task.checkpoint_every, task.ranks,
+            )  # fmt: skip
+        return Compiled(KVPayload(kv), tuple(curve), data)

@@ -1,0 +1,52 @@
+"""What the distillation data is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..utils.settings import SettingsGroup
+from ..utils.values import require
+
+# A lower temperature is lost in float32 when logits are divided by it.
+COLDEST = 1e-20
+
+
+@dataclass(frozen=True)
+class DataSettings(SettingsGroup):
+    """Settings of the distillation data (LCC section 3.4). Compilations that agree in these can share their data.
+
+    Attributes:
+        general_queries: number of context-agnostic queries to draw.
+        self_study_questions: number of distinct questions that the model asks itself about the text. 0: none.
+        self_study_temperature: sampling temperature of these questions.
+        self_study_piece: tokens of text that the model is asked about at a time. 0: the whole text at once.
+        self_study_hard: share of hard questions: half about pieces twice as long, half about the whole text.
+        self_study_follow_ups: share of questions that end a conversation. The model answers its earlier turns.
+        max_response_tokens: longest response of the teacher, and longest question that the model may ask itself.
+        held_out: share of the query samples that is not trained on but measured. Self-asked questions whose answer
+            another question trains are held out first.
+        parse_special_tokens: special tokens written in the text, the queries and the questions become control tokens.
+            By default they are plain text.
+    """
+
+    general_queries: int = 600
+    self_study_questions: int = 2000
+    self_study_temperature: float = 0.6
+    self_study_piece: int = 40
+    self_study_hard: float = 0.35
+    self_study_follow_ups: float = 0.15
+    max_response_tokens: int = 64
+    held_out: float = 0.1
+    parse_special_tokens: bool = False
+
+    def check_ranges(self) -> None:
+        """Refuse what is out of range."""
+        self.require_count("max_response_tokens")
+        self.require_more_than(COLDEST, "self_study_temperature")
+        self.require_not_negative("general_queries", "self_study_questions", "self_study_piece")
+        self.require_share("held_out")
+        shares = (self.self_study_hard, self.self_study_follow_ups)
+        plain = 1 - sum(shares)
+        possible = min(shares) >= 0 and (plain > 0 or plain == self.self_study_follow_ups == 0)
+        wanted = "zero or more, and leave plain questions for conversations to go on from"
+        require(possible, "self_study_hard and self_study_follow_ups", shares, wanted)

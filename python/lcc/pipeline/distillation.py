@@ -1,0 +1,58 @@
+"""The distillation data of one text: found where an earlier run left it, or made now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.cache import DataCache, pack, unpack
+from ..data.samples import DistillationData
+from ..data.synthesis import synthesize
+from ..data.teacher_states import TeacherStates
+from ..modeling.prefill import prefill
+from ..modeling.sharding import is_sharded
+from ..text.context import Context
+from ..utils.distributed import ALONE, Ranks
+from ..utils.progress import Reporter
+from ..utils.random_state import seeded
+from .settings import CompileSettings
+
+
+def distillation_data(
+    model: PreTrainedModel,
+    context: Context,
+    settings: CompileSettings,
+    queries: Sequence[str],
+    cache: DataCache | None,
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
+) -> DistillationData:
+    """The data that a text is compiled with: from ``cache``, or made now by rank 0 and kept there.
+
+    Args:
+        model: frozen, no adapter active.
+        queries: context-agnostic ones.
+    """
+    budget = settings.execution.teacher_bytes
+    stored = cache.load(model.device, budget) if cache else None
+    if stored is not None:
+        return stored
+
+    def make() -> DistillationData:
+        # Seeded anew, so that the data is the same whatever has been drawn before.
+        with torch.no_grad(), seeded(model.device, settings.seed):
+            text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
+            states = TeacherStates(budget, cache.folder if cache else None)
+            data = synthesize(
+                model, context, text_kv, settings.effective_data, queries, settings.seed, reporter.count, states
+            )
+        if cache:
+            cache.save(data)
+        return data
+
+    if ranks.count == 1:
+        return make()
+    packed = ranks.from_main(lambda: pack(make()), together=is_sharded(model))
+    return unpack(*packed, model.device, budget)

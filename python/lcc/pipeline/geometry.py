@@ -1,0 +1,48 @@
+"""How many samples a compilation has, and the lengths of those in one step, before any of them is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import lcc_kernels as lk
+
+from ..text.context import Context
+from ..text.prompts import REPEAT_REQUEST
+from .settings import CompileSettings
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The samples of one step: tokens of each, and how many tokens they supervise in all."""
+
+    segments: tuple[int, ...]
+    supervised: int
+
+
+def geometry(
+    context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int
+) -> Geometry:
+    """The samples of a step: the reconstruction, if it has weight, and a batch of queries of these mean lengths."""
+    batch = step_queries(settings, samples)
+    repeat = len(context.chat.query_ids(REPEAT_REQUEST)) + len(context.context_ids)
+    repeats = bool(settings.training.reconstruction_weight)
+    segments = (repeat,) * repeats + (query_tokens + response_tokens - 1,) * batch
+    return Geometry(segments, repeats * (len(context.context_ids) + 1) + batch * response_tokens)
+
+
+def sample_count(settings: CompileSettings, queries: Sequence[str]) -> int:
+    """Queries of all streams, if the model asks itself as many distinct questions as it should."""
+    data = settings.effective_data
+    return min(data.general_queries, len(set(queries))) + data.self_study_questions
+
+
+def step_layout(context: Context, step: Geometry, settings: CompileSettings) -> lk.BottleneckLayout:
+    """The packed row of one step."""
+    lengths = len(context.prefix_ids), len(context.context_ids), context.buffer
+    return lk.BottleneckLayout(*lengths, step.segments, settings.training.keep_prefix)
+
+
+def step_queries(settings: CompileSettings, samples: int) -> int:
+    """Queries of a step, at most, when the teacher has answered ``samples``."""
+    return min(settings.training.batch, samples - int(samples * settings.data.held_out))

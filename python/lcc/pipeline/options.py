@@ -1,0 +1,155 @@
+"""What ``lcc.compile`` is asked for, checked once; and how one compilation runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..compilers import registry
+from ..compilers.base import Compiler
+from ..errors import InputError
+from ..evaluation.certificate import Questions
+from ..text.queries import load_queries
+from ..utils.distributed import ALONE, Ranks
+from ..utils.jsonl import load_rows
+from ..utils.settings import MOST
+from ..utils.values import check, require
+from .settings import AUTO, CompileSettings, make_settings
+
+# The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
+TARGET = 0.98
+NOTHING_TO_MEASURE = (
+    'ratio="auto" has nothing to measure: give questions, or let the model ask itself more (self_study_questions, '
+    "self_study_weight) and hold more of that out (held_out); only what the full text settles counts"
+)
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What to compile a text with. Files, pipes and iterables are read when it is made, so it serves many texts.
+
+    Attributes:
+        settings: with ``ratio="auto"``, each ratio that is tried replaces theirs.
+        target: with ``ratio="auto"``, the share of the full text's score to keep; else None.
+        queries: context-agnostic ones.
+        questions: rows to measure memories on; None: those that the model asked itself and that were held out.
+        certify: whether to measure.
+    """
+
+    settings: CompileSettings
+    compiler: Compiler
+    target: float | None
+    queries: list[str]
+    questions: list[str | Mapping[str, Any]] | None
+    certify: bool
+
+    @classmethod
+    def of(
+        cls,
+        recipe: str = "default",
+        compiler: str | Compiler = registry.DEFAULT,
+        queries: str | Path | Iterable[str] | None = None,
+        questions: Questions | None = None,
+        certify: bool = True,
+        target: float | None = None,
+        **settings: Any,
+    ) -> CompileOptions:
+        """The options of ``lcc.compile``.
+
+        Raises:
+            InputError: a setting that cannot be used, options that do not go together, or queries or questions that
+                cannot be read.
+        """
+        if not certify and questions is not None:
+            raise InputError("questions are for the certificate: leave certify on, or leave them out")
+        searched = settings.get("ratio") == AUTO
+        chosen = make_settings(recipe, compiler, **settings | ({"ratio": None} if searched else {}))
+        if searched:
+            target = TARGET if target is None else target
+            check_search(chosen, target, questions is not None, certify)
+        elif target is not None:
+            raise InputError('target is for ratio="auto": leave it out, or let compile choose the ratio')
+        rows: list[Any] | None = None
+        if questions is not None:
+            named = isinstance(questions, (str, Path))
+            rows = load_rows(str(questions), "test") if named else list(questions)  # type: ignore[arg-type]
+        return cls(chosen, registry.get(compiler), target, load_queries(queries), rows, certify)
+
+    def at_ratio(self, ratio: float) -> CompileOptions:
+        """The same at one ratio."""
+        return replace(self, settings=self.settings.replace(ratio=ratio), target=None)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a memory records of the options: two memories that differ in it are different memories."""
+        settings = self.settings.flat() | {"compiler": {"name": self.compiler.name} | self.compiler.fingerprint()}
+        if self.target is not None:
+            del settings["ratio"]
+        return settings | {"target": self.target}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one compilation runs. Nothing of it changes the memory.
+
+    Attributes:
+        checkpoint: a folder to go on from after a kill; None: none is kept.
+        checkpoint_every: steps between two checkpoints.
+        restart: remove a checkpoint of another compilation, or a damaged one, instead of refusing it.
+        shared_data: a folder where compilations share their distillation data.
+        distributed: the processes of torch.distributed's default group make the memory together.
+    """
+
+    checkpoint: Path | None = None
+    checkpoint_every: int = 50
+    restart: bool = False
+    shared_data: Path | None = None
+    distributed: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: str | os.PathLike | None = None,
+        checkpoint_every: int = 50,
+        restart: bool = False,
+        surrogates: str | os.PathLike | None = None,
+        distributed: bool = False,
+    ) -> Run:
+        """The options of ``lcc.compile``.
+
+        Raises:
+            InputError: ``checkpoint_every`` is below 1.
+        """
+        check("checkpoint_every", checkpoint_every, int)
+        require(1 <= checkpoint_every <= MOST, "checkpoint_every", checkpoint_every, "at least 1")
+        folders = [None if folder is None else Path(folder) for folder in (checkpoint, surrogates)]
+        return cls(folders[0], checkpoint_every, restart, folders[1], distributed)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes.
+
+        Raises:
+            InputError: ``distributed`` is asked for, and there is no group of processes.
+        """
+        return Ranks.of_group() if self.distributed else ALONE
+
+
+def check_search(settings: CompileSettings, target: float, questions_given: bool, certify: bool) -> None:
+    """Refuse, before any work, a search that could not end.
+
+    Raises:
+        InputError: saying why.
+    """
+    check("target", target, float)
+    if not 0 < target <= 1:
+        raise InputError(f"target is {target}; it must be a share above 0, and 1 at most")
+    if not certify:
+        raise InputError('ratio="auto" is told by the certificate: leave certify on, or name a ratio')
+    data = settings.effective_data
+    held_out = int(data.self_study_questions * data.held_out)
+    if not questions_given and not held_out:
+        raise InputError(NOTHING_TO_MEASURE)

@@ -1,0 +1,95 @@
+"""How a memory is optimised, and in which way a step is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..utils.settings import SettingsGroup
+from ..utils.values import require
+
+# The value of a setting that is resolved when the free memory is known.
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class TrainingSettings(SettingsGroup):
+    """Settings of the optimisation (LCC sections 3.2-3.5 and 4.1, appendix A).
+
+    Attributes:
+        steps: optimiser steps at most.
+        batch: query samples a step. The reconstruction sample comes on top, with its stream's weight.
+        learning_rate: falls linearly to zero.
+        momentum: Muon's momentum, and AdamW's beta1. Muon's usual 0.95 remembers too long for some hundred steps
+            (benchmarks/log).
+        reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses. The weights of
+            the two query streams also set each stream's share of a batch.
+        evaluate_every: steps between two measurements.
+        patience: measurements without a better held-out KL before training stops; the best state is kept. 0: training
+            never stops early, and the last state is kept.
+        keep_prefix: queries see the system prompt and the user header beside the memory.
+        loss: ``kl`` (nats a token), or ``mse`` over logits (the paper's ablation).
+    """
+
+    steps: int = 300
+    batch: int = 64
+    learning_rate: float = 3e-2
+    momentum: float = 0.7
+    reconstruction_weight: float = 0.25
+    general_weight: float = 0.25
+    self_study_weight: float = 1.0
+    evaluate_every: int = 50
+    patience: int = 8
+    keep_prefix: bool = True
+    loss: Literal["kl", "mse"] = "kl"
+
+    def check_ranges(self) -> None:
+        """Refuse what is out of range."""
+        self.require_count("steps", "batch", "evaluate_every")
+        self.require_more_than(0, "learning_rate")
+        self.require_not_negative("patience")
+        self.require_share("momentum")
+        weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
+        require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
+
+
+@dataclass(frozen=True)
+class ExecutionSettings(SettingsGroup):
+    """Settings that change how a step is computed. But for rounding, the result is the same.
+
+    Attributes:
+        precision: ``auto`` (bfloat16 autocast on devices that have it), ``float32`` or ``bfloat16``.
+        engine: ``packed`` (one pass a step), or ``reference`` (encode, then samples over a cache). The gradient is the
+            same. The next three settings are for ``packed`` alone.
+        gradient_checkpointing: compute a layer's activations again in the backward. ``auto``: if a step would not fit.
+        encode_chunk: tokens of text that are encoded at a time, and once more in the backward. 0: all at once.
+            ``auto``: if a step would not fit with ``gradient_checkpointing`` either.
+        torch_compile: run the layers of the packed pass through ``torch.compile``.
+        teacher_gigabytes: GiB of teacher states that are held in memory. The rest is memory-mapped from disk.
+    """
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    engine: Literal["packed", "reference"] = "packed"
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    encode_chunk: int | Literal["auto"] = "auto"
+    torch_compile: bool = False
+    teacher_gigabytes: float = 4.0
+
+    @property
+    def chunk(self) -> int:
+        """``encode_chunk`` as a number: 0 for the whole text at once, and while ``auto`` is not resolved."""
+        return 0 if self.encode_chunk == AUTO else int(self.encode_chunk)
+
+    @property
+    def teacher_bytes(self) -> int:
+        """``teacher_gigabytes`` in bytes."""
+        return int(self.teacher_gigabytes * 2**30)
+
+    def check_ranges(self) -> None:
+        """Refuse what is out of range."""
+        self.require_not_negative("teacher_gigabytes")
+        require(self.encode_chunk == AUTO or self.chunk >= 0, "encode_chunk", self.encode_chunk, "auto, or 0 or more")
+        if self.engine == "reference":
+            for name in ("gradient_checkpointing", "encode_chunk", "torch_compile"):
+                value = getattr(self, name)
+                require(value in (False, AUTO), name, value, "left out with engine='reference', or take 'packed'")

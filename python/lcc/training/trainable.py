@@ -1,0 +1,85 @@
+"""``TrainableMemory``: what a compiler optimises."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from ..modeling.kv import KV
+from ..modeling.packed_decoder import PackedDecoder
+from ..modeling.prefill import prefill
+from ..text.context import Context
+from .settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class EncodeRows:
+    """The encode of a text as rows that run in the same pass as the samples (see ``lcc.training.student``).
+
+    Attributes:
+        embeddings: of [C | B], (1, text tokens + buffer tokens, H), differentiable.
+        text_tokens: length of C.
+        copied_prefix: K and V of P', rotated.
+    """
+
+    embeddings: torch.Tensor
+    text_tokens: int
+    copied_prefix: KV
+
+
+class TrainableMemory(ABC):
+    """Parameters that give the K and V of the buffer tokens, which the frozen model reads instead of a text.
+
+    Attributes:
+        prefix: K and V of P, rotated, as the frozen model reads it.
+        packed: runs packed rows through the model.
+        adapts_queries: whatever the memory adds to the model stays on for queries and responses.
+        reads_text: the text runs through the model in every step: ``encode_rows`` and ``encode_chunked`` are there.
+    """
+
+    reads_text: ClassVar[bool] = False
+    adapts_queries: bool = False
+
+    def __init__(self, model: PreTrainedModel, context: Context):
+        self.model, self.context = model, context
+        self.packed = PackedDecoder(model)
+        with torch.no_grad():
+            self.prefix = prefill(model, context.prefix_ids)
+
+    @abstractmethod
+    def parameter_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
+        """The parameters, in groups that each have an optimiser.
+
+        A group has ``params``, their initial ``lr``, and perhaps ``kind``: ``adamw`` (the default) or ``muon``.
+        """
+
+    def initialize(self) -> None:
+        """Set the parameters' values before the first step."""
+        return
+
+    @abstractmethod
+    def encode(self) -> KV:
+        """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in the parameters."""
+
+    def encode_rows(self) -> EncodeRows | None:
+        """The encode as rows of the packed pass. None: the memory has K and V only."""
+        return None
+
+    def encode_chunked(self, tokens: int) -> KV | None:
+        """``encode``, with the text read ``tokens`` at a time; the gradient is the same. None: it cannot."""
+        return None
+
+    def applied(self, on: bool = True) -> AbstractContextManager[None]:
+        """Switch on, inside the block, whatever the memory adds to the model."""
+        return nullcontext()
+
+    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
+        """What samples see, at the positions of inference: [P' | B], or B alone."""
+        if not keep_prefix:
+            return buffer.rotated(self.model, 0)
+        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
