@@ -15,7 +15,7 @@ import torch
 
 from lcc_kernels import BottleneckLayout
 from lcc_kernels.bottleneck.layout import shared_reads
-from lcc_kernels.bottleneck.plain import merge
+from lcc_kernels.plain_attention import merge
 
 aten = torch.ops.aten
 

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..plain_attention import merge
 from .layout import shared_reads
-from .plain import merge
 
 
 def missing() -> str | None:

@@ -13,8 +13,8 @@ from struct import iter_unpack
 
 import torch
 
+from ..plain_attention import attend, attend_backward, merge
 from .layout import shared_reads
-from .plain import attend, attend_backward, merge
 
 LONG_SPAN = 512  # rows from which a call of its own costs less than a gathered copy
 PADDING = 128  # rows that cost less than a batch of their own

@@ -11,7 +11,7 @@ from math import isfinite
 
 import torch
 
-from ..bottleneck import plain
+from .. import plain_attention
 from .batch import PrefixBatch
 
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
@@ -23,7 +23,7 @@ def forward(b: PrefixBatch) -> torch.Tensor:
     if q.numel() == 0:
         return q.new_empty(q.shape)
     scores = q.shape[1] * q.shape[2] * (min(b.shared_k.shape[1], SHORT_PREFIX) + b.own_k.shape[2])  # of a sequence
-    at_once = max(1, plain.BLOCK_SCORES // max(1, scores))
+    at_once = max(1, plain_attention.BLOCK_SCORES // max(1, scores))
     if at_once >= len(q):
         return _forward(b)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -43,7 +43,9 @@ def _forward(b: PrefixBatch) -> torch.Tensor:
     if shared_len <= SHORT_PREFIX:
         shared_scores = _pack(scaled) @ shared_k.to(wide).mT
     else:
-        prefix, lse = plain.attend(_pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, b.scale)
+        prefix, lse = plain_attention.attend(
+            _pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, b.scale
+        )
         shared_scores = lse[:, 0, :, None]
 
     keys, values, unseen = _own_rows(b)

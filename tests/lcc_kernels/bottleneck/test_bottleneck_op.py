@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from lcc_kernels.bottleneck import plain
+from lcc_kernels import plain_attention
 
 LAYOUT = lk.BottleneckLayout(1, 5, 2, (3, 1))
 
@@ -81,13 +81,13 @@ def test_refuses_mixed_dtypes_and_unknown_backends():
 @pytest.mark.parametrize("causal", [True, False])
 def test_blocks_equal_the_fused_call(causal, monkeypatch):
     """What runs off the CPU gives what runs on it, merged lse and all, in blocks smaller than the rows."""
-    monkeypatch.setattr(plain, "BLOCK_SCORES", 1)
+    monkeypatch.setattr(plain_attention, "BLOCK_SCORES", 1)
     torch.manual_seed(0)
     q, grad = (torch.randn(2, 3, 37, 8, dtype=torch.float64) for _ in range(2))
     k, v = (torch.randn(2, 1, 37, 8, dtype=torch.float64) for _ in range(2))
-    out, lse = plain.attend(q, k, v, causal, 0.4)
-    blocked = plain.attend_in_blocks(q, k, v, causal, 0.4)
+    out, lse = plain_attention.attend(q, k, v, causal, 0.4)
+    blocked = plain_attention.attend_in_blocks(q, k, v, causal, 0.4)
     torch.testing.assert_close(blocked, (out, lse))
     inputs = [grad, q, k, v, out * 0.9, lse + 0.1]
-    wanted = plain.attend_backward(inputs, causal, 0.4)
-    torch.testing.assert_close(plain.attend_in_blocks_backward(inputs, causal, 0.4), wanted)
+    wanted = plain_attention.attend_backward(inputs, causal, 0.4)
+    torch.testing.assert_close(plain_attention.attend_in_blocks_backward(inputs, causal, 0.4), wanted)

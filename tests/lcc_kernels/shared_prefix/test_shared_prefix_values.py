@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from lcc_kernels.bottleneck import plain
+from lcc_kernels import plain_attention
 from tests.lcc_kernels.shared_prefix.batches import DEVICE, batch, one_by_one
 from tests.support.float64 import assert_as_accurate
 
@@ -89,5 +89,5 @@ def test_the_default_scale(backend):
 @pytest.mark.parametrize("name", ["left padding", "speculative", "no prefix, rows that see nothing"])
 def test_batches_too_large_for_one_block_of_scores(name, monkeypatch):
     """The ``torch`` backend one sequence at a time."""
-    monkeypatch.setattr(plain, "BLOCK_SCORES", 1)
+    monkeypatch.setattr(plain_attention, "BLOCK_SCORES", 1)
     check(batch(**AWKWARD[name]), "torch")
