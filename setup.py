@@ -19,14 +19,14 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-SOURCES = ["csrc/bindings.cpp", "csrc/buffer_kv/attach.cu", "csrc/kl/rows.cu"]
+SOURCES = ["csrc/bindings.cpp", "csrc/attach_kv/attach.cu", "csrc/linear_kl/rows.cu"]
 HEADERS = [
     "csrc/vector.cuh",
-    "csrc/buffer_kv/attach.cuh",
-    "csrc/buffer_kv/attach.h",
-    "csrc/kl/divergence.cuh",
-    "csrc/kl/rows.cuh",
-    "csrc/kl/rows.h",
+    "csrc/attach_kv/attach.cuh",
+    "csrc/attach_kv/attach.h",
+    "csrc/linear_kl/divergence.cuh",
+    "csrc/linear_kl/rows.cuh",
+    "csrc/linear_kl/rows.h",
 ]
 TORCH_TARGET = "0x020a000000000000"  # torch 2.10, the oldest that the package supports
 

@@ -10,10 +10,13 @@
 #include <optional>
 #include <vector>
 
-#include "buffer_kv/attach.h"
-#include "kl/rows.h"
+#include "attach_kv/attach.h"
+#include "linear_kl/rows.h"
 
 namespace {
+
+namespace attach = lcc::attach_kv;
+namespace linear_kl = lcc::linear_kl;
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
@@ -28,11 +31,11 @@ cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
-lcc::kl::Dtype dtype_of(const Tensor& tensor) {
+linear_kl::Dtype kl_dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return lcc::kl::Dtype::kFloat;
-    case ScalarType::Half: return lcc::kl::Dtype::kHalf;
-    case ScalarType::BFloat16: return lcc::kl::Dtype::kBFloat16;
+    case ScalarType::Float: return linear_kl::Dtype::kFloat;
+    case ScalarType::Half: return linear_kl::Dtype::kHalf;
+    case ScalarType::BFloat16: return linear_kl::Dtype::kBFloat16;
     default: STD_TORCH_CHECK(false, "logits must be float32, float16 or bfloat16"); return {};
   }
 }
@@ -53,7 +56,7 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
                         row_weight->scalar_type() == ScalarType::Float && row_weight->numel() == student.size(0),
                     "row_weight must be contiguous float32 (rows,) on the GPU");
   }
-  const lcc::kl::Arguments arguments{
+  const linear_kl::Arguments arguments{
       student.mutable_data_ptr(),
       teacher.const_data_ptr(),
       static_cast<float*>(loss.mutable_data_ptr()),
@@ -68,19 +71,17 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
   };
   const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
   const cudaError_t error =
-      lcc::kl::launch(arguments, static_cast<lcc::kl::Kind>(kind), dtype_of(student), current_stream(student));
+      linear_kl::launch(arguments, static_cast<linear_kl::Kind>(kind), kl_dtype_of(student), current_stream(student));
   STD_TORCH_CHECK(error == cudaSuccess, "kl_rows failed: ", cudaGetErrorString(error));
 }
 
-namespace buffer_kv = lcc::buffer_kv;
-
-buffer_kv::Dtype buffer_dtype_of(const Tensor& tensor) {
+attach::Dtype attach_dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return buffer_kv::Dtype::kFloat;
-    case ScalarType::Half: return buffer_kv::Dtype::kHalf;
-    case ScalarType::BFloat16: return buffer_kv::Dtype::kBFloat16;
-    case ScalarType::Char: return buffer_kv::Dtype::kInt8;
-    case ScalarType::Float8_e4m3fn: return buffer_kv::Dtype::kE4M3;
+    case ScalarType::Float: return attach::Dtype::kFloat;
+    case ScalarType::Half: return attach::Dtype::kHalf;
+    case ScalarType::BFloat16: return attach::Dtype::kBFloat16;
+    case ScalarType::Char: return attach::Dtype::kInt8;
+    case ScalarType::Float8_e4m3fn: return attach::Dtype::kE4M3;
     default: STD_TORCH_CHECK(false, "memories must be float32, float16, bfloat16, int8 or float8_e4m3fn"); return {};
   }
 }
@@ -94,9 +95,9 @@ const T* table(const Tensor& tensor, ScalarType dtype, int64_t numel) {
 }
 
 // One side of layers first ... first + layers.
-buffer_kv::Side side_of(const Tensor& memory, const std::vector<Tensor>& caches, int64_t first, int64_t layers) {
+attach::Side side_of(const Tensor& memory, const std::vector<Tensor>& caches, int64_t first, int64_t layers) {
   const Tensor& like = caches[0];
-  buffer_kv::Side side{};
+  attach::Side side{};
   side.memory = static_cast<const char*>(memory.const_data_ptr()) + first * memory.stride(0) * memory.element_size();
   side.memory_layer = memory.stride(0);
   side.memory_head = memory.stride(1);
@@ -135,9 +136,9 @@ void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::
   if (keys.numel() == 0) return;
   const int64_t block_size = key_caches[0].size(2), blocks = key_caches[0].size(0);
   const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
-  for (int64_t first = 0; first < layers; first += buffer_kv::kMaxLayers) {
-    const int64_t count = std::min<int64_t>(layers - first, buffer_kv::kMaxLayers);
-    buffer_kv::Arguments a{};
+  for (int64_t first = 0; first < layers; first += attach::kMaxLayers) {
+    const int64_t count = std::min<int64_t>(layers - first, attach::kMaxLayers);
+    attach::Arguments a{};
     a.sides[0] = side_of(keys, key_caches, first, count);
     a.sides[1] = side_of(values, value_caches, first, count);
     a.sides[0].rotary_dim = static_cast<int>(cos.size(1));
@@ -161,7 +162,7 @@ void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::
     a.copies = static_cast<int>(paged ? 1 : blocks);
     a.interleaved = interleaved;
     const cudaError_t error =
-        buffer_kv::launch(a, buffer_dtype_of(keys), buffer_dtype_of(key_caches[0]), current_stream(keys));
+        attach::launch(a, attach_dtype_of(keys), attach_dtype_of(key_caches[0]), current_stream(keys));
     STD_TORCH_CHECK(error == cudaSuccess, "attach_kv failed: ", cudaGetErrorString(error));
   }
 }

@@ -1,4 +1,4 @@
-"""Attachment in CUDA C++ (``csrc/buffer_kv``): addresses of layers travel as kernel arguments, 128 layers a launch."""
+"""Attachment in CUDA C++ (``csrc/attach_kv``): addresses of layers travel as kernel arguments, 128 layers a launch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The row kernel in CUDA C++ (``csrc/kl``): a cluster of blocks a row on sm_90, one block before."""
+"""The row kernel in CUDA C++ (``csrc/linear_kl``): a cluster of blocks a row on sm_90, one block before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from .options import KLOptions
 
-# The order of csrc/kl/divergence.cuh's Kind.
+# The order of csrc/linear_kl/divergence.cuh's Kind.
 KINDS = {"forward": 0, "reverse": 1, "jsd": 2, "mse": 3}
 
 

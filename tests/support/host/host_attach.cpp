@@ -1,7 +1,7 @@
 // Runs csrc's attach kernel on the CPU, to float32 caches, channels taken four at a time or singly.
-#include "buffer_kv/attach.cuh"
+#include "attach_kv/attach.cuh"
 
-using namespace lcc::buffer_kv;
+using namespace lcc::attach_kv;
 
 namespace {
 

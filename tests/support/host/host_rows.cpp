@@ -1,7 +1,7 @@
 // Runs csrc's row kernel on the CPU, in float32: a cluster of blocks a row, logits taken four at a time or singly.
-#include "kl/rows.cuh"
+#include "linear_kl/rows.cuh"
 
-using namespace lcc::kl;
+using namespace lcc::linear_kl;
 
 namespace {
 

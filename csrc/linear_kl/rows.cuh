@@ -8,7 +8,7 @@
 #include "../vector.cuh"
 #include "rows.h"
 
-namespace lcc::kl {
+namespace lcc::linear_kl {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
@@ -161,4 +161,4 @@ __global__ void __launch_bounds__(kThreads) divergence_rows(Arguments a) {
   }
 }
 
-}  // namespace lcc::kl
+}  // namespace lcc::linear_kl

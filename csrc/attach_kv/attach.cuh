@@ -8,7 +8,7 @@
 #include "../vector.cuh"
 #include "attach.h"
 
-namespace lcc::buffer_kv {
+namespace lcc::attach_kv {
 
 constexpr int kThreads = 256;
 
@@ -121,4 +121,4 @@ __global__ void __launch_bounds__(kThreads) attach_rows(const __grid_constant__ 
   }
 }
 
-}  // namespace lcc::buffer_kv
+}  // namespace lcc::attach_kv

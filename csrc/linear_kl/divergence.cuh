@@ -9,7 +9,7 @@
 #define LCC_HOST_DEVICE inline
 #endif
 
-namespace lcc::kl {
+namespace lcc::linear_kl {
 
 enum class Kind { kForward, kReverse, kJsd, kMse };
 
@@ -128,4 +128,4 @@ LCC_HOST_DEVICE float gradient(Kind kind, float log_p, float log_q, float centre
   return (1.0f - beta) * p * (log_share(log_q - log_p, beta) - centre);
 }
 
-}  // namespace lcc::kl
+}  // namespace lcc::linear_kl

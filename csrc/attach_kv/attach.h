@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-namespace lcc::buffer_kv {
+namespace lcc::attach_kv {
 
 enum class Dtype { kFloat, kHalf, kBFloat16, kInt8, kE4M3 };
 
@@ -47,4 +47,4 @@ struct Arguments {
 
 cudaError_t launch(const Arguments& arguments, Dtype memory, Dtype cache, cudaStream_t stream);
 
-}  // namespace lcc::buffer_kv
+}  // namespace lcc::attach_kv

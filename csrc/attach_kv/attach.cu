@@ -6,7 +6,7 @@
 
 #include "attach.cuh"
 
-namespace lcc::buffer_kv {
+namespace lcc::attach_kv {
 namespace {
 
 constexpr int kVectorBytes = 16;
@@ -78,4 +78,4 @@ cudaError_t launch(const Arguments& a, Dtype memory, Dtype cache, cudaStream_t s
   return cudaErrorInvalidValue;
 }
 
-}  // namespace lcc::buffer_kv
+}  // namespace lcc::attach_kv

@@ -4,7 +4,7 @@
 
 #include "rows.cuh"
 
-namespace lcc::kl {
+namespace lcc::linear_kl {
 namespace {
 
 constexpr int kVectorBytes = 16;
@@ -72,4 +72,4 @@ cudaError_t launch(const Arguments& a, Kind kind, Dtype dtype, cudaStream_t stre
   return cudaErrorInvalidValue;
 }
 
-}  // namespace lcc::kl
+}  // namespace lcc::linear_kl

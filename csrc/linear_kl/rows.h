@@ -7,7 +7,7 @@
 
 #include "divergence.cuh"
 
-namespace lcc::kl {
+namespace lcc::linear_kl {
 
 enum class Dtype { kFloat, kHalf, kBFloat16 };
 
@@ -27,4 +27,4 @@ struct Arguments {
 
 cudaError_t launch(const Arguments& arguments, Kind kind, Dtype dtype, cudaStream_t stream);
 
-}  // namespace lcc::kl
+}  // namespace lcc::linear_kl
