@@ -6,17 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-INTERPRETER = 0  # the architecture of Triton's interpreter
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A program's rows of queries and of keys, its warps, and how many loads it keeps in flight."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
+from ..tiles import INTERPRETER, Tile
 
 
 @dataclass(frozen=True)

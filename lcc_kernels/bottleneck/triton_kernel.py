@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 
 from ..dispatch import interpreting
+from ..tiles import Tile, architecture
 from .schedule import Schedule, schedule
-from .tiles import INTERPRETER, Tile, Tiles, tiles
+from .tiles import Tiles, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
 WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}  # head_dim, by dtype
@@ -97,8 +98,7 @@ def _row_major(x: torch.Tensor) -> torch.Tensor:
 
 
 def _plan(q: torch.Tensor, spans: torch.Tensor) -> tuple[Schedule, Tiles]:
-    major, minor = (0, INTERPRETER) if interpreting() else torch.cuda.get_device_capability(q.device)
-    sizes = tiles(10 * major + minor, q.shape[-1], q.dtype)
+    sizes = tiles(architecture(q.device), q.shape[-1], q.dtype)
     return schedule(spans, sizes, q.device), sizes
 
 

@@ -8,19 +8,10 @@ from itertools import product
 
 import torch
 
-INTERPRETER = 0  # the architecture of Triton's interpreter
+from ..tiles import INTERPRETER, Tile
+
 SPLITS = (1, 2, 4, 8, 16, 32)
 MERGE = 128  # a merge's fixed cost (a write, an atomic, a read that waits), in rows of keys and values read
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A program's rows of queries and of keys, its warps, and how many loads it keeps in flight."""
-
-    rows: int
-    keys: int
-    warps: int
-    stages: int
 
 
 @dataclass(frozen=True)

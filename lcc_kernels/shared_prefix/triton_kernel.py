@@ -22,8 +22,9 @@ import triton
 import triton.language as tl
 
 from ..dispatch import interpreting
+from ..tiles import Tile, architecture
 from .batch import PrefixBatch
-from .tiles import INTERPRETER, Tile, Work, plan, tiles
+from .tiles import Work, plan, tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
 WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}  # head_dim, by dtype
@@ -77,11 +78,8 @@ def constants(head_dim: int, dtype: torch.dtype, tile: Tile) -> dict[str, int | 
 
 
 def _plan(q: torch.Tensor, work: Work) -> tuple[Tile, int]:
-    if interpreting():
-        return plan(tiles(INTERPRETER, q.shape[-1], q.dtype), work, 4)
-    major, minor = torch.cuda.get_device_capability(q.device)
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    return plan(tiles(10 * major + minor, q.shape[-1], q.dtype), work, processors)
+    processors = 4 if interpreting() else torch.cuda.get_device_properties(q.device).multi_processor_count
+    return plan(tiles(architecture(q.device), q.shape[-1], q.dtype), work, processors)
 
 
 def _scratch(q: torch.Tensor, grid: tuple[int, int, int], tile: Tile) -> tuple[torch.Tensor | None, ...]:

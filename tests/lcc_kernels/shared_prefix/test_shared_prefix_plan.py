@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lcc_kernels.shared_prefix.tiles import Tile, Work, plan, tiles
+from lcc_kernels.shared_prefix.tiles import Work, plan, tiles
+from lcc_kernels.tiles import Tile
 
 HALF = tiles(90, 128, torch.bfloat16)
 PROCESSORS = 132
