@@ -147,15 +147,14 @@ class BottleneckLayout:
         """The rows whose projections carry the adapter: C and B of the one document (LCC section 3.3).
 
         Raises:
-            ValueError: several documents are packed; use ``lora_slices``.
+            ValueError: the row does not hold exactly one document.
         """
         if len(self.documents) != 1:
-            raise ValueError(f"{len(self.documents)} documents have a slice each: use lora_slices()")
-        return self.lora_slices()[0]
-
-    def lora_slices(self) -> tuple[slice, ...]:
-        """``lora_tokens`` of each packed document."""
-        return tuple(slice(document.context_rows.start, document.buffer_rows.stop) for document in self.documents)
+            raise ValueError(
+                f"the row holds {len(self.documents)} documents: take context_rows and buffer_rows of each"
+            )
+        (document,) = self.documents
+        return slice(document.context_rows.start, document.buffer_rows.stop)
 
 
 def visible(spans: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

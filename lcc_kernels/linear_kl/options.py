@@ -15,8 +15,7 @@ LOSSES = ("kl", "mse")
 class KLOptions:
     """Which divergence of ``z = softcap * tanh(logit_scale * x / softcap) / temperature``, given raw logits ``x``.
 
-    ``group`` names the process group over which the vocabulary is sharded; ``chunk_bytes`` bounds the logits that
-    exist at one time.
+    The fields are the arguments of ``linear_kl`` with the same names. ``group`` is the name of its ``process_group``.
 
     Raises:
         ValueError: an option is unknown or out of range.

@@ -49,8 +49,11 @@ def test_packing_moves_rows_and_keeps_documents_apart():
     assert packed.total == sum(layout.total for layout in layouts)
     assert torch.equal(packed.dense_mask(), torch.block_diag(*(layout.dense_mask() for layout in layouts)).bool())
     assert torch.equal(packed.position_ids(), torch.cat([layout.position_ids() for layout in layouts]))
-    assert packed.lora_slices() == (slice(1, 4), slice(8, 14))
-    with pytest.raises(ValueError, match="lora_slices"):
+    assert [(d.context_rows, d.buffer_rows) for d in packed.documents] == [
+        (slice(1, 3), slice(3, 4)),
+        (slice(8, 12), slice(12, 14)),
+    ]
+    with pytest.raises(ValueError, match="2 documents: take context_rows"):
         packed.lora_tokens()
 
 
