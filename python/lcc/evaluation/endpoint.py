@@ -1,30 +1,22 @@
-"""Requests to an HTTP endpoint: every wait ends, and nobody but the endpoint is told the key."""
+"""What the judge's endpoint needs beside the requests: a checked address, a key that stays secret, waits that end."""
 
 from __future__ import annotations
 
 import codecs
-import http.client
 import ipaddress
 import re
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as NotDoneError
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 from ..errors import InputError
-from ..utils.terminal import first_line
 
 T = TypeVar("T")
-RETRIED = {408, 409, 429, 500, 502, 503, 504}
 PRINTABLE = re.compile("[!-~]+")
-# Bytes of the longest key and of the longest reply that are read, characters of a refusal that are quoted.
-LONGEST_KEY, LONGEST_REPLY, QUOTED = 8192, 1 << 20, 300
+LONGEST_KEY = 8192  # bytes of a key file
 ONE_LINE = "must be one line of printable ASCII without spaces"
 
 
@@ -51,7 +43,7 @@ def check_address(url: str, key: str | None) -> None:
             "the judge's address holds a user, a password, a query or a fragment: end it with a path such as /v1, and "
             "give the key in a file"
         )
-    if key and parts.scheme == "http" and not _is_loopback(parts):
+    if key and parts.scheme == "http" and not is_loopback(url):
         raise InputError(f"the judge's address {url} would send the key unencrypted: use https")
 
 
@@ -84,20 +76,6 @@ def read_key(path: Path) -> str:
     return lines[0]
 
 
-def post(url: str, body: bytes, key: str | None, seconds: float) -> bytes:
-    """The reply to ``body``, a JSON document, within ``seconds``; no redirect is followed.
-
-    Raises:
-        RetryError: no reply in time, no connection, or an endpoint that is busy.
-        InputError: the endpoint refuses, or its reply is too long.
-    """
-    waiting = in_background(lambda: _exchange(url, body, key, seconds))
-    try:
-        return waiting.result(seconds)
-    except NotDoneError:
-        raise RetryError(f"no reply in {seconds:.0f} s") from None
-
-
 def in_background(work: Callable[[], T]) -> Future[T]:
     """The outcome of ``work`` in a thread that neither an interrupt nor the end of the process waits for."""
     outcome: Future[T] = Future()
@@ -117,54 +95,11 @@ def without(key: str | None, text: str) -> str:
     return text.replace(key, "[the key]") if key else text
 
 
-def _exchange(url: str, body: bytes, key: str | None, seconds: float) -> bytes:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    deadline = time.monotonic() + seconds
-    # A proxy would see what is meant for this machine alone.
-    direct = [urllib.request.ProxyHandler({})] if _is_loopback(urlsplit(url)) else []
-    opener = urllib.request.build_opener(_NoRedirect, *direct)
-    try:
-        with opener.open(urllib.request.Request(url, body, headers), timeout=seconds) as response:
-            return _read(response, deadline)
-    except urllib.error.HTTPError as error:
-        said = f"HTTP {error.code}: {_refusal(error, key, deadline)}"
-        if error.code in RETRIED:
-            raise RetryError(said) from None
-        raise InputError(f"the judge at {url} refuses: {said}") from None
-    except (OSError, http.client.HTTPException) as error:
-        raise RetryError(f"no connection ({without(key, first_line(error))})") from None
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    content = b""
-    while piece := response.read1(LONGEST_REPLY):
-        content += piece
-        if len(content) > LONGEST_REPLY:
-            raise InputError(f"the judge's reply is longer than {LONGEST_REPLY} bytes: name another endpoint")
-        if time.monotonic() > deadline:
-            raise TimeoutError("the reply does not end")
-    return content
-
-
-def _refusal(error: urllib.error.HTTPError, key: str | None, deadline: float) -> str:
-    """The beginning of what the endpoint says about it."""
-    try:
-        return without(key, _read(error, deadline).decode(errors="replace"))[:QUOTED]
-    except (OSError, http.client.HTTPException, InputError):
-        return "no reason given"
-
-
-def _is_loopback(parts: SplitResult) -> bool:
-    host = parts.hostname or ""
+def is_loopback(url: str) -> bool:
+    """Whether ``url``, an http(s) address, is this machine's own."""
+    host = urlsplit(url).hostname or ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return host.rstrip(".") == "localhost"
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: object, **__: object) -> None:
-        return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..utils.safe_json import parse_json
-from .endpoint import RetryError, check_address, check_key, in_background, post, without
+from .endpoint import RetryError, check_address, check_key, in_background, without
 from .examples import Example
 
 HIGHEST_SCORE = 5
@@ -68,15 +67,16 @@ class Judge:
     longest: float = 300.0
 
     def __post_init__(self) -> None:
-        """Check address and key.
+        """Check address and key, and that there is a client.
 
         Raises:
-            InputError: no http address, one with a password in it or that would send the key in the clear, or a key
-                that is not one line of printable ASCII.
+            InputError: no http address, one with a password in it or that would send the key in the clear, a key that
+                is not one line of printable ASCII, or the openai package is not installed.
         """
         check_address(self.url, self.key)
         if self.key is not None:
             check_key(self.key)
+        _completion()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -115,26 +115,39 @@ class Judge:
     def _verdict(self, example: Example, answer: str, stopped: threading.Event) -> Verdict:
         """``verdict``, with no attempt after ``stopped`` is set."""
         messages = [{"role": "system", "content": RUBRIC}, {"role": "user", "content": _case(example, answer)}]
-        body = json.dumps({"model": self.model, "temperature": 0, "messages": messages}).encode()
+        request = {"model": self.model, "temperature": 0, "messages": messages}
         deadline, pause, problem, made = time.monotonic() + self.longest, 0.0, "", 0
         while made < self.attempts and not stopped.wait(pause) and (left := deadline - time.monotonic()) > 0:
             made += 1
             pause = min(self.patience * 2 ** (made - 1), max(0.0, left))
             try:
-                verdict = _read_verdict(self._ask(body, min(self.timeout, left)))
+                verdict = _read_verdict(self._ask(request, min(self.timeout, left)))
                 return replace(verdict, reason=without(self.key, verdict.reason))
             except RetryError as error:
                 problem = str(error)
         raise InputError(f"the judge {self.model} at {self.url} gave no score in {made} attempts: {problem}")
 
-    def _ask(self, body: bytes, seconds: float) -> str:
+    def _ask(self, request: dict[str, Any], seconds: float) -> str:
         """The reply's text."""
-        reply = post(self.url.rstrip("/") + "/chat/completions", body, self.key, seconds)
+        reply = _completion()(self.url, self.key, request, seconds)
         try:
             return without(self.key, str(parse_json(reply)["choices"][0]["message"]["content"]))
         except (ValueError, LookupError, TypeError) as error:
             said = without(self.key, str(error))
             raise InputError(f"{self.url} does not speak OpenAI's chat protocol: its reply {said}") from None
+
+
+def _completion() -> Callable[[str, str | None, dict[str, Any], float], bytes]:
+    """``chat_client.completion``; a judge alone needs the packages under it.
+
+    Raises:
+        InputError: they are not installed.
+    """
+    try:
+        from .chat_client import completion
+    except ImportError:
+        raise InputError("a judge needs the openai package: pip install 'lcc-kernels[eval]'") from None
+    return completion
 
 
 def _case(example: Example, answer: str) -> str:

@@ -6,6 +6,10 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from ..errors import InputError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -27,12 +31,14 @@ def token_f1(prediction: str, references: Sequence[str]) -> float:
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-    """F1 of the longest common subsequence of words, for the best reference (ROUGE-L; Lin 2004, section 3.2).
+    """F-measure of ROUGE-L with stemming, for the best reference, as the rouge-score package computes it.
 
-    Words are runs of letters and digits in lower case; there is no stemming, and a text is one sequence.
+    Words are runs of ASCII letters and digits; a text without any scores 0.
+
+    Raises:
+        InputError: the package is not installed.
     """
-    words = re.findall(r"\w+", prediction.lower())
-    return max(_rouge_l(words, re.findall(r"\w+", reference.lower())) for reference in references)
+    return float(_rouge_scorer().score_multi(references, prediction)["rougeL"].fmeasure)
 
 
 def string_match(prediction: str, references: Sequence[str]) -> float:
@@ -54,27 +60,39 @@ METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
 }
 
 
+def check_metric(name: str) -> None:
+    """Refuse a metric of ``METRICS`` whose package is not installed.
+
+    Raises:
+        InputError: it says how to install it.
+    """
+    if name == "rouge_l":
+        _rouge_scorer()
+
+
+def usable_metrics() -> list[str]:
+    """The names in ``METRICS`` whose packages are installed."""
+    return [name for name in METRICS if _is_usable(name)]
+
+
+def _is_usable(name: str) -> bool:
+    try:
+        check_metric(name)
+    except InputError:
+        return False
+    return True
+
+
+@lru_cache
+def _rouge_scorer() -> Any:
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        raise InputError("rouge_l needs the rouge-score package: pip install 'lcc-kernels[eval]'") from None
+    return RougeScorer(["rougeL"], use_stemmer=True)
+
+
 def _f1(found: list[str], wanted: list[str]) -> float:
     if not found or not wanted:
         return float(found == wanted)
-    return _harmonic((Counter(found) & Counter(wanted)).total(), len(found), len(wanted))
-
-
-def _rouge_l(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    return _harmonic(_common_subsequence(found, wanted), len(found), len(wanted))
-
-
-def _harmonic(common: int, found: int, wanted: int) -> float:
-    return 2 * common / (found + wanted)
-
-
-def _common_subsequence(left: list[str], right: list[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(right) + 1)
-    for word in left:
-        diagonal = 0
-        for index, other in enumerate(right, 1):
-            diagonal, row[index] = row[index], diagonal + 1 if word == other else max(row[index], row[index - 1])
-    return row[-1]
+    return 2 * (Counter(found) & Counter(wanted)).total() / (len(found) + len(wanted))

@@ -18,7 +18,7 @@ from ..utils.row_store import RowStore
 from .examples import JUDGE, Example
 from .judge import HIGHEST_SCORE, Judge
 from .methods import Method
-from .metrics import METRICS
+from .metrics import METRICS, check_metric, usable_metrics
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Columns of what is kept of an answer, and of a verdict.
@@ -33,7 +33,7 @@ class Result:
     Attributes:
         key: the example's.
         context: a digest of the context, equal for questions about the same text.
-        scores: by metric, in [0, 1]; the judge's is its 0-5 divided by 5.
+        scores: by metric whose package is installed, in [0, 1]; the judge's is its 0-5 divided by 5.
         metric: the one that the summary calls the score.
         trained_on: the method asked itself this very question while it prepared.
         kv_bytes, seconds: of the method on this context, see ``Answers``.
@@ -79,11 +79,11 @@ def evaluate(
 
     Raises:
         InputError: no examples, two methods of one name, a name that cannot be a file's, an example that wants a judge
-            where there is none, or one that a method refuses.
+            where there is none or a metric whose package is not installed, or one that a method refuses.
         MismatchError: the folder holds answers of another model or other settings under a method's name.
         MemoryFileError: the folder cannot be read or written.
     """
-    distinct = list(dict.fromkeys(examples))
+    distinct, scored = list(dict.fromkeys(examples)), usable_metrics()
     _check(methods, distinct, judge)
     check_results(folder)
     make_folder(folder)
@@ -92,7 +92,7 @@ def evaluate(
         results = []
         for method in methods:
             rows = _answers(method, {example.key: example for example in distinct}, folder, reporter)
-            results += [_result(example, method.name, rows[example.key]) for example in distinct]
+            results += [_result(example, method.name, rows[example.key], scored) for example in distinct]
         if judge:
             results = _judged(results, distinct * len(methods), judge, folder, reporter)
     lines = (json.dumps(asdict(result)) + "\n" for result in results)
@@ -139,6 +139,8 @@ def _check(methods: Sequence[Method], examples: Iterable[Example], judge: Judge 
         raise InputError("there is nothing to evaluate: give at least one method and one example")
     if JUDGE in metrics and not judge:
         raise InputError("some examples are scored by a judge: name its endpoint, or choose another metric")
+    for metric in metrics - {JUDGE}:
+        check_metric(metric)
 
 
 def _answers(
@@ -170,7 +172,7 @@ def _answers(
     return {key: rows[key] for key in examples}
 
 
-def _result(example: Example, method: str, row: dict[str, Any]) -> Result:
+def _result(example: Example, method: str, row: dict[str, Any], scored: Iterable[str]) -> Result:
     return Result(
         method=method,
         task=example.task,
@@ -180,7 +182,7 @@ def _result(example: Example, method: str, row: dict[str, Any]) -> Result:
         history=example.history,
         question=example.question,
         answers=example.answers,
-        scores={name: metric(row["prediction"], example.answers) for name, metric in METRICS.items()},
+        scores={name: METRICS[name](row["prediction"], example.answers) for name in scored},
         **row,
     )
 

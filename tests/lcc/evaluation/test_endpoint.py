@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import logging
 import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import pytest
 
 from lcc.errors import InputError
 from lcc.evaluation import Example, Judge
-from lcc.evaluation.endpoint import LONGEST_REPLY, _is_loopback, read_key
+from lcc.evaluation.chat_client import LONGEST_REPLY
+from lcc.evaluation.endpoint import is_loopback, read_key
 
 EXAMPLE = Example("Bolt built two silver wings.", "What did Bolt build?", ("two wings",))
 # Seconds in which a busy machine does what takes less than one, and in which no server here is ever done.
@@ -77,8 +80,12 @@ def drip(content: bytes) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "pieces", [drip(b"H"), drip(HEADERS + b"X: "), [HEADERS + b"\r\n", *drip(b" ")], [HEADERS + b"\r\n"] + [b""] * 999]
-)
+    "pieces",
+    [
+        drip(b"H"), drip(HEADERS + b"X: "), [HEADERS + b"\r\n", *drip(b" ")], [HEADERS + b"\r\n"] + [b""] * 999,
+        [b"HTTP/1.1 401 No\r\n\r\n", *drip(b" ")],
+    ],
+)  # fmt: skip
 def test_a_reply_that_does_not_end(pieces, server):
     server.pieces, server.pause = pieces, 0.05
     began = time.monotonic()
@@ -131,10 +138,19 @@ def test_nothing_is_asked_after_the_end(server):
     assert server.seen.count(b"POST") <= 2
 
 
-def test_a_reply_is_limited(server):
-    server.pieces = [HEADERS + b"\r\n", b" " * (LONGEST_REPLY + 1)]
+@pytest.mark.parametrize("status", [b"200 OK", b"500 Oh", b"401 No"])
+def test_a_reply_is_limited(status, server):
+    server.pieces = [b"HTTP/1.1 " + status + b"\r\n\r\n", b" " * (LONGEST_REPLY + 1)]
     with pytest.raises(InputError, match="longer than 1048576 bytes"):
         judge(server, timeout=20.0).verdict(EXAMPLE, "x")
+
+
+def test_a_reply_is_not_inflated(server):
+    body = gzip.compress(says('{"score": 4}').partition(b"\r\n\r\n")[2])
+    server.pieces = [HEADERS + b"Content-Encoding: gzip\r\n\r\n" + body]
+    with pytest.raises(InputError, match="does not speak"):
+        judge(server, timeout=20.0).verdict(EXAMPLE, "x")
+    assert b"accept-encoding: identity" in server.seen.lower()
 
 
 @pytest.mark.parametrize(
@@ -151,17 +167,33 @@ def test_no_proxy_for_this_machine(host, server, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, f"http://{server.address}")
     monkeypatch.delenv("no_proxy", raising=False)
-    assert _is_loopback(urlsplit(f"http://{host}:9/v1"))
+    assert is_loopback(f"http://{host}:9/v1")
     with pytest.raises(InputError, match="no connection"):
         Judge(f"http://{host}:9/v1", "m", KEY, attempts=1).verdict(EXAMPLE, "x")
     assert server.seen == b""
+
+
+def test_other_addresses_are_asked_over_the_proxy(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", f"http://{server.address}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server.pieces = [says('{"score": 1}')]
+    assert Judge("http://judge.example/v1", "m").verdict(EXAMPLE, "x").score == 1
+    assert server.seen.startswith(b"POST http://judge.example/v1/chat/completions ")
+
+
+def test_a_proxy_that_cannot_be_used(monkeypatch):
+    monkeypatch.setenv("http_proxy", "gopher://user:SECRET@proxy.example")
+    with pytest.raises(InputError, match=r"the judge at http://judge\.example/v1 cannot be asked: ") as refusal:
+        Judge("http://judge.example/v1", "m").verdict(EXAMPLE, "x")
+    assert "SECRET" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
     "host", ["127.example.com", "localhost.example.com", "10.0.0.1", "128.0.0.1", "2130706433", "[::2]"]
 )
 def test_a_key_is_sent_in_the_clear_to_this_machine_alone(host):
-    assert not _is_loopback(urlsplit(f"http://{host}/v1"))
+    assert not is_loopback(f"http://{host}/v1")
     with pytest.raises(InputError, match="would send the key unencrypted: use https"):
         Judge(f"http://{host}/v1", "m", KEY)
     Judge(f"https://{host}/v1", "m", KEY)
@@ -232,6 +264,38 @@ def test_a_key_that_is_echoed_is_in_no_error(pieces, server):
         judge(server, key=KEY, timeout=20.0).verdict(EXAMPLE, "x")
     assert f"Bearer {KEY}".encode() in server.seen
     assert "sk-S" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"401 No", b"302 There"])
+def test_a_key_is_in_no_log(status, server, caplog):
+    caplog.set_level(logging.DEBUG)
+    echo = b"Bearer " + KEY.encode()
+    server.pieces = [b"HTTP/1.1 " + status + b"\r\n\r\n" + echo]
+    with pytest.raises(InputError):
+        judge(server, key=KEY, timeout=20.0).verdict(EXAMPLE, "x")
+    assert echo in server.seen
+    assert caplog.messages
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+def test_no_credentials_are_sent_but_the_key(key, server, monkeypatch):
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID"):
+        monkeypatch.setenv(f"OPENAI_{name}", "AMBIENT")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "authorization: Bearer AMBIENT\nopenai-organization: AMBIENT")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    server.pieces = [says('{"score": 1}')]
+    judge(server, key=key, timeout=20.0).verdict(EXAMPLE, "x")
+    sent = re.findall(rb"(?im)^authorization: (.*)\r$", server.seen)
+    assert sent == ([b"Bearer " + KEY.encode()] if key else [])
+    assert b"AMBIENT" not in server.seen
+
+
+def test_without_the_client(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "lcc.evaluation.chat_client")
+    with pytest.raises(InputError, match=r"pip install 'lcc-kernels\[eval\]'"):
+        Judge("https://judge.example/v1", "m")
 
 
 @pytest.mark.parametrize("echo", [KEY, ESCAPED])
