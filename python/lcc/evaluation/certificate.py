@@ -30,7 +30,7 @@ from ..utils.random_state import sample_up_to
 from ..utils.utf8 import normal
 from .examples import JUDGE, Example
 from .methods import check_examples_fit
-from .metrics import METRICS
+from .metrics import METRICS, check_metric
 
 GENERAL_QUERIES = 64
 # The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
@@ -93,6 +93,7 @@ def _question(row: Mapping[str, Any], text: str, where: str) -> Question:
     example = Example.from_row({**row, "context": text, **assumed}, where)
     if example.metric == JUDGE:
         raise InputError(f"{where}: compile asks no judge; give another metric, or measure it with lcc eval")
+    check_metric(example.metric)
     return Question(example, referenced)
 
 
