@@ -1,6 +1,6 @@
 """A folder of texts becomes a folder of memories; a second call skips what is done.
 
-python docs/examples/batch.py
+Run it with ``python docs/examples/batch.py``.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Several turns with one memory: a later question refers to an earlier one.
 
-python docs/examples/chat.py
+Run it with ``python docs/examples/chat.py``.
 """
 
 from pathlib import Path

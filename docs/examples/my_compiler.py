@@ -1,6 +1,6 @@
 """A compiler of one's own: keep K and V of evenly spaced tokens of the text, and train nothing.
 
-python docs/examples/my_compiler.py
+Run it with ``python docs/examples/my_compiler.py``.
 """
 
 from pathlib import Path

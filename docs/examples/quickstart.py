@@ -1,6 +1,6 @@
 """Compile a text, save the memory, load it, and ask it.
 
-python docs/examples/quickstart.py
+Run it with ``python docs/examples/quickstart.py``.
 """
 
 from pathlib import Path
