@@ -28,7 +28,9 @@ SettingsOption = Annotated[
         "--set", metavar="NAME=VALUE", help="Any setting, such as loss=mse; repeatable. A wrong name lists them."
     ),
 ]
-CompilerOption = Annotated[str, typer.Option(help="lcc, or direct_kv (trains K and V themselves).")]
+CompilerOption = Annotated[
+    str, typer.Option(help="lcc, direct_kv (trains K and V), or one that an installed package names.")
+]
 QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
 ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]

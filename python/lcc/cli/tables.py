@@ -101,6 +101,7 @@ def show_memory(memory: Memory, path: Path) -> None:
     table.add_row("self-asked questions", str(len(memory.questions)))
     for name, digest in memory.fingerprint.items():
         table.add_row(shown(name.replace("_", " ")), shown(digest[:16]))
+    table.add_row("compiler", _pairs(memory.compiler))
     table.add_row("settings", _pairs(memory.settings))
     for tried in (memory.ratio_search or {"tried": []})["tried"]:
         kept = f"keeps {_percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"

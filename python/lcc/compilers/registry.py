@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import InputError
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from .base import Compiler
 
 DEFAULT = "lcc"
+# Other packages name their compilers under this entry point group: a command knows them without an import.
+PLUGINS = "lcc.compilers"
 # The package's own: the file of each, imported when it is asked for, and torch with it.
 _FILES = {"lcc": "lora", "direct_kv": "direct_kv"}
 C = TypeVar("C", bound=type)
@@ -38,6 +41,8 @@ def register(compiler: C) -> C:
 def get(compiler: str | Compiler = DEFAULT) -> Compiler:
     """The compiler of a name, or the compiler that is given.
 
+    Other packages make compilers known by an entry point of the group ``lcc.compilers``.
+
     Raises:
         InputError: there is no compiler of this name, or what is given is none.
     """
@@ -48,6 +53,9 @@ def get(compiler: str | Compiler = DEFAULT) -> Compiler:
     if compiler in _FILES and compiler not in _registered:
         import_module(f".{_FILES[compiler]}", __package__)
     if compiler not in _registered:
+        for plugin in entry_points(group=PLUGINS, name=compiler):
+            register(plugin.load())
+    if compiler not in _registered:
         near = "".join(f"did you mean {match}? " for match in get_close_matches(compiler, names(), 1))
         raise InputError(f"unknown compiler {compiler!r}; {near}there are {', '.join(names())}")
     return _registered[compiler]()
@@ -55,7 +63,8 @@ def get(compiler: str | Compiler = DEFAULT) -> Compiler:
 
 def names() -> list[str]:
     """All names, the package's own first."""
-    return list(dict.fromkeys([*_FILES, *_registered]))
+    plugins = (plugin.name for plugin in entry_points(group=PLUGINS))
+    return list(dict.fromkeys([*_FILES, *_registered, *plugins]))
 
 
 def _named(compiler: Any) -> tuple[str, str]:

@@ -63,7 +63,7 @@ class Result:
 def evaluate(
     methods: Sequence[Method],
     examples: Iterable[Example],
-    folder: Path,
+    folder: str | Path,
     judge: Judge | None = None,
     progress: bool = True,
 ) -> list[Result]:
@@ -83,6 +83,7 @@ def evaluate(
         MismatchError: the folder holds answers of another model or other settings under a method's name.
         MemoryFileError: the folder cannot be read or written.
     """
+    folder = Path(folder)
     distinct, scored = list(dict.fromkeys(examples)), usable_metrics()
     _check(methods, distinct, judge)
     check_results(folder)

@@ -40,7 +40,7 @@ def attach(
 
     Args:
         memory: one, or several that stand in a row in the order given, behind one prefix. Each was trained alone:
-            benchmarks/LOG.md says what reading them together costs.
+            benchmarks/log says what reading them together costs.
         start: position of the first token. The answers are the same wherever it stands, but for longrope models, whose
             rope is another one from ``original_max_position_embeddings`` on.
         cache: an empty, allocated ``StaticCache`` of the model's dtype to write to, in every row of its batch.

@@ -39,7 +39,9 @@ class Plan:
     """What ``lcc.compile`` of a text takes; bytes, seconds and floating point operations.
 
     Attributes:
-        text_tokens, buffer_tokens, prefix_tokens: C, B and P.
+        text_tokens: length of C.
+        buffer_tokens: length of B.
+        prefix_tokens: length of P.
         queries: that the teacher answers, of all streams; some are held out of training.
         response_tokens: mean length of the frozen model's first answers.
         step_tokens: tokens that the model processes in a step (text, buffer and samples).

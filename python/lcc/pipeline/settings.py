@@ -144,9 +144,20 @@ def make_settings(
 
 
 def known_settings(compiler: str | Compiler = registry.DEFAULT) -> dict[str, Any]:
-    """The settings of a compilation with ``compiler``, and the type of each."""
-    groups = (*GROUPS.values(), registry.get(compiler).Settings)
-    return dict(OWN) | {name: kind for group in groups for name, kind in setting_types(group).items()}
+    """The settings of a compilation with ``compiler``, and the type of each.
+
+    Raises:
+        InputError: a setting of the compiler has a name that is taken.
+    """
+    chosen = registry.get(compiler)
+    shared = dict(OWN) | {name: kind for group in GROUPS.values() for name, kind in setting_types(group).items()}
+    own = setting_types(chosen.Settings)
+    if taken := shared.keys() & own.keys():
+        raise InputError(
+            f"the compiler {chosen.name!r} has settings of its own that every compiler has: "
+            f"{', '.join(sorted(taken))}; name them otherwise, or give them other defaults in its defaults"
+        )
+    return shared | own
 
 
 def require_setting(name: str, compiler: str | Compiler = registry.DEFAULT) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,3 +100,24 @@ def test_unknown_compilers_and_names_that_are_taken(first):
     with pytest.raises(lcc.InputError, match="there is a compiler 'first' already"):
         lcc.register(Taken)
     assert lcc.register(First) is First
+
+
+def test_a_setting_that_every_compiler_has_is_refused():
+    @dataclass(frozen=True)
+    class Steps(lcc.SettingsGroup):
+        steps: int = 7
+
+    class Stepping(First):
+        Settings = Steps
+
+    with pytest.raises(lcc.InputError, match="settings of its own that every compiler has: steps"):
+        make_settings(compiler=Stepping())
+
+
+def test_another_package_names_its_compiler(first, monkeypatch):
+    """As an installed package does, in its entry points."""
+    registry._registered.pop("first")
+    plugin = SimpleNamespace(name="first", load=lambda: First)
+    monkeypatch.setattr(registry, "entry_points", lambda group, name="first": [plugin] * (name == "first"))
+    assert registry.names() == ["lcc", "direct_kv", "first"]
+    assert isinstance(registry.get("first"), First)
