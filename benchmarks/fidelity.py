@@ -72,7 +72,7 @@ def table(found: Answers, chosen: dict[str, Options], study: Study) -> list[dict
             "options": chosen.get(name, PEERS[name].default),
             "searched": name in chosen,
             "source": PEERS[name].source,
-            "steps": study.settings.steps if PEERS[name].start else None,
+            "steps": study.settings.training.steps if PEERS[name].start else None,
         }
         if diverged := list(parts.values()).count(None):
             print(f"{name} diverged at ratio {ratio:g} on {diverged} documents with {told['options']}")

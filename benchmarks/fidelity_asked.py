@@ -18,10 +18,10 @@ import torch
 from benchmarks.fidelity_paired import read_column
 from benchmarks.fidelity_rows import BOUND
 from benchmarks.fidelity_study import BOUNDS, digest, load
+from lcc.data.cache import FORMAT, unpack
 from lcc.errors import InputError
 from lcc.evaluation import Result
 from lcc.text.chat_format import turns_of
-from lcc.training.checkpoint import SURROGATE, unpack_surrogate
 from lcc.utils.tensor_files import read_tensors
 
 WAYS = ("trained on", "held out", "never asked")
@@ -37,11 +37,11 @@ def read_ways(work: Path) -> dict[str, Way]:
     _, tokenizer = load()
     found: dict[str, Way] = {}
     for path in sorted(work.glob("surrogates/surrogate-*.safetensors")):
-        surrogate = unpack_surrogate(*read_tensors(path, SURROGATE), torch.device("cpu"))
-        text = digest(tokenizer.decode(surrogate.reconstruction.response_ids, skip_special_tokens=True))
+        data = unpack(*read_tensors(path, FORMAT), torch.device("cpu"))
+        text = digest(tokenizer.decode(data.reconstruction.response_ids, skip_special_tokens=True))
         if text in found:
             raise InputError(f"{work} has questions of several settings about one text: take a folder of one run")
-        parts = zip(WAYS, (surrogate.train, surrogate.held_out), strict=False)
+        parts = zip(WAYS, (data.train, data.held_out), strict=False)
         found[text] = {
             turns_of(sample.query): way for way, part in parts for sample in part if sample.stream == "self_study"
         }

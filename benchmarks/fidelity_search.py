@@ -80,7 +80,7 @@ def attempts(study: Study, name: str, ratios: Sequence[float], workers: int, bou
         ]
 
     def told(parts: Sequence[list[Result] | None], options: Options, ratio: float) -> Row:
-        about = {"options": options, "diverged": None in parts, "steps": study.settings.steps} | where
+        about = {"options": options, "diverged": None in parts, "steps": study.settings.training.steps} | where
         if None in parts:
             return {"method": name, "ratio": ratio or None} | about
         results = [result for results in parts for result in results or []]

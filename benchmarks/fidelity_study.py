@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -130,7 +130,7 @@ def _methods(study: Study, unit: Unit) -> list[Method]:
     if unit.method == BOUNDS:
         return [FullText(model, tokenizer), NoText(model, tokenizer)]
     # Without a ratio: one that any text is long enough for.
-    settings = replace(study.settings, ratio=unit.ratio or 1.0)
+    settings = study.settings.replace(ratio=unit.ratio or 1.0)
     bench = Workbench(model, tokenizer, settings, study.folder)
     return [PEERS[unit.method].build(unit.method, bench, unit.options)]
 

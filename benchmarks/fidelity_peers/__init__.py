@@ -1,6 +1,6 @@
 """The methods of the fidelity table: LCC and its peers, one file an idea, all behind ``lcc.evaluation.Method``."""
 
-from . import attention_matching, direct_kv, kept_tokens, memory_embeddings, synthetic_qa_lora, temp_lora, written
+from . import attention_matching, kept_tokens, synthetic_qa_lora, temp_lora, written
 from .presses import MISSING, PRESSES, installed
 from .workbench import Options, Peer, Workbench
 
@@ -8,8 +8,8 @@ __all__ = ["MISSING", "PEERS", "Options", "Peer", "Workbench", "runnable"]
 
 PEERS: dict[str, Peer] = {
     "lcc": written.LCC,
-    "direct_kv": direct_kv.PEER,
-    "memory_embeddings": memory_embeddings.PEER,
+    "direct_kv": written.DIRECT_KV,
+    "memory_embeddings": written.MEMORY_EMBEDDINGS,
     "attention_matching": attention_matching.PEER,
     "temp_lora": temp_lora.PEER,
     "synthetic_qa_lora": synthetic_qa_lora.PEER,

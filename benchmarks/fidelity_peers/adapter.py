@@ -4,33 +4,47 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
 
-from lcc.compilers.lora import AdaptedMemory
+from lcc.compilers.lora import AdaptedMemory, LoraSettings
 from lcc.evaluation import Answers, Example, answer_examples
 from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
-from lcc.pipeline.settings import CompileSettings
-from lcc.text.context import build_context
+from lcc.text.context import Context
+from lcc.training.settings import TrainingSettings
 from lcc.utils.random_state import seeded
 
 from .workbench import Options, PeerMethod, Workbench
 
 
 class Adapter(AdaptedMemory):
-    """Its "memory" is the chat's prefix, as the model with the LoRA reads it."""
+    """Its "memory" is the chat's prefix, as the model with the LoRA reads it. The LoRA is on for queries too."""
 
-    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+    adapts_queries = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        context: Context,
+        layers: list[BaseTunerLayer],
+        settings: LoraSettings | None = None,
+    ):
+        super().__init__(model, context, layers)
+        self.settings = settings or LoraSettings()
+
+    def parameter_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
         """The LoRA."""
-        return [{"params": self.lora, "lr": settings.learning_rate, "kind": settings.optimizer}]
+        return [{"params": self.lora, "lr": settings.learning_rate, "kind": self.settings.optimizer}]
 
     def encode(self) -> KV:
         """K and V of P with the LoRA on, keys unrotated."""
-        with self.active():
+        with self.applied():
             return prefill(self.model, self.context.prefix_ids).unrotated(self.model, 0)
 
 
@@ -48,7 +62,8 @@ class AdapterMethod(PeerMethod):
     def __init__(self, name: str, bench: Workbench, options: Options):
         super().__init__(name, bench, options)
         # The LoRA is on for queries and responses, and what they see is all in ``Adapter.encode``.
-        self.settings = replace(bench.trained(options), coupled=True, keep_prefix=False)
+        self.settings = bench.settings_for({**options, "coupled": True, "keep_prefix": False})
+        self.lora: LoraSettings = self.settings.compiler
 
     @abstractmethod
     def train(self, adapter: Adapter) -> Trained:
@@ -56,14 +71,16 @@ class AdapterMethod(PeerMethod):
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
         """Answer with the LoRA on, after the chat's prefix alone."""
-        settings = self.settings
-        prepared = build_context(self.model, self.tokenizer, context, settings.ratio, settings.max_response_tokens)
-        with seeded(self.model, settings.seed), lora_model(self.model, settings) as layers:
-            adapter = Adapter(self.model, prepared, layers)
+        prepared, lora = self.context_of(context), self.lora
+        with (
+            seeded(self.model.device, self.settings.seed),
+            lora_model(self.model, lora.rank, lora.alpha, lora.targets) as layers,
+        ):
+            adapter = Adapter(self.model, prepared, layers, lora)
             trained = self.train(adapter)
-            with adapter.active(), torch.no_grad():
+            with adapter.applied(), torch.no_grad():
                 visible = adapter.visible(adapter.encode(), keep_prefix=False)
-            with adapter.active():
+            with adapter.applied():
                 texts = answer_examples(self.model, self.chat, visible, examples, self.batch)
         held = visible.nbytes + sum(parameter.nbytes for parameter in adapter.lora)
         return Answers(texts, held, trained.seconds, trained.questions)

@@ -24,10 +24,6 @@ from lcc.modeling.kv import KV, decoder
 from lcc.modeling.lora import frozen
 from lcc.modeling.prefill import prefill
 from lcc.modeling.scoring import completion_states, state_divergence
-from lcc.pipeline.compile import surrogate_data
-from lcc.text.context import build_context
-from lcc.text.queries import load_queries
-from lcc.utils.progress import Reporter
 
 from .biased_attention import attending_with
 from .presses import moved
@@ -54,13 +50,11 @@ class AttentionMatching(PeerMethod):
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
         """Answer from the matched K and V, at the positions that follow the full text."""
-        settings, model = self.settings, self.model
-        prepared = build_context(model, self.tokenizer, context, settings.ratio, settings.max_response_tokens)
+        model, prepared = self.model, self.context_of(context)
         prefix, ids = len(prepared.prefix_ids), [*prepared.prefix_ids, *prepared.context_ids]
-        store = self.shared(prepared.sha256)
         with frozen(model), torch.no_grad():
-            surrogate = surrogate_data(model, prepared, settings, load_queries(), store, Reporter(False))
-            samples = [sample for sample in surrogate.train if sample.stream == "self_study"]
+            data = self.distillation_data(prepared)
+            samples = [sample for sample in data.train if sample.stream == "self_study"]
             began = time.monotonic()
             matching = Matching(model, prefill(model, ids), prefix, samples, KEYS[self.options["keys"]])
             matching.fit(BUDGETS[self.options["budgets"]](matching, prepared.buffer))
@@ -70,7 +64,7 @@ class AttentionMatching(PeerMethod):
             with attending_with(model, bias):
                 # A batch would share what all sequences see, by an attention without biases.
                 texts = answer_examples(model, self.chat, visible, examples, batch=1)
-        return Answers(texts, matching.nbytes, seconds, last_questions(surrogate.self_questions))
+        return Answers(texts, matching.nbytes, seconds, last_questions(data.self_questions))
 
 
 class Matching:
@@ -103,16 +97,16 @@ class Matching:
 
     def queries(self) -> list[torch.Tensor]:
         """Each layer's scaled queries while the samples are read, (heads, queries, head_dim)."""
-        found: list[list[torch.Tensor]] = [[] for _ in self.bias]
+        queries: list[list[torch.Tensor]] = [[] for _ in self.bias]
         rows = batch_rows(len(self.kv))
         with attending_with(self.model, self.bias) as layers:
             for batch in (self.samples[at : at + rows] for at in range(0, len(self.samples), rows)):
                 completion_states(self.model, self.kv, batch)
-                for mine, layer in zip(found, layers, strict=True):
+                for of_layer, layer in zip(queries, layers, strict=True):
                     states = zip(layer.query, batch, strict=True)
-                    mine += [query[:, : len(sample.input_ids)] for query, sample in states]
+                    of_layer += [query[:, : len(sample.input_ids)] for query, sample in states]
         scales = (layer.self_attn.scaling for layer in decoder(self.model).layers)
-        return [torch.cat(mine, 1) * scale for mine, scale in zip(found, scales, strict=True)]
+        return [torch.cat(of_layer, 1) * scale for of_layer, scale in zip(queries, scales, strict=True)]
 
     def heads(self, layer: int, queries: torch.Tensor) -> list[Head]:
         """A layer's K/V heads over the text, for the layer's ``queries``."""
@@ -137,10 +131,10 @@ class Matching:
     def divergence(self, samples: Sequence[Sample]) -> float:
         """Mean KL from the full text over the samples' response tokens, in nats a token."""
         with attending_with(self.model, self.bias):
-            found = completion_states(self.model, self.kv, samples)
+            states = completion_states(self.model, self.kv, samples)
         teacher = torch.cat([sample.teacher_hidden for sample in samples])
-        weights = torch.full((len(found),), 1 / len(found), dtype=found.dtype)
-        return state_divergence(self.model, found, teacher, weights, "kl").item()
+        weights = torch.full((len(states),), 1 / len(states), dtype=states.dtype)
+        return state_divergence(self.model, states, teacher, weights, "kl").item()
 
     def kept(self) -> tuple[KV, torch.Tensor]:
         """K, V and biases of what is kept, heads that keep less filled up with some that a bias of -inf hides."""
@@ -179,8 +173,8 @@ def by_head(matching: Matching, tokens: int) -> Budgets:
                 matching.replace(layer, number, head, size)
                 curves[-1][size] = matching.divergence(samples)
             matching.restore(layer, number)
-    found = least_sum(curves, tokens * layers * heads)
-    return [list(found[layer * heads : (layer + 1) * heads]) for layer in range(layers)]
+    budgets = least_sum(curves, tokens * layers * heads)
+    return [list(budgets[layer * heads : (layer + 1) * heads]) for layer in range(layers)]
 
 
 def least_sum(curves: Sequence[dict[int, float]], total: int) -> tuple[int, ...]:
@@ -198,7 +192,7 @@ def least_sum(curves: Sequence[dict[int, float]], total: int) -> tuple[int, ...]
 
 
 class Head:
-    """A K/V head over the text, and what its queries find there.
+    """A K/V head over the text, and what its queries attend to there.
 
     Args:
         queries: (n, head_dim), scaled.
@@ -208,7 +202,7 @@ class Head:
     def __init__(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor):
         self.scores = queries @ keys.T
         attention = self.scores.softmax(-1)
-        self.found = (attention @ values).double()
+        self.outputs = (attention @ values).double()
         self.gram, self.sums = (attention.T @ attention).double(), attention.sum(0).double()
 
     def match(self, tokens: int, select: Selection) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -216,7 +210,7 @@ class Head:
         kept = select(self.gram, self.sums, tokens).sort().values
         bias = mass_weights(self.gram[kept][:, kept], self.sums[kept]).log().to(self.scores.dtype)
         mixed = (self.scores[:, kept] + bias).softmax(-1).double()
-        values = torch.linalg.solve(ridged(mixed.T @ mixed), mixed.T @ self.found)
+        values = torch.linalg.solve(ridged(mixed.T @ mixed), mixed.T @ self.outputs)
         return kept, bias, values.to(self.scores.dtype)
 
 

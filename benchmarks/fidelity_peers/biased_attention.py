@@ -29,12 +29,12 @@ class Biased:
 def attending_with(model: PreTrainedModel, bias: torch.Tensor) -> Iterator[list[Biased]]:
     """Let ``model`` add ``bias``, (layers, kv_heads, tokens), to the scores of its first keys inside the block."""
     modules = [layer.self_attn for layer in decoder(model).layers]
-    found = [Biased(mine) for mine in bias]
-    for module, mine in zip(modules, found, strict=True):
-        module.biased = mine
+    layers = [Biased(of_layer) for of_layer in bias]
+    for module, layer in zip(modules, layers, strict=True):
+        module.biased = layer
     try:
         with attending(model, IMPLEMENTATION):
-            yield found
+            yield layers
     finally:
         for module in modules:
             del module.biased

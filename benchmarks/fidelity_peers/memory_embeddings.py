@@ -6,22 +6,22 @@ one and the memory starts as embeddings of the text's own tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from lcc.compilers.base import NoSettings, TrainedCompiler
 from lcc.compilers.lora import trainable_dtype
+from lcc.compilers.registry import register
 from lcc.modeling.kv import KV, decoder
+from lcc.modeling.lora import frozen
 from lcc.modeling.shared_cache import SharedCache
-from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import Context
+from lcc.training.settings import TrainingSettings
 from lcc.training.trainable import TrainableMemory
-
-from .workbench import Peer
-from .written import alone, compiled_with
-
-RECONSTRUCTION_ALONE = {"general_weight": 0.0, "self_study_weight": 0.0}
 
 
 class MemoryEmbeddings(TrainableMemory):
@@ -34,7 +34,7 @@ class MemoryEmbeddings(TrainableMemory):
         embeddings = model.get_input_embeddings()(spread).detach()
         self.buffer = torch.nn.Parameter(embeddings.to(trainable_dtype(model.dtype), copy=True))
 
-    def parameter_groups(self, settings: CompileSettings) -> list[dict[str, Any]]:
+    def parameter_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
         """The embeddings."""
         return [{"params": [self.buffer], "lr": settings.learning_rate}]
 
@@ -48,10 +48,16 @@ class MemoryEmbeddings(TrainableMemory):
         return cache.read().tail(len(self.buffer)).unrotated(self.model, start)
 
 
-memory_embeddings = alone(MemoryEmbeddings, "memory_embeddings")
-PEER = Peer(
-    compiled_with(memory_embeddings),
-    "GradMem's inner loop without its meta-training, on LCC's data or on reconstruction alone: our implementation",
-    ({}, RECONSTRUCTION_ALONE),
-    start=0.1,
-)
+@register
+class MemoryEmbeddingsCompiler(TrainedCompiler):
+    """Trains the embeddings on LCC's data and loss."""
+
+    name = "memory_embeddings"
+
+    @contextmanager
+    def trainable(
+        self, model: PreTrainedModel, context: Context, settings: NoSettings, seed: int
+    ) -> Iterator[MemoryEmbeddings]:
+        """Fresh embeddings."""
+        with frozen(model):
+            yield MemoryEmbeddings(model, context)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lcc.pipeline.compile import write
-from lcc.text.queries import load_queries
+from lcc.training.execution import autocast
+from lcc.training.trainer import train
 from lcc.utils.progress import Reporter
 
 from .adapter import Adapter, AdapterMethod, Trained
@@ -17,10 +17,13 @@ class SyntheticQALora(AdapterMethod):
 
     def train(self, adapter: Adapter) -> Trained:
         """The same data, loss, loop and early stopping as ``lcc.compile``."""
-        shared = self.shared(adapter.context.sha256)
-        with Reporter(False) as reporter:
-            written = write(adapter, self.settings, load_queries(), reporter, shared=shared)
-        return Trained(written.curve[-1]["seconds"], written.surrogate.self_questions)
+        settings = self.settings
+        with autocast(self.model, settings.execution):
+            data = self.distillation_data(adapter.context)
+            _, curve = train(
+                adapter, data, settings.training, settings.execution, settings.seed, Reporter(False)
+            )
+        return Trained(curve[-1]["seconds"], data.self_questions)
 
 
 PEER = Peer(

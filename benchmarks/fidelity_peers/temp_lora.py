@@ -17,14 +17,14 @@ class TempLora(AdapterMethod):
 
     def train(self, adapter: Adapter) -> Trained:
         """Minimise the cross-entropy of the text after the chat's prefix."""
-        began = time.monotonic()
+        began, training = time.monotonic(), self.settings.training
         prefix, text = adapter.context.prefix_ids, adapter.context.context_ids
         ids = torch.tensor([[*prefix, *text]], device=self.model.device)
         labels = torch.tensor([[*[-100] * len(prefix), *text]], device=self.model.device)
-        optimizer = build_optimizer(adapter.lora, self.settings.learning_rate, self.settings.momentum)
-        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / self.settings.steps)
-        for _ in range(self.settings.steps):
-            with adapter.active():
+        optimizer = build_optimizer(adapter.lora, training.learning_rate, training.momentum)
+        decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / training.steps)
+        for _ in range(training.steps):
+            with adapter.applied():
                 loss = self.model(input_ids=ids, labels=labels, use_cache=False).loss
             optimizer.zero_grad()
             loss.backward()

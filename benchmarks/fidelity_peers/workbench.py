@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from pathlib import Path
@@ -11,14 +11,19 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lcc.compilers import registry
+from lcc.data.cache import DataCache
+from lcc.data.samples import DistillationData
 from lcc.evaluation import Method
 from lcc.evaluation.methods import Reading
 from lcc.modeling.fingerprint import fingerprint
-from lcc.pipeline.settings import CompileSettings
+from lcc.pipeline.distillation import distillation_data
+from lcc.pipeline.identity import Identity
+from lcc.pipeline.settings import CompileSettings, known_settings, make_settings
 from lcc.text.chat_format import ChatFormat
+from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
-from lcc.training.checkpoint import Checkpoint
-from lcc.training.checkpoint import identity as identity_of
+from lcc.utils.progress import Reporter
 
 Options = dict[str, Any]
 
@@ -28,7 +33,7 @@ RATES = (3e-4, 5e-4, 1e-3, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2, 5e-2, 0.1, 0.2, 0
 
 @dataclass(frozen=True)
 class Workbench:
-    """The model, the settings that all methods share, and where memories and surrogate data are kept."""
+    """The model, the settings that all methods share, and where memories and distillation data are kept."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -37,12 +42,18 @@ class Workbench:
 
     @property
     def surrogates(self) -> Path:
-        """Where all methods find the surrogate data of a text."""
+        """Where all methods find the distillation data of a text."""
         return self.folder / "surrogates"
 
-    def trained(self, options: Options) -> CompileSettings:
-        """The settings with a method's own."""
-        return replace(self.settings, **options)
+    def settings_for(self, options: Options, compiler: str = registry.DEFAULT) -> CompileSettings:
+        """The shared settings with a method's own; a setting that ``compiler`` does not have is left out.
+
+        Raises:
+            InputError: an option is no setting, or out of range.
+        """
+        shared, known = self.settings.flat(), known_settings(compiler)
+        flat = {name: value for name, value in (shared | options).items() if name in known or name not in shared}
+        return make_settings(compiler=compiler, **flat)
 
 
 @dataclass(frozen=True)
@@ -86,12 +97,19 @@ class PeerMethod(Reading):
     @cached_property
     def identity(self) -> Options:
         """The model's and tokenizer's digests, the shared settings and the options."""
-        return {**self.fingerprint, "settings": asdict(self.settings), "options": self.options}
+        return {**self.fingerprint, "settings": self.settings.flat(), "options": self.options}
 
-    def shared(self, source_sha256: str) -> Checkpoint:
-        """Where all methods find the surrogate data of a text."""
-        compilation = identity_of(self.settings, source_sha256, self.fingerprint, load_queries())
-        return Checkpoint.shared(self.surrogates, compilation)
+    def context_of(self, text: str) -> Context:
+        """The text's tokens, and K."""
+        tokens = self.settings.data.max_response_tokens
+        return build_context(self.model, self.tokenizer, text, self.settings.ratio, tokens)
+
+    def distillation_data(self, context: Context) -> DistillationData:
+        """The data that all methods share: from its folder, or made now."""
+        queries = load_queries()
+        identity = Identity.of(self.settings, registry.get(), context, self.fingerprint, queries)
+        cache = DataCache(self.surrogates, identity.data, shared=True)
+        return distillation_data(self.model, context, self.settings, queries, cache, Reporter(False))
 
     def tokens(self, context: str) -> int:
         """K: the buffer tokens that the ratio allows."""

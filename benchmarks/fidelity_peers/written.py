@@ -1,51 +1,46 @@
-"""Memories by ``lcc.compile`` with one writer or another: the same surrogate data, loss, steps and early stopping."""
+"""Memories by ``lcc.compile`` with one compiler or another: the same data, loss, steps and early stopping."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from transformers import PreTrainedModel
+from lcc.evaluation import MemoryMethod
+from lcc.pipeline.memory_method import compiled_memories
 
-from lcc.compilers.lora import WriterFactory, lora_compiler
-from lcc.evaluation import CompiledMemory
-from lcc.modeling.lora import frozen
-from lcc.pipeline.settings import CompileSettings
-from lcc.text.context import Context
-from lcc.training.trainable import TrainableMemory
-
+from .memory_embeddings import MemoryEmbeddingsCompiler
 from .workbench import Options, Peer, Workbench
 
-
-def alone(make: Callable[[PreTrainedModel, Context], TrainableMemory], name: str) -> WriterFactory:
-    """The factory of a writer that adds nothing to the model; ``name`` is what checkpoints know it by."""
-
-    @contextmanager
-    def factory(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Iterator[TrainableMemory]:
-        with frozen(model):
-            yield make(model, context)
-
-    factory.__name__ = name
-    return factory
+RECONSTRUCTION_ALONE = {"general_weight": 0.0, "self_study_weight": 0.0}
+# A compiler's rank costs nothing once it is thrown away. That of a LoRA which stays costs bytes.
+RANK: Options = {"rank": 64, "alpha": 64.0}
 
 
-def compiled_with(writer: WriterFactory) -> Callable[[str, Workbench, Options], CompiledMemory]:
-    """Builds the method whose memories ``writer`` writes."""
+def compiled_with(compiler: str) -> Callable[[str, Workbench, Options], MemoryMethod]:
+    """Builds the method whose memories ``compiler`` makes."""
 
-    def build(name: str, bench: Workbench, options: Options) -> CompiledMemory:
-        return CompiledMemory(
+    def build(name: str, bench: Workbench, options: Options) -> MemoryMethod:
+        return compiled_memories(
             bench.model,
             bench.tokenizer,
             bench.folder / "memories",
-            bench.trained(options),
+            bench.settings_for(options, compiler),
+            compiler,
             name=name,
-            writer=writer,
             surrogates=bench.surrogates,
         )
 
     return build
 
 
-# A compiler's rank costs nothing once it is thrown away. That of a LoRA which stays costs bytes.
-RANK: Options = {"rank": 64, "alpha": 64.0}
-LCC = Peer(compiled_with(lora_compiler), "Latent Context Compilation, this package's writer", (RANK,), start=2e-2)
+LCC = Peer(compiled_with("lcc"), "Latent Context Compilation, this package's writer", (RANK,), start=2e-2)
+DIRECT_KV = Peer(
+    compiled_with("direct_kv"),
+    "Cartridges' direct KV optimisation, on LCC's data and loss: our implementation",
+    start=0.1,
+)
+MEMORY_EMBEDDINGS = Peer(
+    compiled_with(MemoryEmbeddingsCompiler.name),
+    "GradMem's inner loop without its meta-training, on LCC's data or on reconstruction alone: our implementation",
+    ({}, RECONSTRUCTION_ALONE),
+    start=0.1,
+)
