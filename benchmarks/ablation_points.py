@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Point:
     @property
     def lora_on(self) -> bool:
         """Whether the LoRA stays on while questions are answered."""
-        return self.settings.coupled and self.value != DROPPED
+        return self.settings.compiler.coupled and self.value != DROPPED
 
 
 @dataclass(frozen=True)
@@ -86,18 +86,18 @@ class Plan:
     def settings(self, streams: str, changes: dict[str, Any]) -> CompileSettings:
         """Those that all points share, with the paper's mixture and a point's own."""
         mixture = {"general_queries": SAMPLES, "general_weight": 1.0, "reconstruction_weight": 1.0, "seed": SEED}
-        return replace(make_settings(**self.shared | mixture | STREAMS[streams]), **changes)
+        return make_settings(**self.shared | mixture | STREAMS[streams]).replace(**changes)
 
     def points(self, only: Sequence[str]) -> list[Point]:
         """Those of the ablations ``only``; every ablation of a stream has its base among its values."""
-        found = []
+        points = []
         for streams, ablations in ABLATED.items():
             base = self.settings(streams, {})
             for ablation in ablations:
                 for value, changes in ABLATIONS[ablation].items() if ablation in only else ():
                     settings = self.settings(streams, changes)
-                    found.append(Point(streams, ablation, value, settings, settings == base))
-        return found
+                    points.append(Point(streams, ablation, value, settings, settings == base))
+        return points
 
     @cached_property
     def examples(self) -> list[Example]:

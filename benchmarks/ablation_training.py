@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import cache, cached_property
 from typing import Any
 
@@ -12,17 +11,18 @@ import torch
 
 from benchmarks.ablation_points import Plan
 from benchmarks.fidelity_study import digest, load
-from lcc.compilers.lora import LoraMemory, lora_compiler
+from lcc.compilers.lora import LoraCompiler, LoraMemory
+from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData
 from lcc.evaluation import Answers, Example, answer_examples
 from lcc.evaluation.methods import Reading
 from lcc.inference.reader import Reader
 from lcc.modeling.fingerprint import fingerprint
-from lcc.pipeline.compile import surrogate_data
+from lcc.pipeline.distillation import distillation_data
+from lcc.pipeline.identity import Identity
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import build_context
 from lcc.text.prompts import REPEAT_REQUEST
-from lcc.training.checkpoint import Checkpoint, identity
 from lcc.training.trainer import Trainer
 from lcc.utils.progress import Reporter
 from lcc.utils.random_state import seeded
@@ -33,7 +33,7 @@ TRAINED = "lcc-ablation-1"
 
 def prepare(plan: Plan, text: str) -> None:
     """Make the document's samples, if they are not in the folder."""
-    surrogate_of(plan, text)
+    data_of(plan, text)
 
 
 @cache
@@ -42,21 +42,22 @@ def loaded_model() -> dict[str, str]:
     return fingerprint(*load())
 
 
-def surrogate_of(plan: Plan, text: str) -> DistillationData:
+def data_of(plan: Plan, text: str) -> DistillationData:
     """The document's samples, as many as any point takes: from the folder, or made now."""
     model, tokenizer = load()
     settings = plan.settings("three streams", {"general_queries": plan.most_queries})
-    context = build_context(model, tokenizer, text, settings.ratio, settings.max_response_tokens)
-    compilation = identity(settings, context.sha256, loaded_model(), plan.queries)
-    store = Checkpoint.shared(plan.folder / "surrogates", compilation)
-    return surrogate_data(model, context, settings, plan.queries, store, Reporter(False))
+    context = build_context(model, tokenizer, text, settings.ratio, settings.data.max_response_tokens)
+    identity = Identity.of(settings, LoraCompiler(), context, loaded_model(), plan.queries)
+    data_cache = DataCache(plan.folder / "surrogates", identity.data, shared=True)
+    return distillation_data(model, context, settings, plan.queries, data_cache, Reporter(False))
 
 
-def share(surrogate: DistillationData, settings: CompileSettings) -> DistillationData:
+def share(data: DistillationData, settings: CompileSettings) -> DistillationData:
     """The samples that ``settings`` train on: the first general queries, and what the model asked itself, or none."""
-    general = [sample for sample in surrogate.train if sample.stream == "general"][: settings.general_queries]
-    asked = [sample for sample in surrogate.train if sample.stream == "self_study"]
-    return DistillationData(surrogate.reconstruction, (*general, *asked[: settings.self_study_questions]), ())
+    general = [sample for sample in data.train if sample.stream == "general"]
+    self_study = [sample for sample in data.train if sample.stream == "self_study"]
+    counts = settings.data.general_queries, settings.data.self_study_questions
+    return DistillationData(data.reconstruction, (*general[: counts[0]], *self_study[: counts[1]]), ())
 
 
 class Ablated(Reading):
@@ -70,8 +71,7 @@ class Ablated(Reading):
     @cached_property
     def identity(self) -> dict[str, Any]:
         """The model's and tokenizer's digests, the settings and the queries."""
-        asked = {"settings": asdict(self.settings), "queries": digest(self.plan.queries)}
-        return loaded_model() | asked
+        return loaded_model() | {"settings": self.settings.flat(), "queries": digest(self.plan.queries)}
 
     def answer(self, context: str, examples: Sequence[Example]) -> Answers:
         """Answer from the buffer.
@@ -79,10 +79,10 @@ class Ablated(Reading):
         Raises:
             DivergedError: the training diverged.
         """
-        asked = share(surrogate_of(self.plan, context), self.settings).self_questions
+        questions = share(data_of(self.plan, context), self.settings).self_questions
         with self.reading(context) as (reader, seconds):
             texts = answer_examples(self.model, reader.chat, reader.visible, examples, self.batch)
-            return Answers(texts, reader.visible.nbytes, seconds, asked)
+            return Answers(texts, reader.visible.nbytes, seconds, questions)
 
     def repeats(self, context: str) -> float:
         """Share of the text's tokens predicted right after the request to repeat it, teacher-forced."""
@@ -93,24 +93,28 @@ class Ablated(Reading):
     def reading(self, text: str) -> Iterator[tuple[Reader, float]]:
         """The trained buffer's reader, and the seconds of its training; the model is left as it came."""
         settings = self.settings
-        context = build_context(self.model, self.tokenizer, text, settings.ratio, settings.max_response_tokens)
-        with seeded(self.model, settings.seed), lora_compiler(self.model, context, settings) as compiler:
-            seconds = self._train(compiler, text)
+        context = build_context(self.model, self.tokenizer, text, settings.ratio, settings.data.max_response_tokens)
+        with (
+            seeded(self.model.device, settings.seed),
+            LoraCompiler().trainable(self.model, context, settings.compiler, settings.seed) as memory,
+        ):
+            seconds = self._train(memory, text)
             with torch.no_grad():
-                visible = compiler.visible(compiler.encode(), settings.keep_prefix)
-            with compiler.active(self.lora_on):
+                visible = memory.visible(memory.encode(), settings.training.keep_prefix)
+            with memory.applied(self.lora_on):
                 yield Reader(self.model, context.chat, visible), seconds
 
-    def _train(self, compiler: LoraMemory, text: str) -> float:
-        """Bring the compiler to its trained state: from the folder, or now."""
+    def _train(self, memory: LoraMemory, text: str) -> float:
+        """Bring the memory to its trained state: from the folder, or now. Returns the seconds of its training."""
         path = self.plan.folder / "states" / f"{digest([text, self.identity])}.safetensors"
-        parameters = {"buffer": compiler.buffer} | {f"lora.{i}": each for i, each in enumerate(compiler.lora)}
+        parameters = {"buffer": memory.buffer} | {f"lora.{index}": matrix for index, matrix in enumerate(memory.lora)}
         if not path.exists():
-            samples = share(surrogate_of(self.plan, text), self.settings)
-            optimization = Trainer(compiler, samples, self.settings, None)
-            optimization.run(Reporter(False), self.settings.steps)
+            samples = share(data_of(self.plan, text), self.settings)
+            settings = self.settings
+            trainer = Trainer(memory, samples, settings.training, settings.execution, settings.seed)
+            trainer.run(Reporter(False), settings.training.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, TRAINED, parameters, {"seconds": optimization.seconds})
+            write_tensors(path, TRAINED, parameters, {"seconds": trainer.seconds})
         stored, metadata = read_tensors(path, TRAINED)
         with torch.no_grad():
             for name, parameter in parameters.items():

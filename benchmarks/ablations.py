@@ -14,7 +14,7 @@ import argparse
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -48,14 +48,14 @@ class Measured:
 
 def measure(plan: Plan, settings: CompileSettings) -> Measured | None:
     """Train on every document and ask; None if a training diverges."""
-    methods = [Ablated(plan, settings, lora_on) for lora_on in sorted({False, settings.coupled})]
+    methods = [Ablated(plan, settings, lora_on) for lora_on in sorted({False, settings.compiler.coupled})]
     try:
-        found = evaluate(methods, plan.examples, plan.folder / digest(asdict(settings)), progress=False)
+        results = evaluate(methods, plan.examples, plan.folder / digest(settings.flat()), progress=False)
     except DivergedError:
         return None
     return Measured(
-        {each.lora_on: [result for result in found if result.method == each.name] for each in methods},
-        {each.lora_on: [each.repeats(text) for text in plan.texts] for each in methods},
+        {method.lora_on: [result for result in results if result.method == method.name] for method in methods},
+        {method.lora_on: [method.repeats(text) for text in plan.texts] for method in methods},
     )
 
 
@@ -91,7 +91,8 @@ def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dic
     general = difference(*([r for r in side if r.general] for side in (mine, base.results[False])))
     repeats = found.repeats[point.lora_on]
     documents = [str(number) for number in range(len(repeats))]
-    changed = {name: value for name, value in asdict(point.settings).items() if value != getattr(make_settings(), name)}
+    defaults = make_settings().flat()
+    changed = {name: value for name, value in point.settings.flat().items() if value != defaults[name]}
     return {
         "streams": point.streams,
         "ablation": point.ablation,

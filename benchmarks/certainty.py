@@ -14,11 +14,10 @@ import torch
 
 from benchmarks.fidelity import TEST_SEED
 from benchmarks.fidelity_study import draw_documents, load
-from lcc.data.samples import Sample
 from lcc.evaluation import Example
 from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill
-from lcc.modeling.scoring import completion_states
+from lcc.modeling.scoring import Completion, completion_states
 from lcc.text.chat_format import ChatFormat
 
 TASK = "fiction medium"
@@ -30,9 +29,9 @@ def probabilities(text: KV, example: Example) -> list[tuple[str, float]]:
     model, tokenizer = load()
     chat = ChatFormat.of(tokenizer)
     ids = (*chat.ids(example.answers[0]), chat.end)
-    sample = Sample("", example.question, tuple(chat.query_ids(example.question)), ids)
-    found = model.lm_head(completion_states(model, text, [sample])).softmax(-1)
-    return [(tokenizer.decode([token]), found[place, token].item()) for place, token in enumerate(ids)]
+    completion = Completion(tuple(chat.query_ids(example.question)), ids)
+    predicted = model.lm_head(completion_states(model, text, [completion])).softmax(-1)
+    return [(tokenizer.decode([token]), predicted[place, token].item()) for place, token in enumerate(ids)]
 
 
 def main(given: list[str] | None = None) -> None:

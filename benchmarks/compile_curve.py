@@ -14,31 +14,34 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.common.data import synthetic_data
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.cli.demo import SEED_OFFSET
-from lcc.compilers.lora import LoraMemory
+from lcc.compilers.lora import LoraCompiler
+from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData, Sample
-from lcc.data.synthesis import synthesize
 from lcc.embedded_model import load_embedded
-from lcc.inference.requests import answer_queries
+from lcc.inference.requests import Request, answer
 from lcc.modeling.fingerprint import fingerprint
 from lcc.modeling.kv import KV
-from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
-from lcc.pipeline.settings import CompileSettings, make_settings
+from lcc.pipeline.identity import Identity
+from lcc.pipeline.settings import make_settings
 from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.people import Document, Question, document
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
-from lcc.training.checkpoint import Checkpoint, identity
+from lcc.training.checkpoint import Checkpoint
 from lcc.training.loss import held_out_kl
+from lcc.training.settings import ExecutionSettings, TrainingSettings
+from lcc.training.trainable import TrainableMemory
 from lcc.training.trainer import Trainer
 from lcc.utils.resumable import remove_checkpoint
 
@@ -73,24 +76,22 @@ class Exam:
         return cls(beside.train, beside.reconstruction, about.train, tuple(doc.questions()))
 
     @torch.no_grad()
-    def grade(self, compiler: LoraMemory, settings: CompileSettings) -> dict[str, float]:
+    def grade(
+        self, memory: TrainableMemory, training: TrainingSettings, execution: ExecutionSettings
+    ) -> dict[str, float]:
         """KL of each part in nats a token, and the share of questions answered exactly, by the buffer as it is now."""
-        kl = {
-            "general_kl": held_out_kl(compiler, self.general, settings),
-            "reconstruction_kl": held_out_kl(compiler, [self.reconstruction], settings),
-            "about_kl": held_out_kl(compiler, self.about, settings),
-        }
-        chat = compiler.context.chat
-        queries = [chat.query_ids(question.text) for question in self.questions]
-        visible = compiler.visible(compiler.encode(), settings.keep_prefix)
-        answers = answer_queries(compiler.model, chat, visible, queries, len(queries), max_new_tokens=16)
+        parts = {"general_kl": self.general, "reconstruction_kl": [self.reconstruction], "about_kl": self.about}
+        kl = {name: held_out_kl(memory, samples, training, execution) for name, samples in parts.items()}
+        requests = [Request((question.text,), max_new_tokens=16) for question in self.questions]
+        visible = memory.visible(memory.encode(), training.keep_prefix)
+        answers = [one.text for one in answer(memory.model, memory.context.chat, visible, requests, len(requests))]
         held_out = (kl["general_kl"] + kl["reconstruction_kl"]) / 2
         return {"held_out_kl": held_out, **kl, "questions": score(answers, self.questions)}
 
 
 def _answered(model, context: Context, text_kv: KV, questions: Sequence[Question]) -> DistillationData:
     settings = make_settings("paper", general_queries=len(questions))
-    return synthesize(model, context, text_kv, settings, [q.text for q in questions], lambda *_: None)
+    return synthetic_data(model, context, text_kv, settings, [question.text for question in questions])
 
 
 def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) -> dict:
@@ -98,23 +99,24 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     recipe, overrides = RUNS[run]
     settings = make_settings(recipe, seed=seed, patience=0, **overrides)
     doc = document(random.Random(SEED_OFFSET + number), PEOPLE, ATTRIBUTES)
-    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
+    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
     queries = load_queries()
-    store = Checkpoint(folder, identity(settings, context.sha256, fingerprint(model, tokenizer), queries))
+    compiler = LoraCompiler()
+    identity = Identity.of(settings, compiler, context, fingerprint(model, tokenizer), queries)
+    checkpoint, cache = Checkpoint(folder, identity.compilation, identity.data), DataCache(folder, identity.data)
     torch.manual_seed(seed)
-    with lora_model(model, settings) as layers:
-        compiler = LoraMemory(model, context, layers)
+    with compiler.trainable(model, context, settings.compiler, seed) as memory:
         began = time.monotonic()
         with torch.no_grad():
-            text_kv = prefill(model, context.context_ids, compiler.prefix)
-            surrogate = store.load_surrogate(model.device)
-            if surrogate is None:
-                surrogate = synthesize(model, context, text_kv, settings, queries, lambda *_: None)
-                store.save_surrogate(surrogate)
+            text_kv = prefill(model, context.context_ids, memory.prefix)
+            data = cache.load(model.device)
+            if data is None:
+                data = synthetic_data(model, context, text_kv, settings, queries)
+                cache.save(data)
             prepared = time.monotonic() - began
             exam = Exam.of(model, context, text_kv, doc, number)
-        optimization = Trainer(compiler, surrogate, settings, store)
-        climb(optimization, exam)
+        trainer = Trainer(memory, data, settings.training, settings.execution, seed, checkpoint)
+        climb(trainer, exam)
     remove_checkpoint(folder)
     return {
         "run": run,
@@ -122,24 +124,24 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
         "seed": seed,
         "text_tokens": len(context.context_ids),
         "buffer_tokens": context.buffer,
-        "settings": {field.name: getattr(settings, field.name) for field in fields(settings)},
+        "settings": settings.flat(),
         "prepare_seconds": round(prepared, 2),
-        "points": optimization.curve,
+        "points": trainer.curve,
         **describe(),
     }
 
 
-def climb(optimization: Trainer, exam: Exam, points: int = POINTS) -> None:
+def climb(trainer: Trainer, exam: Exam, points: int = POINTS) -> None:
     """Optimise to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
-    settings = optimization.settings
-    every = max(1, settings.steps // points)
-    while optimization.step < settings.steps:
-        loss = optimization.advance()
-        if optimization.step % every == 0 or optimization.step == settings.steps:
-            point = {"step": optimization.step, "seconds": optimization.seconds, "loss": loss}
-            grade = exam.grade(optimization.writer, settings)
-            optimization.curve.append({name: round(value, 6) for name, value in (point | grade).items()})
-            optimization.save()
+    steps = trainer.training.steps
+    every = max(1, steps // points)
+    while trainer.step < steps:
+        loss = trainer.advance()
+        if trainer.step % every == 0 or trainer.step == steps:
+            point = {"step": trainer.step, "seconds": trainer.seconds, "loss": loss}
+            grade = exam.grade(trainer.memory, trainer.training, trainer.execution)
+            trainer.curve.append({name: round(value, 6) for name, value in (point | grade).items()})
+            trainer.save()
 
 
 def first_step(points: list[dict], target: float) -> int | None:

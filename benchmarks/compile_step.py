@@ -25,21 +25,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import lcc
+from benchmarks.common.data import synthetic_data
 from benchmarks.environment import describe
 from benchmarks.timing import synchronized
-from lcc.compilers.lora import LoraMemory
+from lcc.compilers.lora import LoraCompiler, LoraMemory
 from lcc.data.samples import Sample
-from lcc.data.synthesis import synthesize
 from lcc.embedded_model import EMBEDDED, load_embedded
 from lcc.modeling.kv import decoder
-from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
-from lcc.pipeline.settings import CompileSettings
+from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.people import document
 from lcc.text.context import Context, build_context
 from lcc.training.loss import divergence, step_loss, token_weights
 from lcc.training.student import reference_hidden
-from tests.support.tiny_models import Float64RMSNorm, Float64Rotary
 
 Engine = Callable[["Job"], list[torch.Tensor]]
 Times = dict[str, list[float]]
@@ -60,28 +58,28 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16
 
 @dataclass(frozen=True)
 class Job:
-    """A step's work: the compiler, its samples (the reconstruction sample first) and how many copies of it count."""
+    """A step's work: the memory, its samples (the reconstruction sample first) and how many copies of it count."""
 
-    compiler: LoraMemory
+    memory: LoraMemory
     samples: list[Sample]
     copies: int
     settings: CompileSettings
 
     @property
     def parameters(self) -> list[torch.Tensor]:
-        return [self.compiler.buffer, *self.compiler.lora]
+        return [self.memory.buffer, *self.memory.lora]
 
 
 def per_sample(job: Job) -> list[torch.Tensor]:
     """The paper's loop: a forward and a backward for every sample, copies included."""
     samples = [job.samples[0]] * job.copies + job.samples[1:]
-    weights = token_weights(samples, job.settings).to(job.compiler.model.device)
+    weights = token_weights(samples, job.settings.training).to(job.memory.model.device)
     total = [torch.zeros_like(parameter) for parameter in job.parameters]
     sizes = [len(sample.response_ids) for sample in samples]
     for sample, weight in zip(samples, weights.split(sizes), strict=True):
-        hidden = reference_hidden(job.compiler, [sample], job.settings)
-        loss = divergence(job.compiler.model, hidden, [sample], weight, "kl")
-        total = [mine + gradient for mine, gradient in zip(total, _gradients(loss, job), strict=True)]
+        hidden = reference_hidden(job.memory, [sample], job.settings.training.keep_prefix)
+        loss = divergence(job.memory.model, hidden, [sample], weight, "kl")
+        total = [summed + gradient for summed, gradient in zip(total, _gradients(loss, job), strict=True)]
     return total
 
 
@@ -98,7 +96,8 @@ def packed_compiled(job: Job) -> list[torch.Tensor]:
 
 
 def _step(job: Job, **changes: object) -> list[torch.Tensor]:
-    return _gradients(step_loss(job.compiler, job.samples, replace(job.settings, **changes)), job)
+    settings = job.settings.replace(**changes)
+    return _gradients(step_loss(job.memory, job.samples, settings.training, settings.execution), job)
 
 
 def _gradients(loss: torch.Tensor, job: Job) -> list[torch.Tensor]:
@@ -109,19 +108,18 @@ def _gradients(loss: torch.Tensor, job: Job) -> list[torch.Tensor]:
 def prepare(model: PreTrainedModel, arguments: argparse.Namespace) -> Iterator[Job]:
     """A step's job; LoRA and buffers are random, so that every gradient is there."""
     torch.manual_seed(arguments.seed)
-    settings = CompileSettings(
+    settings = make_settings(
         general_queries=arguments.batch // 2, self_study_questions=0, held_out=0.0, precision="float32",
         max_response_tokens=arguments.response, seed=arguments.seed,
     )  # fmt: skip
     context = _context(model, arguments)
-    with lora_model(model, settings) as layers:
-        compiler = LoraMemory(model, context, layers)
+    with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
         with torch.no_grad():
-            for parameter in (compiler.buffer, *compiler.lora):
+            for parameter in (memory.buffer, *memory.lora):
                 parameter.add_(torch.randn_like(parameter) * 0.02)
-            text_kv = prefill(model, context.context_ids, compiler.prefix)
-            surrogate = synthesize(model, context, text_kv, settings, lcc.load_queries(), lambda *_: None)
-        yield Job(compiler, [surrogate.reconstruction, *surrogate.train], arguments.batch // 2, settings)
+            text_kv = prefill(model, context.context_ids, memory.prefix)
+            data = synthetic_data(model, context, text_kv, settings, lcc.load_queries())
+        yield Job(memory, [data.reconstruction, *data.train], arguments.batch // 2, settings)
 
 
 def _context(model: PreTrainedModel, arguments: argparse.Namespace) -> Context:
@@ -138,11 +136,32 @@ def _context(model: PreTrainedModel, arguments: argparse.Namespace) -> Context:
 def relative_error(got: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
     """Norm of the difference over the norm, the largest over parameters that have a gradient."""
     errors = [
-        ((mine - theirs).norm() / theirs.norm()).item()
-        for mine, theirs in zip(got, wanted, strict=True)
-        if theirs.norm() > 0
+        ((gradient - expected).norm() / expected.norm()).item()
+        for gradient, expected in zip(got, wanted, strict=True)
+        if expected.norm() > 0
     ]
     return max(errors)
+
+
+class Float64RMSNorm(torch.nn.Module):
+    """transformers normalises in float32, whatever its input; this does the same in float64."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        variance = hidden.square().mean(-1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
+
+
+class Float64Rotary(torch.nn.Module):
+    """transformers computes rotary tables in float32; this is the same table in float64."""
+
+    def __init__(self, rotary: torch.nn.Module):
+        super().__init__()
+        self.inv_freq, self.scaling = rotary.inv_freq.double(), rotary.attention_scaling
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids[..., None].double() * self.inv_freq
+        table = torch.cat((angles, angles), -1)
+        return table.cos() * self.scaling, table.sin() * self.scaling
 
 
 def exact(model: PreTrainedModel) -> PreTrainedModel:
@@ -173,7 +192,7 @@ def seconds(job: Job, engines: Sequence[Engine], repetitions: int) -> tuple[Time
 
     On a shared machine the second says more: it leaves out the time that other jobs had.
     """
-    device = job.compiler.model.device.type
+    device = job.memory.model.device.type
     calls = {run.__name__: synchronized(lambda run=run: run(job), device) for run in engines}
     for name, call in calls.items():
         if name != "per_sample":
@@ -195,14 +214,17 @@ def flops(job: Job) -> dict[str, float]:
     A row costs 2 a weight forward and as much backward, since frozen weights get no gradient; a visible pair of rows
     2 products forward and 5 backward; a supervised row 3 products with lm_head.
     """
-    model, context = job.compiler.model, job.compiler.context
+    model, context = job.memory.model, job.memory.context
     config, layers = model.config, model.config.num_hidden_layers
     attention, weights = decoder(model).layers[0].self_attn, 0
     weights = sum(m.weight.numel() for m in decoder(model).layers[0].modules() if type(m) is torch.nn.Linear)
     row, pair = 4 * weights, 14 * config.num_attention_heads * attention.head_dim
     supervised = 6 * config.vocab_size * config.hidden_size
-    prefix = len(job.compiler.prefix)
-    encoded, seen = len(context.context_ids) + context.buffer, context.buffer + prefix * job.settings.keep_prefix
+    prefix = len(job.memory.prefix)
+    encoded, seen = (
+        len(context.context_ids) + context.buffer,
+        context.buffer + prefix * job.settings.training.keep_prefix,
+    )
 
     def read(rows: int, before: int) -> float:
         """A layer's work on causal rows that also see all rows before."""

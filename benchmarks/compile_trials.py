@@ -12,27 +12,28 @@ import argparse
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from benchmarks import compile_curve
+from benchmarks.common.data import synthetic_data
 from benchmarks.compile_curve import Exam, climb
 from benchmarks.environment import describe
 from benchmarks.results_file import load_rows, write_rows
 from lcc.cli.demo import SEED_OFFSET
-from lcc.compilers.lora import LoraMemory
+from lcc.compilers.lora import LoraCompiler
 from lcc.data.samples import DistillationData, Sample
-from lcc.data.synthesis import synthesize
 from lcc.embedded_model import load_embedded
-from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.people import document
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.loss import held_out_kl
+from lcc.training.settings import ExecutionSettings, TrainingSettings
+from lcc.training.trainable import TrainableMemory
 from lcc.training.trainer import Trainer
 
 GRADES = 10
@@ -77,19 +78,19 @@ TRIALS = {
 }
 
 
-class TrialOptimization(Trainer):
-    """``Trainer`` with a trial's changes; the writer holds what is graded. Keeps no checkpoint."""
+class TrialTrainer(Trainer):
+    """``Trainer`` with a trial's changes; the memory holds what is graded. Keeps no checkpoint."""
 
-    def __init__(self, compiler: LoraMemory, surrogate: DistillationData, settings: CompileSettings, trial: Trial):
-        super().__init__(compiler, surrogate, settings, None)
+    def __init__(self, memory: TrainableMemory, data: DistillationData, settings: CompileSettings, trial: Trial):
+        super().__init__(memory, data, settings.training, settings.execution, settings.seed)
         self.trial = trial
         self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         self.rates = [group["initial_lr"] for group in self.groups]
         self.trained = [parameter.detach().clone() for parameter in self.parameters]
 
     def advance(self) -> float:
-        done = self.step / self.settings.steps
-        self.settings = replace(self.settings, **self.trial.weights(done))
+        done = self.step / self.training.steps
+        self.training = replace(self.training, **self.trial.weights(done))
         if self.trial.schedule:
             for group, rate in zip(self.groups, self.rates, strict=True):
                 # Undoes the linear decay that the step multiplies with.
@@ -98,7 +99,7 @@ class TrialOptimization(Trainer):
 
     @torch.no_grad()
     def _averaged(self) -> float:
-        """A step from what is trained; leaves the average of all steps in the writer."""
+        """A step from what is trained; leaves the average of all steps in the memory."""
         means = [parameter.detach().clone() for parameter in self.parameters]
         _fill(self.parameters, self.trained)
         with torch.enable_grad():
@@ -110,7 +111,7 @@ class TrialOptimization(Trainer):
         return loss
 
     def _draw(self) -> list[Sample]:
-        rng = random.Random(f"window {self.settings.seed} {self.step}")
+        rng = random.Random(f"window {self.seed} {self.step}")
         return [
             window(sample, self.trial.window, rng) if sample.stream == "reconstruction" else sample
             for sample in super()._draw()
@@ -145,33 +146,36 @@ class WatchedExam(Exam):
     watched: tuple[Sample, ...]
 
     @torch.no_grad()
-    def grade(self, compiler: LoraMemory, settings: CompileSettings) -> dict[str, float]:
-        return {"watched_kl": held_out_kl(compiler, self.watched, settings), **super().grade(compiler, settings)}
+    def grade(
+        self, memory: TrainableMemory, training: TrainingSettings, execution: ExecutionSettings
+    ) -> dict[str, float]:
+        watched = held_out_kl(memory, self.watched, training, execution)
+        return {"watched_kl": watched, **super().grade(memory, training, execution)}
 
 
 @torch.no_grad()
 def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, DistillationData, WatchedExam]:
     """A document's samples and exam, the same for all trials."""
     doc = document(random.Random(SEED_OFFSET + number), compile_curve.PEOPLE, compile_curve.ATTRIBUTES)
-    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
+    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
     torch.manual_seed(settings.seed)
-    with lora_model(model, settings) as layers:
-        text_kv = prefill(model, context.context_ids, LoraMemory(model, context, layers).prefix)
-        surrogate = synthesize(model, context, text_kv, settings, load_queries(), lambda *_: None)
+    with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
+        text_kv = prefill(model, context.context_ids, memory.prefix)
+        data = synthetic_data(model, context, text_kv, settings, load_queries())
         exam = Exam.of(model, context, text_kv, doc, number)
-    return context, surrogate, WatchedExam(**vars(exam), watched=surrogate.held_out)
+    return context, data, WatchedExam(**vars(exam), watched=data.held_out)
 
 
 def measure(
     model, prepared: tuple[Context, DistillationData, WatchedExam], name: str, settings: CompileSettings
 ) -> dict:
     """One row: a trial on one document, graded along the way."""
-    context, surrogate, exam = prepared
+    context, data, exam = prepared
     torch.manual_seed(settings.seed)
-    with lora_model(model, settings) as layers:
-        optimization = TrialOptimization(LoraMemory(model, context, layers), surrogate, settings, TRIALS[name])
-        climb(optimization, exam, GRADES)
-    return {"trial": name, "settings": asdict(settings), "points": optimization.curve, **describe()}
+    with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
+        trainer = TrialTrainer(memory, data, settings, TRIALS[name])
+        climb(trainer, exam, GRADES)
+    return {"trial": name, "settings": settings.flat(), "points": trainer.curve, **describe()}
 
 
 def stopped(points: list[dict], patience: int) -> tuple[int, dict]:

@@ -69,7 +69,7 @@ def as_read(model, tokenizer, memory: lcc.Memory, text: str) -> lcc.Memory:
     chat = ChatFormat.of(tokenizer)
     ids, prefix = chat.ids(text), prefill(model, chat.prefix_ids)
     kv = prefill(model, ids, prefix).tail(len(ids)).unrotated(model, len(prefix))
-    return replace(memory, kv=kv, ratio=1.0)
+    return replace(memory, payload=lcc.KVPayload(kv), ratio=1.0)
 
 
 def order_rows(

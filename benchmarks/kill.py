@@ -29,8 +29,10 @@ from benchmarks.environment import describe
 from benchmarks.results_file import write_rows
 from lcc.embedded_model import load_embedded
 from lcc.memory.store import checkpoint_beside
-from lcc.pipeline.batch import compile_file
+from lcc.pipeline.compile_to import compile_to, memory_output
+from lcc.pipeline.options import CompileOptions, Run
 from lcc.synthetic.people import document
+from lcc.utils.progress import Reporter
 
 fork = multiprocessing.get_context("fork")
 
@@ -57,15 +59,9 @@ class Job:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
         if self.processes > 1:
             dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=self.processes)
-        compile_file(
-            *self.loaded,
-            self.text,
-            self.output,
-            distributed=self.processes > 1,
-            checkpoint_every=1,
-            progress=False,
-            **self.settings,
-        )
+        output = memory_output(self.output, self.text)
+        run = Run.of(checkpoint_every=1, distributed=self.processes > 1)
+        compile_to(*self.loaded, self.text, output, CompileOptions.of(**self.settings), run, Reporter(False))
 
     def run(self) -> float:
         """To the end; returns the seconds it took."""

@@ -29,7 +29,7 @@ def text_memory(model, tokenizer, text: str) -> lcc.Memory:
     config = model.config
     blank = torch.zeros(config.num_hidden_layers, config.num_key_value_heads, 1, config.head_dim)
     prefix = tuple(ChatFormat.of(tokenizer).prefix_ids)
-    memory = lcc.Memory(KV(blank, blank), prefix, 1.0, 1, "", dict(config.rope_parameters), {}, {})
+    memory = lcc.Memory(lcc.KVPayload(KV(blank, blank)), prefix, 1.0, 1, "", dict(config.rope_parameters), {}, {})
     return as_read(model, tokenizer, memory, text)
 
 

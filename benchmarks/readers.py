@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import lcc
 from lcc.inference.reader import prefill_chat
-from lcc.inference.requests import answer_queries
+from lcc.inference.requests import Request, answer
 from lcc.modeling.generation import batch_inputs, generate_after
 from lcc.modeling.kv import KV
 from lcc.modeling.shared_cache import SharedCache
@@ -61,15 +61,17 @@ class Task:
         return lcc.ask(self.model, self.tokenizer, self.memory, self.questions, batch=batch, **fixed_length(new))
 
     def _sharing(self, read: Callable[[], KV]) -> Reader:
-        def answer(new: int) -> list[str]:
-            return answer_queries(self.model, self.chat, read(), self.queries, len(self.queries), **fixed_length(new))
+        def answers(new: int) -> list[str]:
+            requests = [Request((question,), max_new_tokens=new) for question in self.questions]
+            shared = answer(self.model, self.chat, read(), requests, len(requests), min_new_tokens=new)
+            return [one.text for one in shared]
 
         def cache(new: int) -> SharedCache:
             held = SharedCache(read())
             generate_after(self.model, held, self.queries, self.chat.end, **fixed_length(new))
             return held
 
-        return Reader(answer, cache)
+        return Reader(answers, cache)
 
     def _copying(self, read: Callable[[], KV]) -> Reader:
         """Transformers alone, with the attention that it takes by itself."""
@@ -99,7 +101,7 @@ def random_memory(model: Any, tokenizer: Any, chat: ChatFormat, tokens: int, rat
     shape = (config.num_hidden_layers, config.num_key_value_heads, ceil(tokens / ratio), width)
     keys, values = torch.randn(2, *shape, dtype=model.dtype, device=model.device)
     return lcc.Memory(
-        kv=KV(keys, values),
+        payload=lcc.KVPayload(KV(keys, values)),
         prefix_ids=tuple(chat.prefix_ids),
         ratio=ratio,
         source_tokens=tokens,

@@ -36,11 +36,11 @@ def measure(arguments: argparse.Namespace, context: int) -> list[dict]:
     model = compile_step.load(step, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     rows = []
     with compile_step.prepare(model, step) as job:
-        text, segments = job.compiler.context, tuple(len(sample.input_ids) for sample in job.samples)
-        layout = lk.BottleneckLayout(len(job.compiler.prefix), len(text.context_ids), text.buffer, segments)
+        text, segments = job.memory.context, tuple(len(sample.input_ids) for sample in job.samples)
+        layout = lk.BottleneckLayout(len(job.memory.prefix), len(text.context_ids), text.buffer, segments)
         for name, changes in WAYS.items():
-            settings = replace(job.settings, **changes)
-            estimate = step_memory(model, layout, settings)
+            settings = job.settings.replace(**changes)
+            estimate = step_memory(model, layout, settings.execution)
             compile_step.packed(replace(job, settings=settings))
             measured = peak_bytes(lambda: compile_step.packed(replace(job, settings=settings)), model.device.type)  # noqa: B023
             rows.append({
@@ -65,10 +65,10 @@ def plot(rows: Sequence[dict], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name in WAYS:
-        mine = [row for row in rows if row["way"] == name]
-        lengths = [row["context"] for row in mine]
-        (line,) = axes.plot(lengths, [row["measured_bytes"] / 1e6 for row in mine], "o-", label=f"{name}, measured")
-        estimates = [row["estimated_bytes"] / 1e6 for row in mine]
+        chosen = [row for row in rows if row["way"] == name]
+        lengths = [row["context"] for row in chosen]
+        (line,) = axes.plot(lengths, [row["measured_bytes"] / 1e6 for row in chosen], "o-", label=f"{name}, measured")
+        estimates = [row["estimated_bytes"] / 1e6 for row in chosen]
         axes.plot(lengths, estimates, "--", color=line.get_color(), label=f"{name}, estimated")
     axes.set_xlabel("tokens of text")
     axes.set_ylabel("peak of a step, MB")

@@ -20,9 +20,7 @@ class SyntheticQALora(AdapterMethod):
         settings = self.settings
         with autocast(self.model, settings.execution):
             data = self.distillation_data(adapter.context)
-            _, curve = train(
-                adapter, data, settings.training, settings.execution, settings.seed, Reporter(False)
-            )
+            _, curve = train(adapter, data, settings.training, settings.execution, settings.seed, Reporter(False))
         return Trained(curve[-1]["seconds"], data.self_questions)
 
 

@@ -11,9 +11,8 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 from transformers import LlamaForCausalLM
 
-from lcc.data.samples import Sample
 from lcc.modeling.kv import KV
-from lcc.modeling.scoring import completion_states
+from lcc.modeling.scoring import Completion, completion_states
 from lcc.synthetic.people import Document, Fact
 from lcc.text.chat_format import ChatFormat
 from lcc.text.prompts import REPEAT_REQUEST
@@ -23,9 +22,9 @@ from .probes import value_at, wordings
 
 @dataclass(frozen=True)
 class Lookups:
-    """Samples, and which of their response tokens, one sample behind the other, are values."""
+    """Completions, and which of their response tokens, one behind the other, are values."""
 
-    samples: tuple[Sample, ...]
+    completions: tuple[Completion, ...]
     values: tuple[int, ...]
 
     @classmethod
@@ -33,27 +32,27 @@ class Lookups:
         lengths = [len(chat.ids(fact.sentence)) for fact in doc.facts]
         starts = [end - length for end, length in zip(accumulate(lengths), lengths, strict=True)]
         values = (start + value_at(chat, fact.sentence, fact) for start, fact in zip(starts, doc.facts, strict=True))
-        return cls((_sample(chat, REPEAT_REQUEST, doc.text),), tuple(values))
+        return cls((_completion(chat, REPEAT_REQUEST, doc.text),), tuple(values))
 
     @classmethod
     def answering(cls, chat: ChatFormat, doc: Document, answer: Callable[[Fact], str]) -> Lookups:
         """One question a fact."""
-        samples = tuple(_sample(chat, wordings(fact)[0], answer(fact)) for fact in doc.facts)
-        starts = accumulate((len(sample.response_ids) for sample in samples), initial=0)
+        completions = tuple(_completion(chat, wordings(fact)[0], answer(fact)) for fact in doc.facts)
+        starts = accumulate((len(completion.response_ids) for completion in completions), initial=0)
         values = (start + value_at(chat, answer(fact), fact) for start, fact in zip(starts, doc.facts, strict=False))
-        return cls(samples, tuple(values))
+        return cls(completions, tuple(values))
 
     @torch.no_grad()
     def loss(self, model: LlamaForCausalLM, visible: KV) -> float:
         """Mean negative log-likelihood of the values after ``visible``, in nats."""
         rows = list(self.values)
-        ids = torch.tensor([token for sample in self.samples for token in sample.response_ids])[rows]
-        logits = model.lm_head(completion_states(model, visible, self.samples)[rows])
+        ids = torch.tensor([token for completion in self.completions for token in completion.response_ids])[rows]
+        logits = model.lm_head(completion_states(model, visible, self.completions)[rows])
         return cross_entropy(logits, ids).item()
 
 
-def _sample(chat: ChatFormat, query: str, response: str) -> Sample:
-    return Sample("", query, tuple(chat.query_ids(query)), (*chat.ids(response), chat.end))
+def _completion(chat: ChatFormat, query: str, response: str) -> Completion:
+    return Completion(tuple(chat.query_ids(query)), (*chat.ids(response), chat.end))
 
 
 def measure(
@@ -71,7 +70,7 @@ def measure(
     kinds = {"repeating": Lookups.repeating(chat, doc), "answering": Lookups.answering(chat, doc, answer)}
     prefix = len(chat.prefix_ids)
     worth = {kind: _worth(model, prefix, visible, lookups) for kind, lookups in kinds.items()}
-    both = [torch.tensor(found).clamp(min=0).flatten() for found in worth.values()]
+    both = [torch.tensor(losses).clamp(min=0).flatten() for losses in worth.values()]
     return {**worth, "shared": cosine_similarity(*both, dim=0).item()}
 
 
@@ -92,6 +91,6 @@ def _worth(model: LlamaForCausalLM, prefix: int, visible: KV, lookups: Lookups) 
 def _without(visible: KV, prefix: int, layer: int, head: int) -> KV:
     """``visible`` with one head's values behind the prefix all alike."""
     values = visible.values.clone()
-    told = values[layer, head, prefix:]
-    told[:] = told.mean(0)
+    of_text = values[layer, head, prefix:]
+    of_text[:] = of_text.mean(0)
     return KV(visible.keys, values)

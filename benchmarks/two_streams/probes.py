@@ -9,12 +9,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from lcc.data.samples import Sample
 from lcc.embedded_model.lessons import CONTINUE_REQUEST
-from lcc.inference.requests import answer_queries
 from lcc.modeling.generation import generate_after
 from lcc.modeling.kv import KV
-from lcc.modeling.scoring import completion_states
+from lcc.modeling.scoring import Completion, completion_states
 from lcc.modeling.shared_cache import SharedCache
 from lcc.synthetic.exam import score
 from lcc.synthetic.people import ASKED_WORDINGS, ATTRIBUTES, Document, Fact, Question
@@ -46,7 +44,7 @@ class Probe:
         """Questions in every wording, and parts of them."""
         facts = [fact for fact in self.doc.facts for _ in wordings(fact)]
         queries = [self.chat.query_ids(text) for fact in self.doc.facts for text in wordings(fact)]
-        right = [told(answer, fact) for answer, fact in zip(self._answers(queries), facts, strict=True)]
+        right = [states(answer, fact) for answer, fact in zip(self._answers(queries), facts, strict=True)]
         new = [number % len(wordings(fact)) >= ASKED_WORDINGS for number, fact in enumerate(facts)]
         parts = {
             "questions": [True] * len(facts),
@@ -55,7 +53,9 @@ class Probe:
             "questions, fact asked, new wording": [f in asked and n for f, n in zip(facts, new, strict=True)],
             "questions, fact not asked": [fact not in asked for fact in facts],
         }
-        return {name: share([r for r, mine in zip(right, part, strict=True) if mine]) for name, part in parts.items()}
+        return {
+            name: share([r for r, counts in zip(right, part, strict=True) if counts]) for name, part in parts.items()
+        }
 
     def _entries(self) -> dict[str, float | None]:
         """Values that come next where the sentence that states them is begun, after three kinds of request."""
@@ -92,7 +92,7 @@ class Probe:
             "repetition in another order, values": self._repeated(reordered, self.visible),
             "repetition moved by some positions, values": self._repeated(facts, further),
             "sentences recited": share([fact.sentence in recitation for fact in facts]),
-            "questions after reciting": share([told(a, fact) for a, fact in zip(answers, facts, strict=True)]),
+            "questions after reciting": share([states(a, fact) for a, fact in zip(answers, facts, strict=True)]),
         }
 
     @torch.no_grad()
@@ -102,12 +102,20 @@ class Probe:
         for fact in facts:
             values.append(len(ids) + value_at(self.chat, fact.sentence, fact))
             ids += self.chat.ids(fact.sentence)
-        sample = Sample("", REPEAT_REQUEST, tuple(self.chat.query_ids(REPEAT_REQUEST)), tuple(ids))
-        predicted = self.model.lm_head(completion_states(self.model, visible, [sample])).argmax(-1)
+        completion = Completion(tuple(self.chat.query_ids(REPEAT_REQUEST)), tuple(ids))
+        predicted = self.model.lm_head(completion_states(self.model, visible, [completion])).argmax(-1)
         return share([predicted[at].item() == ids[at] for at in values])
 
     def _answers(self, queries: list[list[int]], tokens: int = ANSWER_TOKENS) -> list[str]:
-        return answer_queries(self.model, self.chat, self.visible, queries, BATCH, max_new_tokens=tokens)
+        """Greedy answers to queries that are no chat's turns alone: an answer may be begun in them."""
+        answers = []
+        for start in range(0, len(queries), BATCH):
+            batch, cache = queries[start : start + BATCH], SharedCache(self.visible)
+            rows = generate_after(
+                self.model, cache, batch, self.chat.end, self.chat.prefix_ids[0], max_new_tokens=tokens
+            )
+            answers += [self.chat.tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
+        return answers
 
 
 def wordings(fact: Fact) -> list[str]:
@@ -134,7 +142,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+", text)
 
 
-def told(answer: str, fact: Fact) -> bool:
+def states(answer: str, fact: Fact) -> bool:
     """Whether the value is among the answer's words."""
     return fact.value in words(answer)
 

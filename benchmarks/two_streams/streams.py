@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.common.data import synthetic_data
 from lcc.compilers.lora import LoraMemory
 from lcc.data.samples import Sample
-from lcc.data.synthesis import synthesize
 from lcc.embedded_model.lessons import CONTINUE_REQUEST
 from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
@@ -92,8 +92,8 @@ class Compiled:
     loss: float
 
 
-class BlindCompiler(LoraMemory):
-    """LCC's writer, of whose memory some layers show nothing but an average."""
+class BlindMemory(LoraMemory):
+    """LCC's memory, some layers of which show nothing but an average."""
 
     hidden: Sequence[int] = ()
 
@@ -118,25 +118,27 @@ def compile_streams(
         unread: the layers in which questions do not read the text.
     """
     settings, asked = streams.settings(seed), streams.facts(doc, seed)
-    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.max_response_tokens)
+    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
     torch.manual_seed(seed)
-    with lora_model(model, settings) as layers:
-        compiler = BlindCompiler(model, context, layers)
-        compiler.hidden = unread if streams.blind else ()
+    lora = settings.compiler
+    with lora_model(model, lora.rank, lora.alpha, lora.targets) as layers:
+        memory = BlindMemory(model, context, layers, lora, seed)
+        memory.hidden = unread if streams.blind else ()
         with torch.no_grad():
-            text_kv = prefill(model, context.context_ids, compiler.prefix)
-            surrogate = synthesize(model, context, text_kv, settings, load_queries(), _silent)
+            text_kv = prefill(model, context.context_ids, memory.prefix)
+            data = synthetic_data(model, context, text_kv, settings, load_queries())
             third = [wording for fact in doc.facts if fact in asked for wording in wordings(fact)[:ASKED_WORDINGS]]
             third += continuations(doc.text) if streams.continuations else []
             taught = _answered(model, context, text_kv, settings, third) if third else []
             if streams.sentences:
                 taught += _forced(model, context, text_kv, [fact.sentence for fact in doc.facts])
-        train = (*surrogate.train, *(replace(sample, stream="self_study") for sample in taught))
-        optimization = Trainer(compiler, replace(surrogate, train=train), settings, None)
-        while optimization.step < settings.steps:
-            loss = optimization.advance()
+        train = (*data.train, *(replace(sample, stream="self_study") for sample in taught))
+        training = settings.training
+        trainer = Trainer(memory, replace(data, train=train), training, settings.execution, seed)
+        while trainer.step < training.steps:
+            loss = trainer.advance()
         with torch.no_grad():
-            return Compiled(compiler.visible(compiler.encode(), settings.keep_prefix), asked, loss)
+            return Compiled(memory.visible(memory.encode(), training.keep_prefix), asked, loss)
 
 
 def continuations(text: str) -> list[str]:
@@ -150,17 +152,13 @@ def _answered(
     model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, queries: Sequence[str]
 ) -> list[Sample]:
     """``queries`` with the full-context teacher's answers."""
-    settings = replace(settings, general_weight=1.0, general_queries=len(queries))
-    return list(synthesize(model, context, text_kv, settings, queries, _silent).train)
+    settings = settings.replace(general_weight=1.0, general_queries=len(queries))
+    return list(synthetic_data(model, context, text_kv, settings, queries).train)
 
 
 def _forced(model: PreTrainedModel, context: Context, text_kv: KV, responses: Sequence[str]) -> list[Sample]:
     """The request to repeat the text, answered with ``responses``, and what the teacher thinks of each token."""
     query, end = tuple(context.chat.query_ids(REPEAT_REQUEST)), context.chat.end
-    samples = [Sample("", text, query, (*context.chat.ids(text), end)) for text in responses]
+    samples = [Sample(query, (*context.chat.ids(text), end), query=text) for text in responses]
     hidden = completion_states(model, text_kv, samples).split([len(sample.response_ids) for sample in samples])
     return [replace(sample, teacher_hidden=states) for sample, states in zip(samples, hidden, strict=True)]
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """Show no progress."""

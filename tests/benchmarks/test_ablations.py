@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import ablation_training, ablations, report
 from benchmarks.ablation_points import ABLATED, ABLATIONS, SMOKE, Plan
-from benchmarks.ablation_training import Ablated, prepare, share, surrogate_of
+from benchmarks.ablation_training import Ablated, data_of, prepare, share
 from benchmarks.ablations_report import Finding, verdict
 from benchmarks.fidelity_study import load
 from lcc.evaluation.suites import general_queries
@@ -50,11 +50,10 @@ def test_every_ablation_has_its_base_and_no_value_twice(tmp_path):
 
 def test_a_streams_weight_is_its_number_of_samples(tmp_path):
     points = {(p.streams, p.ablation, p.value): p.settings for p in plan_in(tmp_path).points(list(ABLATIONS))}
-    assert points["two streams", "general", 8000].general_weight == 4.0
-    assert (
-        points["two streams", "general", 0].general_queries == points["two streams", "general", 0].general_weight == 0
-    )
-    assert points["three streams", "reconstruction", 500].reconstruction_weight == 0.25
+    none = points["two streams", "general", 0]
+    assert points["two streams", "general", 8000].training.general_weight == 4.0
+    assert none.data.general_queries == none.training.general_weight == 0
+    assert points["three streams", "reconstruction", 500].training.reconstruction_weight == 0.25
     assert points["two streams", "general", 8000] == points["two streams, 8,000 queries", "reconstruction", 2000]
 
 
@@ -74,18 +73,18 @@ def test_trainings_of_any_lora_find_the_same_samples(run, work):
 
 def test_a_training_takes_its_share_of_the_samples(work):
     plan = plan_in(work)
-    whole = surrogate_of(plan, plan.texts[0])
+    whole = data_of(plan, plan.texts[0])
     few, two = (plan.settings(streams, {"general_queries": 5}) for streams in ("three streams", "two streams"))
     assert [sample.stream for sample in share(whole, few).train].count("general") == 5
     assert share(whole, few).self_questions == whole.self_questions != frozenset()
     assert {sample.stream for sample in share(whole, two).train} == {"general"}
 
 
-def test_a_documents_samples_are_made_once(tmp_path, surrogates_made):
+def test_a_documents_samples_are_made_once(tmp_path, syntheses):
     plan = plan_in(tmp_path)
     prepare(plan, plan.texts[0])
     prepare(plan, plan.texts[0])
-    assert len(surrogates_made) == len(list((tmp_path / "surrogates").iterdir())) == 1
+    assert len(syntheses) == len(list((tmp_path / "surrogates").iterdir())) == 1
 
 
 def test_coupled_reading_keeps_the_lora_and_the_model(work):
@@ -122,7 +121,7 @@ def test_rows(run):
 
 def test_a_second_run_trains_nothing_again(run, monkeypatch):
     rows = run("coupled")
-    monkeypatch.setattr(ablation_training, "Optimization", None)
+    monkeypatch.setattr(ablation_training, "Trainer", None)
     assert run("coupled") == rows
     assert run("coupled", workers=2) == rows
 
@@ -144,14 +143,14 @@ def test_streams_that_are_not_asked_for_stay(run, monkeypatch):
 
 
 def test_a_training_that_diverges_is_left_out(run, monkeypatch, capsys):
-    train = ablation_training.Optimization.run
+    train = ablation_training.Ablated._train
 
     def diverge(self, *given):
         if self.settings.ratio == 2:
             raise ablations.DivergedError("the loss became nan")
         return train(self, *given)
 
-    monkeypatch.setattr(ablation_training.Optimization, "run", diverge)
+    monkeypatch.setattr(ablation_training.Ablated, "_train", diverge)
     monkeypatch.setitem(ABLATIONS, "ratio", {value: ABLATIONS["ratio"][value] for value in (2, 16)})
     assert [row["value"] for row in run("ratio")] == [16]
     assert "diverged: ratio 2" in capsys.readouterr().out

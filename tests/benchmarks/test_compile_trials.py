@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import compile_curve, compile_trials
-from benchmarks.compile_trials import TRIALS, TrialOptimization
+from benchmarks.compile_trials import TRIALS, TrialTrainer
 from lcc.compilers.lora import LoraMemory
 from lcc.modeling.lora import lora_model
 from lcc.pipeline.settings import make_settings
@@ -25,23 +25,24 @@ def small(monkeypatch):
 
 
 @pytest.fixture
-def optimization(embedded, small):
-    """Makes a trial's optimisation, untrained."""
+def trainer_of(embedded, small):
+    """Makes a trial's trainer, untrained."""
     model, tokenizer = embedded
     settings = make_settings("fast", **TINY)
-    context, surrogate, _ = compile_trials.prepare(model, tokenizer, 0, settings)
-    with lora_model(model, settings) as layers:
+    context, data, _ = compile_trials.prepare(model, tokenizer, 0, settings)
+    lora = settings.compiler
+    with lora_model(model, lora.rank, lora.alpha, lora.targets) as layers:
 
-        def make(name: str) -> TrialOptimization:
+        def make(name: str) -> TrialTrainer:
             torch.manual_seed(0)
-            return TrialOptimization(LoraMemory(model, context, layers), surrogate, settings, TRIALS[name])
+            return TrialTrainer(LoraMemory(model, context, layers, lora), data, settings, TRIALS[name])
 
         yield make
 
 
-def test_a_window_is_predicted_as_in_the_whole_sample(optimization):
-    writer, settings = (of := optimization("fast")).writer, of.settings
-    whole = of.surrogate.reconstruction
+def test_a_window_is_predicted_as_in_the_whole_sample(trainer_of):
+    trainer = trainer_of("fast")
+    whole = trainer.data.reconstruction
     part = compile_trials.window(whole, 1 / 4, random.Random(1))
     start = len(part.query_ids) - len(whole.query_ids)
     rows = slice(start, start + round(len(whole.response_ids) / 4))
@@ -49,21 +50,24 @@ def test_a_window_is_predicted_as_in_the_whole_sample(optimization):
     assert part.response_ids == whole.response_ids[rows]
     assert torch.equal(part.teacher_hidden, whole.teacher_hidden[rows])
     with torch.no_grad():
-        expected = student_hidden(writer, [whole], settings)[rows]
-        torch.testing.assert_close(student_hidden(writer, [part], settings), expected, rtol=1e-4, atol=1e-4)
+        hidden = [
+            student_hidden(trainer.memory, [sample], trainer.training.keep_prefix, trainer.execution)
+            for sample in (whole, part)
+        ]
+        torch.testing.assert_close(hidden[1], hidden[0][rows], rtol=1e-4, atol=1e-4)
 
 
-def test_a_trial_changes_weights_rates_and_the_average(optimization):
-    grows = optimization("repeat-grows")
+def test_a_trial_changes_weights_rates_and_the_average(trainer_of):
+    grows = trainer_of("repeat-grows")
     weights = []
     for _ in range(3):
         grows.advance()
-        weights.append(grows.settings.reconstruction_weight)
+        weights.append(grows.training.reconstruction_weight)
     assert weights == pytest.approx([0, 1 / 6, 1 / 3])
-    warm = optimization("warm-up")
+    warm = trainer_of("warm-up")
     warm.advance()
     assert [group["lr"] for group in warm.groups] == pytest.approx([0.1 * rate for rate in warm.rates])
-    average = optimization("average")
+    average = trainer_of("average")
     start = [parameter.detach().clone() for parameter in average.parameters]
     average.advance()
     for parameter, new, old in zip(average.parameters, average.trained, start, strict=True):

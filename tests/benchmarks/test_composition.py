@@ -31,7 +31,7 @@ DOCUMENTS = document(random.Random(1), people=1, attributes=3), document(random.
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
 def test_both_orders_are_reported(family, tokenizer, monkeypatch):
     model = tiny_model(family)
-    memories = tuple(plain_memory(model, tokenizer, each.text, monkeypatch)[0] for each in DOCUMENTS)
+    memories = tuple(plain_memory(model, tokenizer, about.text, monkeypatch)[0] for about in DOCUMENTS)
     rows = order_rows(model, tokenizer, "memories", DOCUMENTS, memories)
     scored = {(row["document"], row["place"]): row for row in rows}
     assert scored.keys() == {
@@ -54,7 +54,7 @@ def test_the_readers_read(embedded, tokenizer, monkeypatch):
     """On the embedded model: a text's own K and V answer as the text does, alone; and two texts read as one answer."""
     model, tokenizer = embedded
     blank = plain_memory(model, tokenizer, DOCUMENTS[0].text, monkeypatch)[0]
-    plain = tuple(as_read(model, tokenizer, blank, each.text) for each in DOCUMENTS)
+    plain = tuple(as_read(model, tokenizer, blank, about.text) for about in DOCUMENTS)
     rows = order_rows(model, tokenizer, "K and V read apart", DOCUMENTS, plain)
     assert [row["score"] for row in rows if row["place"] == "alone"][:2] == [1.0, 1.0]
     texts = [question.text for question in DOCUMENTS[1].questions()]

@@ -237,7 +237,8 @@ def test_settings_are_those_of_every_trained_method(tmp_path):
     given = ["--set", "loss=mse", "batch=3", "--work", str(tmp_path), "--out", str(tmp_path / "rows.json")]
     arguments = fidelity.parser("", 1).parse_args(given)
     settings = fidelity.make_study(arguments, 0, 0).settings
-    assert (settings.loss, settings.batch, settings.steps) == ("mse", 3, arguments.steps)
+    training = settings.training
+    assert (training.loss, training.batch, training.steps) == ("mse", 3, arguments.steps)
 
 
 def test_methods_that_cannot_run_are_named(monkeypatch, capsys):

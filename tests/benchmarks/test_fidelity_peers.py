@@ -8,19 +8,19 @@ from itertools import product
 
 import pytest
 import torch
-from benchmarks.fidelity_peers.direct_kv import DirectKV, direct_kv
 
 import lcc
 from benchmarks.fidelity_peers import PEERS, Workbench
 from benchmarks.fidelity_peers.adapter import Adapter
 from benchmarks.fidelity_peers.attention_matching import KEYS, Head, Matching, by_head, least_sum, uniform
 from benchmarks.fidelity_peers.biased_attention import Biased, attending_with, biased_attention
-from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, memory_embeddings
+from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, MemoryEmbeddingsCompiler
 from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
 from benchmarks.fidelity_peers.temp_lora import TempLora
 from benchmarks.fidelity_peers.workbench import RATES
+from lcc.compilers.direct_kv import DirectKV
 from lcc.data.samples import Sample
-from lcc.errors import InputError, MismatchError
+from lcc.errors import InputError
 from lcc.evaluation import Example
 from lcc.memory.attachment import attach
 from lcc.modeling.kv import KV
@@ -33,7 +33,7 @@ from lcc.text.context import build_context
 from lcc.training.loss import step_loss
 from tests.support.tiny_models import tiny_model
 
-WRITERS = {"direct_kv": (direct_kv, DirectKV), "memory_embeddings": (memory_embeddings, MemoryEmbeddings)}
+SMALL = {"rank": 8, "alpha": 16.0}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def context(llama, tokenizer, text):
 @pytest.fixture
 def bench(llama, tokenizer, fast, tmp_path):
     given = {name: value for name, value in fast.items() if name != "progress"}
-    return Workbench(llama, tokenizer, make_settings(**given | {"rank": 8, "alpha": 16.0}), tmp_path)
+    return Workbench(llama, tokenizer, make_settings(**given | SMALL), tmp_path)
 
 
 @pytest.fixture
@@ -70,27 +70,20 @@ def close(left: KV, right: KV):
     torch.testing.assert_close(left.values, right.values, atol=1e-4, rtol=1e-4)
 
 
-def test_direct_kv_starts_as_the_first_tokens(llama, context):
-    writer = DirectKV(llama, context)
-    expected = prefill(llama, [*context.prefix_ids, *context.context_ids[: context.buffer]])
-    close(writer.visible(writer.encode(), keep_prefix=True), expected)
-
-
 def test_memory_embeddings_start_as_tokens_spread_over_the_text(llama, context):
-    writer = MemoryEmbeddings(llama, context)
+    memory = MemoryEmbeddings(llama, context)
     count, buffer = len(context.context_ids), context.buffer
     spread = [context.context_ids[index * count // buffer] for index in range(buffer)]
-    close(writer.visible(writer.encode(), keep_prefix=True), prefill(llama, [*context.prefix_ids, *spread]))
+    close(memory.visible(memory.encode(), keep_prefix=True), prefill(llama, [*context.prefix_ids, *spread]))
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_writers_are_compiled_into_memories(name, llama, tokenizer, text, fast, tmp_path):
-    factory, _ = WRITERS[name]
+@pytest.mark.parametrize("compiler", ["direct_kv", MemoryEmbeddingsCompiler.name])
+def test_compilers_are_known_by_name(compiler, llama, tokenizer, text, fast, tmp_path):
     before = state(llama)
     rate = {"learning_rate": 0.05, "patience": 0}
-    memory = lcc.compile(llama, tokenizer, text, writer=factory, checkpoint=tmp_path / "c", **fast | rate)
+    memory = lcc.compile(llama, tokenizer, text, compiler=compiler, checkpoint=tmp_path / "c", **fast | rate)
     assert_untouched(llama, before)
-    start = lcc.compile(llama, tokenizer, text, writer=factory, **fast | rate | {"learning_rate": 1e-9})
+    start = lcc.compile(llama, tokenizer, text, compiler=compiler, **fast | rate | {"learning_rate": 1e-9})
     assert memory.buffer_tokens == start.buffer_tokens == -(-memory.source_tokens // 8)
     assert memory.curve[-1]["held_out_kl"] < start.curve[-1]["held_out_kl"]
     path = tmp_path / "memory.lcc.safetensors"
@@ -101,19 +94,20 @@ def test_writers_are_compiled_into_memories(name, llama, tokenizer, text, fast, 
 
 @pytest.mark.parametrize("variant", [{}, {"keep_prefix": False}, {"gradient_checkpointing": True}], ids=str)
 @pytest.mark.parametrize("make", [DirectKV, MemoryEmbeddings, Adapter])
-def test_every_writer_has_one_gradient_with_both_engines(make, variant, context):
+def test_every_memory_has_one_gradient_with_both_engines(make, variant, context):
     model = tiny_model("llama", torch.float64)
-    settings = make_settings(coupled=make is Adapter, **variant)
-    asked = [Sample("general", "a", (5, 6, 7), (8, 9)), Sample("self_study", "b", (5,), (6, 7, 8, 9, 10))]
+    settings = make_settings(**variant)
+    asked = [Sample((5, 6, 7), (8, 9), "general", "a"), Sample((5,), (6, 7, 8, 9, 10), "self_study", "b")]
     samples = [replace(s, teacher_hidden=torch.randn(len(s.response_ids), 48, dtype=torch.float64)) for s in asked]
-    with lora_model(model, settings) as layers:
-        writer = make(model, context, layers) if make is Adapter else make(model, context)
-        parameters = [parameter for group in writer.parameter_groups(settings) for parameter in group["params"]]
+    training, execution = settings.training, settings.execution
+    with lora_model(model, 8, 16.0) as layers:
+        memory = make(model, context, layers) if make is Adapter else make(model, context)
+        parameters = [parameter for group in memory.parameter_groups(training) for parameter in group["params"]]
         with torch.no_grad():
             for parameter in parameters:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-        reference = replace(settings, engine="reference", gradient_checkpointing="auto")
-        losses = [step_loss(writer, samples, way) for way in (settings, reference)]
+        reference = replace(execution, engine="reference", gradient_checkpointing="auto")
+        losses = [step_loss(memory, samples, training, way) for way in (execution, reference)]
         torch.testing.assert_close(losses[0], losses[1], rtol=1e-9, atol=0)
         both = [torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in losses]
     assert both[0][0].any()
@@ -121,21 +115,20 @@ def test_every_writer_has_one_gradient_with_both_engines(make, variant, context)
         assert (one - other).norm() <= 1e-9 * other.norm()
 
 
-def test_a_writer_that_reads_no_text_refuses_chunks(llama, tokenizer, text, fast):
-    with pytest.raises(InputError, match="DirectKV reads no text in chunks"):
-        lcc.compile(llama, tokenizer, text, writer=direct_kv, encode_chunk=64, **fast)
-
-
-def test_a_checkpoint_of_another_writer_is_refused(llama, tokenizer, text, fast, tmp_path):
-    job = fast | {"checkpoint": tmp_path / "c", "keep_checkpoint": True}
-    lcc.compile(llama, tokenizer, text, writer=direct_kv, **job)
-    with pytest.raises(MismatchError, match="writer"):
-        lcc.compile(llama, tokenizer, text, writer=memory_embeddings, **job)
+def test_settings_of_another_compiler_are_left_out_and_others_refused(bench):
+    rates = {"learning_rate": 0.5, "buffer_learning_rate": 0.5}
+    settings = bench.settings_for(rates, "direct_kv")
+    assert settings.training.learning_rate == 0.5
+    assert settings.flat() == {n: v for n, v in bench.settings_for(rates).flat().items() if n in settings.flat()}
+    assert not {"rank", "buffer_learning_rate"} & settings.flat().keys()
+    assert bench.settings_for({}) == bench.settings
+    with pytest.raises(InputError, match="unknown setting 'magic'"):
+        bench.settings_for({"magic": 1}, "direct_kv")
 
 
 def test_a_new_adapter_reads_the_prefix_as_the_plain_model_does(llama, context):
     plain = prefill(llama, context.prefix_ids)
-    with lora_model(llama, make_settings()) as layers:
+    with lora_model(llama, 8, 16.0) as layers:
         adapter = Adapter(llama, context, layers)
         close(adapter.visible(adapter.encode(), keep_prefix=False), plain)
         with torch.no_grad():
@@ -148,11 +141,11 @@ def test_a_new_adapter_reads_the_prefix_as_the_plain_model_does(llama, context):
 def test_temp_lora_learns_the_text(bench, llama, context):
     method = TempLora("temp_lora", bench, {"learning_rate": 0.02, "steps": 15})
     ids = torch.tensor([[*context.prefix_ids, *context.context_ids]])
-    with lora_model(llama, method.settings) as layers:
-        adapter = Adapter(llama, context, layers)
+    with lora_model(llama, method.lora.rank, method.lora.alpha) as layers:
+        adapter = Adapter(llama, context, layers, method.lora)
 
         def loss():
-            with torch.no_grad(), adapter.active():
+            with torch.no_grad(), adapter.applied():
                 return llama(input_ids=ids, labels=ids).loss.item()
 
         before = loss()
@@ -222,13 +215,13 @@ def test_every_trained_method_can_climb_both_ways():
     assert all(PEERS[name].start in RATES[1:-1] for name in trained)
 
 
-def test_methods_share_a_documents_surrogate_data(bench, text, examples, surrogates_made):
+def test_methods_share_a_documents_distillation_data(bench, text, examples, syntheses):
     for name in ("lcc", "direct_kv", "memory_embeddings", "attention_matching"):
         PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples)
-    assert len(surrogates_made) == 1
+    assert len(syntheses) == 1
     everything = PEERS["synthetic_qa_lora"].options(1e-2, {})
     PEERS["synthetic_qa_lora"].build("synthetic_qa_lora", bench, everything).answer(text, examples)
-    assert len(surrogates_made) == 1
+    assert len(syntheses) == 1
 
 
 def test_a_bias_counts_a_key_as_often_as_it_says():
@@ -259,7 +252,7 @@ def test_pursuit_finds_the_keys_that_stand_for_several():
 @pytest.mark.parametrize("keys", KEYS)
 def test_matching_comes_closer_the_more_is_kept_and_all_of_it_changes_nothing(keys, llama, context):
     ids, prefix = [*context.prefix_ids, *context.context_ids], len(context.prefix_ids)
-    samples = [Sample("general", "a", (5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(40)]
+    samples = [Sample((5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(40)]
     text = prefill(llama, ids)
     errors = []
     with torch.no_grad():
@@ -297,7 +290,7 @@ def test_budgets_go_to_the_heads_that_matter(context):
                 if (layer, head // group) != (1, 1):
                     decoder_layer.self_attn.o_proj.weight[:, head * width : (head + 1) * width] = 0
         ids, prefix = [*context.prefix_ids, *context.context_ids], len(context.prefix_ids)
-        asked = [Sample("self_study", "a", (5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4)) for n in range(20)]
+        asked = [Sample((5, 6, 7 + n, 9, 11), (8, 9, 10 + n, 4), "self_study", "a") for n in range(20)]
         text = prefill(model, ids)
         samples = [replace(s, teacher_hidden=completion_states(model, text, [s])) for s in asked]
         matching = Matching(model, text, prefix, samples, KEYS["highest_attention"])
