@@ -1,8 +1,10 @@
 """Turn pytest-benchmark JSON, or one file of benchmarks.fidelity or benchmarks.ablations, into Markdown and a plot.
 
+A results file says its kind; pytest-benchmark JSON is what has none.
+
     python -m benchmarks.report bottleneck.json [linear_kl.json ...] [-o DIR]
-    python -m benchmarks.report benchmarks/results/fidelity-16.json -o docs/fidelity
-    python -m benchmarks.report benchmarks/results/ablations.json -o docs/fidelity/ablations
+    python -m benchmarks.report benchmarks/results/fidelity/fidelity.json -o docs/fidelity/table
+    python -m benchmarks.report benchmarks/results/fidelity/ablations.json -o docs/fidelity/ablations
 
 writes DIR/report.md and DIR/report.png. A file is a run; figures of different runs are never compared.
 """
@@ -21,12 +23,16 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import ablations_report, fidelity_report
-from benchmarks.report_parts import has_rows, head, line, where
+from benchmarks.ablations import report as ablations_report
+from benchmarks.common.report_parts import head, line, where
+from benchmarks.common.results_file import load_details
+from benchmarks.fidelity import report as fidelity_report
 
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
-REMEDY = "make one with: pytest benchmarks/test_bottleneck.py --benchmark-only --benchmark-json=FILE.json"
+# By the kind that a results file says of itself.
+REPORTS = {report.KIND: report for report in (ablations_report, fidelity_report)}
+REMEDY = "make one with: pytest benchmarks/kernels/test_bottleneck.py --benchmark-only --benchmark-json=FILE.json"
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def read(path: Path) -> list[Row]:
     """
     try:
         benchmarks = json.loads(path.read_text("utf-8"))["benchmarks"]
-        rows = [_row(path.stem, found) for found in benchmarks if {"op", "case", "peer"} <= found["extra_info"].keys()]
+        named = [benchmark for benchmark in benchmarks if {"op", "case", "peer"} <= benchmark["extra_info"].keys()]
+        rows = [_row(path.stem, benchmark) for benchmark in named]
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -62,15 +69,15 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def _row(run: str, found: dict[str, Any]) -> Row:
-    info = found["extra_info"]
+def _row(run: str, benchmark: dict[str, Any]) -> Row:
+    info = benchmark["extra_info"]
     return Row(
         run,
         info["op"],
         info.get("direction", "fwd+bwd"),
         info["case"],
         info["peer"],
-        float(found["stats"]["median"]),
+        float(benchmark["stats"]["median"]),
         info.get("peak_bytes"),
         next((info[name] for name in THROUGHPUTS if name in info), None),
         where(info, WHERE),
@@ -135,10 +142,12 @@ def _grouped(rows: list[Row], key: Callable[[Row], tuple[str, ...]]) -> list[tup
     return [(name, list(members)) for name, members in groupby(sorted(rows, key=key), key)]
 
 
-def _reported_alone(path: Path) -> ModuleType | None:
-    """What reports the file, if it is not pytest-benchmark's."""
-    # Ablations first: their rows have all that those of fidelity need.
-    return next((kind for kind in (ablations_report, fidelity_report) if has_rows(path, kind.NEEDED)), None)
+def _report_of(path: Path) -> ModuleType | None:
+    """What reports the file by itself; None for pytest-benchmark's, and for what cannot be read."""
+    try:
+        return REPORTS.get(load_details(path).get("kind"))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -147,16 +156,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", metavar="FILE.json", type=Path, nargs="+")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, default=Path())
     options = parser.parse_args(arguments)
-    alone = {file: found for file in options.files if (found := _reported_alone(file))}
+    alone = {file: report for file in options.files if (report := _report_of(file))}
     if alone and len(options.files) > 1:
         parser.error(f"{next(iter(alone))} holds a run that is reported alone: name it by itself")
     options.output.mkdir(parents=True, exist_ok=True)
     image = options.output / "report.png"
     if alone:
-        file, kind = next(iter(alone.items()))
-        found = kind.read(file)
-        table = kind.markdown(file.stem, found)
-        kind.plot(found, image)
+        file, report = next(iter(alone.items()))
+        rows = report.read(file)
+        table = report.markdown(file.stem, rows)
+        report.plot(rows, image)
     else:
         try:
             rows = [row for file in options.files for row in read(file)]

@@ -1,6 +1,7 @@
 """What each choice of LCC is worth: one setting changed at a time, the same unseen documents for all of them.
 
-    python -m benchmarks.ablations --out benchmarks/results/ablations.json --work DIR [--only general] [--values 0]
+    python -m benchmarks.ablations --out benchmarks/results/fidelity/ablations.json --work DIR
+        [--only general] [--values 0]
     python -m benchmarks.ablations --smoke --out smoke.json --work DIR
 
 The paper's axes (LCC Table 3, Figures 2-5), on the default's three streams and on the paper's two. A document's
@@ -11,111 +12,33 @@ they are done, and a second call goes on from there; rows that it was not asked 
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.ablation_points import ABLATED, ABLATIONS, SHARED, SMOKE, Plan, Point
-from benchmarks.ablation_training import Ablated, prepare
-from benchmarks.environment import describe
-from benchmarks.fidelity_rows import difference, row
-from benchmarks.fidelity_study import digest, load
-from benchmarks.results_file import load_rows, write_rows
-from lcc.errors import DivergedError
-from lcc.evaluation import FullText, NoText, Result, evaluate
-from lcc.evaluation.bootstrap import interval, means, resample
-from lcc.inference.reader import Reader, prefill_chat
-from lcc.pipeline.settings import CompileSettings, make_settings
-from lcc.text.chat_format import ChatFormat
-from lcc.text.prompts import REPEAT_REQUEST
+from benchmarks.ablations.points import ABLATED, ABLATIONS, SHARED, SMOKE, Plan, Point
+from benchmarks.ablations.report import KIND
+from benchmarks.ablations.rows import Measured, bounds, make_row, measure
+from benchmarks.ablations.training import prepare
+from benchmarks.common.environment import describe
+from benchmarks.common.sweep import Sweep
 from lcc.utils.progress import Reporter
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A training's answers, and the share of each document that it repeats, by whether the LoRA is on."""
-
-    results: dict[bool, list[Result]]
-    repeats: dict[bool, list[float]]
-
-
-def measure(plan: Plan, settings: CompileSettings) -> Measured | None:
-    """Train on every document and ask; None if a training diverges."""
-    methods = [Ablated(plan, settings, lora_on) for lora_on in sorted({False, settings.compiler.coupled})]
-    try:
-        results = evaluate(methods, plan.examples, plan.folder / digest(settings.flat()), progress=False)
-    except DivergedError:
-        return None
-    return Measured(
-        {method.lora_on: [result for result in results if result.method == method.name] for method in methods},
-        {method.lora_on: [method.repeats(text) for text in plan.texts] for method in methods},
-    )
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """The answers with the full text and with none, and the share of the documents that each repeats."""
-
-    results: list[Result]
-    repeats: dict[str, float]
-
-
-def bounds(plan: Plan) -> Bounds:
-    """What every point is measured against."""
-    model, tokenizer = load()
-    methods = [FullText(model, tokenizer), NoText(model, tokenizer)]
-    results = evaluate(methods, plan.examples, plan.folder / "bounds", progress=False)
-    chat = ChatFormat.of(tokenizer)
-
-    def repeats(text: str, seen: str) -> float:
-        reader = Reader(model, chat, prefill_chat(model, chat, seen), after_text=bool(seen))
-        return reader.accuracy(REPEAT_REQUEST, tuple(chat.ids(text)))
-
-    full = statistics.fmean(repeats(text, text) for text in plan.texts)
-    none = statistics.fmean(repeats(text, "") for text in plan.texts)
-    return Bounds(results, {"full_text": full, "no_text": none})
-
-
-def make_row(point: Point, found: Measured, base: Measured, both: Bounds) -> dict[str, Any]:
-    """The row of a point: what ``benchmarks.fidelity`` says of a method, beside the base."""
-    mine = [replace(result, method="lcc") for result in found.results[point.lora_on]]
-    told = row([*both.results, *mine], "lcc", point.settings.ratio)
-    questions = difference(*([r for r in side if r.task in told["headline"]] for side in (mine, base.results[False])))
-    general = difference(*([r for r in side if r.general] for side in (mine, base.results[False])))
-    repeats = found.repeats[point.lora_on]
-    documents = [str(number) for number in range(len(repeats))]
-    defaults = make_settings().flat()
-    changed = {name: value for name, value in point.settings.flat().items() if value != defaults[name]}
-    return {
-        "streams": point.streams,
-        "ablation": point.ablation,
-        "value": point.value,
-        "base": point.base,
-        **told,
-        "qa_difference": questions and questions.interval,
-        "general_difference": general and general.interval,
-        "repeats": statistics.fmean(repeats),
-        "repeats_interval": interval(means(resample(documents), repeats)),
-        "repeats_bounds": both.repeats,
-        "settings": changed,
-    }
-
-
 def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Iterable], reporter: Reporter) -> None:
-    """Measure the points and write their rows as they come.
+    """Measure the points and write their rows as they come, as the ablations and their values are listed.
 
     Args:
         asked: their bases among them.
         spread: ``map``, or that of a pool of workers.
     """
-    rows = {place(**found): found for found in load_rows(out)}
+    places = [point.place for point in plan.points(list(ABLATIONS))]
+    sweep = Sweep(out, itemgetter("streams", "ablation", "value"), places.index, KIND)
     for done, _ in enumerate(spread(partial(prepare, plan), plan.texts), 1):
         reporter.count("documents", done, len(plan.texts))
     both, where = bounds(plan), describe()
@@ -123,30 +46,18 @@ def run(plan: Plan, asked: Sequence[Point], out: Path, spread: Callable[..., Ite
     points = sorted(asked, key=lambda point: not point.base)
     trainings = list(dict.fromkeys(point.settings for point in points))
     bases: dict[str, Measured] = {}
-    for done, (settings, found) in enumerate(zip(trainings, spread(partial(measure, plan), trainings), strict=True), 1):
-        mine = [point for point in points if point.settings == settings]
-        for point in mine:
-            rows.pop(place(**vars(point)), None)
-        if found is None:
-            print(f"diverged: {', '.join(f'{point.ablation} {point.value}' for point in mine)}")
-            continue
-        bases |= {point.streams: found for point in mine if point.base}
-        for point in mine:
-            if point.streams in bases:
-                rows[place(**vars(point))] = make_row(point, found, bases[point.streams], both) | where
-        write_rows(out, in_order(plan, rows.values()))
+    measurements = zip(trainings, spread(partial(measure, plan), trainings), strict=True)
+    for done, (settings, measured) in enumerate(measurements, 1):
+        trained = [point for point in points if point.settings == settings]
+        if measured is None:
+            print(f"diverged: {', '.join(f'{point.ablation} {point.value}' for point in trained)}")
+        else:
+            bases |= {point.streams: measured for point in trained if point.base}
+        for point in trained:
+            comparable = measured is not None and point.streams in bases
+            row = [make_row(point, measured, bases[point.streams], both) | where] if comparable else []
+            sweep.replace(point.place, row)
         reporter.count("trainings", done, len(trainings))
-
-
-def in_order(plan: Plan, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows as the ablations and their values are listed."""
-    places = [place(**vars(point)) for point in plan.points(list(ABLATIONS))]
-    return sorted(rows, key=lambda found: places.index(place(**found)))
-
-
-def place(streams: str, ablation: str, value: int | str, **_: Any) -> tuple[str, str, int | str]:
-    """What tells a row from all others."""
-    return streams, ablation, value
 
 
 def make_plan(arguments: argparse.Namespace) -> Plan:

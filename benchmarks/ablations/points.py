@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks import fidelity
-from benchmarks.fidelity_study import draw_documents
+from benchmarks.fidelity.options import SMOKE as FIDELITY_SMOKE
+from benchmarks.fidelity.study import draw_documents
 from lcc.evaluation import Example
 from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.exam import general_exam
@@ -53,7 +53,7 @@ ABLATED = {
 }
 # The fast recipe, each training being as long as any other.
 SHARED = {"recipe": "fast", "steps": 120, "rank": 64, "alpha": 64.0, "patience": 0, "held_out": 0.0}
-SMOKE = fidelity.SMOKE | SHARED | {"steps": 4}
+SMOKE = FIDELITY_SMOKE | SHARED | {"steps": 4}
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,11 @@ class Point:
     value: int | str
     settings: CompileSettings
     base: bool
+
+    @property
+    def place(self) -> tuple[str, str, int | str]:
+        """What tells its row from all others."""
+        return self.streams, self.ablation, self.value
 
     @property
     def lora_on(self) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report_parts import error_bars, head, header, line, share
-from benchmarks.results_file import Row, load_rows
+from benchmarks.common.report_parts import error_bars, head, header, line, share
+from benchmarks.common.results_file import Row, load_rows
 
 MARGIN, FLOOR = 0.05, 0.1
-NEEDED = {"streams", "ablation", "value", "base", "qa_kept", "qa_difference", "repeats", "interval"}
+KIND = "ablations"
 # The paper's axes; the other ablations are bars.
 AXES = {
     "ratio": {"label": "ratio", "scale": {"value": "log", "base": 2}},
@@ -195,8 +195,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(5 * columns, 1 + 3.2 * height), layout="constrained")
     panels = list(figure.subplots(height, columns, squeeze=False).flat)
     for axes, ablation in zip(panels, ablations, strict=False):
-        mine = [row for row in rows if row["ablation"] == ablation]
-        (_curves if ablation in AXES else _bars)(axes, ablation, mine, streams)
+        of_ablation = [row for row in rows if row["ablation"] == ablation]
+        (_curves if ablation in AXES else _bars)(axes, ablation, of_ablation, streams)
         axes.set(title=ablation, ylim=(-4, 108), ylabel="kept or repeated, %")
         axes.grid(axis="y", alpha=0.3)
     for axes in panels[len(ablations) :]:
@@ -210,12 +210,12 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 def _curves(axes: Axes, ablation: str, rows: Sequence[Row], streams: dict[str, str]) -> None:
     for name, colour in streams.items():
-        mine = sorted((row for row in rows if row["streams"] == name), key=lambda row: row["value"])
+        chosen = sorted((row for row in rows if row["streams"] == name), key=lambda row: row["value"])
         for value, interval, label, style, _ in MEASURES.values():
-            if mine:
-                points, errors = error_bars(mine, value, interval)
+            if chosen:
+                points, errors = error_bars(chosen, value, interval)
                 axes.errorbar(
-                    [row["value"] for row in mine], points, yerr=errors, label=f"{name}: {label}",
+                    [row["value"] for row in chosen], points, yerr=errors, label=f"{name}: {label}",
                     linestyle=style, color=colour, marker="o", markersize=3, capsize=2,
                 )  # fmt: skip
     axes.set_xscale(**AXES[ablation]["scale"])
@@ -231,8 +231,8 @@ def _bars(axes: Axes, _: str, rows: Sequence[Row], streams: dict[str, str]) -> N
     for number, (name, (value, interval, _label, _, alpha)) in enumerate(
         (name, measure) for name in shown for measure in MEASURES.values()
     ):
-        mine = [row for row in rows if row["streams"] == name]
-        places = [values.index(row["value"]) + width * (number + 0.5) - 0.4 for row in mine]
-        points, errors = error_bars(mine, value, interval)
+        chosen = [row for row in rows if row["streams"] == name]
+        places = [values.index(row["value"]) + width * (number + 0.5) - 0.4 for row in chosen]
+        points, errors = error_bars(chosen, value, interval)
         axes.bar(places, points, width, yerr=errors, color=streams[name], alpha=alpha, capsize=2)
     axes.set_xticks(range(len(values)), [str(value) for value in values])

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.ablation_points import Plan
-from benchmarks.fidelity_study import digest, load
+from benchmarks.ablations.points import Plan
+from benchmarks.common.models import load
+from benchmarks.fidelity.study import digest
 from lcc.compilers.lora import LoraCompiler, LoraMemory
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData

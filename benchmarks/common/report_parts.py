@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from benchmarks.results_file import Row, load_rows
+from benchmarks.common.results_file import Row
 
 WHERE = ("device", "torch", "transformers", "commit", "date")
-
-
-def has_rows(path: Path, needed: set[str]) -> bool:
-    """Whether the file holds rows, all of them with the ``needed`` columns."""
-    try:
-        rows = load_rows(path)
-        return bool(rows) and all(row.keys() >= needed for row in rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def line(cells: Iterable[str]) -> str:
@@ -31,14 +21,14 @@ def head(titles: Sequence[str]) -> list[str]:
 
 
 def where(row: dict[str, Any], names: Iterable[str] = WHERE) -> str:
-    """Where a row was measured: what it has of ``names``, which are keys of ``benchmarks.environment.describe``."""
+    """Where a row was measured: what it has of ``names``, keys of ``benchmarks.common.environment.describe``."""
     return ", ".join(f"{name} {row[name]}" for name in names if name in row)
 
 
 def header(first: Row, *more: str) -> str:
     """A sentence on what was asked, whatever ``more`` there is to say, and where, by a run's first row."""
-    asked = f"{first['documents']} documents, {first['questions']} questions, {first['general_questions']} general"
-    return "; ".join((asked, *more, where(first))) + "."
+    counts = f"{first['documents']} documents, {first['questions']} questions, {first['general_questions']} general"
+    return "; ".join((counts, *more, where(first))) + "."
 
 
 def share(value: float | None, interval: Sequence[float] | None) -> str:

@@ -1,4 +1,4 @@
-"""Results files: JSON with a list of rows, which later calls add to."""
+"""Results files: JSON with a list of rows, which later calls add to, and details of the run beside it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ def load_rows(path: Path) -> list[Row]:
     return json.loads(path.read_text("utf-8"))["rows"] if path.exists() else []
 
 
-def load_told(path: Path) -> dict[str, Any]:
-    """What earlier calls told of the run beside the rows; nothing if there is no file.
+def load_details(path: Path) -> dict[str, Any]:
+    """What the file says beside the rows; nothing if there is no file.
 
     Raises:
         ValueError: the file is not JSON.
     """
-    found = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    return {name: value for name, value in found.items() if name != "rows"}
+    content = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    return {name: value for name, value in content.items() if name != "rows"}
 
 
-def write_rows(path: Path, rows: Iterable[Row], **told: Any) -> None:
-    """Put ``rows``, and what else is ``told`` of the run, in place of the file at once, its folder made if need be.
+def write_rows(path: Path, rows: Iterable[Row], **details: Any) -> None:
+    """Put ``rows`` and ``details`` of the run in place of the file at once, its folder made if need be.
 
     A call that is killed meanwhile leaves the older file whole: hours of rows may be in it.
+
+    Args:
+        details: ``kind`` is what ``benchmarks.report`` knows a file by.
 
     Raises:
         OSError: the folder or the file cannot be written; the older file is left as it was.
@@ -42,7 +45,7 @@ def write_rows(path: Path, rows: Iterable[Row], **told: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        temporary.write_text(json.dumps({"rows": list(rows)} | told, indent=1) + "\n", "utf-8")
+        temporary.write_text(json.dumps({"rows": list(rows)} | details, indent=1) + "\n", "utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

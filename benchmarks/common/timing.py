@@ -33,7 +33,7 @@ def in_turn(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
             call()
             if round_ >= 0:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: median(found) for name, found in seconds.items()}
+    return {name: median(measured) for name, measured in seconds.items()}
 
 
 def device_seconds(call: Callable[[], object], calls: int = 100) -> float:

@@ -1,6 +1,6 @@
 """Speed to quality: held-out KL and answers against steps and seconds, the paper's recipe beside the default.
 
-    python -m benchmarks.compile_curve --runs fast default paper --documents 0 1 2 3 4
+    python -m benchmarks.compile.curve --runs fast default paper --documents 0 1 2 3 4
 
 All runs of a document are graded on the same exam: general queries that are not in the package, the text repeated, and
 questions about it. ``held_out_kl`` is the mean of the KLs of the first two, the streams that all recipes train. A
@@ -15,14 +15,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
 from benchmarks.common.data import synthetic_data
-from benchmarks.environment import describe
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.sweep import Sweep
 from lcc.cli.demo import SEED_OFFSET
 from lcc.compilers.lora import LoraCompiler
 from lcc.data.cache import DataCache
@@ -195,22 +197,18 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=["fast", "default", "paper"])
     parser.add_argument("--documents", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile-curve.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile/curve.json"))
     parser.add_argument("--plot", type=Path, default=Path("docs/compile-curve.png"))
     parser.add_argument("--checkpoints", type=Path, default=Path(tempfile.gettempdir()) / "lcc-compile-curve")
     arguments = parser.parse_args()
     model, tokenizer = load_embedded()
-    done = {(row["run"], row["document"], row["seed"]) for row in load_rows(arguments.out)}
-    for number in arguments.documents:
-        for run in arguments.runs:
-            for seed in arguments.seeds:
-                if (run, number, seed) not in done:
-                    folder = arguments.checkpoints / f"{run}-{number}-{seed}"
-                    row = measure(model, tokenizer, run, number, seed, folder)
-                    write_rows(arguments.out, [*load_rows(arguments.out), row])
-    rows = load_rows(arguments.out)
-    plot(rows, arguments.plot)
-    print(summary(rows), end="")
+    sweep = Sweep(arguments.out, itemgetter("run", "document", "seed"))
+    wanted = product(arguments.documents, arguments.runs, arguments.seeds)
+    for run, number, seed in sweep.missing((run, number, seed) for number, run, seed in wanted):
+        folder = arguments.checkpoints / f"{run}-{number}-{seed}"
+        sweep.add(measure(model, tokenizer, run, number, seed, folder))
+    plot(sweep.rows, arguments.plot)
+    print(summary(sweep.rows), end="")
 
 
 if __name__ == "__main__":

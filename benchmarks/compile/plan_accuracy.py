@@ -1,6 +1,7 @@
 """How near ``lcc.plan`` comes to what ``lcc.compile`` then takes, on the embedded model.
 
-    python -m benchmarks.plan_accuracy --people 2 5 --steps 40 --out benchmarks/results/plan-accuracy.json
+    python -m benchmarks.compile.plan_accuracy --people 2 5 --steps 40
+        --out benchmarks/results/compile/plan-accuracy.json
 
 Ratios of expected to measured seconds, one document a line; other load on the machine moves both.
 """
@@ -14,8 +15,8 @@ import time
 from pathlib import Path
 
 import lcc
-from benchmarks.environment import describe
-from benchmarks.results_file import write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import write_rows
 from lcc.embedded_model import load_embedded
 from lcc.synthetic.people import document
 

@@ -1,6 +1,6 @@
 """Kill -9 at random moments: does a resumed compilation give the uninterrupted memory, bit by bit?
 
-    python -m benchmarks.kill --kills 20 --processes 1 2 --out benchmarks/results/kill.json
+    python -m benchmarks.compile.resume --kills 20 --processes 1 2 --out benchmarks/results/compile/kill.json
 
 A job is killed, started again and killed again until it comes through; then its memory is compared with that of a job
 that nobody interrupted. Of several processes one, drawn at random, is killed, and the rest shortly after, as launchers
@@ -25,8 +25,8 @@ import torch
 import torch.distributed as dist
 
 import lcc
-from benchmarks.environment import describe
-from benchmarks.results_file import write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import write_rows
 from lcc.embedded_model import load_embedded
 from lcc.memory.store import checkpoint_beside
 from lcc.pipeline.compile_to import compile_to, memory_output

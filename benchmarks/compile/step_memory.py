@@ -1,6 +1,7 @@
 """Peak memory of a packed step at several lengths of text, measured beside its estimate, with a plot.
 
-    python -m benchmarks.step_memory --contexts 256 512 1024 2048 --out benchmarks/results/step-memory-cpu.json
+    python -m benchmarks.compile.step_memory --contexts 256 512 1024 2048
+        --out benchmarks/results/compile/step-memory-cpu.json
 
 Three ways to run the same step: plain, with gradient checkpointing, and with the text encoded in chunks besides.
 """
@@ -15,10 +16,10 @@ from pathlib import Path
 import torch
 
 import lcc_kernels as lk
-from benchmarks import compile_step
-from benchmarks.environment import describe
-from benchmarks.results_file import write_rows
-from benchmarks.timing import peak_bytes
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import write_rows
+from benchmarks.common.timing import peak_bytes
+from benchmarks.compile import step_speed
 from lcc.training.step_memory import step_memory
 
 WAYS = {
@@ -30,19 +31,19 @@ WAYS = {
 
 def measure(arguments: argparse.Namespace, context: int) -> list[dict]:
     """A row of results for each way at one length."""
-    step = compile_step.parse(
+    step = step_speed.parse(
         ["--model", arguments.model, "--context", str(context), "--batch", str(arguments.batch), "--ratio", "16"]
     )
-    model = compile_step.load(step, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    model = step_speed.load(step, torch.bfloat16 if torch.cuda.is_available() else torch.float32)
     rows = []
-    with compile_step.prepare(model, step) as job:
+    with step_speed.prepare(model, step) as job:
         text, segments = job.memory.context, tuple(len(sample.input_ids) for sample in job.samples)
         layout = lk.BottleneckLayout(len(job.memory.prefix), len(text.context_ids), text.buffer, segments)
         for name, changes in WAYS.items():
             settings = job.settings.replace(**changes)
             estimate = step_memory(model, layout, settings.execution)
-            compile_step.packed(replace(job, settings=settings))
-            measured = peak_bytes(lambda: compile_step.packed(replace(job, settings=settings)), model.device.type)  # noqa: B023
+            step_speed.packed(replace(job, settings=settings))
+            measured = peak_bytes(lambda: step_speed.packed(replace(job, settings=settings)), model.device.type)  # noqa: B023
             rows.append({
                 "model": arguments.model,
                 "way": name,

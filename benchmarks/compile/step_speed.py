@@ -1,6 +1,6 @@
 """One optimisation step of compile: the paper's loop, two passes, and one packed pass; the same gradient, side by side.
 
-    python -m benchmarks.compile_step --context 1024 --ratio 16 --batch 64 --json
+    python -m benchmarks.compile.step_speed --context 1024 --ratio 16 --batch 64 --json
 
 Half of the batch is the reconstruction sample, half are general queries. *per_sample* encodes the text for each sample
 and takes each one's own forward and backward, the identical reconstruction samples too; it is given cached teacher
@@ -26,8 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import lcc
 from benchmarks.common.data import synthetic_data
-from benchmarks.environment import describe
-from benchmarks.timing import synchronized
+from benchmarks.common.environment import describe
+from benchmarks.common.timing import synchronized
 from lcc.compilers.lora import LoraCompiler, LoraMemory
 from lcc.data.samples import Sample
 from lcc.embedded_model import EMBEDDED, load_embedded

@@ -1,8 +1,8 @@
 """Changes to the optimisation, screened one at a time: held-out KL and answers of short runs beside ``fast``.
 
-    python -m benchmarks.compile_trials --documents 0 1 --steps 60
+    python -m benchmarks.compile.trials --documents 0 1 --steps 60
 
-All trials of a document share its samples and its exam (``benchmarks.compile_curve``). Early stops are read off the
+All trials of a document share its samples and its exam (``benchmarks.compile.curve``). Early stops are read off the
 curves afterwards: a rule changes nothing before it stops. A killed call goes on with the first trial that has no row.
 """
 
@@ -17,11 +17,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compile_curve
 from benchmarks.common.data import synthetic_data
-from benchmarks.compile_curve import Exam, climb
-from benchmarks.environment import describe
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import Row
+from benchmarks.common.sweep import Sweep
+from benchmarks.compile import curve
+from benchmarks.compile.curve import Exam, climb
 from lcc.cli.demo import SEED_OFFSET
 from lcc.compilers.lora import LoraCompiler
 from lcc.data.samples import DistillationData, Sample
@@ -156,7 +157,7 @@ class WatchedExam(Exam):
 @torch.no_grad()
 def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, DistillationData, WatchedExam]:
     """A document's samples and exam, the same for all trials."""
-    doc = document(random.Random(SEED_OFFSET + number), compile_curve.PEOPLE, compile_curve.ATTRIBUTES)
+    doc = document(random.Random(SEED_OFFSET + number), curve.PEOPLE, curve.ATTRIBUTES)
     context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
     torch.manual_seed(settings.seed)
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
@@ -209,24 +210,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--documents", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile-trials-2.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/compile/trials.json"))
     given = parser.parse_args(arguments)
     model, tokenizer = load_embedded()
-    runs = [(row["trial"], row["document"], row["settings"]) for row in load_rows(given.out)]
-    done = {(name, number) for name, number, s in runs if (s["seed"], s["steps"]) == (given.seed, given.steps)}
+    sweep = Sweep(given.out, _key)
     for number in given.documents:
-        missing = [name for name in given.trials if (name, number) not in done]
+        missing = sweep.missing((name, number, given.seed, given.steps) for name in given.trials)
         if not missing:
             continue
         prepared = prepare(model, tokenizer, number, make_settings(seed=given.seed))
-        for name in missing:
+        for name, *_ in missing:
             trial = TRIALS[name]
             settings = make_settings(
                 trial.recipe, seed=given.seed, steps=given.steps, momentum=trial.momentum, patience=0
             )
-            row = {"document": number, **measure(model, prepared, name, settings)}
-            write_rows(given.out, [*load_rows(given.out), row])
-    print(summary(load_rows(given.out)), end="")
+            sweep.add({"document": number, **measure(model, prepared, name, settings)})
+    print(summary(sweep.rows), end="")
+
+
+def _key(row: Row) -> tuple[str, int, int, int]:
+    return row["trial"], row["document"], row["settings"]["seed"], row["settings"]["steps"]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import transformers
 
-from benchmarks.model_families import FAMILIES, SIZES
+from benchmarks.families.models import FAMILIES, SIZES
 from lcc.modeling.architecture import COMPARISONS, verdict
 
-PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 HEAD = """# Models
 
 LCC puts K and V in front of a model at positions of its choice, and trains through packed rows. A model is accepted if
@@ -39,11 +39,11 @@ made by `python -m benchmarks.families`. "shares" says whether batches of sequen
 def main() -> None:
     rows = []
     for name, family in FAMILIES.items():
-        found = verdict(family.model())
-        state = "accepted" if found.refused is None else "refused"
+        probed = verdict(family.model())
+        state = "accepted" if probed.refused is None else "refused"
         # By how much differs from machine to machine.
-        why = (found.refused or "").split(" (off by")[0]
-        rows.append(f"| {name} | {state} | {'yes' if found.shares else ''} | {why} |\n")
+        why = (probed.refused or "").split(" (off by")[0]
+        rows.append(f"| {name} | {state} | {'yes' if probed.shares else ''} | {why} |\n")
         print(rows[-1], end="")
     asked = "".join(f"- {comparison.failed};\n" for comparison in COMPARISONS)
     PAGE.write_text(HEAD + asked + TABLE.format(**SIZES, version=transformers.__version__) + "".join(rows))

@@ -1,6 +1,6 @@
 """What a method keeps of the questions that compile trained on, held out, and never asked.
 
-    python -m benchmarks.fidelity_asked DIR lcc-16
+    python -m benchmarks.fidelity.by_training_status DIR lcc-16
 
 DIR is the ``--work`` folder of ``benchmarks.fidelity``; a column is named METHOD-RATIO, of a method that is trained on
 what the model asks itself. A line a task: of the answers that the full text gets right, those that the column does too.
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.fidelity_paired import read_column
-from benchmarks.fidelity_rows import BOUND
-from benchmarks.fidelity_study import BOUNDS, digest, load
+from benchmarks.common.models import load
+from benchmarks.fidelity.paired import read_column
+from benchmarks.fidelity.rows import BOUND
+from benchmarks.fidelity.study import BOUNDS, digest
 from lcc.data.cache import FORMAT, unpack
 from lcc.errors import InputError
 from lcc.evaluation import Result
@@ -35,19 +36,19 @@ def read_ways(work: Path) -> dict[str, Way]:
         InputError: there are none, or a document has several sets of them.
     """
     _, tokenizer = load()
-    found: dict[str, Way] = {}
+    ways: dict[str, Way] = {}
     for path in sorted(work.glob("surrogates/surrogate-*.safetensors")):
         data = unpack(*read_tensors(path, FORMAT), torch.device("cpu"))
         text = digest(tokenizer.decode(data.reconstruction.response_ids, skip_special_tokens=True))
-        if text in found:
+        if text in ways:
             raise InputError(f"{work} has questions of several settings about one text: take a folder of one run")
         parts = zip(WAYS, (data.train, data.held_out), strict=False)
-        found[text] = {
+        ways[text] = {
             turns_of(sample.query): way for way, part in parts for sample in part if sample.stream == "self_study"
         }
-    if not found:
+    if not ways:
         raise InputError(f"{work} has no questions that a model asked itself: was a trained method among those run?")
-    return found
+    return ways
 
 
 def count(work: Path, column: str) -> dict[str, tuple[Counter[str], Counter[str]]]:
@@ -59,17 +60,17 @@ def count(work: Path, column: str) -> dict[str, tuple[Counter[str], Counter[str]
     bounds = read_column(work, f"{BOUNDS}-0")
     right = {_place(result) for result in bounds if result.method == BOUND and result.score >= 0.5}
     ways = read_ways(work)
-    found: dict[str, tuple[Counter[str], Counter[str]]] = {}
+    counts: dict[str, tuple[Counter[str], Counter[str]]] = {}
     for result in read_column(work, column):
         if result.general or _place(result) not in right:
             continue
         if result.context not in ways:
             raise InputError(f"{work} has answers about a text, and no questions that the model asked itself about it")
         way = ways[result.context].get((*chain.from_iterable(result.history), result.question), WAYS[-1])
-        asked, kept = found.setdefault(result.task, (Counter(), Counter()))
+        asked, kept = counts.setdefault(result.task, (Counter(), Counter()))
         asked[way] += 1
         kept[way] += result.score >= 0.5
-    return found
+    return counts
 
 
 def _place(result: Result) -> tuple[str, str]:
@@ -82,12 +83,12 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("column")
     arguments = parser.parse_args(given)
     try:
-        found = count(arguments.work, arguments.column)
+        counts = count(arguments.work, arguments.column)
     except (InputError, OSError) as error:
         parser.error(str(error))
-    asked, kept = (sum((part[side] for part in found.values()), Counter()) for side in (0, 1))
+    asked, kept = (sum((part[side] for part in counts.values()), Counter()) for side in (0, 1))
     print("".ljust(18) + "".join(way.rjust(22) for way in WAYS))
-    for task, (of, some) in (found | {"all": (asked, kept)}).items():
+    for task, (of, some) in (counts | {"all": (asked, kept)}).items():
         print(task.ljust(18) + "".join(_share(some[way], of[way]).rjust(22) for way in WAYS))
 
 

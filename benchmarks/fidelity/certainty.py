@@ -1,6 +1,6 @@
 """How sure the model is of the right answers with the full text in sight, and of which token least.
 
-    python -m benchmarks.certainty [--documents 8] [--below 0.7]
+    python -m benchmarks.fidelity.certainty [--documents 8] [--below 0.7]
 
 Prints the answers of the fidelity table's joins and comparisons in which some token has a smaller probability, each
 teacher-forced, and how many there are.
@@ -12,8 +12,9 @@ import argparse
 
 import torch
 
-from benchmarks.fidelity import TEST_SEED
-from benchmarks.fidelity_study import draw_documents, load
+from benchmarks.common.models import load
+from benchmarks.fidelity.options import TEST_SEED
+from benchmarks.fidelity.study import draw_documents
 from lcc.evaluation import Example
 from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill

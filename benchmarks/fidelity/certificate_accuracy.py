@@ -1,6 +1,7 @@
 """Does the certificate tell what a memory keeps? Its figures beside an exam, for unseen documents at several ratios.
 
-    python -m benchmarks.certificate --ratios 32 16 8 --seeds 0 1 2 --out benchmarks/results/certificate.json
+    python -m benchmarks.fidelity.certificate_accuracy --ratios 32 16 8 --seeds 0 1 2
+        --out benchmarks/results/fidelity/certificate.json
 
 The exam has questions that compile and certificate know nothing of. One compilation a row; the file is written after
 each, and a second call with the same file does only what is missing.
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import lcc
-from benchmarks.environment import describe
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.sweep import Sweep
 from lcc.cli.demo import demo_document
 from lcc.embedded_model import load_embedded
 from lcc.inference.asking import ask_text
@@ -58,15 +60,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     model, tokenizer = load_embedded()
-    rows = load_rows(arguments.out)
-    done = {(row["recipe"], row["ratio"], row["seed"]) for row in rows}
-    for seed in arguments.seeds:
-        for ratio in arguments.ratios:
-            if (arguments.recipe, ratio, seed) not in done:
-                rows.append(measure(model, tokenizer, arguments.recipe, ratio, seed))
-                write_rows(arguments.out, rows)
+    sweep = Sweep(arguments.out, itemgetter("recipe", "ratio", "seed"))
+    wanted = [(arguments.recipe, ratio, seed) for seed in arguments.seeds for ratio in arguments.ratios]
+    for key in sweep.missing(wanted):
+        sweep.add(measure(model, tokenizer, *key))
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
-    for row in rows:
+    for row in sweep.rows:
         print("| " + " | ".join(f"{row[column]:.3g}" for column in COLUMNS) + " |")
 
 

@@ -1,7 +1,7 @@
 """Two methods' scores on the same questions, and what chance could make of their difference.
 
-    python -m benchmarks.fidelity_paired DIR lcc-16 direct_kv-16
-    python -m benchmarks.fidelity_paired DIR lcc-16 lcc-16 --other-work OTHER
+    python -m benchmarks.fidelity.paired DIR lcc-16 direct_kv-16
+    python -m benchmarks.fidelity.paired DIR lcc-16 lcc-16 --other-work OTHER
 
 DIR and OTHER are the ``--work`` folders of ``benchmarks.fidelity``; a column is named METHOD-RATIO (ratio 0 for a
 method that has none), or in full where a search has tried several options.
@@ -13,8 +13,8 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.fidelity_rows import difference, settled
-from benchmarks.fidelity_study import BOUNDS
+from benchmarks.fidelity.rows import difference, settled
+from benchmarks.fidelity.study import BOUNDS
 from lcc.errors import InputError
 from lcc.evaluation import Result
 

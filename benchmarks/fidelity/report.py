@@ -7,8 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.report_parts import error_bars, head, header, line, share
-from benchmarks.results_file import Row, load_rows
+from benchmarks.common.report_parts import error_bars, head, header, line, share
+from benchmarks.common.results_file import Row, load_rows
 
 TITLES = (
     "ratio", "method", "questions kept", "lcc ahead by", "other wordings", "general kept", "bytes held", "seconds",
@@ -16,7 +16,7 @@ TITLES = (
 )  # fmt: skip
 TASK_TITLES = ("ratio", "method")
 PANELS = (("qa_kept", "interval", "questions about the text"), ("general_kept", "general_interval", "general queries"))
-NEEDED = {"method", "ratio", "qa_kept", "general_kept", "kv_bytes", "seconds", "interval"}
+KIND = "fidelity"
 NOTE = (
     "Kept: score / full-text score, with 95 % intervals over documents and questions. Lcc ahead by: its score minus "
     "the method's on these questions, paired. Other wordings: of these, the "
@@ -50,18 +50,18 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
 
 def _by_task(rows: Sequence[Row]) -> list[str]:
     """What is kept of each task; nothing where the rows do not tell."""
-    told = [row for row in rows if "tasks" in row]
-    if not told:
+    by_task = [row for row in rows if "tasks" in row]
+    if not by_task:
         return []
-    tasks = list(told[0]["tasks"])
+    tasks = list(by_task[0]["tasks"])
     titles = [
         *TASK_TITLES,
-        *(task if task in told[0]["headline"] else f"{task} (not in the headline)" for task in tasks),
+        *(task if task in by_task[0]["headline"] else f"{task} (not in the headline)" for task in tasks),
     ]
-    shares = [row["task_scores"] if row["method"] == "full_text" else row["tasks"] for row in told]
+    shares = [row["task_scores"] if row["method"] == "full_text" else row["tasks"] for row in by_task]
     lines = [
         line([*_cells(row)[:2], *(share(kept[task], None) for task in tasks)])
-        for row, kept in zip(told, shares, strict=True)
+        for row, kept in zip(by_task, shares, strict=True)
     ]
     return [BY_TASK, "", *head(titles), *lines]
 
@@ -70,17 +70,17 @@ def _targets(rows: Sequence[Row]) -> list[str]:
     """How far LCC is from its targets, and from the best peer of the same ratio."""
     lines = []
     for ratio, column, target in TARGETS:
-        mine = next((row[column] for row in rows if (row["method"], row["ratio"]) == ("lcc", ratio)), None)
-        if mine is not None:
-            said = "reached" if mine >= target else f"missed by {100 * (target - mine):.1f} points"
-            lines.append(f"- lcc at ratio {ratio}, {COLUMNS[column]}: {mine:.1%}; target {target:.0%}: {said}")
+        kept = next((row[column] for row in rows if (row["method"], row["ratio"]) == ("lcc", ratio)), None)
+        if kept is not None:
+            verdict = "reached" if kept >= target else f"missed by {100 * (target - kept):.1f} points"
+            lines.append(f"- lcc at ratio {ratio}, {COLUMNS[column]}: {kept:.1%}; target {target:.0%}: {verdict}")
     for ratio in sorted({row["ratio"] for row in rows if row["method"] == "lcc"}):
-        mine, *peers = sorted(
+        ours, *peers = sorted(
             (row for row in rows if row["ratio"] == ratio and row["qa_kept"] is not None),
             key=lambda row: (row["method"] != "lcc", -row["qa_kept"]),
         )
         if peers:
-            ahead = 100 * (mine["qa_kept"] - peers[0]["qa_kept"])
+            ahead = 100 * (ours["qa_kept"] - peers[0]["qa_kept"])
             best = f"{peers[0]['method']} ({peers[0]['qa_kept']:.1%})"
             lines.append(f"- lcc at ratio {ratio:g}: {ahead:+.1f} points of {TITLES[2]} over the best peer, {best}")
     return lines
@@ -109,8 +109,8 @@ def _other_wordings(row: Row) -> str:
 def _options(row: Row) -> str:
     if "options" not in row:
         return ""
-    told = ", ".join(f"{name} {value}" for name, value in row["options"].items())
-    return told + ("" if row["searched"] or not told else " (not searched)")
+    options = ", ".join(f"{name} {value}" for name, value in row["options"].items())
+    return options + ("" if row["searched"] or not options else " (not searched)")
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

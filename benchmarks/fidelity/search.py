@@ -1,6 +1,6 @@
 """The best options of LCC and of every peer, on documents that no table shows.
 
-    python -m benchmarks.fidelity_search --out benchmarks/results/peer-options.json --work DIR --documents 4
+    python -m benchmarks.fidelity.search --out benchmarks/results/fidelity/peer-options.json --work DIR --documents 4
 
 Every variant of a method is tried. One that is trained climbs: from where it starts, along every second learning rate
 of ``RATES`` for as long as the best so far has a neighbour that was not tried, then in the same way along each, so that
@@ -11,15 +11,17 @@ the ratios. A second call goes on from DIR, and keeps the rows of methods that i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from statistics import fmean
 
-from benchmarks.environment import describe
-from benchmarks.fidelity import SEARCH_SEED, make_study, parser, pick
-from benchmarks.fidelity_peers import PEERS, Options
-from benchmarks.fidelity_peers.workbench import RATES
-from benchmarks.fidelity_rows import row
-from benchmarks.fidelity_study import BOUNDS, Study, Unit, answers
-from benchmarks.results_file import Row, load_rows, write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import Row
+from benchmarks.common.sweep import Sweep
+from benchmarks.fidelity.methods import PEERS, Options
+from benchmarks.fidelity.methods.workbench import RATES
+from benchmarks.fidelity.options import SEARCH_SEED, make_study, parser, pick
+from benchmarks.fidelity.rows import row
+from benchmarks.fidelity.study import BOUNDS, Study, Unit, answers
 from lcc.errors import InputError
 from lcc.evaluation import Result
 
@@ -40,25 +42,23 @@ def search(attempt: Try, name: str) -> list[Row]:
         tried = attempt(peer.variants)
     else:
         tried = [
-            found
+            rows
             for variant in peer.variants
-            for found in climb(
-                lambda rates, it=variant: attempt([peer.options(rate, it) for rate in rates]), peer.start
-            )
+            for rows in climb(lambda rates, it=variant: attempt([peer.options(rate, it) for rate in rates]), peer.start)
         ]
     best = max(tried, key=kept)
-    return [row | {"chosen": found is best} for found in tried for row in found]
+    return [row | {"chosen": rows is best} for rows in tried for row in rows]
 
 
 def climb(attempt: Callable[[Sequence[float]], list[Tried]], start: float) -> list[Tried]:
     """What the rates tried keep, in their order: ``start``, its neighbours, and on until the best has both of its."""
-    found: dict[int, Tried] = {}
+    tried: dict[int, Tried] = {}
     best = RATES.index(start)
     for stride in STRIDES:
-        while wanted := [i for i in (best - stride, best, best + stride) if 0 <= i < len(RATES) and i not in found]:
-            found.update(zip(wanted, attempt([RATES[i] for i in wanted]), strict=True))
-            best = max(sorted(found), key=lambda i: kept(found[i]))
-    return [found[i] for i in sorted(found)]
+        while wanted := [i for i in (best - stride, best, best + stride) if 0 <= i < len(RATES) and i not in tried]:
+            tried.update(zip(wanted, attempt([RATES[i] for i in wanted]), strict=True))
+            best = max(sorted(tried), key=lambda i: kept(tried[i]))
+    return [tried[i] for i in sorted(tried)]
 
 
 def kept(tried: Tried) -> float:
@@ -73,23 +73,24 @@ def attempts(study: Study, name: str, ratios: Sequence[float], workers: int, bou
     def attempt(several: Sequence[Options]) -> list[Tried]:
         documents = range(len(study.documents))
         units = [Unit(number, name, ratio, it) for it in several for ratio in ratios for number in documents]
-        found = dict(answers(study, units, workers))
+        answered = dict(answers(study, units, workers))
         return [
-            [told([found[Unit(n, name, ratio, it)] for n in documents], it, ratio) for ratio in ratios]
+            [row_of([answered[Unit(n, name, ratio, it)] for n in documents], it, ratio) for ratio in ratios]
             for it in several
         ]
 
-    def told(parts: Sequence[list[Result] | None], options: Options, ratio: float) -> Row:
+    def row_of(parts: Sequence[list[Result] | None], options: Options, ratio: float) -> Row:
         about = {"options": options, "diverged": None in parts, "steps": study.settings.training.steps} | where
         if None in parts:
             return {"method": name, "ratio": ratio or None} | about
         results = [result for results in parts for result in results or []]
-        found = row(bounds + results, name, ratio or None) | about
+        figures = row(bounds + results, name, ratio or None) | about
         at = f" at {ratio:g}" if ratio else ""
         print(
-            f"{name} {options}{at}: {found['qa_kept']:.3f} of questions, {found['general_kept']:.3f} of general queries"
+            f"{name} {options}{at}: {figures['qa_kept']:.3f} of questions, "
+            f"{figures['general_kept']:.3f} of general queries"
         )
-        return found
+        return figures
 
     return attempt
 
@@ -104,12 +105,10 @@ def main(given: list[str] | None = None) -> None:
         options.error(str(error))
     both = answers(study, [Unit(number, BOUNDS) for number in range(len(study.documents))], arguments.workers)
     bounds = [result for _, results in both for result in results or []]
-    rows = load_rows(arguments.out)
+    sweep = Sweep(arguments.out, itemgetter("method"))
     for name in methods:
         ratios = arguments.ratios if PEERS[name].by_ratio else [0.0]
-        tried = search(attempts(study, name, ratios, arguments.workers, bounds), name)
-        rows = [found for found in rows if found["method"] != name] + tried
-        write_rows(arguments.out, rows)
+        sweep.replace(name, search(attempts(study, name, ratios, arguments.workers, bounds), name))
 
 
 if __name__ == "__main__":

@@ -9,18 +9,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
-from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.environment import describe
-from benchmarks.fidelity_peers import PEERS, Options, Workbench
-from lcc.embedded_model import load_embedded
+from benchmarks.common.environment import describe
+from benchmarks.common.models import load
+from benchmarks.fidelity.methods import PEERS, Options, Workbench
 from lcc.errors import DivergedError
 from lcc.evaluation import Example, FullText, Method, NoText, Result, beside, evaluate
 from lcc.evaluation.suites import general_queries, suite
@@ -133,13 +130,6 @@ def _methods(study: Study, unit: Unit) -> list[Method]:
     settings = study.settings.replace(ratio=unit.ratio or 1.0)
     bench = Workbench(model, tokenizer, settings, study.folder)
     return [PEERS[unit.method].build(unit.method, bench, unit.options)]
-
-
-@cache
-def load() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The embedded model and its tokenizer, once a process."""
-    disable_progress_bar()
-    return load_embedded()
 
 
 def digest(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Questions answered from the full text and from a memory of it, end to end, in one run.
 
-    python -m benchmarks.end_to_end [--model embedded|llama-8b-shape] [--questions 32] [--json] [--out FILE.json]
+    python -m benchmarks.inference.end_to_end [--model embedded|llama-8b-shape] [--questions 32] [--json]
+        [--out FILE.json]
 
 Four readers answer the same questions, one batch of them, with a fixed number of new tokens:
 
@@ -31,10 +32,10 @@ from matplotlib.figure import Figure
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.utils import logging
 
-from benchmarks.environment import describe
-from benchmarks.readers import Reader, Task, storage_bytes
-from benchmarks.results_file import write_rows
-from benchmarks.timing import peak_bytes, synchronized
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import write_rows
+from benchmarks.common.timing import peak_bytes, synchronized
+from benchmarks.inference.answering_paths import Reader, Task, storage_bytes
 from lcc.embedded_model import load_embedded
 from lcc.embedded_model.tokenizer import build_tokenizer
 

@@ -1,6 +1,7 @@
 """How far the logits of the same question move when a memory is attached elsewhere, on the embedded model.
 
-    python -m benchmarks.moving --starts 7 500 2000 10000 --out benchmarks/results/moving.json
+    python -m benchmarks.inference.position_shift --starts 7 500 2000 10000
+        --out benchmarks/results/inference/moving.json
 
 The memory is a document's own K and V; the model's window is raised, which its rope does not depend on.
 """
@@ -13,9 +14,9 @@ from pathlib import Path
 import torch
 
 import lcc
-from benchmarks.composition import as_read
-from benchmarks.environment import describe
-from benchmarks.results_file import write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import write_rows
+from benchmarks.inference.two_memories import as_read
 from lcc.cli.demo import demo_document
 from lcc.embedded_model import load_embedded
 from lcc.modeling.kv import KV

@@ -1,6 +1,7 @@
 """What reading two memories together costs: scores of each alone, as the first, and as the second of a cache.
 
-    python -m benchmarks.composition --memories DIR --pairs 2 --out benchmarks/results/composition.json
+    python -m benchmarks.inference.two_memories --memories DIR --pairs 2
+        --out benchmarks/results/inference/composition.json
 
 Pairs of unseen documents about different people, each compiled alone; compiled memories are kept in DIR and used again.
 Beside the memories, two readers that never went through compile: the texts' own K and V, read apart and stacked as
@@ -19,8 +20,8 @@ from pathlib import Path
 import torch
 
 import lcc
-from benchmarks.environment import describe
-from benchmarks.results_file import write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.results_file import write_rows
 from lcc.cli.demo import SEED_OFFSET, demo_document
 from lcc.embedded_model import load_embedded
 from lcc.inference.asking import ask_text

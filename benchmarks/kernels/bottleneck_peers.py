@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import lcc_kernels as lk
-from benchmarks import two_calls
-from benchmarks.cases import AttentionCase
+from benchmarks.kernels import merged_calls
+from benchmarks.kernels.bottleneck_cases import AttentionCase
 
 CUDNN_FLEX_ARCHITECTURES = ((9, 0), (10, 0), (10, 3))
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -47,10 +47,10 @@ def _dense_mask_refuses(case: AttentionCase, device: str) -> str | None:
     return f"{case.layout.total} rows squared do not fit" if case.layout.total > 50_000 else None
 
 
-def _two_calls(kernel: two_calls.Kernel) -> Peer:
+def _merged_calls(kernel: merged_calls.Kernel) -> Peer:
     def prepare(case: AttentionCase, device: str) -> Attend:
-        plan, scale = two_calls.calls(case.layout), case.head_dim**-0.5
-        return partial(two_calls.attend, kernel=kernel, plan=plan, scale=scale)
+        plan, scale = merged_calls.calls(case.layout), case.head_dim**-0.5
+        return partial(merged_calls.attend, kernel=kernel, plan=plan, scale=scale)
 
     return Peer(prepare, lambda case, device: None if device == "cuda" else "its kernels run on GPUs")
 
@@ -114,7 +114,7 @@ PEERS = {
     **{name: _kernel(name) for name in lk.available_backends("bottleneck_attention") if name != "reference"},
     "dense_mask_sdpa": Peer(_dense_mask, _dense_mask_refuses),
     "flex_attention": Peer(_flex_attention, _flex_refuses),
-    "flash_calls_merged": _two_calls(two_calls.FLASH),
-    "cudnn_calls_merged": _two_calls(two_calls.CUDNN),
+    "flash_calls_merged": _merged_calls(merged_calls.FLASH),
+    "cudnn_calls_merged": _merged_calls(merged_calls.CUDNN),
     "cudnn_flex_attention": Peer(_cudnn_flex, _cudnn_flex_refuses),
 }

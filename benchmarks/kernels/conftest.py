@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.environment import describe
+from benchmarks.common.environment import describe
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import lcc_kernels as lk
-from benchmarks.shared_prefix_cases import DecodeCase, Tensors
+from benchmarks.kernels.shared_prefix_cases import DecodeCase, Tensors
 
 PAGE = 16
 WORKSPACE_BYTES = 128 * 2**20

@@ -1,6 +1,6 @@
 """Attaching a memory, against a loop over layers and against a plain copy of as many bytes, in one run.
 
-pytest benchmarks/test_attach_kv.py --benchmark-only --benchmark-json=attach_kv.json
+pytest benchmarks/kernels/test_attach_kv.py --benchmark-only --benchmark-json=attach_kv.json
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from benchmarks.attach_kv_cases import CPU_CASES, CPU_TARGET, GPU_CASES, AttachCase
-from benchmarks.timing import in_turn, peak_bytes, synchronized
+from benchmarks.common.timing import in_turn, peak_bytes, synchronized
+from benchmarks.kernels.attach_kv_cases import CPU_CASES, CPU_TARGET, GPU_CASES, AttachCase
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 30 if DEVICE == "cuda" else 11

@@ -1,6 +1,6 @@
 """Bottleneck attention forward and backward against its peers, in one run.
 
-pytest benchmarks/test_bottleneck.py --benchmark-only --benchmark-json=bottleneck.json
+pytest benchmarks/kernels/test_bottleneck.py --benchmark-only --benchmark-json=bottleneck.json
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 import pytest
 import torch
 
-from benchmarks.cases import CPU_CASES, CPU_TARGET, GPU_CASES, AttentionCase
-from benchmarks.peers import PEERS
-from benchmarks.timing import peak_bytes, synchronized
+from benchmarks.common.timing import peak_bytes, synchronized
+from benchmarks.kernels.bottleneck_cases import CPU_CASES, CPU_TARGET, GPU_CASES, AttentionCase
+from benchmarks.kernels.bottleneck_peers import PEERS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = GPU_CASES if DEVICE == "cuda" else CPU_CASES

@@ -1,6 +1,6 @@
 """Linear KL, forward and backward, against its peers in one run.
 
-pytest benchmarks/test_linear_kl.py --benchmark-only --benchmark-json=linear_kl.json
+pytest benchmarks/kernels/test_linear_kl.py --benchmark-only --benchmark-json=linear_kl.json
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from benchmarks.linear_kl_cases import CPU_CASES, CPU_TARGET, GPU_CASES, ROW_KERNEL, HeadCase
-from benchmarks.linear_kl_peers import PEERS, missing
-from benchmarks.timing import peak_bytes, synchronized
+from benchmarks.common.timing import peak_bytes, synchronized
+from benchmarks.kernels.linear_kl_cases import CPU_CASES, CPU_TARGET, GPU_CASES, ROW_KERNEL, HeadCase
+from benchmarks.kernels.linear_kl_peers import PEERS, missing
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = GPU_CASES if DEVICE == "cuda" else CPU_CASES

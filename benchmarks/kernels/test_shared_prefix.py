@@ -1,6 +1,6 @@
 """Decoding over a shared prefix against its peers, in one run.
 
-pytest benchmarks/test_shared_prefix.py --benchmark-only --benchmark-json=shared_prefix.json
+pytest benchmarks/kernels/test_shared_prefix.py --benchmark-only --benchmark-json=shared_prefix.json
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from statistics import median
 import pytest
 import torch
 
-from benchmarks.shared_prefix_cases import CPU_CASES, CPU_TARGET, GPU_CASES, DecodeCase
-from benchmarks.shared_prefix_peers import PEERS, Ready
-from benchmarks.timing import device_seconds, peak_bytes, synchronized
+from benchmarks.common.timing import device_seconds, peak_bytes, synchronized
+from benchmarks.kernels.shared_prefix_cases import CPU_CASES, CPU_TARGET, GPU_CASES, DecodeCase
+from benchmarks.kernels.shared_prefix_peers import PEERS, Ready
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = GPU_CASES if DEVICE == "cuda" else CPU_CASES

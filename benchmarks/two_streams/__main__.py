@@ -1,6 +1,6 @@
 """Measure and show two streams on the embedded model and on small models that are trained here.
 
-    python -m benchmarks.two_streams --out benchmarks/results/two-streams.json --work DIR [--smoke]
+    python -m benchmarks.two_streams --out benchmarks/results/fidelity/two-streams.json --work DIR [--smoke]
 
 The file is written after each row. A killed call goes on where it stopped, within the training of a model too.
 """
@@ -12,13 +12,14 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from benchmarks.environment import describe
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.common.environment import describe
+from benchmarks.common.sweep import Sweep
 from lcc.cli.demo import SEED_OFFSET
 from lcc.embedded_model import load_embedded
 from lcc.embedded_model.tokenizer import build_tokenizer
@@ -116,22 +117,21 @@ def main(arguments: list[str] | None = None) -> None:
     specs, documents, scale = SPECS, given.documents, 1.0
     if given.smoke:
         specs, documents, scale = SMOKE_SPECS, documents[:1], SMOKE_SCALE
+    sweep = Sweep(given.out, itemgetter("model", "run", "document"))
     for spec in (None, *specs):
         name = spec.name if spec else EMBEDDED_NAME
-        done = {(row["model"], row["run"], row["document"]) for row in load_rows(given.out)}
-        missing = [plan for plan in planned(name, documents) if (name, *plan) not in done]
+        missing = sweep.missing((name, *plan) for plan in planned(name, documents))
         if not missing or (given.models and name not in given.models):
             continue
         subject = Subject.of(spec, given.work, scale) if spec else Subject.embedded()
-        for run, number in missing:
+        for _, run, number in missing:
             streams = STREAMS.get(run)
             if streams and given.smoke:
                 streams = replace(streams, steps=SMOKE_STEPS)
-            write_rows(given.out, [*load_rows(given.out), subject.measure(run, streams, number)])
-    rows = load_rows(given.out)
+            sweep.add(subject.measure(run, streams, number))
     if given.plot:
-        plot(rows, given.plot)
-    print(table(rows), end="")
+        plot(sweep.rows, given.plot)
+    print(table(sweep.rows), end="")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.report_parts import head, line
-from benchmarks.results_file import Row
+from benchmarks.common.report_parts import head, line
+from benchmarks.common.results_file import Row
 
 SCORES = {
     "questions": "questions",

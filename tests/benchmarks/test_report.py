@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks.common.report_parts import error_bars, line
 from benchmarks.report import main
-from benchmarks.report_parts import error_bars, line
 
 WHERE = {"device": "some GPU", "driver": "1.2", "torch": "2.13", "triton": "3.7", "commit": "abc1234"}
 

@@ -1,15 +1,15 @@
 """The methods of the fidelity table: LCC and its peers, one file an idea, all behind ``lcc.evaluation.Method``."""
 
-from . import attention_matching, kept_tokens, synthetic_qa_lora, temp_lora, written
-from .presses import MISSING, PRESSES, installed
+from . import attention_matching, compiled, kept_tokens, synthetic_qa_lora, temp_lora
+from .kvpress_methods import MISSING, PRESSES, installed
 from .workbench import Options, Peer, Workbench
 
 __all__ = ["MISSING", "PEERS", "Options", "Peer", "Workbench", "runnable"]
 
 PEERS: dict[str, Peer] = {
-    "lcc": written.LCC,
-    "direct_kv": written.DIRECT_KV,
-    "memory_embeddings": written.MEMORY_EMBEDDINGS,
+    "lcc": compiled.LCC,
+    "direct_kv": compiled.DIRECT_KV,
+    "memory_embeddings": compiled.MEMORY_EMBEDDINGS,
     "attention_matching": attention_matching.PEER,
     "temp_lora": temp_lora.PEER,
     "synthetic_qa_lora": synthetic_qa_lora.PEER,

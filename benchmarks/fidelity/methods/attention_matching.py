@@ -26,7 +26,7 @@ from lcc.modeling.prefill import prefill
 from lcc.modeling.scoring import completion_states, state_divergence
 
 from .biased_attention import attending_with
-from .presses import moved
+from .kvpress_methods import moved
 from .workbench import Peer, PeerMethod
 
 # Of the samples that are read behind the text.

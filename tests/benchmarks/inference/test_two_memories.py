@@ -7,7 +7,7 @@ import random
 import pytest
 
 import lcc
-from benchmarks.composition import (
+from benchmarks.inference.two_memories import (
     BESIDE,
     PLACES,
     THERE,

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks.end_to_end import main
+from benchmarks.inference.end_to_end import main
 
 READERS = ["text, copies", "text, shared", "memory, copies", "memory, shared"]
 

@@ -1,10 +1,10 @@
-"""``benchmarks.certainty`` on one document."""
+"""``benchmarks.fidelity.certainty`` on one document."""
 
 from __future__ import annotations
 
 import re
 
-from benchmarks import certainty
+from benchmarks.fidelity import certainty
 
 
 def test_counts_the_answers_it_prints(capsys):

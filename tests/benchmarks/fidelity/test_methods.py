@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import lcc
-from benchmarks.fidelity_peers import PEERS, Workbench
-from benchmarks.fidelity_peers.adapter import Adapter
-from benchmarks.fidelity_peers.attention_matching import KEYS, Head, Matching, by_head, least_sum, uniform
-from benchmarks.fidelity_peers.biased_attention import Biased, attending_with, biased_attention
-from benchmarks.fidelity_peers.memory_embeddings import MemoryEmbeddings, MemoryEmbeddingsCompiler
-from benchmarks.fidelity_peers.presses import PRESSES, installed, moved, pressed
-from benchmarks.fidelity_peers.temp_lora import TempLora
-from benchmarks.fidelity_peers.workbench import RATES
+from benchmarks.fidelity.methods import PEERS, Workbench
+from benchmarks.fidelity.methods.adapter import Adapter
+from benchmarks.fidelity.methods.attention_matching import KEYS, Head, Matching, by_head, least_sum, uniform
+from benchmarks.fidelity.methods.biased_attention import Biased, attending_with, biased_attention
+from benchmarks.fidelity.methods.kvpress_methods import PRESSES, installed, moved, pressed
+from benchmarks.fidelity.methods.memory_embeddings import MemoryEmbeddings, MemoryEmbeddingsCompiler
+from benchmarks.fidelity.methods.temp_lora import TempLora
+from benchmarks.fidelity.methods.workbench import RATES
 from lcc.compilers.direct_kv import DirectKV
 from lcc.data.samples import Sample
 from lcc.errors import InputError

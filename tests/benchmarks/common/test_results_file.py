@@ -1,4 +1,4 @@
-"""``benchmarks.results_file``: rows come back as they were written, and a failed write costs none of them."""
+"""``benchmarks.common.results_file``: rows come back as they were written, and a failed write costs none of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from benchmarks.results_file import load_rows, write_rows
+from benchmarks.common.results_file import load_details, load_rows, write_rows
 
 ROWS = [{"method": "lcc", "kept": 0.9}, {"method": "naïve", "kept": None}]
 
@@ -18,6 +18,8 @@ def test_rows_come_back_as_they_were_written(tmp_path):
     assert load_rows(path) == ROWS
     write_rows(path, ROWS[:1], workers=2)
     assert load_rows(path) == ROWS[:1]
+    assert load_details(path) == {"workers": 2}
+    assert load_details(path.with_name("none")) == {}
     text = path.read_text()
     assert text.startswith('{\n "rows": [\n  {\n')
     assert text.endswith('],\n "workers": 2\n}\n')

@@ -10,9 +10,13 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import fidelity, fidelity_asked, fidelity_paired, fidelity_rows, fidelity_search, fidelity_study, report
-from benchmarks.fidelity_peers import PEERS, presses
-from benchmarks.fidelity_peers.workbench import RATES
+from benchmarks import report
+from benchmarks.fidelity import __main__ as fidelity
+from benchmarks.fidelity import by_training_status, options, paired, search
+from benchmarks.fidelity import rows as figures
+from benchmarks.fidelity import study as studies
+from benchmarks.fidelity.methods import PEERS, kvpress_methods
+from benchmarks.fidelity.methods.workbench import RATES
 from lcc.errors import DivergedError
 from lcc.evaluation import Result
 from lcc.pipeline.settings import make_settings
@@ -57,16 +61,16 @@ def test_rows(run):
 
 
 def test_every_method_is_in_the_smoke_table(run):
-    every = fidelity.pick(None)
+    every = options.pick(None)
     rows = run("--methods", *every, "--ratios", "8")
     assert [row["method"] for row in rows] == [*BOUNDS, *every]
     assert all(0 <= row["qa_kept"] <= 1 for row in rows)
-    assert all(row["seconds"] > 0 and row["steps"] == fidelity.SMOKE["steps"] for row in rows if row.get("steps"))
+    assert all(row["seconds"] > 0 and row["steps"] == options.SMOKE["steps"] for row in rows if row.get("steps"))
 
 
 def test_a_second_run_asks_nothing_again(run, monkeypatch):
     rows = run()
-    monkeypatch.setattr("benchmarks.fidelity_peers.kept_tokens.KeptTokens.answer", None)
+    monkeypatch.setattr("benchmarks.fidelity.methods.kept_tokens.KeptTokens.answer", None)
     assert run() == rows
 
 
@@ -76,7 +80,7 @@ def test_a_second_call_adds_to_the_first(run, monkeypatch, tmp_path):
     seconds = json.loads((tmp_path / "fidelity-smoke.json").read_text())["wall_seconds"]
     now = time.monotonic()
     monkeypatch.setattr(fidelity.time, "monotonic", lambda: now)
-    monkeypatch.setattr(fidelity_study, "describe", lambda: {"commit": "another"})
+    monkeypatch.setattr(studies, "describe", lambda: {"commit": "another"})
     rows = run("--methods", "first_tokens", "last_tokens", "--ratios", "8")
     assert [row["commit"] == "another" for row in rows] == [False, False, False, True]
     assert json.loads((tmp_path / "fidelity-smoke.json").read_text())["wall_seconds"] == seconds
@@ -102,8 +106,8 @@ def test_documents_are_asked_in_blocks():
 
 
 def test_the_table_so_far_has_whole_documents_only(tmp_path):
-    documents = fidelity_study.draw_documents(2, 0, [100], 2, seed=5)
-    study = fidelity_study.Study(documents, make_settings(), tmp_path)
+    documents = studies.draw_documents(2, 0, [100], 2, seed=5)
+    study = studies.Study(documents, make_settings(), tmp_path)
     units = fidelity.plan(2, ["first_tokens"], [8.0, 16.0], {}, block=1)
     written = []
     fidelity.run(study, units, 1, written.append)
@@ -130,7 +134,7 @@ def test_what_the_full_text_fails_is_reported_and_not_in_the_headline():
         for task, several in scores.items()
         for number, score in enumerate(several)
     ]
-    found = fidelity_rows.row(results, "lcc", 16.0)
+    found = figures.row(results, "lcc", 16.0)
     assert found["headline"] == ["fiction easy"]
     assert (found["qa_kept"], found["qa_score"], found["questions"]) == (pytest.approx(2 / 3), 0.5, 4)
     assert (found["general_kept"], found["general_questions"]) == (0.75, 4)
@@ -146,7 +150,7 @@ def test_other_wordings_are_those_that_the_model_never_asks_in():
         for method in ("full_text", "lcc")
         for question, score in scores.items()
     ]
-    found = fidelity_rows.row(results, "lcc", 16.0)
+    found = figures.row(results, "lcc", 16.0)
     assert (found["other_wordings"], found["other_wordings_count"], found["other_wordings_asked"]) == (0.5, 2, 1)
     low, high = found["other_wordings_interval"]
     assert low <= 0.5 <= high
@@ -161,7 +165,7 @@ def test_the_table_tells_how_far_lcc_is_ahead(run, monkeypatch, tmp_path, capsys
     assert low <= other["lcc_ahead"] <= high
     assert low < high
     assert "lcc_ahead" not in ours
-    fidelity_paired.main([str(tmp_path / "work"), "last_tokens-8", "first_tokens-8"])
+    paired.main([str(tmp_path / "work"), "last_tokens-8", "first_tokens-8"])
     questions, general = capsys.readouterr().out.splitlines()[-2:]
     span = f"{100 * other['lcc_ahead']:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
     assert questions == f"questions: {span} of {other['questions']}"
@@ -172,10 +176,10 @@ def test_differences_are_of_the_same_questions():
     """Where only the second question is common, whatever the order; and paired, so that equal answers have no width."""
     first = [result("a", "fiction easy", name, score) for name, score in (("x?", 1), ("y?", 0))]
     second = [result("b", "fiction easy", name, score) for name, score in (("y?", 1), ("z?", 1))]
-    assert fidelity_rows.difference(first, second) == (-1.0, (-1.0, -1.0), 1)
+    assert figures.difference(first, second) == (-1.0, (-1.0, -1.0), 1)
     unsure = [result("a", "fiction easy", f"{n}?", n % 2) for n in range(8)]
-    assert fidelity_rows.difference(unsure, unsure[::-1]) == (0.0, (0.0, 0.0), 8)
-    assert fidelity_rows.difference(first[:1], second) is None
+    assert figures.difference(unsure, unsure[::-1]) == (0.0, (0.0, 0.0), 8)
+    assert figures.difference(first[:1], second) is None
 
 
 def test_columns_that_are_not_there_or_not_one_are_refused(run, tmp_path, capsys):
@@ -185,27 +189,27 @@ def test_columns_that_are_not_there_or_not_one_are_refused(run, tmp_path, capsys
     (folder.with_name("first_tokens-8-other")).symlink_to(folder)
     for column, cause in (("lcc-8", "no answers of lcc-8"), ("first_tokens-8", f"such as {folder.name}")):
         with pytest.raises(SystemExit):
-            fidelity_paired.main([str(work), "last_tokens-8", column])
+            paired.main([str(work), "last_tokens-8", column])
         assert cause in capsys.readouterr().err
-    fidelity_paired.main([str(work), "last_tokens-8", folder.name])
+    paired.main([str(work), "last_tokens-8", folder.name])
 
 
 def test_what_compile_asked_is_told_from_what_it_did_not(run, tmp_path, capsys):
     rows = run("--methods", "lcc", "--ratios", "8")
     work = tmp_path / "work"
-    fidelity_asked.main([str(work), "lcc-8"])
+    by_training_status.main([str(work), "lcc-8"])
     *_, total = capsys.readouterr().out.splitlines()
     trained, held_out, never = map(int, re.findall(r"of (\d+)", total))
     assert min(trained, never) > 0
     full = rows[0]
     assert trained + held_out + never == full["questions"] == full["qa_score"] * full["questions"]
     with pytest.raises(SystemExit):
-        fidelity_asked.main([str(tmp_path), "lcc-8"])
+        by_training_status.main([str(tmp_path), "lcc-8"])
     assert "has no answers of bounds-0" in capsys.readouterr().err
     for path in work.glob("surrogates/*"):
         path.unlink()
     with pytest.raises(SystemExit):
-        fidelity_asked.main([str(work), "lcc-8"])
+        by_training_status.main([str(work), "lcc-8"])
     assert "no questions that a model asked itself" in capsys.readouterr().err
 
 
@@ -213,7 +217,7 @@ def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):
     def diverge(*_):
         raise DivergedError("the loss became nan")
 
-    monkeypatch.setattr("benchmarks.fidelity_peers.kept_tokens.First.kept", diverge)
+    monkeypatch.setattr("benchmarks.fidelity.methods.kept_tokens.First.kept", diverge)
     assert [row["method"] for row in run("--ratios", "8")] == [*BOUNDS, "last_tokens"]
     assert "first_tokens diverged" in capsys.readouterr().out
 
@@ -222,7 +226,7 @@ def test_a_method_that_diverges_is_left_out(run, monkeypatch, capsys):
     ("given", "cause"),
     [
         (["--methods", "magic"], "magic: no such method"),
-        (["--seed", str(fidelity.SEARCH_SEED)], "searched on"),
+        (["--seed", str(options.SEARCH_SEED)], "searched on"),
         (["--set", "batch=0"], "batch is 0"),
         (["--set", "magic=1"], "unknown setting 'magic'"),
     ],
@@ -235,15 +239,15 @@ def test_unusable_options_are_refused(run, given, cause, capsys):
 
 def test_settings_are_those_of_every_trained_method(tmp_path):
     given = ["--set", "loss=mse", "batch=3", "--work", str(tmp_path), "--out", str(tmp_path / "rows.json")]
-    arguments = fidelity.parser("", 1).parse_args(given)
-    settings = fidelity.make_study(arguments, 0, 0).settings
+    arguments = options.parser("", 1).parse_args(given)
+    settings = options.make_study(arguments, 0, 0).settings
     training = settings.training
     assert (training.loss, training.batch, training.steps) == ("mse", 3, arguments.steps)
 
 
 def test_methods_that_cannot_run_are_named(monkeypatch, capsys):
-    monkeypatch.setattr(presses, "find_spec", lambda name: None)
-    assert fidelity.pick(None) == [name for name in PEERS if name not in presses.PRESSES]
+    monkeypatch.setattr(kvpress_methods, "find_spec", lambda name: None)
+    assert options.pick(None) == [name for name in PEERS if name not in kvpress_methods.PRESSES]
     assert "not run: kvzip (kvpress is not installed" in capsys.readouterr().out
 
 
@@ -261,7 +265,7 @@ def test_the_search_climbs_until_the_best_rate_is_at_no_edge(best, tried):
         score = {rate: -abs(RATES.index(rate) - RATES.index(best)) for rate in rates}
         return [[{"rate": rate, "diverged": False, "qa_kept": score[rate], "general_kept": 0}] for rate in rates]
 
-    assert [found["rate"] for [found] in fidelity_search.climb(attempt, 1e-2)] == tried
+    assert [found["rate"] for [found] in search.climb(attempt, 1e-2)] == tried
 
 
 def test_search_chooses_the_best_options(tmp_path, run, monkeypatch):
@@ -269,30 +273,30 @@ def test_search_chooses_the_best_options(tmp_path, run, monkeypatch):
     monkeypatch.setitem(PEERS, "first_tokens", fidelity_peer(variants))
     out = tmp_path / "chosen.json"
     given = ["--smoke", "--methods", "first_tokens", "--work", str(tmp_path / "search"), "--out", str(out)]
-    fidelity_search.main([*given, "--ratios", "4", "2"])
+    search.main([*given, "--ratios", "4", "2"])
     rows = json.loads(out.read_text())["rows"]
     assert [(row["options"], row["ratio"]) for row in rows] == [(it, ratio) for it in variants for ratio in (4, 2)]
     kept = [sum(row["qa_kept"] + row["general_kept"] for row in rows if row["options"] == it) for it in variants]
     assert kept[0] != kept[1]
     assert [row["chosen"] for row in rows] == [total == max(kept) for total in kept for _ in range(2)]
     chosen = next(row["options"] for row in rows if row["chosen"])
-    assert fidelity.load_chosen(out) == {"first_tokens": chosen}
+    assert options.load_chosen(out) == {"first_tokens": chosen}
     table = {row["method"]: row for row in run("--ratios", "4")}
     assert (table["first_tokens"]["options"], table["first_tokens"]["searched"]) == (chosen, True)
 
 
 def fidelity_peer(variants):
     """A peer whose option says which end of the text it keeps."""
-    from benchmarks.fidelity_peers.kept_tokens import First, Last
-    from benchmarks.fidelity_peers.workbench import Peer
+    from benchmarks.fidelity.methods.kept_tokens import First, Last
+    from benchmarks.fidelity.methods.workbench import Peer
 
     return Peer(lambda name, bench, options: (Last if options["last"] else First)(name, bench, options), "", variants)
 
 
 def test_search_and_test_documents_differ():
     test, search = (
-        {examples[0].context for examples in fidelity_study.draw_documents(3, 1, [300], 1, seed)}
-        for seed in (fidelity.TEST_SEED, fidelity.SEARCH_SEED)
+        {examples[0].context for examples in studies.draw_documents(3, 1, [300], 1, seed)}
+        for seed in (options.TEST_SEED, options.SEARCH_SEED)
     )
     assert len(test) == 5
     assert not test & search

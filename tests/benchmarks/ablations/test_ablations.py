@@ -9,11 +9,14 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-from benchmarks import ablation_training, ablations, report
-from benchmarks.ablation_points import ABLATED, ABLATIONS, SMOKE, Plan
-from benchmarks.ablation_training import Ablated, data_of, prepare, share
-from benchmarks.ablations_report import Finding, verdict
-from benchmarks.fidelity_study import load
+from benchmarks import report
+from benchmarks.ablations import __main__ as ablations
+from benchmarks.ablations import training
+from benchmarks.ablations.points import ABLATED, ABLATIONS, SMOKE, Plan
+from benchmarks.ablations.report import Finding, verdict
+from benchmarks.ablations.training import Ablated, data_of, prepare, share
+from benchmarks.common.models import load
+from lcc.errors import DivergedError
 from lcc.evaluation.suites import general_queries
 from lcc.modeling.fingerprint import fingerprint
 
@@ -121,7 +124,7 @@ def test_rows(run):
 
 def test_a_second_run_trains_nothing_again(run, monkeypatch):
     rows = run("coupled")
-    monkeypatch.setattr(ablation_training, "Trainer", None)
+    monkeypatch.setattr(training, "Trainer", None)
     assert run("coupled") == rows
     assert run("coupled", workers=2) == rows
 
@@ -143,14 +146,14 @@ def test_streams_that_are_not_asked_for_stay(run, monkeypatch):
 
 
 def test_a_training_that_diverges_is_left_out(run, monkeypatch, capsys):
-    train = ablation_training.Ablated._train
+    train = training.Ablated._train
 
     def diverge(self, *given):
         if self.settings.ratio == 2:
-            raise ablations.DivergedError("the loss became nan")
+            raise DivergedError("the loss became nan")
         return train(self, *given)
 
-    monkeypatch.setattr(ablation_training.Ablated, "_train", diverge)
+    monkeypatch.setattr(training.Ablated, "_train", diverge)
     monkeypatch.setitem(ABLATIONS, "ratio", {value: ABLATIONS["ratio"][value] for value in (2, 16)})
     assert [row["value"] for row in run("ratio")] == [16]
     assert "diverged: ratio 2" in capsys.readouterr().out
@@ -209,7 +212,7 @@ def test_report(tmp_path):
         )
     ]  # fmt: skip
     file = tmp_path / "ablations.json"
-    file.write_text(json.dumps({"rows": rows}))
+    file.write_text(json.dumps({"rows": rows, "kind": "ablations"}))
     report.main([str(file), "-o", str(tmp_path / "out")])
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith("## Ablations (ablations)")

@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from benchmarks import compile_curve, compile_trials
-from benchmarks.compile_trials import TRIALS, TrialTrainer
+from benchmarks.compile import curve, trials
+from benchmarks.compile.trials import TRIALS, TrialTrainer
 from lcc.compilers.lora import LoraMemory
 from lcc.modeling.lora import lora_model
 from lcc.pipeline.settings import make_settings
@@ -20,8 +20,8 @@ TINY = {"steps": 3, "batch": 4, "general_queries": 8, "self_study_questions": 4,
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(compile_curve, "GENERAL_QUERIES", 4)
-    monkeypatch.setattr(compile_trials, "make_settings", lambda recipe="fast", **_: make_settings(recipe, **TINY))
+    monkeypatch.setattr(curve, "GENERAL_QUERIES", 4)
+    monkeypatch.setattr(trials, "make_settings", lambda recipe="fast", **_: make_settings(recipe, **TINY))
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def trainer_of(embedded, small):
     """Makes a trial's trainer, untrained."""
     model, tokenizer = embedded
     settings = make_settings("fast", **TINY)
-    context, data, _ = compile_trials.prepare(model, tokenizer, 0, settings)
+    context, data, _ = trials.prepare(model, tokenizer, 0, settings)
     lora = settings.compiler
     with lora_model(model, lora.rank, lora.alpha, lora.targets) as layers:
 
@@ -43,7 +43,7 @@ def trainer_of(embedded, small):
 def test_a_window_is_predicted_as_in_the_whole_sample(trainer_of):
     trainer = trainer_of("fast")
     whole = trainer.data.reconstruction
-    part = compile_trials.window(whole, 1 / 4, random.Random(1))
+    part = trials.window(whole, 1 / 4, random.Random(1))
     start = len(part.query_ids) - len(whole.query_ids)
     rows = slice(start, start + round(len(whole.response_ids) / 4))
     assert start
@@ -77,17 +77,17 @@ def test_a_trial_changes_weights_rates_and_the_average(trainer_of):
 
 def test_rows_are_measured_once(small, tmp_path, monkeypatch, capsys):
     given = ["--trials", "fast", "window-1/4", "--documents", "0", "--steps", "3", "--out", str(tmp_path / "rows.json")]
-    compile_trials.main(given)
+    trials.main(given)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [(row["trial"], len(row["points"])) for row in rows] == [("fast", 3), ("window-1/4", 3)]
     assert rows[0]["points"][-1]["held_out_kl"] != rows[1]["points"][-1]["held_out_kl"]
-    monkeypatch.setattr(compile_trials, "prepare", lambda *_: pytest.fail("measured again"))
-    compile_trials.main(given)
+    monkeypatch.setattr(trials, "prepare", lambda *_: pytest.fail("measured again"))
+    trials.main(given)
     assert capsys.readouterr().out.count("| window-1/4 | 0 | 0 | 3 |") == 2
 
 
 def test_an_early_stop_keeps_the_best_seen():
     points = [{"step": step, "watched_kl": kl} for step, kl in enumerate([5, 3, 4, 2, 3, 3, 1])]
-    assert compile_trials.stopped(points, 1) == (2, points[1])
-    assert compile_trials.stopped(points, 2) == (5, points[3])
-    assert compile_trials.stopped(points, 4) == (6, points[6])
+    assert trials.stopped(points, 1) == (2, points[1])
+    assert trials.stopped(points, 2) == (5, points[3])
+    assert trials.stopped(points, 4) == (6, points[6])

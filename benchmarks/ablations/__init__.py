@@ -1,0 +1,1 @@
+"""What each choice of LCC is worth, one setting changed at a time."""

@@ -1,0 +1,1 @@
+"""What compiling takes: a step's speed and memory, quality against steps, plans, and kills."""

@@ -1,0 +1,1 @@
+"""Tiny random models of many families, and which of them are accepted."""

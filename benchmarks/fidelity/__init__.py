@@ -1,0 +1,1 @@
+"""What LCC and other methods keep of unseen documents, at the same bytes."""

@@ -1,0 +1,1 @@
+"""What reading a memory takes and gives."""

@@ -1,0 +1,1 @@
+"""Each op beside its peers: shapes, peers, and the pytest-benchmark files that time them."""
