@@ -160,6 +160,11 @@ def test_kernels_know_no_model():
         assert not imports(path) & {"lcc", "transformers", "peft", "safetensors", "tokenizers"}, path
 
 
+def test_benchmarks_import_no_tests():
+    for path in sources("benchmarks"):
+        assert "tests" not in imports(path), path
+
+
 def test_triton_is_imported_in_kernel_files_alone():
     for path in [*sources("lcc_kernels"), *sources("python/lcc")]:
         if path.name != "triton_kernel.py":

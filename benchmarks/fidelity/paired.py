@@ -44,11 +44,11 @@ def compare(work: Path, column: str, other_work: Path, other: str) -> list[str]:
     lines = []
     for title, which in (("questions", lambda r: r.task in headline), ("general queries", lambda r: r.general)):
         ours, theirs = (list(filter(which, results)) for results in columns)
-        found = difference(ours, theirs)
-        if found is None:
+        ahead = difference(ours, theirs)
+        if ahead is None:
             raise InputError(f"{column} and {other} were asked no {title} in common: they are of other documents")
-        low, high = (100 * end for end in found.interval or (found.points,) * 2)
-        lines.append(f"{title}: {100 * found.points:+.1f} points ({low:+.1f} to {high:+.1f}) of {found.questions}")
+        low, high = (100 * end for end in ahead.interval or (ahead.points,) * 2)
+        lines.append(f"{title}: {100 * ahead.points:+.1f} points ({low:+.1f} to {high:+.1f}) of {ahead.questions}")
     return lines
 
 

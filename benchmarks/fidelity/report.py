@@ -123,8 +123,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(11, 1.5 + 0.38 * len(methods)), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, (value, interval, title) in zip(panels, PANELS, strict=True):
-        for number, (name, mine) in enumerate(groups.items()):
-            drawn = [row for row in mine if row[value] is not None]
+        for number, (name, of_method) in enumerate(groups.items()):
+            drawn = [row for row in of_method if row[value] is not None]
             # A method's points at several ratios stand one above the other.
             shift = 0.5 * ((ratios.index(name) + 0.5) / len(ratios) - 0.5) if name in ratios else 0.0
             heights = [methods.index(row["method"]) + shift for row in drawn]

@@ -70,7 +70,7 @@ def settled(results: Sequence[Result]) -> list[str]:
     """The tasks of the headline: those that the full text does not fail more often than not."""
     full = [result for result in results if result.method == BOUND]
     scores = {task: [result.score for result in full if result.task == task] for task in HEADLINE}
-    return [task for task, found in scores.items() if found and fmean(found) >= SETTLED]
+    return [task for task, of_task in scores.items() if of_task and fmean(of_task) >= SETTLED]
 
 
 class Difference(NamedTuple):

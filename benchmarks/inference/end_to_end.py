@@ -142,8 +142,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     panels = zip(figure.subplots(1, 2), (("seconds", 1, "all answers, s"), ("kv_bytes", 1e-6, "KV, MB")), strict=True)
     for axes, (key, factor, label) in panels:
         for reader in dict.fromkeys(row["reader"] for row in rows):
-            mine = [row for row in rows if row["reader"] == reader]
-            axes.plot([row["questions"] for row in mine], [row[key] * factor for row in mine], "o-", label=reader)
+            of_reader = [row for row in rows if row["reader"] == reader]
+            axes.plot(
+                [row["questions"] for row in of_reader], [row[key] * factor for row in of_reader], "o-", label=reader
+            )
         axes.set(xlabel="questions at once", ylabel=label, xscale="log", yscale="log")
         axes.set_xticks(list(dict.fromkeys(row["questions"] for row in rows)))
         axes.xaxis.set_major_formatter("{x:g}")

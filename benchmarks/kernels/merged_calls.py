@@ -43,12 +43,12 @@ class Call:
 
 def calls(layout: BottleneckLayout) -> list[Call]:
     """The causal calls, which partition the rows, and then those over shared intervals."""
-    found = []
+    causal_calls = []
     for length, spans in groupby(layout.spans.tolist(), lambda span: span[1] - span[0]):
         run = list(spans)
         rows = slice(run[0][0], run[0][0] + length * len(run))
-        found.append(Call(rows, rows, len(run), True))
-    return found + [Call(rows, keys, 1, False) for rows, keys in shared_reads(layout.spans)]
+        causal_calls.append(Call(rows, rows, len(run), True))
+    return causal_calls + [Call(rows, keys, 1, False) for rows, keys in shared_reads(layout.spans)]
 
 
 def attend(

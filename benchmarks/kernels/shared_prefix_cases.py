@@ -54,8 +54,9 @@ class DecodeCase:
 
     def tensors(self, device: str) -> Tensors:
         generator = torch.Generator(device).manual_seed(0)
-        one, each = (self.kv_heads, self.shared, self.head_dim), (self.batch, self.kv_heads, self.own, self.head_dim)
-        shapes = (self.batch, self.heads, self.q_len, self.head_dim), one, one, each, each
+        shared = self.kv_heads, self.shared, self.head_dim
+        own = self.batch, self.kv_heads, self.own, self.head_dim
+        shapes = (self.batch, self.heads, self.q_len, self.head_dim), shared, shared, own, own
         made = (torch.randn(shape, generator=generator, device=device).to(self.dtype) for shape in shapes)
         return Tensors(*made, own_lengths=torch.tensor(self.lengths, device=device))
 

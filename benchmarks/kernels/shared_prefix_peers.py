@@ -119,8 +119,8 @@ def _flashinfer(case: DecodeCase, tensors: Tensors) -> Ready:
     count = partial(torch.tensor, dtype=torch.int32, device=device)
     prefix, own = _pages(tensors.shared_k[None], tensors.shared_v[None]), _pages(tensors.own_k, tensors.own_v)
     used = [-(-length // PAGE) for length in case.lengths]
-    each = own.shape[0] // batch
-    places = [len(prefix) + sequence * each + page for sequence in range(batch) for page in range(used[sequence])]
+    pages = own.shape[0] // batch
+    places = [len(prefix) + sequence * pages + page for sequence in range(batch) for page in range(used[sequence])]
     starts = torch.tensor([0, *used]).cumsum(0).tolist()
     wrapper = MultiLevelCascadeAttentionWrapper(
         2, torch.empty(WORKSPACE_BYTES, dtype=torch.uint8, device=device), "NHD"

@@ -56,7 +56,7 @@ def test_cpu_target(benchmark):
     benchmark.extra_info.update(
         case=CPU_TARGET.name,
         threads=torch.get_num_threads(),
-        speedup=median(theirs / mine for theirs, mine in turns[1:]),
+        speedup=median(theirs / ours for theirs, ours in turns[1:]),
         memory_ratio=replicated.kv_bytes / ours.kv_bytes,
     )
     print(benchmark.extra_info)

@@ -45,16 +45,16 @@ ASKED, NOT_ASKED = "fact asked, new wording", "fact not asked"
 
 def means(rows: Iterable[Row]) -> list[Row]:
     """One row for each model and memory: the scores' means over documents."""
-    found, groups = [], defaultdict(list)
+    averaged, groups = [], defaultdict(list)
     for row in rows:
         groups[row["model"], row["run"]].append(row)
-    for mine in groups.values():
-        scores = {title: _mean(row["scores"][name] for row in mine) for title, name in SCORES.items()}
-        figures = {name: _mean(row.get(name) for row in mine) for name in ("loss", "seconds")}
-        shared = _mean(row.get("heads", {}).get("shared") for row in mine)
-        first = {name: mine[0][name] for name in ("model", "mix", "run", "width", "layers", "parameters")}
-        found.append({**first, "documents": len(mine), "scores": scores, "shared": shared, **figures})
-    return found
+    for group in groups.values():
+        scores = {title: _mean(row["scores"][name] for row in group) for title, name in SCORES.items()}
+        figures = {name: _mean(row.get(name) for row in group) for name in ("loss", "seconds")}
+        shared = _mean(row.get("heads", {}).get("shared") for row in group)
+        first = {name: group[0][name] for name in ("model", "mix", "run", "width", "layers", "parameters")}
+        averaged.append({**first, "documents": len(group), "scores": scores, "shared": shared, **figures})
+    return averaged
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
