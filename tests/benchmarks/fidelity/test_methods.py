@@ -20,7 +20,7 @@ from benchmarks.fidelity.methods.temp_lora import TempLora
 from benchmarks.fidelity.methods.workbench import RATES
 from lcc.compilers.direct_kv import DirectKV
 from lcc.data.samples import Sample
-from lcc.errors import InputError
+from lcc.errors import InputError, MismatchError
 from lcc.evaluation import Example
 from lcc.memory.attachment import attach
 from lcc.modeling.kv import KV
@@ -70,6 +70,12 @@ def close(left: KV, right: KV):
     torch.testing.assert_close(left.values, right.values, atol=1e-4, rtol=1e-4)
 
 
+def test_direct_kv_starts_as_the_first_tokens(llama, context):
+    memory = DirectKV(llama, context)
+    expected = prefill(llama, [*context.prefix_ids, *context.context_ids[: context.buffer]])
+    close(memory.visible(memory.encode(), keep_prefix=True), expected)
+
+
 def test_memory_embeddings_start_as_tokens_spread_over_the_text(llama, context):
     memory = MemoryEmbeddings(llama, context)
     count, buffer = len(context.context_ids), context.buffer
@@ -113,6 +119,19 @@ def test_every_memory_has_one_gradient_with_both_engines(make, variant, context)
     assert both[0][0].any()
     for one, other in zip(*both, strict=True):
         assert (one - other).norm() <= 1e-9 * other.norm()
+
+
+def test_a_memory_that_reads_no_text_refuses_chunks(llama, tokenizer, text, fast):
+    with pytest.raises(InputError, match="DirectKV reads no text in chunks"):
+        lcc.compile(llama, tokenizer, text, compiler="direct_kv", encode_chunk=64, **fast)
+
+
+def test_a_checkpoint_of_another_compiler_is_refused(llama, tokenizer, text, fast, tmp_path, monkeypatch):
+    monkeypatch.setattr("lcc.pipeline.compile.remove_checkpoint", lambda folder: None)
+    job = fast | {"checkpoint": tmp_path / "c", "learning_rate": 0.05}
+    lcc.compile(llama, tokenizer, text, compiler="direct_kv", **job)
+    with pytest.raises(MismatchError, match="compiler"):
+        lcc.compile(llama, tokenizer, text, compiler=MemoryEmbeddingsCompiler.name, **job)
 
 
 def test_settings_of_another_compiler_are_left_out_and_others_refused(bench):
