@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from benchmarks.compile.float64 import exact
 from lcc.data.samples import DistillationData
 from lcc.data.synthesis import synthesize
 from lcc.data.teacher_states import TeacherStates
@@ -85,34 +86,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, **overrides: obj
         for parameter in model.parameters():
             # Wide enough for attention to be far from uniform.
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (1.0 if parameter.ndim == 1 else 0.0))
-    if dtype == torch.float64:
-        decoder = getattr(model, model.base_model_prefix)
-        decoder.rotary_emb = Float64Rotary(decoder.rotary_emb)
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.__class__ = Float64RMSNorm
-    return model
-
-
-class Float64RMSNorm(torch.nn.Module):
-    """transformers normalises in float32, whatever its input; this does the same in float64."""
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        variance = hidden.square().mean(-1, keepdim=True)
-        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
-
-
-class Float64Rotary(torch.nn.Module):
-    """transformers computes rotary tables in float32; this is the same table in float64."""
-
-    def __init__(self, rotary: torch.nn.Module):
-        super().__init__()
-        self.inv_freq, self.scaling = rotary.inv_freq.double(), rotary.attention_scaling
-
-    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        angles = position_ids[..., None].double() * self.inv_freq
-        table = torch.cat((angles, angles), -1)
-        return table.cos() * self.scaling, table.sin() * self.scaling
+    return exact(model) if dtype == torch.float64 else model
 
 
 FAST = {

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from lcc.data.self_study import TURNS, ask_questions, text_pieces
+from lcc.data.settings import DataSettings
 from lcc.embedded_model import EMBEDDED
 from lcc.evaluation import FullText, beside, evaluate
 from lcc.evaluation.suites import SUITES, general_queries, suite
 from lcc.inference.asking import ask_text
 from lcc.modeling.generation import generate_responses
 from lcc.modeling.prefill import prefill
-from lcc.pipeline.settings import make_settings
 from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.general import KINDS, general_query
 from lcc.synthetic.people import ASKED_WORDINGS, ATTRIBUTES, UNKNOWN, Document, document, unanswerable
@@ -207,12 +207,12 @@ def self_study(_embedded):
     """What compile asks about a document, and the settings."""
     model, tokenizer = _embedded
     doc = document(random.Random(HELD_OUT), 5, 7)
-    settings = make_settings(ratio=8)
+    settings = DataSettings()
     context = build_context(model, tokenizer, doc.text, 8, 32)
     with torch.no_grad():
         seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     torch.manual_seed(0)
-    return doc, settings, ask_questions(model, context, seen, settings, lambda *_: None)
+    return doc, settings, ask_questions(model, context, seen, settings, 0, lambda *_: None)
 
 
 def test_self_study_covers_the_text(self_study):
@@ -256,8 +256,8 @@ def test_self_study_without_a_kind(hard, follow_ups, embedded):
     context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 3, 4).text, 8, 32)
     with torch.no_grad():
         seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
-    settings = make_settings(self_study_questions=12, self_study_hard=hard, self_study_follow_ups=follow_ups)
-    asked = ask_questions(model, context, seen, settings, lambda *_: None)
+    settings = DataSettings(self_study_questions=12, self_study_hard=hard, self_study_follow_ups=follow_ups)
+    asked = ask_questions(model, context, seen, settings, 0, lambda *_: None)
     assert len(asked) == 12
     assert sum(isinstance(query, tuple) for query in asked) == round(12 * follow_ups)
 
@@ -268,7 +268,7 @@ def test_questions_that_were_cut_off_are_left_out(embedded):
     with torch.no_grad():
         seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     torch.manual_seed(0)
-    asked = ask_questions(model, context, seen, make_settings(max_response_tokens=7), lambda *_: None)
+    asked = ask_questions(model, context, seen, DataSettings(max_response_tokens=7), 0, lambda *_: None)
     assert asked
     assert all(turns_of(query)[-1].endswith("?") for query in asked)
 

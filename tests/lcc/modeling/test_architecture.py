@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 import lcc
-from benchmarks.model_families import ATTENTION, FAMILIES, HEAD, MASK, SIZES, TURN, AllFloat64
+from benchmarks.families.models import ATTENTION, FAMILIES, HEAD, MASK, SIZES, TURN, AllFloat64
 from lcc.modeling import architecture
 from lcc.modeling import fingerprint as fingerprint_module
 from lcc.modeling.architecture import COMPARISONS, SHARING, check_architecture, supports_sharing, verdict

@@ -10,8 +10,8 @@ from transformers import DynamicCache, StaticCache
 
 import lcc
 import lcc_kernels as lk
-from benchmarks import model_families as architectures
-from benchmarks.timing import peak_bytes
+from benchmarks.common.timing import peak_bytes
+from benchmarks.families import models as architectures
 from lcc.modeling.architecture import supports_sharing
 from lcc.modeling.attention import attending
 from lcc.modeling.generation import batch_inputs, generate_after, generate_responses

@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 
 import lcc
 import lcc_kernels as lk
-from benchmarks import compile_step
-from benchmarks.timing import peak_bytes
+from benchmarks.common.timing import peak_bytes
+from benchmarks.compile import step_speed
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData, Sample
 from lcc.data.teacher_states import TeacherStates
@@ -30,22 +30,22 @@ STEP = ["--context", "256", "--ratio", "16", "--batch", "6", "--repetitions", "1
 
 @pytest.fixture(scope="module")
 def job():
-    step = compile_step.parse(STEP)
-    with compile_step.prepare(compile_step.load(step, torch.float32), step) as job:
+    step = step_speed.parse(STEP)
+    with step_speed.prepare(step_speed.load(step, torch.float32), step) as job:
         yield job
 
 
 def layout_of(job, factor=1):
-    text, segments = job.compiler.context, [len(sample.input_ids) * factor for sample in job.samples]
-    return lk.BottleneckLayout(len(job.compiler.prefix), len(text.context_ids) * factor, text.buffer * factor, segments)
+    text, segments = job.memory.context, [len(sample.input_ids) * factor for sample in job.samples]
+    return lk.BottleneckLayout(len(job.memory.prefix), len(text.context_ids) * factor, text.buffer * factor, segments)
 
 
 def test_each_way_takes_less_and_as_much_as_estimated(job):
     peaks = []
     for way in WAYS:
         settings = job.settings.replace(**way)
-        estimate = step_memory(job.compiler.model, layout_of(job), settings.execution).total
-        peaks.append(peak_bytes(lambda: compile_step.packed(replace(job, settings=settings)), "cpu"))  # noqa: B023
+        estimate = step_memory(job.memory.model, layout_of(job), settings.execution).total
+        peaks.append(peak_bytes(lambda: step_speed.packed(replace(job, settings=settings)), "cpu"))  # noqa: B023
         assert 0.75 * peaks[-1] <= estimate <= 1.33 * peaks[-1]
     assert peaks[0] > 2 * peaks[1] > 2 * peaks[2]
 
@@ -62,21 +62,21 @@ def test_estimate_is_linear_in_length_and_leaves_a_plain_model_alone(job, llama)
 
 def test_estimating_leaves_no_hooks(job):
     def hooks():
-        return sum(len(module._forward_hooks) for module in job.compiler.model.modules())
+        return sum(len(module._forward_hooks) for module in job.memory.model.modules())
 
     before = hooks()
-    step_memory(job.compiler.model, layout_of(job), job.settings.execution)
+    step_memory(job.memory.model, layout_of(job), job.settings.execution)
     assert hooks() == before
 
 
 def test_what_does_not_fit_is_recomputed_then_chunked(job, monkeypatch):
     ways = [job.settings.replace(**way).execution for way in WAYS]
-    sizes = [step_memory(job.compiler.model, layout_of(job), way).total for way in ways]
+    sizes = [step_memory(job.memory.model, layout_of(job), way).total for way in ways]
     answers = sum(len(sample.input_ids) for sample in job.samples)
     monkeypatch.setattr(execution, "CHUNK", 64)
 
     def fitted(free, **settings):
-        resolved = execution.resolve_auto(job.compiler, answers, ExecutionSettings(**settings), free)
+        resolved = execution.resolve_auto(job.memory, answers, ExecutionSettings(**settings), free)
         return resolved.gradient_checkpointing, resolved.encode_chunk
 
     assert fitted(2 * sizes[0]) == (False, 0)
@@ -166,8 +166,8 @@ def test_the_reference_engine_refuses_what_it_would_ignore(way):
 
 
 def test_compile_step_prints_what_it_promises(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["compile_step", *STEP, "--context", "64", "--json"])
-    compile_step.main()
+    monkeypatch.setattr("sys.argv", ["step_speed", *STEP, "--context", "64", "--json"])
+    step_speed.main()
     result = json.loads(capsys.readouterr().out)
     assert result["gradient_relative_error"] <= 1e-9
     assert result["speedup_over_per_sample"] > 0

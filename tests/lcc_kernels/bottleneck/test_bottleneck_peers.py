@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from benchmarks import two_calls
-from benchmarks.cases import AttentionCase
-from benchmarks.peers import PEERS, interval_ends
+from benchmarks.kernels import merged_calls
+from benchmarks.kernels.bottleneck_cases import AttentionCase
+from benchmarks.kernels.bottleneck_peers import PEERS, interval_ends
 from tests.lcc_kernels.bottleneck.layouts import AWKWARD
 
 NAMES = [name for name in AWKWARD if name != "empty"]
@@ -43,21 +43,21 @@ def gradients(attend, tensors):
 def test_merged_calls_equal_the_reference(name):
     case = case_of(AWKWARD[name])
     tensors = case.tensors("cpu")
-    kernel, plan = two_calls.Kernel(cpu_forward, cpu_backward), two_calls.calls(case.layout)
-    got = gradients(lambda *x: two_calls.attend(*x, kernel, plan, case.head_dim**-0.5), tensors)
+    kernel, plan = merged_calls.Kernel(cpu_forward, cpu_backward), merged_calls.calls(case.layout)
+    got = gradients(lambda *x: merged_calls.attend(*x, kernel, plan, case.head_dim**-0.5), tensors)
     wanted = gradients(lambda *x: lk.bottleneck_attention(*x, case.layout, backend="reference"), tensors)
     torch.testing.assert_close(got, wanted)
 
 
 def test_a_training_row_takes_a_handful_of_calls():
-    assert len(two_calls.calls(lk.BottleneckLayout(5, 512, 32, (512, *[16] * 32)))) == 5
+    assert len(merged_calls.calls(lk.BottleneckLayout(5, 512, 32, (512, *[16] * 32)))) == 5
 
 
-@pytest.mark.parametrize("kernel", [two_calls.FLASH, two_calls.CUDNN], ids=["flash", "cudnn"])
+@pytest.mark.parametrize("kernel", [merged_calls.FLASH, merged_calls.CUDNN], ids=["flash", "cudnn"])
 def test_gpu_kernels_take_the_arguments(kernel):
     case = case_of(AWKWARD["packed"], torch.bfloat16)
     tensors = [x.detach().to("meta").requires_grad_() for x in case.tensors("cpu")]
-    got = gradients(lambda *x: two_calls.attend(*x, kernel, two_calls.calls(case.layout), 0.3), tensors)
+    got = gradients(lambda *x: merged_calls.attend(*x, kernel, merged_calls.calls(case.layout), 0.3), tensors)
     assert [x.shape for x in got] == [tensors[0].shape, *(x.shape for x in tensors)]
 
 

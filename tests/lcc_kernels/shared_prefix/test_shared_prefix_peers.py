@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from benchmarks.shared_prefix_cases import DecodeCase
-from benchmarks.shared_prefix_peers import PAGE, PEERS, _pages
+from benchmarks.kernels.shared_prefix_cases import DecodeCase
+from benchmarks.kernels.shared_prefix_peers import PAGE, PEERS, _pages
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASE = DecodeCase("small", 5, 37, 21, 4, 2, 32, torch.float32)
