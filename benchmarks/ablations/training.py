@@ -16,7 +16,7 @@ from lcc.compilers.lora import LoraCompiler, LoraMemory
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData
 from lcc.evaluation import Answers, Example, answer_examples
-from lcc.evaluation.methods import Reading
+from lcc.evaluation.methods import ReadingMethod
 from lcc.inference.reader import Reader
 from lcc.modeling.fingerprint import fingerprint
 from lcc.pipeline.distillation import distillation_data
@@ -27,7 +27,7 @@ from lcc.text.prompts import REPEAT_REQUEST
 from lcc.training.trainer import Trainer
 from lcc.utils.progress import Reporter
 from lcc.utils.random_state import seeded
-from lcc.utils.tensor_files import read_tensors, write_tensors
+from lcc.utils.tensor_files import load_tensors, save_tensors
 
 TRAINED = "lcc-ablation-1"
 
@@ -61,7 +61,7 @@ def share(data: DistillationData, settings: CompileSettings) -> DistillationData
     return DistillationData(data.reconstruction, (*general[: counts[0]], *self_study[: counts[1]]), ())
 
 
-class Ablated(Reading):
+class Ablated(ReadingMethod):
     """A buffer trained as a point says, read with the LoRA off, or on as the coupled variant wants it."""
 
     def __init__(self, plan: Plan, settings: CompileSettings, lora_on: bool):
@@ -115,8 +115,8 @@ class Ablated(Reading):
             trainer = Trainer(memory, samples, settings.training, settings.execution, settings.seed)
             trainer.run(Reporter(False), settings.training.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, TRAINED, parameters, {"seconds": trainer.seconds})
-        stored, metadata = read_tensors(path, TRAINED)
+            save_tensors(path, TRAINED, parameters, {"seconds": trainer.seconds})
+        stored, metadata = load_tensors(path, TRAINED)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(stored[name])

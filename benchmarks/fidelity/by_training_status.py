@@ -23,7 +23,7 @@ from lcc.data.cache import FORMAT, unpack
 from lcc.errors import InputError
 from lcc.evaluation import Result
 from lcc.text.chat_format import turns_of
-from lcc.utils.tensor_files import read_tensors
+from lcc.utils.tensor_files import load_tensors
 
 WAYS = ("trained on", "held out", "never asked")
 Way = dict[tuple[str, ...], str]
@@ -38,7 +38,7 @@ def read_ways(work: Path) -> dict[str, Way]:
     _, tokenizer = load()
     ways: dict[str, Way] = {}
     for path in sorted(work.glob("surrogates/surrogate-*.safetensors")):
-        data = unpack(*read_tensors(path, FORMAT), torch.device("cpu"))
+        data = unpack(*load_tensors(path, FORMAT), torch.device("cpu"))
         text = digest(tokenizer.decode(data.reconstruction.response_ids, skip_special_tokens=True))
         if text in ways:
             raise InputError(f"{work} has questions of several settings about one text: take a folder of one run")

@@ -54,7 +54,7 @@ class Task:
         return prefill_chat(self.model, self.chat, self.text)
 
     def _read_memory(self) -> KV:
-        return lcc.attach(self.model, self.memory, verify=False).read()
+        return lcc.attach(self.model, self.memory, verify=False).kv()
 
     def _ask(self, new: int) -> list[str]:
         batch = len(self.questions)

@@ -68,7 +68,7 @@ class Document:
         return [span for span in own if span[0] < span[1]]
 
     def position_ids(self) -> torch.Tensor:
-        """Positions of identity 7: (tokens,) int64."""
+        """Positions of identity 7 (docs/glossary.md): (tokens,) int64."""
         behind = self.prefix + self.context + self.buffer
         copy = torch.arange(self.context, self.context + self.copy_rows.stop - self.copy_rows.start)
         return torch.cat([torch.arange(behind), copy, *(behind + torch.arange(length) for length in self.segments)])

@@ -15,7 +15,7 @@ from lcc.compilers import registry
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData
 from lcc.evaluation import Method
-from lcc.evaluation.methods import Reading
+from lcc.evaluation.methods import ReadingMethod
 from lcc.modeling.fingerprint import fingerprint
 from lcc.pipeline.distillation import distillation_data
 from lcc.pipeline.identity import Identity
@@ -84,7 +84,7 @@ class Peer:
         return variant if rate is None else {"learning_rate": rate, "buffer_learning_rate": rate} | variant
 
 
-class PeerMethod(Reading):
+class PeerMethod(ReadingMethod):
     """A method that answers from what it made of a text, with options of its own."""
 
     def __init__(self, name: str, bench: Workbench, options: Options):

@@ -126,11 +126,11 @@ def _methods(
 
 def _judge(url: str | None, model: str, key_file: Path | None) -> Judge | None:
     from ..evaluation import Judge
-    from ..evaluation.endpoint import read_key
+    from ..evaluation.endpoint import load_key
 
     if url is None:
         return None
-    return Judge(url, model, read_key(key_file) if key_file else None)
+    return Judge(url, model, load_key(key_file) if key_file else None)
 
 
 def show_lines(lines: Sequence[Line]) -> None:

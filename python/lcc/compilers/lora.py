@@ -147,7 +147,7 @@ class LoraMemory(AdaptedMemory):
         cache = SharedCache(self.prefix)
         with self.applied():
             decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
-        buffer = cache.read().tail(self.context.buffer)
+        buffer = cache.kv().tail(self.context.buffer)
         return buffer.unrotated(self.model, start + len(self.context.context_ids))
 
     def encode_rows(self) -> EncodeRows:

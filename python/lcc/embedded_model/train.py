@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from ..modeling.packed_decoder import PackedDecoder, PackedRow
-from ..utils.tensor_files import read_tensors, write_tensors
+from ..utils.tensor_files import load_tensors, save_tensors
 from .curriculum import Group, Stage, curriculum
 from .packing import IGNORED, KINDS, Batch, Packer
 from .tokenizer import WINDOW, build_tokenizer
@@ -128,10 +128,10 @@ class StageRun:
             tensors |= {f"{key} {name}": value for key, value in state.items()}
         counters = {"step": self.step, "seconds": self.seconds, "reached": self.reached, "stage": self.stage.name}
         metadata = counters | {"running": self.running, "rows": self.rows, "seed": self.seed}
-        write_tensors(self.path, STAGE_FORMAT, tensors, metadata)
+        save_tensors(self.path, STAGE_FORMAT, tensors, metadata)
 
     def _resume(self) -> None:
-        tensors, metadata = read_tensors(self.path, STAGE_FORMAT)
+        tensors, metadata = load_tensors(self.path, STAGE_FORMAT)
         if (metadata["stage"], metadata["seed"]) != (self.stage.name, self.seed):
             raise ValueError(f"{self.path} is of another stage or seed: finish that training, or delete the file")
         self.step, self.seconds, self.reached = metadata["step"], metadata["seconds"], metadata["reached"]

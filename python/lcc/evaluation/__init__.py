@@ -1,6 +1,6 @@
 """What a memory keeps of a text, and what it does to everything else: examples, methods, metrics and their summary."""
 
-from .examples import Example, beside, read_examples
+from .examples import Example, beside, parse_examples
 from .judge import Judge, Verdict
 from .methods import Answers, FullText, MemoryMethod, Method, NoText, answer_examples
 from .metrics import METRICS
@@ -25,6 +25,6 @@ __all__ = [
     "evaluate",
     "load_examples",
     "load_general",
-    "read_examples",
+    "parse_examples",
     "summarize",
 ]

@@ -57,7 +57,7 @@ def check_key(key: str) -> None:
         raise InputError(f"the judge's key {ONE_LINE}")
 
 
-def read_key(path: Path) -> str:
+def load_key(path: Path) -> str:
     """The key in a file.
 
     Raises:

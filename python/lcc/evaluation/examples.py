@@ -110,7 +110,7 @@ class Example:
             raise InputError(f"{where}: history must be a list of [question, answer]") from None
 
 
-def read_examples(rows: Iterable[dict[str, Any]], name: str) -> list[Example]:
+def parse_examples(rows: Iterable[dict[str, Any]], name: str) -> list[Example]:
     """Examples of rows in the JSONL schema.
 
     Raises:

@@ -121,7 +121,7 @@ class Judge:
             made += 1
             pause = min(self.patience * 2 ** (made - 1), max(0.0, left))
             try:
-                verdict = _read_verdict(self._ask(request, min(self.timeout, left)))
+                verdict = _parse_verdict(self._ask(request, min(self.timeout, left)))
                 return replace(verdict, reason=without(self.key, verdict.reason))
             except RetryError as error:
                 problem = str(error)
@@ -163,7 +163,7 @@ def _case(example: Example, answer: str) -> str:
     return "\n\n".join(f"{name}:\n{text}" for name, text in parts.items() if text)
 
 
-def _read_verdict(reply: str) -> Verdict:
+def _parse_verdict(reply: str) -> Verdict:
     """The score and the reason in a judge's reply, bare or inside other text."""
     found = re.search(r"\{.*\}", reply, re.DOTALL)
     try:

@@ -56,7 +56,7 @@ class Method(Protocol):
         ...
 
 
-class Reading:
+class ReadingMethod:
     """A method whose questions see K and V alone.
 
     Raises:
@@ -72,7 +72,7 @@ class Reading:
         return dict(fingerprint(self.model, self.tokenizer))
 
 
-class FullText(Reading):
+class FullText(ReadingMethod):
     """The upper bound: the context is read before every question."""
 
     name = "full_text"
@@ -92,7 +92,7 @@ class FullText(Reading):
         return Answers(texts, reader.visible.nbytes, seconds)
 
 
-class NoText(Reading):
+class NoText(ReadingMethod):
     """The lower bound: the chat's prefix and the question."""
 
     name = "no_text"
@@ -104,7 +104,7 @@ class NoText(Reading):
         return Answers(texts, reader.visible.nbytes, 0.0)
 
 
-class MemoryMethod(Reading):
+class MemoryMethod(ReadingMethod):
     """A memory of each context.
 
     Args:

@@ -11,7 +11,6 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..inference.reader import Reader, changed_share, kl_between
-from ..memory.attachment import attach
 from ..memory.memory import Memory
 from ..memory.quantization import check_request, quantize_payload
 from ..modeling.model_copy import share_weights
@@ -56,9 +55,7 @@ def quantize(
     quantized = replace(memory, payload=quantize_payload(memory.kv_payload, dtype))
     streams: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries)}
     chat = ChatFormat.of(tokenizer, date=memory.date)
-    reference, reader = (
-        Reader(model, chat, attach(model, either, verify=False).read()) for either in (memory, quantized)
-    )
+    reference, reader = (Reader.of_memory(model, chat, either) for either in (memory, quantized))
     cost: dict[str, Any] = {"source_dtype": memory.dtype}
     for stream, asked in streams.items():
         drawn = sample_up_to(random.Random(0), asked, answers)

@@ -10,7 +10,7 @@ from ..errors import InputError
 from ..utils.jsonl import load_rows
 from ..utils.random_state import sample_up_to
 from .datasets import LOADERS, load_benchmark
-from .examples import Example, beside, read_examples
+from .examples import Example, beside, parse_examples
 from .suites import LENGTHS, SUITES, general_queries, suite
 
 
@@ -68,4 +68,4 @@ def _load(source: str) -> list[Example]:
     name, _, place = source.partition("=")
     if name in LOADERS:
         return load_benchmark(name, place)
-    return read_examples(load_rows(source, "test"), source)
+    return parse_examples(load_rows(source, "test"), source)

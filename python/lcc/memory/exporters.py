@@ -17,7 +17,7 @@ from ..errors import InputError, MemoryFileError
 from ..modeling.kv import KV
 from ..modeling.wrappers import plain_model
 from ..utils.outputs import Output, check_folder, make_folder, os_errors, remove_partial, write_bytes
-from ..utils.tensor_files import ours, write_tensors
+from ..utils.tensor_files import ours, save_tensors
 from .attachment import attach, stack_of
 from .memory import Memory
 
@@ -63,7 +63,7 @@ def export(
     """
     files = export_files(folder, to, force, inputs)
     model = plain_model(model)
-    kv = attach(model, memory, verify=verify).read()
+    kv = attach(model, memory, verify=verify).kv()
     make_folder(Path(folder))
     return WRITERS[to](model, stack_of(memory), kv, files)
 
@@ -125,7 +125,7 @@ def _write_cartridge(model: PreTrainedModel, memories: Sequence[Memory], kv: KV,
     config_file.check()
     with os_errors(f"cannot write {config_file}"):
         config_file.path.unlink(missing_ok=True)
-    write_tensors(file, CARTRIDGE_FORMAT, {"prompt_embeddings": stacked.reshape(tokens, -1)}, {})
+    save_tensors(file, CARTRIDGE_FORMAT, {"prompt_embeddings": stacked.reshape(tokens, -1)}, {})
     write_bytes(config_file, json.dumps(config.to_dict(), indent=2, sort_keys=True).encode())
     remove_partial(file)
     remove_partial(config_file)
@@ -141,7 +141,7 @@ def _write_cache(model: PreTrainedModel, memories: Sequence[Memory], kv: KV, fil
         "dtype": str(model.dtype).removeprefix("torch."),
     }
     (file,) = files
-    write_tensors(file, CACHE_FORMAT, {"keys": kv.keys, "values": kv.values}, metadata)
+    save_tensors(file, CACHE_FORMAT, {"keys": kv.keys, "values": kv.values}, metadata)
     remove_partial(file)
     return file.path
 

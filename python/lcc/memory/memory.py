@@ -14,7 +14,7 @@ from ..errors import InputError, MemoryFileError
 from ..modeling.fingerprint import fingerprint, require_same, tokenizer_fingerprint
 from ..modeling.kv import KV
 from ..text.chat_format import Query
-from ..utils.tensor_files import read_tensors, write_tensors
+from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
 from .metadata import check_metadata
 from .payload import KVPayload, Payload
@@ -132,7 +132,7 @@ class Memory:
         Raises:
             MemoryFileError: the file cannot be written; an older one stays as it was.
         """
-        write_tensors(path, FORMAT, self.tensors(), self.metadata())
+        save_tensors(path, FORMAT, self.tensors(), self.metadata())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Memory:
@@ -142,7 +142,7 @@ class Memory:
             MemoryFileError: no such file, or a truncated, tampered or foreign one, or one that needs a newer version,
                 or one that holds NaN, or scales that are missing, NaN or zero.
         """
-        payload, fields = parse_memory(path, *read_tensors(path, *READABLE))
+        payload, fields = parse_memory(path, *load_tensors(path, *READABLE))
         try:
             return cls(payload, **fields)
         except TypeError as error:

@@ -1,4 +1,4 @@
-"""Packed rows [P | C | B | P' | segments] through the model in one pass (identities 1, 5 and 6).
+"""Packed rows [P | C | B | P' | segments] through the model in one pass (identities 1, 5 and 6: docs/glossary.md).
 
 Importing this file makes ``lcc_bottleneck`` a transformers attention implementation that takes its mask as spans.
 """

@@ -173,7 +173,7 @@ class SharedCache(DynamicCache):
             layer.config = weakref.ref(model.config)
         return self
 
-    def read(self) -> KV:
+    def kv(self) -> KV:
         """The K and V of a single sequence."""
         return KV.of(self)
 

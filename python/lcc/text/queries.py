@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ..errors import InputError
-from ..utils.jsonl import load_rows, read_jsonl
+from ..utils.jsonl import load_rows, parse_jsonl
 from ..utils.values import is_text
 
 
@@ -20,7 +20,7 @@ def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
         InputError: the source cannot be read or holds no query.
     """
     if source is None:
-        rows = read_jsonl((resources.files(__package__) / "queries.jsonl").read_text("utf-8"), "queries.jsonl")
+        rows = parse_jsonl((resources.files(__package__) / "queries.jsonl").read_text("utf-8"), "queries.jsonl")
     elif isinstance(source, (str, Path)):
         rows = load_rows(str(source))
     else:

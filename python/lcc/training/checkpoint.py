@@ -10,7 +10,7 @@ import torch
 from ..utils.distributed import ALONE, Ranks
 from ..utils.outputs import is_file, make_folder
 from ..utils.resumable import IDENTITY, PART, STATE_FILE, ResumableFile, Stored, differing_names, other_run
-from ..utils.tensor_files import read_tensors, write_tensors
+from ..utils.tensor_files import load_tensors, save_tensors
 
 FORMAT = "lcc-state-2"
 # In the metadata of a state: the run went on from it and diverged.
@@ -92,5 +92,5 @@ def mark_diverged(folder: Path) -> None:
         folder = folder.parent
     for path in (folder / f"{STATE_FILE}.safetensors", *folder.glob(f"{PART}*/{STATE_FILE}.safetensors")):
         if is_file(path):
-            tensors, metadata = read_tensors(path, FORMAT)
-            write_tensors(path, FORMAT, tensors, metadata | {DIVERGED: True})
+            tensors, metadata = load_tensors(path, FORMAT)
+            save_tensors(path, FORMAT, tensors, metadata | {DIVERGED: True})

@@ -24,7 +24,7 @@ def load_rows(source: str, split: str = "train", config: str | None = None) -> l
     """
     path = Path(source)
     if source == STANDARD_INPUT or _is_file(source):
-        return read_jsonl(read_file(source), source)
+        return parse_jsonl(read_file(source), source)
     if path.suffix in (".jsonl", ".json"):
         raise InputError(f"there is no file {source}")
     try:
@@ -42,7 +42,7 @@ def load_rows(source: str, split: str = "train", config: str | None = None) -> l
         raise InputError(f"cannot read the {split} split of the dataset {source}: {first_line(error)}") from error
 
 
-def read_jsonl(content: str, name: str) -> list[dict]:
+def parse_jsonl(content: str, name: str) -> list[dict]:
     """One JSON object a line; empty lines are skipped.
 
     Raises:

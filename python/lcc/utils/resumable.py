@@ -15,7 +15,7 @@ import torch
 from ..errors import MemoryFileError, MismatchError
 from .distributed import ALONE, Ranks
 from .outputs import PARTIAL, check_folder, is_file, os_errors
-from .tensor_files import read_metadata, read_tensors, write_tensors
+from .tensor_files import load_metadata, load_tensors, save_tensors
 from .terminal import first_line
 from .values import check, is_date
 
@@ -35,7 +35,7 @@ class ResumableFile:
     """A safetensors file of one run. Of several processes rank 0 alone touches it; the others are told what it read.
 
     Attributes:
-        format_name: see ``write_tensors``.
+        format_name: see ``save_tensors``.
         schema: a TypedDict that its metadata follows.
         restart: remove what is of another run, or damaged, instead of refusing it.
     """
@@ -53,7 +53,7 @@ class ResumableFile:
             MemoryFileError: the file cannot be written; the older one stays.
         """
         if self.ranks.main:
-            write_tensors(self.path, self.format_name, tensors, metadata)
+            save_tensors(self.path, self.format_name, tensors, metadata)
 
     def read(self, belongs: Callable[[dict[str, Any]], bool]) -> Stored | None:
         """What the file holds; None if there is none, or ``belongs`` passes over it.
@@ -70,7 +70,7 @@ class ResumableFile:
         if not is_file(self.path):
             return None
         try:
-            tensors, metadata = read_tensors(self.path, self.format_name)
+            tensors, metadata = load_tensors(self.path, self.format_name)
             with sound(self.path):
                 check("metadata", metadata, self.schema)
                 wanted = belongs(metadata)
@@ -114,7 +114,7 @@ def other_run(folder: Path, differing: list[str]) -> MismatchError:
 
 def begun_on(folder: str | os.PathLike) -> str | None:
     """The date that the run in ``folder`` told its chat template: it goes on with it on another day."""
-    dates = [read_metadata(Path(folder, f"{name}.safetensors")).get("date") for name in (STATE_FILE, DATA_FILE)]
+    dates = [load_metadata(Path(folder, f"{name}.safetensors")).get("date") for name in (STATE_FILE, DATA_FILE)]
     return next((date for date in dates if is_date(date)), None)
 
 
@@ -134,7 +134,7 @@ def remove_checkpoint(folder: str | os.PathLike) -> None:
             if _PARTIAL_FILE.fullmatch(file.name):
                 file.unlink(missing_ok=True)
         for file in path.glob("*.safetensors"):
-            if _FILE.fullmatch(file.name) and (file.is_symlink() or IDENTITY in read_metadata(file)):
+            if _FILE.fullmatch(file.name) and (file.is_symlink() or IDENTITY in load_metadata(file)):
                 file.unlink(missing_ok=True)
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -21,7 +21,7 @@ from .values import quoted
 METADATA_KEY = "lcc"
 
 
-def write_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+def save_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
     """Write ``tensors`` and ``metadata`` to ``path`` at once: readers see the old file or the whole new one.
 
     NaN and infinity in the metadata become null: JSON has no such numbers.
@@ -49,7 +49,7 @@ def ours(*format_names: str, **same: Any) -> Rule:
     """The rule of an ``Output`` that replaces files of these formats whose metadata has ``same``."""
 
     def check(path: Path) -> None:
-        metadata = read_tensors(path, *format_names)[1]
+        metadata = load_tensors(path, *format_names)[1]
         differing = [name for name, value in same.items() if metadata.get(name) != value]
         if differing:
             raise MismatchError(f"{path} is there already and differs in {', '.join(differing)}")
@@ -57,8 +57,8 @@ def ours(*format_names: str, **same: Any) -> Rule:
     return check
 
 
-def read_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what ``write_tensors`` wrote in one of the formats ``format_names``, of which the first is the current one.
+def load_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read what ``save_tensors`` wrote in one of the formats ``format_names``, of which the first is the current one.
 
     Raises:
         MemoryFileError: no such file, a truncated or foreign one, or one whose content does not match its digest.
@@ -91,7 +91,7 @@ def read_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str,
     return tensors, metadata
 
 
-def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """What a file's header says, before its digest is checked; empty if that cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:

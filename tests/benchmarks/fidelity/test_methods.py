@@ -95,7 +95,7 @@ def test_compilers_are_known_by_name(compiler, llama, tokenizer, text, fast, tmp
     path = tmp_path / "memory.lcc.safetensors"
     memory.save(path)
     loaded = lcc.Memory.load(path)
-    assert len(attach(llama, loaded).read()) == len(loaded.prefix_ids) + loaded.buffer_tokens
+    assert len(attach(llama, loaded).kv()) == len(loaded.prefix_ids) + loaded.buffer_tokens
 
 
 @pytest.mark.parametrize("variant", [{}, {"keep_prefix": False}, {"gradient_checkpointing": True}], ids=str)

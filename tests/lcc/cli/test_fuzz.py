@@ -25,14 +25,14 @@ from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.evaluation import load_examples
 from lcc.evaluation.certificate import read_questions
 from lcc.evaluation.endpoint import RetryError
-from lcc.evaluation.judge import _read_verdict
+from lcc.evaluation.judge import _parse_verdict
 from lcc.pipeline.settings import known_settings, make_settings
 from lcc.text.chat_format import ChatFormat
 from lcc.text.queries import load_queries
 from lcc.training.checkpoint import FORMAT as STATE
 from lcc.training.checkpoint import Checkpoint
 from lcc.utils.safe_json import JSONError, parse_json
-from lcc.utils.tensor_files import read_tensors
+from lcc.utils.tensor_files import load_tensors
 from lcc.utils.terminal import ACTING
 from tests.support.forge import ANYTHING, HOSTILE, PLAIN, changed, forge
 from tests.support.plain_memories import certificate_with
@@ -165,7 +165,7 @@ def test_json(text):
 @given(reply=st.one_of(LINES, ANYTHING.map(json.dumps), PLAIN.map(lambda score: json.dumps({"score": score}))))
 def test_replies_of_judges(reply):
     with suppress(RetryError):
-        assert 0 <= _read_verdict(reply).score <= 5
+        assert 0 <= _parse_verdict(reply).score <= 5
 
 
 @fuzzed
@@ -187,7 +187,7 @@ def test_settings(name, value):
 def test_checkpoints(world, data, kind):
     folder = world[3]
     name = "surrogate" if kind == DATA else "state"
-    tensors, metadata = read_tensors(folder / f"{name}.safetensors", kind)
+    tensors, metadata = load_tensors(folder / f"{name}.safetensors", kind)
     with TemporaryDirectory() as other:
         forge(Path(other, f"{name}.safetensors"), tensors, data.draw(changed(metadata)), kind)
         with suppress(lcc.MemoryFileError, lcc.MismatchError):

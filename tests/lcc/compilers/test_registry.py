@@ -52,7 +52,7 @@ def test_a_compiler_of_a_users_own(first, llama, tokenizer, text, tmp_path):
     memory.save(tmp_path / "m")
     loaded = lcc.Memory.load(tmp_path / "m")
     ids = tokenizer(text).input_ids[2:][: memory.buffer_tokens]
-    seen = lcc.attach(llama, loaded).read()
+    seen = lcc.attach(llama, loaded).kv()
     with torch.no_grad():
         expected = prefill(llama, [*loaded.prefix_ids, *ids])
     torch.testing.assert_close(seen.keys, expected.keys, rtol=1e-5, atol=1e-5)

@@ -19,7 +19,7 @@ import pytest
 from lcc.errors import InputError
 from lcc.evaluation import Example, Judge
 from lcc.evaluation.chat_client import LONGEST_REPLY
-from lcc.evaluation.endpoint import is_loopback, read_key
+from lcc.evaluation.endpoint import is_loopback, load_key
 
 EXAMPLE = Example("Bolt built two silver wings.", "What did Bolt build?", ("two wings",))
 # Seconds in which a busy machine does what takes less than one, and in which no server here is ever done.
@@ -220,7 +220,7 @@ def test_a_secret_in_an_address_is_not_quoted(address):
 @pytest.mark.parametrize("content", [b"sk-SECRET", b"sk-SECRET\n", b"\n sk-SECRET\r\n\n", b"\xef\xbb\xbfsk-SECRET"])
 def test_a_key_file(content, tmp_path):
     (tmp_path / "key").write_bytes(content)
-    assert read_key(tmp_path / "key") == KEY
+    assert load_key(tmp_path / "key") == KEY
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_key_file(content, tmp_path):
 def test_a_file_that_holds_no_key_is_not_quoted(content, tmp_path):
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(InputError, match="must be one line of printable ASCII") as refusal:
-        read_key(tmp_path / "key")
+        load_key(tmp_path / "key")
     assert "SEC" not in str(refusal.value)
     with pytest.raises(InputError, match="must be one line of printable ASCII") as refusal:
         Judge("https://judge.example/v1", "m", content.decode("latin-1") if len(content) < 999 else "")
@@ -242,7 +242,7 @@ def test_a_file_that_holds_no_key_is_not_quoted(content, tmp_path):
 
 def test_a_key_file_that_cannot_be_read(tmp_path):
     with pytest.raises(InputError, match="cannot read the key file"):
-        read_key(tmp_path)
+        load_key(tmp_path)
 
 
 ESCAPED = "".join(f"\\u{ord(letter):04x}" for letter in KEY)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import pytest
 
 from lcc.errors import InputError
-from lcc.evaluation import Example, beside, load_examples, load_general, read_examples
+from lcc.evaluation import Example, beside, load_examples, load_general, parse_examples
 from lcc.evaluation.datasets import LOADERS, UNANSWERABLE, load_benchmark
 from lcc.evaluation.suites import SUITES, general_queries, suite
 from lcc.text.queries import load_queries
@@ -24,10 +24,10 @@ def write(path, rows):
 
 def test_a_kvpress_row():
     row = ROW | {"answer_prefix": "It is", "max_new_tokens": 8, "length": 4096}
-    example = read_examples([row], "file")[0]
+    example = parse_examples([row], "file")[0]
     assert (example.answers, example.answer_prefix, example.max_new_tokens) == (("Alden",), "It is", 8)
     assert example.metric == "f1"
-    several = read_examples([row | {"answer": ["12", "57"], "task": "niah_multivalue"}], "file")[0]
+    several = parse_examples([row | {"answer": ["12", "57"], "task": "niah_multivalue"}], "file")[0]
     assert (several.answers, several.metric, several.task) == (("12", "57"), "string_match", "niah_multivalue")
 
 
@@ -67,12 +67,12 @@ def test_keys_are_of_what_is_asked():
 )
 def test_bad_rows_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        read_examples([ROW | change], "file")
+        parse_examples([ROW | change], "file")
 
 
 def test_no_rows_are_refused():
     with pytest.raises(InputError, match="file holds no examples"):
-        read_examples([], "file")
+        parse_examples([], "file")
 
 
 def test_jsonl_files(tmp_path):
@@ -210,7 +210,7 @@ def test_a_dataset_folder(tmp_path):
     datasets.Dataset.from_list(ROWS["coqa"]).save_to_disk(str(tmp_path / "plain"))
     assert load_examples(f"coqa={tmp_path / 'plain'}", 1) == loaded(tmp_path, "coqa")
     datasets.DatasetDict({"test": datasets.Dataset.from_list([ROW])}).save_to_disk(str(tmp_path / "splits"))
-    assert load_examples(str(tmp_path / "splits"), 1) == read_examples([ROW], "row")
+    assert load_examples(str(tmp_path / "splits"), 1) == parse_examples([ROW], "row")
     with pytest.raises(InputError, match="cannot read the validation split"):
         load_examples(f"coqa={tmp_path / 'splits'}", 1)
 

@@ -88,7 +88,7 @@ def test_numbers_that_overflow_the_model_are_refused_by_name(kind, part, llama, 
             attach()
     assert not pages.any()
     assert not any(layer.keys.any() or layer.values.any() for layer in static.layers)
-    assert lcc.attach(llama, large).read().keys.isfinite().all()
+    assert lcc.attach(llama, large).kv().keys.isfinite().all()
 
 
 def test_keys_that_overflow_only_once_they_are_turned_are_refused(llama, tokenizer, monkeypatch):
@@ -136,7 +136,7 @@ def test_prompts_are_made_by_the_memorys_own_tokenizer(llama, tokenizer, monkeyp
 def test_memories_that_differ_in_the_dtype_of_equal_weights_go_together(llama, tokenizer, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     wide = replace(memory, fingerprint=memory.fingerprint | {"model_dtype": "float64"})
-    assert len(lcc.attach(llama, [memory, wide]).read()) == len(memory.prefix_ids) + 2 * memory.buffer_tokens
+    assert len(lcc.attach(llama, [memory, wide]).kv()) == len(memory.prefix_ids) + 2 * memory.buffer_tokens
 
 
 def restored(layer):

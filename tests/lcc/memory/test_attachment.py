@@ -54,7 +54,7 @@ def test_attached_cache_is_the_models_own(family, start, tokenizer, monkeypatch)
     model = tiny_model(family)
     memory, own = plain_memory(model, tokenizer, TEXT, monkeypatch, start)
     cache = lcc.attach(model, memory, start)
-    attached, direct = cache.read(), KV.of(own)
+    attached, direct = cache.kv(), KV.of(own)
     past = len(direct)
     assert len(attached) == past == len(memory.prefix_ids) + memory.buffer_tokens
     torch.testing.assert_close(attached.keys, direct.keys, rtol=1e-5, atol=1e-5)
@@ -92,7 +92,7 @@ def test_generate_reads_a_static_cache(llama, tokenizer, monkeypatch):
 def test_paged_cache_holds_the_same(layout, llama, tokenizer, monkeypatch):
     """vLLM's two layouts, from allocations (layers, 2, blocks, block_size, kv_heads, head_dim) and heads first."""
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
-    expected = lcc.attach(llama, memory, 3).read()
+    expected = lcc.attach(llama, memory, 3).kv()
     size, table = 8, torch.tensor([5, 0, 7, 2, 9, 4])
     if layout == "NHD":
         pages = torch.zeros(3, 2, 10, size, 2, 12).transpose(3, 4)
@@ -146,7 +146,7 @@ def test_same_answers_wherever_it_stands(embedded, monkeypatch):
         new = rows[:, inputs["input_ids"].shape[1] :]
         answers[start] = [answer.strip() for answer in tokenizer.batch_decode(new, skip_special_tokens=True)]
         cache = lcc.attach(model, memory, start)
-        logits[start] = logits_after(model, tokenizer, cache, texts[0], len(cache.read()), start)
+        logits[start] = logits_after(model, tokenizer, cache, texts[0], len(cache.kv()), start)
     assert score(answers[0], questions) >= 0.95
     assert answers[0] == answers[7] == answers[FAR]
     # Logits up to 24; an angle of 10,000 radians is rounded to 5e-4 in float32.
@@ -172,15 +172,15 @@ def test_stacked_memories_stand_in_the_order_given(llama, tokenizer, monkeypatch
         plain_memory(llama, tokenizer, text, monkeypatch)[0] for text in (TEXT, "Elena keeps a goat as a pet.")
     )
     prefix, one, two = len(first.prefix_ids), first.buffer_tokens, second.buffer_tokens
-    both = lcc.attach(llama, [first, second]).read()
+    both = lcc.attach(llama, [first, second]).kv()
     assert len(both) == prefix + one + two
-    assert torch.equal(both.keys[:, :, : prefix + one], lcc.attach(llama, first).read().keys)
+    assert torch.equal(both.keys[:, :, : prefix + one], lcc.attach(llama, first).kv().keys)
     shifted = second.kv.rotated(llama, prefix + one)
     torch.testing.assert_close(both.tail(two).keys, shifted.keys, rtol=1e-5, atol=1e-6)
     assert torch.equal(both.tail(two).values, second.kv.values)
-    reverse = lcc.attach(llama, [second, first]).read()
+    reverse = lcc.attach(llama, [second, first]).kv()
     assert torch.equal(reverse.tail(one).values, first.kv.values)
-    assert torch.equal(lcc.attach(llama, [first]).read().keys, lcc.attach(llama, first).read().keys)
+    assert torch.equal(lcc.attach(llama, [first]).kv().keys, lcc.attach(llama, first).kv().keys)
     inputs = lcc.prompt(llama, tokenizer, [first, second], QUESTIONS[:1])
     assert inputs["input_ids"].shape[1] == len(both) + len(ChatFormat.of(tokenizer).query_ids(QUESTIONS[0]))
     assert len(lcc.ask(llama, tokenizer, [first, second], QUESTIONS, max_new_tokens=3)) == 3
@@ -201,7 +201,7 @@ def test_stacks_that_do_not_go_together_are_refused(llama, tokenizer, monkeypatc
 def test_memories_of_several_dtypes_share_a_cache(llama, tokenizer, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     half = memory.to("cpu", torch.bfloat16)
-    both = lcc.attach(llama, [memory, half]).read()
+    both = lcc.attach(llama, [memory, half]).kv()
     assert both.keys.dtype == torch.float32
     assert torch.equal(both.tail(half.buffer_tokens).values, half.kv.values.float())
 

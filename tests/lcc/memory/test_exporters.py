@@ -26,7 +26,7 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
     memory, own = plain_memory(model, tokenizer, TEXT, monkeypatch)
     expected = logits_after(model, tokenizer, own, QUESTIONS[0], own.get_seq_length())
     path = lcc.export(model, memory, tmp_path / "adapter", "cartridge")
-    assert path.stat().st_size < 2 * lcc.attach(model, memory).read().keys.nbytes + 1000
+    assert path.stat().st_size < 2 * lcc.attach(model, memory).kv().keys.nbytes + 1000
     answers = [lcc.ask(model, tokenizer, memory, [question], max_new_tokens=6)[0] for question in QUESTIONS]
     assert all(answers)
     adapted = PeftModel.from_pretrained(model, tmp_path / "adapter")
@@ -52,7 +52,7 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
 def test_quantised_and_stacked_memories_are_exported(llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     small = lcc.quantize(memory, "int8", llama, tokenizer, answers=1, max_new_tokens=1)
-    expected = lcc.attach(llama, [small, memory]).read()
+    expected = lcc.attach(llama, [small, memory]).kv()
     lcc.export(llama, [small, memory], tmp_path, "cartridge")
     adapted = PeftModel.from_pretrained(llama, tmp_path)
     cache = adapted.get_prompt(1)
@@ -64,7 +64,7 @@ def test_quantised_and_stacked_memories_are_exported(llama, tokenizer, tmp_path,
 def test_an_interrupted_export_is_never_mistaken_for_a_whole_one(killed_at, llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     lcc.export(llama, memory, tmp_path)
-    two = lcc.attach(llama, [memory, memory]).read()
+    two = lcc.attach(llama, [memory, memory]).kv()
     real = Path.replace
 
     def killed(path, target):
@@ -104,7 +104,7 @@ def test_the_documents_reader_reads_a_memory(dtype, llama, tokenizer, tmp_path, 
     keys, values, metadata = namespace["read_memory"](tmp_path / "m.lcc.safetensors")
     assert keys.dtype == values.dtype == torch.float32
     assert tuple(metadata["prefix_ids"]) == memory.prefix_ids
-    attached = lcc.attach(llama, memory).read().tail(memory.buffer_tokens)
+    attached = lcc.attach(llama, memory).kv().tail(memory.buffer_tokens)
     unrotated = attached.unrotated(llama, len(memory.prefix_ids))
     torch.testing.assert_close(keys, unrotated.keys, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values, attached.values, rtol=1e-6, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 
 import lcc
 from lcc.memory.file_format import FORMAT
-from lcc.utils.tensor_files import read_tensors, write_tensors
+from lcc.utils.tensor_files import load_tensors, save_tensors
 from tests.support.plain_memories import plain_memory
 
 NEW_FIELDS = {"payload", "compiler", "requires"}
@@ -23,7 +23,7 @@ def memory(llama, tokenizer, text, monkeypatch):
 
 def write(path, memory, kind=FORMAT, **fields):
     metadata = json.loads(json.dumps(memory.metadata())) | fields
-    write_tensors(path, kind, memory.tensors(), {name: value for name, value in metadata.items() if value is not ...})
+    save_tensors(path, kind, memory.tensors(), {name: value for name, value in metadata.items() if value is not ...})
     return path
 
 
@@ -34,7 +34,7 @@ def test_a_file_of_version_1_loads_and_answers_the_same(memory, llama, tokenizer
     questions = ["Where does Mara live?"]
     assert lcc.ask(llama, tokenizer, old, questions) == lcc.ask(llama, tokenizer, memory, questions)
     old.save(tmp_path / "new")
-    assert read_tensors(tmp_path / "new", FORMAT)[1]["payload"] == "kv"
+    assert load_tensors(tmp_path / "new", FORMAT)[1]["payload"] == "kv"
 
 
 def test_optional_fields_of_a_newer_version_are_kept_and_written_back(memory, tmp_path):
@@ -42,7 +42,7 @@ def test_optional_fields_of_a_newer_version_are_kept_and_written_back(memory, tm
     newer = lcc.Memory.load(write(tmp_path / "newer", memory, **added))
     assert newer.extra == added
     newer.save(tmp_path / "again")
-    metadata = read_tensors(tmp_path / "again", FORMAT)[1]
+    metadata = load_tensors(tmp_path / "again", FORMAT)[1]
     assert {name: metadata[name] for name in added} == added
     assert lcc.Memory.load(tmp_path / "again").extra == added
     assert newer.summary()["lineage"] == added["lineage"]

@@ -20,7 +20,7 @@ from lcc.modeling.prefill import prefill
 from lcc.modeling.scoring import Completion, completion_states
 from lcc.text.chat_format import ChatFormat
 from lcc.text.context import build_context
-from lcc.utils.tensor_files import write_tensors
+from lcc.utils.tensor_files import save_tensors
 from tests.support.tiny_models import FAMILIES, tiny_model
 
 METADATA = {
@@ -86,9 +86,9 @@ def test_a_fingerprint_without_every_field_fits_no_model(part, memory, llama, to
 def test_metadata_of_another_type_is_refused(wrong, memory, tmp_path):
     """A file whose metadata was edited and its digest made right again."""
     metadata = {name: value for name, value in vars(memory).items() if name in METADATA}
-    write_tensors(tmp_path / "m", FORMAT, memory.tensors(), metadata)
+    save_tensors(tmp_path / "m", FORMAT, memory.tensors(), metadata)
     assert lcc.Memory.load(tmp_path / "m").prefix_ids == memory.prefix_ids
-    write_tensors(tmp_path / "m", FORMAT, memory.tensors(), metadata | wrong)
+    save_tensors(tmp_path / "m", FORMAT, memory.tensors(), metadata | wrong)
     # A number of 401 digits is no JSON to begin with.
     named = "401 digits" if wrong == {"ratio": 10**400} else next(iter(wrong))
     with pytest.raises(lcc.MemoryFileError, match=named):
@@ -219,13 +219,13 @@ def test_attached_memory_equals_the_training_time_student(family, keep_prefix, t
     memory.save(tmp_path / "m")
     cache = lcc.attach(model, lcc.Memory.load(tmp_path / "m"))
     with torch.no_grad():
-        attached = completion_states(model, cache.read(), [sample])
+        attached = completion_states(model, cache.kv(), [sample])
     torch.testing.assert_close(attached, student, rtol=1e-5, atol=1e-5)
 
 
 def test_memory_is_rotated_to_where_it_is_attached(memory, llama):
     """Unrotating what attach rotated gives the memory's keys back."""
-    cached = lcc.attach(llama, memory).read().tail(memory.buffer_tokens)
+    cached = lcc.attach(llama, memory).kv().tail(memory.buffer_tokens)
     torch.testing.assert_close(
         cached.unrotated(llama, len(memory.prefix_ids)).keys, memory.kv.keys, rtol=1e-5, atol=1e-6
     )
@@ -234,7 +234,7 @@ def test_memory_is_rotated_to_where_it_is_attached(memory, llama):
 def test_prefix_is_the_frozen_models_own(memory, llama):
     with torch.no_grad():
         prefix = prefill(llama, memory.prefix_ids)
-    cached = lcc.attach(llama, memory).read()
+    cached = lcc.attach(llama, memory).kv()
     assert torch.equal(cached.keys[:, :, : len(prefix)], prefix.keys)
 
 

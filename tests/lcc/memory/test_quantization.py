@@ -16,7 +16,7 @@ from lcc.memory.payload import KVPayload
 from lcc.memory.quantization import FORMATS, quantize_payload
 from lcc.modeling.kv import KV
 from lcc.synthetic.people import document
-from lcc.utils.tensor_files import read_tensors, write_tensors
+from lcc.utils.tensor_files import load_tensors, save_tensors
 from tests.support.plain_memories import plain_memory
 
 DTYPES = list(FORMATS)
@@ -77,8 +77,8 @@ def test_attach_multiplies_the_scales_back_in(dtype, memory, llama, tokenizer):
     keys, values = quantized.kv.keys.float(), quantized.kv.values.float()
     by_hand = KV(keys * quantized.key_scale[:, :, None], values * quantized.value_scale[..., None])
     for start in (0, 9):
-        found = lcc.attach(llama, small, start).read()
-        expected = lcc.attach(llama, replace(memory, payload=KVPayload(by_hand)), start).read()
+        found = lcc.attach(llama, small, start).kv()
+        expected = lcc.attach(llama, replace(memory, payload=KVPayload(by_hand)), start).kv()
         torch.testing.assert_close(found.keys, expected.keys, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found.values, expected.values, rtol=1e-6, atol=1e-6)
 
@@ -160,12 +160,12 @@ def broken_scales(scale: torch.Tensor) -> dict[str, torch.Tensor | None]:
 def test_bad_scales_are_refused(name, small, llama, tmp_path):
     """By a memory itself, by load with a digest that fits, and by attach when they went bad in place."""
     small.save(tmp_path / "m")
-    tensors, metadata = read_tensors(tmp_path / "m", FORMAT)
+    tensors, metadata = load_tensors(tmp_path / "m", FORMAT)
     for kind, scale in broken_scales(tensors[name]).items():
         with pytest.raises(lcc.InputError, match=name):
             replace(small, payload=replace(small.payload, **{name: scale}))
         others = {key: tensor for key, tensor in tensors.items() if key != name}
-        write_tensors(tmp_path / kind, FORMAT, others | ({} if scale is None else {name: scale}), metadata)
+        save_tensors(tmp_path / kind, FORMAT, others | ({} if scale is None else {name: scale}), metadata)
         with pytest.raises(lcc.MemoryFileError, match=name):
             lcc.Memory.load(tmp_path / kind)
     getattr(small, name).view(-1)[0] = 0
@@ -175,7 +175,7 @@ def test_bad_scales_are_refused(name, small, llama, tmp_path):
 
 def test_other_files_that_no_model_must_read_are_refused(memory, small, tmp_path):
     memory.save(tmp_path / "m")
-    tensors, metadata = read_tensors(tmp_path / "m", FORMAT)
+    tensors, metadata = load_tensors(tmp_path / "m", FORMAT)
     poisoned = tensors["keys"].clone()
     poisoned[0, 0, 0, 0] = float("inf")
     for changed, reason in (
@@ -186,7 +186,7 @@ def test_other_files_that_no_model_must_read_are_refused(memory, small, tmp_path
         ({"key_scale": small.key_scale}, "takes no key_scale"),
         ({"extra": torch.ones(2)}, "one too many"),
     ):
-        write_tensors(tmp_path / "bad", FORMAT, tensors | changed, metadata)
+        save_tensors(tmp_path / "bad", FORMAT, tensors | changed, metadata)
         with pytest.raises(lcc.MemoryFileError, match=reason):
             lcc.Memory.load(tmp_path / "bad")
 

@@ -36,10 +36,10 @@ SAVED = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
 def test_every_entry_takes_a_wrapped_model(wrap, llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
     expected = lcc.ask(llama, tokenizer, memory, QUESTIONS, max_new_tokens=4)
-    keys = lcc.attach(llama, memory).read().keys
+    keys = lcc.attach(llama, memory).kv().keys
     wrapped = wrap(llama)
     assert lcc.ask(wrapped, tokenizer, memory, QUESTIONS, max_new_tokens=4) == expected
-    assert torch.equal(lcc.attach(wrapped, memory).read().keys, keys)
+    assert torch.equal(lcc.attach(wrapped, memory).kv().keys, keys)
     assert lcc.prompt(wrapped, tokenizer, memory, QUESTIONS)["input_ids"].device == keys.device
     assert Conversation(wrapped, tokenizer, memory).say(QUESTIONS[0], 4) == expected[0]
     assert lcc.export(wrapped, memory, tmp_path).exists()
@@ -65,10 +65,10 @@ def test_compile_and_plan_take_a_wrapped_model(wrap, llama, tokenizer, text, fas
 @pytest.mark.parametrize("config", [LORA, PROMPTS], ids=["lora", "prompt tuning"])
 def test_adapters_are_off_inside_peft_s_own_block(config, llama, tokenizer, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
-    keys = lcc.attach(llama, memory).read().keys
+    keys = lcc.attach(llama, memory).kv().keys
     wrapped = adapted(llama, config)
     with wrapped.disable_adapter():
-        assert torch.equal(lcc.attach(wrapped, memory).read().keys, keys)
+        assert torch.equal(lcc.attach(wrapped, memory).kv().keys, keys)
     with pytest.raises(lcc.InputError, match="active adapter"):
         lcc.attach(wrapped, memory)
 

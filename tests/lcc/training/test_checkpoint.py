@@ -7,7 +7,7 @@ import pytest
 import lcc
 from lcc.data.cache import FORMAT as DATA
 from lcc.training.checkpoint import FORMAT as STATE
-from lcc.utils.tensor_files import read_tensors, write_tensors
+from lcc.utils.tensor_files import load_tensors, save_tensors
 from tests.lcc.pipeline.test_compile import fail_at, same
 from tests.support.tiny_models import compile_leaving_checkpoint
 
@@ -81,10 +81,10 @@ def test_a_damaged_checkpoint_is_begun_anew_when_asked_to(name, job, tmp_path, m
 def test_a_checkpoint_that_lacks_a_part_is_refused(name, kind, job, tmp_path, monkeypatch):
     stop(job, monkeypatch, tmp_path / "run")
     file = tmp_path / "run" / f"{name}.safetensors"
-    tensors, metadata = read_tensors(file, kind)
+    tensors, metadata = load_tensors(file, kind)
     first = dict([next(iter(tensors.items()))])
     for some, known in ((tensors, {}), (tensors, {"identity": metadata["identity"]}), (first, metadata)):
-        write_tensors(file, kind, some, known)
+        save_tensors(file, kind, some, known)
         with pytest.raises(lcc.MemoryFileError, match=f"{file.parent}.* is no checkpoint to go on from"):
             job(checkpoint=tmp_path / "run")
 

@@ -19,7 +19,7 @@ from lcc.errors import MemoryFileError, MismatchError
 from lcc.memory.exporters import TENSORS
 from lcc.memory.quantization import quantized_output
 from lcc.utils.outputs import Output, input_paths, make_folder, model_paths, names_folder, write_bytes
-from lcc.utils.tensor_files import ours, write_tensors
+from lcc.utils.tensor_files import ours, save_tensors
 from tests.support.plain_memories import plain_memory
 
 PRECIOUS = b"the only copy"
@@ -57,7 +57,7 @@ FOREIGN = {
     "text": lambda path: path.write_bytes(PRECIOUS),
     "empty file": lambda path: path.touch(),
     "tensors": lambda path: save_file({"keys": torch.ones(1)}, path),
-    "checkpoint": lambda path: write_tensors(path, "lcc-state-1", {"keys": torch.ones(1)}, {"identity": {}}),
+    "checkpoint": lambda path: save_tensors(path, "lcc-state-1", {"keys": torch.ones(1)}, {"identity": {}}),
 }
 
 
@@ -243,7 +243,7 @@ def test_a_file_that_appears_meanwhile_is_kept(tmp_path, monkeypatch):
 
 def test_ours_are_told_by_format_and_metadata(tmp_path):
     target = tmp_path / "file"
-    write_tensors(target, "test-1", {"a": torch.ones(1)}, {"number": 1})
+    save_tensors(target, "test-1", {"a": torch.ones(1)}, {"number": 1})
     Output(target, ours=ours("test-1", number=1)).check()
     with pytest.raises(MismatchError, match="differs in number"):
         Output(target, ours=ours("test-1", number=2)).check()

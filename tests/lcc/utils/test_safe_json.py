@@ -11,7 +11,7 @@ from lcc.errors import MemoryFileError
 from lcc.text.queries import load_queries
 from lcc.utils.row_store import RowStore
 from lcc.utils.safe_json import DEEPEST, DIGITS, JSONError, parse_json
-from lcc.utils.tensor_files import read_tensors, write_tensors
+from lcc.utils.tensor_files import load_tensors, save_tensors
 
 BAD = {
     "[" * 100_000: "is nested deeper than 64 levels",
@@ -34,7 +34,7 @@ def test_what_nothing_here_writes(text, message, tmp_path):
         parse_json(text)
     save_file({}, tmp_path / "file", {"lcc": text})
     with pytest.raises(MemoryFileError, match=f"its metadata {message}"):
-        read_tensors(tmp_path / "file", "test-1")
+        load_tensors(tmp_path / "file", "test-1")
     if text:
         (tmp_path / "rows.jsonl").write_text(text + "\n")
         with pytest.raises(ValueError, match=f"line 1 {message}"):
@@ -54,8 +54,8 @@ def test_what_is_still_json():
 
 
 def test_figures_that_are_no_numbers_become_null(tmp_path):
-    write_tensors(tmp_path / "file", "test-1", {}, {"kl": float("nan"), "loss": [float("inf"), 1.5]})
-    assert read_tensors(tmp_path / "file", "test-1")[1] == {"kl": None, "loss": [None, 1.5]}
+    save_tensors(tmp_path / "file", "test-1", {}, {"kl": float("nan"), "loss": [float("inf"), 1.5]})
+    assert load_tensors(tmp_path / "file", "test-1")[1] == {"kl": None, "loss": [None, 1.5]}
 
 
 @pytest.mark.parametrize("line", ['{"key": []}', '{"key": "a", "more": 1}', "[1]", "[" * 9999, '{"key": NaN}'])

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lcc.errors import MemoryFileError
 from lcc.utils.outputs import write_bytes
-from lcc.utils.tensor_files import read_tensors, write_tensors
+from lcc.utils.tensor_files import load_tensors, save_tensors
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.bfloat16)}
 
@@ -20,12 +20,12 @@ TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3, dtype=torch.
 @pytest.fixture
 def path(tmp_path):
     target = tmp_path / "file.safetensors"
-    write_tensors(target, "test-1", TENSORS, {"number": 1})
+    save_tensors(target, "test-1", TENSORS, {"number": 1})
     return target
 
 
 def test_round_trip(path):
-    tensors, metadata = read_tensors(path, "test-1")
+    tensors, metadata = load_tensors(path, "test-1")
     assert metadata == {"number": 1}
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert os.listdir(path.parent) == [path.name]
@@ -35,7 +35,7 @@ def test_round_trip(path):
 def test_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(MemoryFileError, match="truncated"):
-        read_tensors(path, "test-1")
+        load_tensors(path, "test-1")
 
 
 def test_changed_tensor_is_refused(path):
@@ -43,7 +43,7 @@ def test_changed_tensor_is_refused(path):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(MemoryFileError, match="digest"):
-        read_tensors(path, "test-1")
+        load_tensors(path, "test-1")
 
 
 def test_changed_metadata_is_refused(path):
@@ -51,24 +51,24 @@ def test_changed_metadata_is_refused(path):
     assert content.count(b'\\"number\\": 1') == 1
     path.write_bytes(content.replace(b'\\"number\\": 1', b'\\"number\\": 2'))
     with pytest.raises(MemoryFileError, match="digest"):
-        read_tensors(path, "test-1")
+        load_tensors(path, "test-1")
 
 
 def test_foreign_files_are_refused(path, tmp_path):
     other = tmp_path / "other.safetensors"
     save_file(TENSORS, other)
     with pytest.raises(MemoryFileError, match="not one of this package's"):
-        read_tensors(other, "test-1")
+        load_tensors(other, "test-1")
     save_file(TENSORS, other, {"lcc": json.dumps(["no", "header"])})
     with pytest.raises(MemoryFileError, match="metadata"):
-        read_tensors(other, "test-1")
+        load_tensors(other, "test-1")
     with pytest.raises(MemoryFileError, match="format"):
-        read_tensors(path, "test-2")
-    write_tensors(other, "test-1", TENSORS, ["no", "object"])
+        load_tensors(path, "test-2")
+    save_tensors(other, "test-1", TENSORS, ["no", "object"])
     with pytest.raises(MemoryFileError, match="no JSON object"):
-        read_tensors(other, "test-1")
+        load_tensors(other, "test-1")
     with pytest.raises(MemoryFileError, match="no file"):
-        read_tensors(tmp_path / "absent", "test-1")
+        load_tensors(tmp_path / "absent", "test-1")
 
 
 def test_full_disk_keeps_the_old_file(path, monkeypatch):
@@ -79,7 +79,7 @@ def test_full_disk_keeps_the_old_file(path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(MemoryFileError, match="No space left"):
-        write_tensors(path, "test-1", TENSORS, {"number": 2})
+        save_tensors(path, "test-1", TENSORS, {"number": 2})
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
@@ -88,7 +88,7 @@ def test_unwritable_targets_are_refused(path):
     # A folder that cannot be written, for root as well: /proc, a file in place of a folder, and a missing one.
     for target in ("/proc/memory.safetensors", path / "below-a-file", path.parent / "missing" / "file"):
         with pytest.raises(MemoryFileError, match="cannot write"):
-            write_tensors(target, "test-1", TENSORS, {})
+            save_tensors(target, "test-1", TENSORS, {})
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
@@ -96,7 +96,7 @@ def test_files_have_the_mode_that_the_process_asks_for(tmp_path, mask):
     before = os.umask(mask)
     try:
         write_bytes(tmp_path / "plain", b"x")
-        write_tensors(tmp_path / "tensors", "f", {"x": torch.ones(2)}, {})
+        save_tensors(tmp_path / "tensors", "f", {"x": torch.ones(2)}, {})
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~mask}
