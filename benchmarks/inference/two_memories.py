@@ -69,7 +69,7 @@ def as_read(model, tokenizer, memory: lcc.Memory, text: str) -> lcc.Memory:
     """``memory`` with the text's own K and V, a token a token, in place of its own."""
     chat = ChatFormat.of(tokenizer)
     ids, prefix = chat.ids(text), prefill(model, chat.prefix_ids)
-    kv = prefill(model, ids, prefix).tail(len(ids)).unrotated(model, len(prefix))
+    kv = prefill(model, ids, prefix).tail(len(ids)).unrotated(model)
     return replace(memory, payload=lcc.KVPayload(kv), ratio=1.0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -93,4 +93,4 @@ def _without(visible: KV, prefix: int, layer: int, head: int) -> KV:
     values = visible.values.clone()
     of_text = values[layer, head, prefix:]
     of_text[:] = of_text.mean(0)
-    return KV(visible.keys, values)
+    return replace(visible, values=values)

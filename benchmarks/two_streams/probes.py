@@ -135,7 +135,7 @@ def value_at(chat: ChatFormat, sentence: str, fact: Fact) -> int:
 
 def moved(model: PreTrainedModel, visible: KV, by: int) -> KV:
     """Rotated K and V that start at position 0, ``by`` positions further."""
-    return visible.unrotated(model, 0).rotated(model, by)
+    return visible.moved(model, by)
 
 
 def words(text: str) -> list[str]:

@@ -101,7 +101,7 @@ class BlindMemory(LoraMemory):
         """K and V of B, its values all alike in the hidden layers."""
         kv = super().encode()
         alike = [v.mean(1, keepdim=True).expand_as(v) if n in self.hidden else v for n, v in enumerate(kv.values)]
-        return KV(kv.keys, torch.stack(alike))
+        return replace(kv, values=torch.stack(alike))
 
 
 def compile_streams(

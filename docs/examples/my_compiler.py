@@ -19,12 +19,12 @@ class EvenTokens(lcc.BaseCompiler):
     def compile(self, task: lcc.CompileTask) -> lcc.Compiled:
         """Read the text after the prefix, and take K tokens of it."""
         model, context = task.model, task.context
-        start, tokens, count = len(context.prefix_ids), len(context.context_ids), context.buffer
+        tokens, count = len(context.context_ids), context.buffer
         prefix = prefill(model, context.prefix_ids)
         # Rotated, as in a cache, and the prefix is included.
         read = prefill(model, context.context_ids, prefix).tail(tokens)
         # A memory holds keys without rotation: a reader rotates them to the positions where it attaches them.
-        text = read.unrotated(model, start)
+        text = read.unrotated(model)
         places = [(2 * index + 1) * tokens // (2 * count) for index in range(count)]
         return lcc.Compiled(lcc.KVPayload(lcc.KV(text.keys[:, :, places], text.values[:, :, places])))
 

@@ -1,4 +1,4 @@
-"""Bottleneck attention as plain attentions merged by log-sum-exp (identity 5: docs/glossary.md): never (total, total), any device.
+"""Bottleneck attention as plain attentions merged by log-sum-exp (identity 5: docs/glossary.md), on any device.
 
 A span's rows attend causally to the span; segment rows also attend, unmasked, to the interval that they share. Long
 spans are attended to where they lie. Short ones are gathered into batches of similar length, padded at the end where

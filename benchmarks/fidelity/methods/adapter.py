@@ -45,7 +45,7 @@ class Adapter(AdaptedMemory):
     def encode(self) -> KV:
         """K and V of P with the LoRA on, keys unrotated."""
         with self.applied():
-            return prefill(self.model, self.context.prefix_ids).unrotated(self.model, 0)
+            return prefill(self.model, self.context.prefix_ids).unrotated(self.model)
 
 
 @dataclass(frozen=True)

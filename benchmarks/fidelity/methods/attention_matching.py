@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from math import exp
 
@@ -79,7 +80,7 @@ class Matching:
     def __init__(self, model: PreTrainedModel, text: KV, prefix: int, samples: Sequence[Sample], select: Selection):
         self.model, self.text, self.prefix, self.select = model, text, prefix, select
         self.samples = thinned(samples, MOST_TOKENS)
-        self.kv = KV(text.keys, text.values.clone())
+        self.kv = replace(text, values=text.values.clone())
         self.bias = text.keys.new_zeros(text.keys.shape[:3])
 
     @property
@@ -142,7 +143,8 @@ class Matching:
         most = int(seen.sum(-1).max())
         index = seen.int().argsort(dim=-1, descending=True, stable=True)[:, :, :most]
         wide = index[..., None].expand(-1, -1, -1, self.kv.keys.shape[3])
-        return KV(self.kv.keys.gather(2, wide), self.kv.values.gather(2, wide)), self.bias.gather(2, index)
+        kept = replace(self.kv, keys=self.kv.keys.gather(2, wide), values=self.kv.values.gather(2, wide))
+        return kept, self.bias.gather(2, index)
 
 
 def thinned(samples: Sequence[Sample], tokens: int) -> list[Sample]:

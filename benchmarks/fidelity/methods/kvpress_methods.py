@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -78,7 +79,7 @@ def moved(model: PreTrainedModel, kv: KV, by: int) -> KV:
     position = torch.full((1, len(kv)), abs(by), device=kv.keys.device)
     cos, sin = decoder(model).rotary_emb(kv.keys, position)
     turn = lk.apply_rotary if by > 0 else lk.undo_rotary
-    return KV(turn(kv.keys, cos[0], sin[0]), kv.values)
+    return replace(kv, keys=turn(kv.keys, cos[0], sin[0]))
 
 
 def _hidden_pairs(model: PreTrainedModel) -> int:

@@ -45,7 +45,7 @@ class MemoryEmbeddings(TrainableMemory):
         cache = SharedCache(self.prefix)
         inputs = self.buffer[None].to(self.model.dtype)
         decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
-        return cache.kv().tail(len(self.buffer)).unrotated(self.model, start)
+        return cache.kv().tail(len(self.buffer)).unrotated(self.model)
 
 
 @register

@@ -25,10 +25,9 @@ class DirectKV(TrainableMemory):
 
     def __init__(self, model: PreTrainedModel, context: Context):
         super().__init__(model, context)
-        start = len(self.prefix)
         with torch.no_grad():
             read = prefill(model, context.context_ids[: context.buffer], self.prefix).tail(context.buffer)
-        first = read.unrotated(model, start)
+        first = read.unrotated(model)
         dtype = trainable_dtype(model.dtype)
         self.keys = torch.nn.Parameter(first.keys.to(dtype, copy=True))
         self.values = torch.nn.Parameter(first.values.to(dtype, copy=True))

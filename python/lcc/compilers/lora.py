@@ -133,7 +133,7 @@ class LoraMemory(AdaptedMemory):
     @cached_property
     def _copied_prefix(self) -> KV:
         """K and V of P': those of P, moved by as many positions as the text has tokens (identity 7)."""
-        return self.prefix.unrotated(self.model, 0).rotated(self.model, len(self.context.context_ids))
+        return self.prefix.moved(self.model, len(self.context.context_ids))
 
     def _embeddings(self) -> torch.Tensor:
         """Embeddings of [C | B], (1, text tokens + buffer tokens, H)."""
@@ -147,8 +147,7 @@ class LoraMemory(AdaptedMemory):
         cache = SharedCache(self.prefix)
         with self.applied():
             decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
-        buffer = cache.kv().tail(self.context.buffer)
-        return buffer.unrotated(self.model, start + len(self.context.context_ids))
+        return cache.kv().tail(self.context.buffer).unrotated(self.model)
 
     def encode_rows(self) -> EncodeRows:
         """[C | B] as rows of the packed pass."""
@@ -158,8 +157,7 @@ class LoraMemory(AdaptedMemory):
         """``encode``, with the text read ``tokens`` at a time (see ``prefill_in_chunks``); the gradient is the same."""
         embeddings, text = self._embeddings(), len(self.context.context_ids)
         chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
-        buffer = prefill_in_chunks(self.model, chunks, self.prefix, self.applied)
-        return buffer.unrotated(self.model, len(self.prefix) + text)
+        return prefill_in_chunks(self.model, chunks, self.prefix, self.applied).unrotated(self.model)
 
 
 @register

@@ -31,7 +31,7 @@ class Attached:
     @cached_property
     def visible(self) -> KV:
         """K and V of the prefix and the memories, rotated: what questions see."""
-        return KV.of(self.cache).head(self.tokens)
+        return KV.of(self.cache, self.start).head(self.tokens)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import Cache, PreTrainedModel, StaticCache
@@ -61,7 +61,7 @@ def attach(
         layers, heads, _, width = memories[0].kv.keys.shape
         keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
         _write(model, memories, start, keys, values, slots)
-        return SharedCache(KV(keys[:, 0], values[:, 0])).follow(model)
+        return SharedCache(KV(keys[:, 0], values[:, 0], start)).follow(model)
     check_static(model, cache, memories[0], tokens)
     _write(
         model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots
@@ -159,7 +159,7 @@ class _Part:
         keys, values = self.kv.keys.to(self.cos.dtype), self.kv.values.to(self.cos.dtype)
         if self.key_scale is not None and self.value_scale is not None:
             keys, values = keys * self.key_scale[:, :, None], values * self.value_scale[..., None]
-        return KV(keys, values)
+        return replace(self.kv, keys=keys, values=values)
 
 
 def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> Iterator[_Part]:

@@ -93,6 +93,8 @@ class KVPayload:
             InputError: shapes or dtypes that do not belong together; NaN or infinity; scales that are missing, not
                 finite, or not positive.
         """
+        if self.kv.start is not None:
+            raise InputError("a memory holds keys before rotation: call kv.unrotated(model)")
         keys, values = self.kv.keys, self.kv.values
         if keys.ndim != 4 or 0 in keys.shape or keys.shape != values.shape:
             raise InputError(

@@ -42,7 +42,8 @@ def prefill_in_chunks(
     read = [past]
     for chunk in chunks:
         states = [tensor for kv in read for tensor in (kv.keys, kv.values)]
-        read.append(KV(*_once_more(partial(_read, model, adapter), chunk, *states)))
+        keys, values = _once_more(partial(_read, model, adapter), chunk, *states)
+        read.append(KV(keys, values, read[-1].end))
     return read[-1]
 
 

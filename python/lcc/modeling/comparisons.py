@@ -78,7 +78,7 @@ class Probed:
     @cached_property
     def visible(self) -> KV:
         """K and V, rotated, of prefix and buffer, at the positions of inference."""
-        buffer = self.encoded.tail(BUFFER).unrotated(self.model, PREFIX + TEXT).rotated(self.model, PREFIX)
+        buffer = self.encoded.tail(BUFFER).moved(self.model, PREFIX)
         return buffer.after(self.encoded.head(PREFIX))
 
     @cached_property
@@ -138,7 +138,7 @@ def turning_error(probed: Probed) -> torch.Tensor:
     """
     errors, here = [], probed.encoded
     for start in probed.starts:
-        moved = here.unrotated(probed.model, 0).rotated(probed.model, start)
+        moved = here.moved(probed.model, start)
         there = prefill(probed.model, probed.ids[:ENCODED], start=start)
         pairs = (
             (there.keys - moved.keys, moved.keys - here.keys),
@@ -151,8 +151,8 @@ def turning_error(probed: Probed) -> torch.Tensor:
 
 def moving_error(probed: Probed) -> torch.Tensor:
     """The segments behind K and V moved to other positions against one plain pass over all tokens."""
-    unrotated = probed.encoded.unrotated(probed.model, 0)
-    return torch.stack([_rest_error(probed, unrotated.rotated(probed.model, s), s) for s in (0, *probed.starts)])
+    moved = (probed.encoded.moved(probed.model, start) for start in (0, *probed.starts))
+    return torch.stack([_rest_error(probed, encoded, encoded.start or 0) for encoded in moved])
 
 
 def chunks_error(probed: Probed) -> torch.Tensor:
@@ -167,7 +167,7 @@ def packed_error(probed: Probed) -> torch.Tensor:
     """The segments in one packed row with all before them, its last layer cut, against each behind what it sees."""
     model = probed.model
     prefix = probed.encoded.head(PREFIX)
-    copied = prefix.unrotated(model, 0).rotated(model, TEXT)
+    copied = prefix.moved(model, TEXT)
 
     def row(skipped: int, read: torch.Tensor | None = None) -> PackedRow:
         encoded = TEXT - skipped + BUFFER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
@@ -15,17 +15,22 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class KV:
-    """Keys and values (layers, kv_heads, tokens, head_dim); whether the keys are rotated is the owner's to say."""
+    """Keys and values of consecutive tokens in every layer.
+
+    Attributes:
+        keys, values: (layers, kv_heads, tokens, head_dim).
+        start: the position of the first token, to which the keys are rotated. None: the keys are unrotated.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
+    start: int | None = None
 
     @classmethod
-    def of(cls, cache: Cache) -> KV:
-        """What a cache of one sequence holds."""
-        return cls(
-            torch.cat([layer.keys for layer in cache.layers]), torch.cat([layer.values for layer in cache.layers])
-        )
+    def of(cls, cache: Cache, start: int = 0) -> KV:
+        """What a cache of one sequence holds, whose first token stands at position ``start``."""
+        keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
+        return cls(torch.cat(keys), torch.cat(values), start)
 
     def __len__(self) -> int:
         return self.keys.shape[2]
@@ -35,31 +40,67 @@ class KV:
         """Bytes of keys and values."""
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def end(self) -> int:
+        """The position behind the last token.
+
+        Raises:
+            ValueError: the keys are unrotated.
+        """
+        if self.start is None:
+            raise ValueError("unrotated keys stand at no position: call rotated first")
+        return self.start + len(self)
+
     def head(self, tokens: int) -> KV:
         """The first ``tokens`` tokens."""
-        return KV(self.keys[:, :, :tokens], self.values[:, :, :tokens])
+        return replace(self, keys=self.keys[:, :, :tokens], values=self.values[:, :, :tokens])
 
     def tail(self, tokens: int) -> KV:
         """The last ``tokens`` tokens."""
-        return KV(self.keys[:, :, len(self) - tokens :], self.values[:, :, len(self) - tokens :])
+        skipped = len(self) - tokens
+        start = None if self.start is None else self.start + skipped
+        return KV(self.keys[:, :, skipped:], self.values[:, :, skipped:], start)
 
     def after(self, other: KV) -> KV:
-        """``other``'s tokens, then these."""
-        return KV(torch.cat((other.keys, self.keys), 2), torch.cat((other.values, self.values), 2))
+        """``other``'s tokens, then these.
+
+        Raises:
+            ValueError: these do not stand right behind ``other``.
+        """
+        if self.start != (None if other.start is None else other.end):
+            raise ValueError(f"tokens from position {self.start} on do not go on from {other.start} + {len(other)}")
+        keys, values = torch.cat((other.keys, self.keys), 2), torch.cat((other.values, self.values), 2)
+        return KV(keys, values, other.start)
 
     def rotated(self, model: PreTrainedModel, start: int) -> KV:
-        """Rotate unrotated keys to the positions from ``start`` on."""
-        return self._turned(model, start, lk.apply_rotary)
+        """Rotate unrotated keys to the positions from ``start`` on.
 
-    def unrotated(self, model: PreTrainedModel, start: int) -> KV:
-        """Undo the rotation of keys that stand at the positions from ``start`` on."""
-        return self._turned(model, start, lk.undo_rotary)
+        Raises:
+            ValueError: the keys are rotated already.
+        """
+        if self.start is not None:
+            raise ValueError(f"the keys are rotated already, from position {self.start} on: call unrotated first")
+        return KV(self._turned(model, start, lk.apply_rotary), self.values, start)
 
-    def _turned(self, model: PreTrainedModel, start: int, turn: Callable[..., torch.Tensor]) -> KV:
-        """Turn the keys in float32 at least: half precision would round at every move."""
+    def unrotated(self, model: PreTrainedModel) -> KV:
+        """Undo the rotation of the keys.
+
+        Raises:
+            ValueError: the keys are unrotated already.
+        """
+        if self.start is None:
+            raise ValueError("the keys are unrotated already")
+        return KV(self._turned(model, self.start, lk.undo_rotary), self.values)
+
+    def moved(self, model: PreTrainedModel, start: int) -> KV:
+        """Rotated keys at the positions from ``start`` on instead."""
+        return self.unrotated(model).rotated(model, start)
+
+    def _turned(self, model: PreTrainedModel, start: int, turn: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """The keys, turned in float32 at least: half precision would round at every move."""
         wide = self.keys.to(torch.promote_types(self.keys.dtype, torch.float32))
         tables = rotary_tables(model, start, len(self), wide.dtype)
-        return KV(turn(wide, *tables).to(self.keys.dtype), self.values)
+        return turn(wide, *tables).to(self.keys.dtype)
 
 
 def decoder(model: PreTrainedModel) -> PreTrainedModel:

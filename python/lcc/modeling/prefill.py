@@ -23,7 +23,8 @@ def prefill(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, 
     """
     model = without_dropout(model)
     cache = SharedCache(past) if past is not None else None
-    start += 0 if past is None else len(past)
+    first = start if past is None else past.end - len(past)
+    start = start if past is None else past.end
     check_window(
         model, start + len(ids), "the tokens to read", "give fewer, or take a model with a longer window", start
     )
@@ -31,4 +32,4 @@ def prefill(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, 
     positions = torch.arange(start, start + len(ids), device=model.device)
     options = {"past_key_values": cache, "use_cache": True, "return_dict": True}
     output = decoder(model)(input_ids=tokens, position_ids=positions[None], **options)
-    return KV.of(output.past_key_values)
+    return KV.of(output.past_key_values, first)

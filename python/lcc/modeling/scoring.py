@@ -42,7 +42,7 @@ def completion_states(model: PreTrainedModel, visible: KV, completions: Sequence
     length = max(len(completion.input_ids) for completion in completions)
     ids = [[*completion.input_ids, *[0] * (length - len(completion.input_ids))] for completion in completions]
     # Padding stands on the right of every token that is read: causality alone keeps it out of sight.
-    positions = torch.arange(len(visible), len(visible) + length, device=model.device)
+    positions = torch.arange(visible.end, visible.end + length, device=model.device)
     predicting = torch.zeros(len(completions), length, dtype=torch.bool)
     for row, completion in enumerate(completions):
         predicting[row, len(completion.query_ids) - 1 : len(completion.input_ids)] = True

@@ -164,6 +164,8 @@ class SharedCache(DynamicCache):
 
     def __init__(self, kv: KV):
         super().__init__()
+        # Refuses unrotated keys.
+        self._start = kv.end - len(kv)
         self.layers = [SharedLayer(keys, values) for keys, values in zip(kv.keys, kv.values, strict=True)]
 
     def follow(self, model: PreTrainedModel) -> SharedCache:
@@ -175,7 +177,7 @@ class SharedCache(DynamicCache):
 
     def kv(self) -> KV:
         """The K and V of a single sequence."""
-        return KV.of(self)
+        return KV.of(self, self._start)
 
     def activate_past_recording(self) -> None:
         """What transformers calls before assisted decoding, which this cache does not allow.

@@ -215,7 +215,7 @@ def test_truncation_and_pruning_choose_their_tokens(bench, llama, text):
 @pytest.mark.parametrize("by", [-5, 3])
 def test_moved_keys_stand_where_they_were_moved(llama, context, by):
     full = prefill(llama, context.context_ids[:30]).tail(20)
-    close(moved(llama, full, by), full.unrotated(llama, 10).rotated(llama, 10 + by))
+    close(moved(llama, full, by), full.moved(llama, 10 + by))
 
 
 @pytest.mark.parametrize("name", PEERS)

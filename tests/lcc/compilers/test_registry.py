@@ -32,7 +32,7 @@ class First(lcc.BaseCompiler):
         prefix = prefill(task.model, task.context.prefix_ids)
         ids = task.context.context_ids[task.settings.skipped :][: task.context.buffer]
         kv = prefill(task.model, ids, prefix).tail(task.context.buffer)
-        return lcc.Compiled(lcc.KVPayload(kv.unrotated(task.model, len(prefix))))
+        return lcc.Compiled(lcc.KVPayload(kv.unrotated(task.model)))
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_the_documents_reader_reads_a_memory(dtype, llama, tokenizer, tmp_path, 
     assert keys.dtype == values.dtype == torch.float32
     assert tuple(metadata["prefix_ids"]) == memory.prefix_ids
     attached = lcc.attach(llama, memory).kv().tail(memory.buffer_tokens)
-    unrotated = attached.unrotated(llama, len(memory.prefix_ids))
+    unrotated = attached.unrotated(llama)
     torch.testing.assert_close(keys, unrotated.keys, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(values, attached.values, rtol=1e-6, atol=1e-6)
 

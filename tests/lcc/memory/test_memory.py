@@ -226,9 +226,7 @@ def test_attached_memory_equals_the_training_time_student(family, keep_prefix, t
 def test_memory_is_rotated_to_where_it_is_attached(memory, llama):
     """Unrotating what attach rotated gives the memory's keys back."""
     cached = lcc.attach(llama, memory).kv().tail(memory.buffer_tokens)
-    torch.testing.assert_close(
-        cached.unrotated(llama, len(memory.prefix_ids)).keys, memory.kv.keys, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(cached.unrotated(llama).keys, memory.kv.keys, rtol=1e-5, atol=1e-6)
 
 
 def test_prefix_is_the_frozen_models_own(memory, llama):
@@ -275,7 +273,7 @@ def test_conversation_keeps_its_history(memory, llama, tokenizer):
 
 def test_half_precision_keys_are_turned_in_float32(memory, llama):
     half = memory.to("cpu", torch.bfloat16).kv
-    moved = half.rotated(llama, 700).unrotated(llama, 700)
+    moved = half.rotated(llama, 700).unrotated(llama)
     assert moved.keys.dtype == torch.bfloat16
     exact = KV(half.keys.double(), half.values).rotated(llama, 700).keys
     rounding = (exact.bfloat16().double() - exact).abs().max()

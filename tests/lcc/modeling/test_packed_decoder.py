@@ -38,7 +38,7 @@ def row_of(model):
     """The packed row after a given prefix and its copy, its embeddings and its positions."""
     with torch.no_grad():
         prefix = prefill(model, range(3, 3 + PREFIX))
-    copied = prefix.unrotated(model, 0).rotated(model, TEXT)
+    copied = prefix.moved(model, TEXT)
     row = PackedRow(LAYOUT, ((0, prefix), (TEXT + BUFFER, copied)), TEXT + BUFFER)
     generator = torch.Generator().manual_seed(1)
     embeddings = torch.randn(1, ROWS, TINY["hidden_size"], generator=generator, dtype=torch.float64)

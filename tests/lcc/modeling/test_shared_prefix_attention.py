@@ -208,7 +208,7 @@ def states(batch, tokens, seed):
 def test_the_cache_changes_as_a_dynamic_cache_does(names, grad):
     """The twin holds a copy of the shared tokens for every sequence."""
     keys, values = torch.randn(2, 2, 2, 7, 4)
-    shared, twin = SharedCache(KV(keys, values)), DynamicCache()
+    shared, twin = SharedCache(KV(keys, values, 0)), DynamicCache()
     for layer in range(2):
         twin.update(keys[layer].expand(2, -1, -1, -1), values[layer].expand(2, -1, -1, -1), layer)
     with torch.set_grad_enabled(grad):
@@ -227,7 +227,7 @@ def test_the_cache_changes_as_a_dynamic_cache_does(names, grad):
 
 
 def test_a_single_sequence_becomes_a_batch():
-    cache = SharedCache(KV(*torch.randn(2, 2, 2, 3, 4)))
+    cache = SharedCache(KV(*torch.randn(2, 2, 2, 3, 4), 0))
     cache.update(*states(1, 2, 0), 0)
     keys, _ = cache.update(*states(3, 1, 1), 0)
     assert keys.shape == (3, 2, 6, 4)
@@ -236,7 +236,7 @@ def test_a_single_sequence_becomes_a_batch():
 
 def test_the_cache_is_differentiable():
     keys = torch.randn(1, 2, 3, 4, requires_grad=True)
-    cache = SharedCache(KV(keys, keys))
+    cache = SharedCache(KV(keys, keys, 0))
     total = sum(cache.update(*states(2, 1, seed), 0)[0].square().sum() for seed in range(3))
     (gradient,) = torch.autograd.grad(total, keys)
     torch.testing.assert_close(gradient, 3 * 2 * 2 * keys.detach())
