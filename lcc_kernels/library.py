@@ -30,7 +30,7 @@ def load_failure(path: Path) -> str | None:
         torch.ops.load_library(path)
     except OSError as error:
         return f"{path.name} does not load with torch {torch.__version__} ({error.__cause__ or error}); {REMEDY}"
-    found = torch.ops.lcc_kernels_cuda.abi()
-    if found != ABI:
-        return f"{path.name} has ABI {found} where this version needs {ABI}; {REMEDY}"
+    abi = torch.ops.lcc_kernels_cuda.abi()
+    if abi != ABI:
+        return f"{path.name} has ABI {abi} where this version needs {ABI}; {REMEDY}"
     return None

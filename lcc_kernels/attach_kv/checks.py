@@ -133,8 +133,8 @@ def check_values(a: Attachment) -> None:
     for name, scale in (("key_scale", a.key_scale), ("value_scale", a.value_scale)):
         if scale is not None:
             findings[f"{name} must be finite and > 0 everywhere"] = ~((scale > 0) & scale.isfinite()).all()
-    for message, found in zip(findings, torch.stack(list(findings.values())).tolist(), strict=True):
-        if found:
+    for message, failed in zip(findings, torch.stack(list(findings.values())).tolist(), strict=True):
+        if failed:
             raise ValueError(message)
 
 

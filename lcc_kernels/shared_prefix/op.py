@@ -79,8 +79,8 @@ def _check_shapes(inputs: dict[str, torch.Tensor]) -> None:
 def _check_alike(inputs: dict[str, torch.Tensor]) -> None:
     q = inputs["q"]
     if not q.is_floating_point() or any(x.dtype != q.dtype or x.device != q.device for x in inputs.values()):
-        found = {name: f"{x.dtype} on {x.device}" for name, x in inputs.items()}
-        raise ValueError(f"q and all keys and values must share a floating dtype and a device; got {found}")
+        given = {name: f"{x.dtype} on {x.device}" for name, x in inputs.items()}
+        raise ValueError(f"q and all keys and values must share a floating dtype and a device; got {given}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs.values()):
         raise ValueError(
             "shared_prefix_attention has no gradient: call it under torch.no_grad(), or train with "

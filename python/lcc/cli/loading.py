@@ -38,7 +38,7 @@ def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrained
     _check_source(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, loading = AutoModelForCausalLM.from_pretrained(
             source, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, attn_implementation="sdpa",
         )  # fmt: skip
@@ -46,7 +46,7 @@ def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrained
     except Exception as error:
         # What stands in a folder's files can raise nearly anything inside transformers, tokenizers and safetensors.
         raise InputError(f"cannot load the model {source}: {_reason(error)}") from error
-    _check_weights(source, found)
+    _check_weights(source, loading)
     if place is None:
         return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
     return place(model).eval(), tokenizer
@@ -80,13 +80,13 @@ def _reason(error: Exception) -> str:
     return f"{named}{said.rstrip('.')}; its files are damaged, or this version of transformers does not know them"
 
 
-def _check_weights(source: str, found: Mapping[str, Any]) -> None:
+def _check_weights(source: str, loading: Mapping[str, Any]) -> None:
     """Refuse a model whose weights are not those of its files."""
     wrong = {
-        "lacks weights": sorted(found["missing_keys"]),
-        "has weights that the architecture does not know": sorted(found["unexpected_keys"]),
-        "has weights of other shapes than its config says": sorted(key for key, *_ in found["mismatched_keys"]),
-        "has weights that cannot be read": list(found["error_msgs"]),
+        "lacks weights": sorted(loading["missing_keys"]),
+        "has weights that the architecture does not know": sorted(loading["unexpected_keys"]),
+        "has weights of other shapes than its config says": sorted(key for key, *_ in loading["mismatched_keys"]),
+        "has weights that cannot be read": list(loading["error_msgs"]),
     }
     for what, names in wrong.items():
         if names:

@@ -176,9 +176,9 @@ def _plain(doc: fiction.Document, rng: random.Random, count: int) -> list[Exerci
 
 def _look_up(lookups: list[Lookup], rng: random.Random) -> list[Exercise]:
     """Look up, and ask to look up."""
-    found = [Exercise(((lookup.text, " ".join(lookup.values)),), "lookup") for lookup in lookups]
+    exercises = [Exercise(((lookup.text, " ".join(lookup.values)),), "lookup") for lookup in lookups]
     asked = [_ask(lookup.text) for lookup in sample_up_to(rng, lookups, 3)]
-    return found + asked
+    return exercises + asked
 
 
 def _snippet(text: str, rng: random.Random) -> Exercise:

@@ -65,9 +65,9 @@ def step_loss(model: LlamaForCausalLM, batch: Batch, end: int) -> tuple[torch.Te
     right, kinds, content = logits.argmax(-1) == labels, batch.kinds[chosen], labels != end
     accuracy = {}
     for index, kind in enumerate(KINDS):
-        mine = right[(kinds == index) & content]
-        if len(mine):
-            accuracy[kind] = mine.float().mean().item()
+        of_kind = right[(kinds == index) & content]
+        if len(of_kind):
+            accuracy[kind] = of_kind.float().mean().item()
     return loss, accuracy
 
 
@@ -154,10 +154,10 @@ def train_step(
     total = 0.0
     accuracy: dict[str, float] = {}
     for group in groups:
-        loss, found = step_loss(model, packer.pack(group.lessons), packer.tokenizer.eos_token_id)
+        loss, of_group = step_loss(model, packer.pack(group.lessons), packer.tokenizer.eos_token_id)
         (group.weight * loss).backward()
         total += group.weight * loss.item()
-        accuracy = found | accuracy
+        accuracy = of_group | accuracy
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer, rate in zip(optimizers, (MUON_LR, ADAMW_LR), strict=True):
         optimizer.param_groups[0]["lr"] = rate * scale

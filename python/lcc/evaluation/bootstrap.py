@@ -26,8 +26,8 @@ def resample(groups: Sequence[str], draws: int = DRAWS, seed: int = 0) -> np.nda
     drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     counts = np.zeros((draws, len(groups)), dtype=np.int64)
     for index in range(len(names)):
-        mine = np.flatnonzero(members == index)
-        counts[:, mine] = rng.multinomial(drawn[:, index] * len(mine), np.full(len(mine), 1 / len(mine)))
+        places = np.flatnonzero(members == index)
+        counts[:, places] = rng.multinomial(drawn[:, index] * len(places), np.full(len(places), 1 / len(places)))
     return counts
 
 

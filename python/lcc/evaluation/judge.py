@@ -165,9 +165,9 @@ def _case(example: Example, answer: str) -> str:
 
 def _parse_verdict(reply: str) -> Verdict:
     """The score and the reason in a judge's reply, bare or inside other text."""
-    found = re.search(r"\{.*\}", reply, re.DOTALL)
+    match = re.search(r"\{.*\}", reply, re.DOTALL)
     try:
-        fields = parse_json(found[0] if found else reply)
+        fields = parse_json(match[0] if match else reply)
         score, reason = float(fields["score"]), str(fields.get("reason", ""))
     except (ValueError, LookupError, TypeError):
         raise RetryError(f"no score in the reply {reply[:200]!r}") from None

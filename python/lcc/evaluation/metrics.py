@@ -92,7 +92,7 @@ def _rouge_scorer() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=True)
 
 
-def _f1(found: list[str], wanted: list[str]) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    return 2 * (Counter(found) & Counter(wanted)).total() / (len(found) + len(wanted))
+def _f1(words: list[str], wanted: list[str]) -> float:
+    if not words or not wanted:
+        return float(words == wanted)
+    return 2 * (Counter(words) & Counter(wanted)).total() / (len(words) + len(wanted))

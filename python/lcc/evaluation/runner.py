@@ -156,16 +156,16 @@ def _answers(
             waiting[example.context].append(example)
     reporter.count(method.name, sum(key in rows for key in examples), len(examples))
     for context, asked in waiting.items():
-        found = method.answer(context, asked)
+        answers = method.answer(context, asked)
         added = [
             {
                 "key": example.key,
                 "prediction": text,
-                "trained_on": example.question in found.trained_on,
-                "kv_bytes": found.kv_bytes,
-                "seconds": found.seconds,
+                "trained_on": example.question in answers.trained_on,
+                "kv_bytes": answers.kv_bytes,
+                "seconds": answers.seconds,
             }
-            for example, text in zip(asked, found.texts, strict=True)
+            for example, text in zip(asked, answers.texts, strict=True)
         ]
         store.append(added)
         rows.update((row["key"], row) for row in added)

@@ -64,7 +64,7 @@ def summarize(results: Sequence[Result], bound: str = "full_text", seed: int = 0
     general = [result for result in results if result.general]
     for task in dict.fromkeys(result.task for result in general):
         groups.append((task, [result for result in general if result.task == task]))
-    return [line for task, mine in groups for line in _lines(task, mine, bound, seed)]
+    return [line for task, answered in groups for line in _lines(task, answered, bound, seed)]
 
 
 def _lines(task: str, results: Sequence[Result], bound: str, seed: int) -> list[Line]:
@@ -74,28 +74,28 @@ def _lines(task: str, results: Sequence[Result], bound: str, seed: int) -> list[
         by_method.setdefault(result.method, []).append(result)
     first = next(iter(by_method.values()))
     counts = resample([result.context for result in first], seed=seed)
-    drawn = {name: means(counts, [result.score for result in mine]) for name, mine in by_method.items()}
+    drawn = {name: means(counts, [result.score for result in answered]) for name, answered in by_method.items()}
     lines = []
-    for name, mine in by_method.items():
-        score, full = _score(mine), _score(by_method[bound]) if bound in by_method else 0.0
-        other = [result for result in mine if not result.trained_on]
+    for name, answered in by_method.items():
+        score, full = _score(answered), _score(by_method[bound]) if bound in by_method else 0.0
+        other = [result for result in answered if not result.trained_on]
         with np.errstate(divide="ignore", invalid="ignore"):
             kept = drawn[name] / drawn[bound] if full else np.empty(0)
-        per_context = {result.context: result for result in mine}.values()
+        per_context = {result.context: result for result in answered}.values()
         lines.append(
             Line(
                 task=task,
                 method=name,
-                general=mine[0].general,
-                questions=len(mine),
+                general=answered[0].general,
+                questions=len(answered),
                 contexts=len(per_context),
                 score=score,
                 interval=interval(drawn[name]),
-                metrics={metric: statistics.fmean(r.scores[metric] for r in mine) for metric in mine[0].scores},
+                metrics={metric: statistics.fmean(r.scores[metric] for r in answered) for metric in answered[0].scores},
                 kept=score / full if full else None,
                 kept_interval=interval(kept),
                 difference=interval(drawn[name] - drawn[bound]) if bound in drawn else None,
-                agreement={other_name: _agreement(mine, theirs) for other_name, theirs in by_method.items()},
+                agreement={other_name: _agreement(answered, theirs) for other_name, theirs in by_method.items()},
                 other_wordings=_score(other) if other else None,
                 other_wordings_count=len(other),
                 kv_bytes=statistics.median(result.kv_bytes for result in per_context),

@@ -128,9 +128,9 @@ def _check_tensors(model: PreTrainedModel, memory: Memory, tensors: Sequence[tor
     layers, heads, _, width = memory.kv.keys.shape
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(tensors) != 2 * layers or any((shape[1], shape[3]) != (heads, width) for shape in shapes):
-        found = sorted({(len(tensors) // 2, shape[1], shape[3]) for shape in shapes})
+        cached = sorted({(len(tensors) // 2, shape[1], shape[3]) for shape in shapes})
         raise MismatchError(
-            f"the cache's (layers, kv_heads, head_dim) are {found} but the memory's {(layers, heads, width)}"
+            f"the cache's (layers, kv_heads, head_dim) are {cached} but the memory's {(layers, heads, width)}"
         )
     if len(shapes) > 1:
         raise InputError(f"the cache's layers have different shapes, {sorted(shapes)}: allocate all of them alike")

@@ -36,8 +36,8 @@ def quantized_output(path: Path, memory: Memory, inputs: Iterable[Path] = (), fo
     """The file that a quantised ``memory`` goes to: it replaces quantised memories of the same text."""
 
     def quantized_one(path: Path) -> None:
-        found = Memory.load(path)
-        if found.source_sha256 != memory.source_sha256 or not found.quantized:
+        stored = Memory.load(path)
+        if stored.source_sha256 != memory.source_sha256 or not stored.quantized:
             raise MismatchError(f"{path} is there already, and is no quantised memory of the same text")
 
     return Output(path, tuple(inputs), force, quantized_one)

@@ -109,8 +109,8 @@ def cache_error(probed: Probed) -> torch.Tensor:
     layers, heads, width = kv_shape(probed.model.config)
     for states in (probed.encoded.keys, probed.encoded.values):
         if states.shape != (layers, heads, ENCODED, width):
-            found = tuple(states.shape[index] for index in (0, 1, 3))
-            raise ValueError(f"layers, heads and widths are {found}, not {(layers, heads, width)}")
+            shape = tuple(states.shape[index] for index in (0, 1, 3))
+            raise ValueError(f"layers, heads and widths are {shape}, not {(layers, heads, width)}")
     return torch.zeros(1, ENCODED)
 
 
@@ -180,11 +180,11 @@ def packed_error(probed: Probed) -> torch.Tensor:
     rows = [row(0)] * (model.config.num_hidden_layers - 1) + [row(TEXT, read)]
     packed = PackedDecoder(model)
     try:
-        found = packed(embeddings, positions.to(model.device), rows)[0, read]
+        states = packed(embeddings, positions.to(model.device), rows)[0, read]
     finally:
         packed.remove()
     expected = torch.cat(probed.segment_states(probed.visible))
-    return _shares(found - expected, torch.cat(probed.segment_states(probed.other)) - expected)[None]
+    return _shares(states - expected, torch.cat(probed.segment_states(probed.other)) - expected)[None]
 
 
 def sharing_error(probed: Probed) -> torch.Tensor:
@@ -199,11 +199,11 @@ def sharing_error(probed: Probed) -> torch.Tensor:
     with attending(model, SHARED_PREFIX):
         cache = SharedCache(probed.visible).follow(model)
         run = decoder(model)(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
-    found = torch.cat((run.last_hidden_state[0], run.last_hidden_state[1, padding:]))
+    shared = torch.cat((run.last_hidden_state[0], run.last_hidden_state[1, padding:]))
     expected, other = (
         torch.cat((states[0], states[-1])) for states in map(probed.segment_states, (probed.visible, probed.other))
     )
-    return _shares(found - expected, other - expected)[None]
+    return _shares(shared - expected, other - expected)[None]
 
 
 def _rest_error(probed: Probed, past: KV, start: int = 0) -> torch.Tensor:

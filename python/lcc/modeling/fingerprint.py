@@ -45,12 +45,12 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         InputError: what ``plain_model`` refuses; weights that cannot be read.
     """
     model = plain_model(model)
-    found = {
+    digests = {
         "model_config": _hash(json.dumps(computed_config(model.config), sort_keys=True, default=str)),
         "model_weights": weights_digest(model),
         DTYPE: str(model.dtype).removeprefix("torch."),
     }
-    return found if tokenizer is None else found | tokenizer_fingerprint(tokenizer)
+    return digests if tokenizer is None else digests | tokenizer_fingerprint(tokenizer)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
@@ -71,20 +71,20 @@ def differing(one: dict[str, str], other: dict[str, str]) -> list[str]:
     return [name for name in sorted(one | other) if name != DTYPE and one.get(name) != other.get(name)]
 
 
-def require_same(recorded: dict[str, str], found: dict[str, str]) -> None:
+def require_same(recorded: dict[str, str], given: dict[str, str]) -> None:
     """Refuse a model and tokenizer, or one of both, other than those whose fingerprint a memory recorded.
 
     Args:
-        found: of the model, the tokenizer or both.
+        given: of the model, the tokenizer or both.
 
     Raises:
         MismatchError: naming the fields that differ, and the dtype to load the model in if that may be why.
     """
-    other = differing({name: recorded[name] for name in recorded.keys() & found.keys()}, found)
+    other = differing({name: recorded[name] for name in recorded.keys() & given.keys()}, given)
     if not other:
         return
     remedy = "load the one it was compiled for, or compile the text again"
-    was, now = recorded.get(DTYPE), found.get(DTYPE)
+    was, now = recorded.get(DTYPE), given.get(DTYPE)
     if "model_weights" in other and was and now and was != now:
         remedy = (
             f"the weights are {now} here and were {was} when the memory was compiled: load the model with "

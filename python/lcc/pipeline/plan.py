@@ -228,14 +228,14 @@ def _plan(
     )
 
 
-def _expected(context: Context, settings: CompileSettings, samples: int, found: Probe) -> Geometry:
-    return geometry(context, settings, samples, round(found.query_tokens), max(1, round(found.response_tokens)))
+def _expected(context: Context, settings: CompileSettings, samples: int, measured: Probe) -> Geometry:
+    return geometry(context, settings, samples, round(measured.query_tokens), max(1, round(measured.response_tokens)))
 
 
 def _flops(
-    model: PreTrainedModel, context: Context, settings: CompileSettings, samples: int, found: Probe
+    model: PreTrainedModel, context: Context, settings: CompileSettings, samples: int, measured: Probe
 ) -> StepFlops:
-    step = _expected(context, settings, samples, found)
+    step = _expected(context, settings, samples, measured)
     lengths = len(context.prefix_ids), len(context.context_ids), context.buffer
     return step_flops(model, *lengths, step.segments, step.supervised, settings)
 

@@ -64,18 +64,18 @@ def aggregate_questions(doc: Document, rng: random.Random) -> list[Question]:
     told: dict[str, list[str]] = {}
     for fact in doc.facts:
         told.setdefault(fact.attribute, []).append(fact.value)
-    found = [_count(PEOPLE, dict.fromkeys(fact.name for fact in doc.facts))]
-    found += [_count(TOLD.format(attribute), values) for attribute, values in sorted(told.items())]
+    questions = [_count(PEOPLE, dict.fromkeys(fact.name for fact in doc.facts))]
+    questions += [_count(TOLD.format(attribute), values) for attribute, values in sorted(told.items())]
     ages = _ages(doc)
     values = sorted(ages.values())
     if len(values) > 1:
         limit = rng.choice(range(30, 70, 10))
-        found.append(_count(ABOVE.format(limit), [str(age) for age in ages.values() if age > limit]))
+        questions.append(_count(ABOVE.format(limit), [str(age) for age in ages.values() if age > limit]))
     if len(values) > 1 and values[-1] > values[-2]:
-        found.append(Question(OLDEST, f"{values[-1]}: {max(ages, key=ages.__getitem__)}"))
+        questions.append(Question(OLDEST, f"{values[-1]}: {max(ages, key=ages.__getitem__)}"))
     if len(values) > 1 and values[0] < values[1]:
-        found.append(Question(YOUNGEST, f"{values[0]}: {min(ages, key=ages.__getitem__)}"))
-    return found
+        questions.append(Question(YOUNGEST, f"{values[0]}: {min(ages, key=ages.__getitem__)}"))
+    return questions
 
 
 def _count(question: str, counted: Collection[str]) -> Question:

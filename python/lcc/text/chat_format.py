@@ -209,9 +209,9 @@ def _end_of_turn(
         closing: ids that the template writes behind the last response of a chat.
         next_turn: ids between a response and the user's next message; its last control token may open that message.
     """
-    found = [token for token in closing if token in control]
-    found = found or [token for token in next_turn if token in control][:-1]
-    found = [token for token in found if token != tokenizer.bos_token_id] or [tokenizer.eos_token_id]
-    if found[0] is None:
+    ends = [token for token in closing if token in control]
+    ends = ends or [token for token in next_turn if token in control][:-1]
+    ends = [token for token in ends if token != tokenizer.bos_token_id] or [tokenizer.eos_token_id]
+    if ends[0] is None:
         raise InputError("neither the chat template nor the tokenizer has a token that ends a response: set eos_token")
-    return found[0]
+    return ends[0]

@@ -95,15 +95,15 @@ def check_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
     if not 0.9 * rows <= len(tokenizer) <= rows:
         raise InputError(f"the tokenizer has {len(tokenizer)} tokens but the model embeds {rows}: not the model's own")
     for name in ("bos_token_id", "eos_token_id"):
-        found, expected = getattr(tokenizer, name), _token_ids(model, name)
-        if found is not None and expected and found not in expected:
-            raise InputError(f"the tokenizer's {name} is {found} but the model's is {expected}: not the model's own")
+        own, expected = getattr(tokenizer, name), _token_ids(model, name)
+        if own is not None and expected and own not in expected:
+            raise InputError(f"the tokenizer's {name} is {own} but the model's is {expected}: not the model's own")
 
 
 def _token_ids(model: PreTrainedModel, name: str) -> list[int]:
     """The ids that the model's config and generation config give for ``name``."""
-    found: list[int] = []
+    ids: list[int] = []
     for config in (model.config, model.generation_config):
         value = getattr(config, name, None)
-        found += value if isinstance(value, list) else [] if value is None else [value]
-    return found
+        ids += value if isinstance(value, list) else [] if value is None else [value]
+    return ids

@@ -26,9 +26,9 @@ def template_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if backend is None:
         return list(tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids)
     if not backend.encode_special_tokens:
-        found = backend.encode(text, add_special_tokens=False)
-        if not found.overflowing and all(found.attention_mask):
-            return found.ids
+        encoding = backend.encode(text, add_special_tokens=False)
+        if not encoding.overflowing and all(encoding.attention_mask):
+            return encoding.ids
     return _private(backend.to_str()).encode(text, add_special_tokens=False).ids
 
 

@@ -72,11 +72,11 @@ class Ranks:
 
     def least(self, value: int | None) -> int | None:
         """The least of all ranks' values; None if any has none."""
-        found: list[int | None] = [value] * self.count
+        values: list[int | None] = [value] * self.count
         if self.count > 1:
-            dist.all_gather_object(found, value)
-        known = [each for each in found if each is not None]
-        return min(known) if len(known) == len(found) else None
+            dist.all_gather_object(values, value)
+        known = [one for one in values if one is not None]
+        return min(known) if len(known) == len(values) else None
 
     def require_same(self, value: dict[str, Any]) -> None:
         """Check that every rank was asked for the same.
@@ -85,11 +85,11 @@ class Ranks:
             MismatchError: naming what differs from rank 0.
         """
         first = self.first(value)
-        mine = [name for name in value if first.get(name) != value[name]]
-        found: list[Any] = [mine] * self.count
+        own = [name for name in value if first.get(name) != value[name]]
+        gathered: list[Any] = [own] * self.count
         if self.count > 1:
-            dist.all_gather_object(found, mine)
-        differing = sorted({name for names in found for name in names})
+            dist.all_gather_object(gathered, own)
+        differing = sorted({name for names in gathered for name in names})
         if differing:
             raise MismatchError(f"the processes compile different things ({', '.join(differing)}): give all the same")
 

@@ -33,10 +33,10 @@ def load_rows(source: str, split: str = "train", config: str | None = None) -> l
         raise InputError(f"{source} is no file; to read it as a dataset, pip install datasets") from None
     try:
         if path.is_dir():
-            found = datasets.load_from_disk(source)
+            loaded = datasets.load_from_disk(source)
         else:
-            found = datasets.load_dataset(source, config, split=split, trust_remote_code=False)
-        return list(found[split] if isinstance(found, datasets.DatasetDict) else found)
+            loaded = datasets.load_dataset(source, config, split=split, trust_remote_code=False)
+        return list(loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded)
     except Exception as error:
         # The library raises errors of many kinds, its own and those of the formats that it reads.
         raise InputError(f"cannot read the {split} split of the dataset {source}: {first_line(error)}") from error

@@ -40,7 +40,7 @@ class RowStore:
             return
         try:
             header, *self.rows = map(parse_json, whole.splitlines())
-            found = dict(header["identity"])
+            stored = dict(header["identity"])
             for number, row in enumerate(self.rows, 2):
                 if dict(row).keys() != columns.keys():
                     raise ValueError(f"line {number} has not the columns {', '.join(columns)}")
@@ -48,7 +48,7 @@ class RowStore:
                     check(f"{name} of line {number}", row[name], kind)
         except (ValueError, KeyError, TypeError) as error:
             raise MemoryFileError(f"{path} is damaged ({error}): delete it or name another folder") from error
-        differing = [name for name in sorted({*identity, *found}) if identity.get(name) != found.get(name)]
+        differing = [name for name in sorted({*identity, *stored}) if identity.get(name) != stored.get(name)]
         if differing:
             raise MismatchError(
                 f"{path} holds results that differ in {', '.join(differing)}: name another folder, or delete it"

@@ -13,7 +13,7 @@ ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u
 
 def plain(text: object) -> str:
     """``text`` on one line, with what would act on a terminal written out: an escape is ``\\x1b``."""
-    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    return ACTING.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def shown(text: object) -> str:
@@ -23,7 +23,7 @@ def shown(text: object) -> str:
 
 def shown_lines(text: str) -> str:
     """``shown``, but line breaks and tabs stay what they are."""
-    return re.sub("[^\n\t]+", lambda found: shown(found[0]), text)
+    return re.sub("[^\n\t]+", lambda match: shown(match[0]), text)
 
 
 def first_line(error: BaseException) -> str:

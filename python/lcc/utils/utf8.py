@@ -81,9 +81,9 @@ def check_text(text: str, name: str) -> str:
     Raises:
         InputError: it holds bytes that are not UTF-8, or halves of characters, which Python keeps as surrogates.
     """
-    if found := SURROGATE.search(text):
+    if surrogate := SURROGATE.search(text):
         raise InputError(
-            f"{name} is not UTF-8 text (character {found.start() + 1} is {found[0]!r}): convert it, as with "
+            f"{name} is not UTF-8 text (character {surrogate.start() + 1} is {surrogate[0]!r}): convert it, as with "
             "iconv -f LATIN1 -t UTF-8"
         )
     return text.lstrip(MARK)
