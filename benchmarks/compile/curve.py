@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from benchmarks.common.data import synthetic_data
 from benchmarks.common.environment import describe
 from benchmarks.common.sweep import Sweep
-from lcc.cli.demo import SEED_OFFSET
 from lcc.compilers.lora import LoraCompiler
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData, Sample
@@ -38,6 +37,7 @@ from lcc.pipeline.identity import Identity
 from lcc.pipeline.settings import make_settings
 from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.people import Document, Question, document
+from lcc.synthetic.seeds import DEMO
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ class Exam:
 
     @classmethod
     def of(cls, model, context: Context, text_kv: KV, doc: Document, seed: int) -> Exam:
-        general = general_exam(random.Random(SEED_OFFSET + seed), GENERAL_QUERIES, load_queries())
+        general = general_exam(random.Random(DEMO + seed), GENERAL_QUERIES, load_queries())
         beside = _answered(model, context, text_kv, general)
         about = _answered(model, context, text_kv, doc.questions())
         return cls(beside.train, beside.reconstruction, about.train, tuple(doc.questions()))
@@ -100,7 +100,7 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     """One row: a run of one document, graded along the way."""
     recipe, overrides = RUNS[run]
     settings = make_settings(recipe, seed=seed, patience=0, **overrides)
-    doc = document(random.Random(SEED_OFFSET + number), PEOPLE, ATTRIBUTES)
+    doc = document(random.Random(DEMO + number), PEOPLE, ATTRIBUTES)
     context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
     queries = load_queries()
     compiler = LoraCompiler()

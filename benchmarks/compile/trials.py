@@ -23,13 +23,13 @@ from benchmarks.common.results_file import Row
 from benchmarks.common.sweep import Sweep
 from benchmarks.compile import curve
 from benchmarks.compile.curve import Exam, climb
-from lcc.cli.demo import SEED_OFFSET
 from lcc.compilers.lora import LoraCompiler
 from lcc.data.samples import DistillationData, Sample
 from lcc.embedded_model import load_embedded
 from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings, make_settings
 from lcc.synthetic.people import document
+from lcc.synthetic.seeds import DEMO
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.loss import held_out_kl
@@ -157,7 +157,7 @@ class WatchedExam(Exam):
 @torch.no_grad()
 def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, DistillationData, WatchedExam]:
     """A document's samples and exam, the same for all trials."""
-    doc = document(random.Random(SEED_OFFSET + number), curve.PEOPLE, curve.ATTRIBUTES)
+    doc = document(random.Random(DEMO + number), curve.PEOPLE, curve.ATTRIBUTES)
     context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
     torch.manual_seed(settings.seed)
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:

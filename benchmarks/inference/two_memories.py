@@ -22,13 +22,14 @@ import torch
 import lcc
 from benchmarks.common.environment import describe
 from benchmarks.common.results_file import write_rows
-from lcc.cli.demo import SEED_OFFSET, demo_document
+from lcc.cli.demo import demo_document
 from lcc.embedded_model import load_embedded
 from lcc.inference.asking import ask_text
 from lcc.modeling.prefill import prefill
 from lcc.modeling.shared_cache import SharedCache
 from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.people import UNKNOWN, Document
+from lcc.synthetic.seeds import DEMO
 from lcc.text.chat_format import ChatFormat
 
 GENERAL = 60
@@ -87,7 +88,7 @@ def order_rows(
             answers = ask_one(model, tokenizer, stacks[1 + shown], shown, texts)
             rows.append(_row(reader, index, place, document, answers))
         rows.append(_row(reader, index, BESIDE, document, ask_beside(model, tokenizer, stacks[1], texts)))
-    exam = general_exam(random.Random(SEED_OFFSET), GENERAL)
+    exam = general_exam(random.Random(DEMO), GENERAL)
     texts = [query.text for query in exam]
     for place, answers in (
         ("alone", lcc.ask(model, tokenizer, memories[:1], texts, 16)),

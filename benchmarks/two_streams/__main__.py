@@ -20,12 +20,12 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.common.environment import describe
 from benchmarks.common.sweep import Sweep
-from lcc.cli.demo import SEED_OFFSET
 from lcc.embedded_model import load_embedded
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.inference.reader import prefill_chat
 from lcc.synthetic.exam import general_exam
 from lcc.synthetic.people import Fact, document
+from lcc.synthetic.seeds import DEMO
 from lcc.text.chat_format import ChatFormat
 from lcc.text.queries import load_queries
 
@@ -72,7 +72,7 @@ class Subject:
 
     def measure(self, run: str, streams: Streams | None, number: int) -> dict[str, Any]:
         """A row: what the reader ``run`` of a document can do; ``streams`` are those of a memory."""
-        doc = document(random.Random(SEED_OFFSET + number), PEOPLE, ATTRIBUTES)
+        doc = document(random.Random(DEMO + number), PEOPLE, ATTRIBUTES)
         chat = ChatFormat.of(self.tokenizer)
         text, prefix = prefill_chat(self.model, chat, doc.text), prefill_chat(self.model, chat, "")
         began, compiled = time.monotonic(), None
@@ -82,7 +82,7 @@ class Subject:
         seconds = time.monotonic() - began
         visible = compiled.visible if compiled else text if run == FULL_TEXT else prefix
         asked = compiled.asked if compiled else frozenset()
-        general = general_exam(random.Random(SEED_OFFSET + number), GENERAL_QUERIES, load_queries())
+        general = general_exam(random.Random(DEMO + number), GENERAL_QUERIES, load_queries())
         row = {"model": self.name, "run": run, "document": number, **self.details, **self._size()}
         row |= {"text tokens": len(text) - len(prefix), "seen tokens": len(visible) - len(prefix)}
         row |= {"scores": Probe(self.model, chat, doc, visible).measure(general, asked)}
