@@ -25,6 +25,7 @@ from benchmarks.common.results_file import write_rows
 from lcc.cli.demo import demo_document
 from lcc.embedded_model import load_embedded
 from lcc.inference.asking import ask_text
+from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill
 from lcc.modeling.shared_cache import SharedCache
 from lcc.synthetic.exam import general_exam, score
@@ -114,10 +115,11 @@ def ask_one(model, tokenizer, stack: Stack, shown: int, texts: list[str]) -> lis
 @torch.no_grad()
 def ask_beside(model, tokenizer, stack: Stack, texts: list[str]) -> list[str]:
     """Answers over memories that share positions: each ends right before the query, as when it was compiled."""
-    kv = prefill(model, stack[0].prefix_ids)
-    end = len(kv) + max(memory.buffer_tokens for memory in stack)
-    for memory in stack:
-        kv = memory.kv.rotated(model, end - memory.buffer_tokens).after(kv)
+    prefix = prefill(model, stack[0].prefix_ids)
+    end = len(prefix) + max(memory.buffer_tokens for memory in stack)
+    parts = [prefix, *(memory.kv.rotated(model, end - memory.buffer_tokens) for memory in stack)]
+    keys, values = (torch.cat([getattr(part, name) for part in parts], 2) for name in ("keys", "values"))
+    kv = KV(keys, values, prefix.start)
     inputs = lcc.prompt(model, tokenizer, stack, texts)
     inputs["position_ids"] = inputs["attention_mask"].cumsum(-1) - 1 + end - len(kv)
     return _generate(model, tokenizer, SharedCache(kv), inputs)
