@@ -26,7 +26,7 @@ class EvenTokens(lcc.BaseCompiler):
         # A memory holds keys without rotation: a reader rotates them to the positions where it attaches them.
         text = read.unrotated(model)
         places = [(2 * index + 1) * tokens // (2 * count) for index in range(count)]
-        return lcc.Compiled(lcc.KVPayload(lcc.KV(text.keys[:, :, places], text.values[:, :, places])))
+        return lcc.Compiled(lcc.KVPayload(text.select(places)))
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ class DemoReport:
     time_to_first_token: dict[str, float]
     compile_seconds: float
     steps: int
-    held_out_kl: float
+    held_out_kl: float | None
     self_questions: int
     unseen_wordings: int
     rows: list[Row]
@@ -114,7 +114,7 @@ def run_demo(
         time_to_first_token=_first_token_seconds(model, tokenizer, doc.text, memory, questions[0]),
         compile_seconds=seconds,
         steps=int(memory.curve[-1]["step"]) if memory.curve else 0,
-        held_out_kl=min((point["held_out_kl"] for point in memory.curve), default=float("nan")),
+        held_out_kl=min((point["held_out_kl"] for point in memory.curve), default=None),
         self_questions=len(asked),
         unseen_wordings=len(unseen),
         rows=rows,

@@ -14,6 +14,7 @@ import typer
 from ..compilers.registry import DEFAULT
 from ..errors import InputError
 from ..pipeline.settings import AUTO, known_settings, require_setting
+from ..utils.safe_json import finite_json
 from ..utils.values import parse
 
 ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
@@ -83,5 +84,5 @@ def parse_settings(
 
 def print_json(value: dict) -> None:
     """Write ``value`` to stdout."""
-    json.dump(value, sys.stdout, indent=2)
+    json.dump(finite_json(value), sys.stdout, indent=2)
     sys.stdout.write("\n")

@@ -37,7 +37,7 @@ def show_demo(report: DemoReport) -> None:
     terminal.print(_scores(report))
     terminal.print(
         f"{report.text_tokens} tokens of text became {report.buffer_tokens} buffer tokens in "
-        f"{report.compile_seconds:.0f} s ({report.steps} steps, held-out KL {report.held_out_kl:.4f} nats a token). "
+        f"{report.compile_seconds:.0f} s ({report.steps} steps, held-out KL {_nats(report.held_out_kl)} nats a token). "
         f"{report.unseen_wordings} of {len(report.rows)} questions did not occur among the {report.self_questions} "
         "that compile asked itself."
     )

@@ -31,7 +31,8 @@ class CompileTask:
         model: frozen, in eval mode, private to this compilation. Leave it as it came.
         context: the text's tokens, the chat around it, and K, the number of buffer tokens.
         settings: the compiler's own ``Settings``.
-        data: makes the distillation data at the first call, or finds it. A compiler without need of it never calls it.
+        data: the distillation data, made or found at the first call. The certificate then asks nothing that is trained
+            on, and measures what is held out. A compiler without need of data never calls it.
         seed: torch is seeded with it already.
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
@@ -55,14 +56,12 @@ class Compiled:
     """What a compiler returns.
 
     Attributes:
-        payload: K and V of the buffer tokens, keys unrotated: ``KVPayload(kv)``.
+        payload: K and V of at most K buffer tokens, float, keys unrotated: ``KVPayload(kv)``.
         curve: measurements: ``step``, ``loss``, ``held_out_kl`` and ``seconds``.
-        data: the distillation data that was used. Its held-out part is measured in the certificate.
     """
 
     payload: Payload
     curve: tuple[dict[str, float], ...] = ()
-    data: DistillationData | None = None
 
 
 class Compiler(Protocol):
@@ -129,9 +128,8 @@ class TrainedCompiler(BaseCompiler):
             self.trainable(task.model, task.context, task.settings, task.seed) as memory,
             autocast(task.model, task.execution),
         ):
-            data = task.data()
             kv, curve = train(
-                memory, data, task.training, task.execution, task.seed, task.reporter, task.checkpoint,
+                memory, task.data(), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
                 task.checkpoint_every, task.ranks,
             )  # fmt: skip
-        return Compiled(KVPayload(kv), tuple(curve), data)
+        return Compiled(KVPayload(kv), tuple(curve))

@@ -31,7 +31,7 @@ def parse_memory(
         MemoryFileError: a part is missing; a tensor, a payload or a required field is not known here.
     """
     kind = metadata.get("payload", KVPayload.kind)
-    unknown = [name for name in _names(path, metadata.get("requires", [])) if name not in METADATA]
+    unknown = [name for name in _names(path, metadata.get("requires", [])) if name not in (*METADATA, *_FOR_READERS)]
     if not isinstance(kind, str) or kind not in PAYLOADS:
         unknown.append(f"payload {quoted(kind)}")
     if unknown:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import InputError
 from ..modeling.kv import KV
+from ..utils.values import quoted
 
 FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 QUANTIZED = (torch.int8, torch.float8_e4m3fn)
@@ -67,6 +68,8 @@ class KVPayload:
         """
         rest = dict(tensors)
         kv = KV(rest.pop("keys"), rest.pop("values"))
+        if unknown := rest.keys() - {"key_scale", "value_scale"}:
+            raise TypeError(f"the tensors {', '.join(map(quoted, sorted(unknown)))}")
         return cls(kv, **rest)
 
     def tensors(self) -> dict[str, torch.Tensor]:

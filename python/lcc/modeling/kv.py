@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,6 +60,16 @@ class KV:
         skipped = len(self) - tokens
         start = None if self.start is None else self.start + skipped
         return KV(self.keys[:, :, skipped:], self.values[:, :, skipped:], start)
+
+    def select(self, places: Sequence[int]) -> KV:
+        """The tokens at ``places``, one behind the other.
+
+        Raises:
+            ValueError: the keys are rotated: tokens that stood apart would stand at positions of their own.
+        """
+        if self.start is not None:
+            raise ValueError("the keys are rotated: call unrotated first")
+        return KV(self.keys[:, :, list(places)], self.values[:, :, list(places)])
 
     def after(self, other: KV) -> KV:
         """``other``'s tokens, then these.

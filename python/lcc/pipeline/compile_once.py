@@ -8,7 +8,9 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers.base import Compiled, CompileTask
+from ..compilers.registry import record
 from ..data.cache import DataCache
+from ..data.samples import DistillationData
 from ..errors import InputError
 from ..evaluation.certificate import measure, read_questions
 from ..memory.memory import Memory
@@ -23,8 +25,9 @@ from ..training.checkpoint import Checkpoint
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
 from ..utils.resumable import begun_on
-from .distillation import distillation_data
-from .identity import Identity
+from .compiler_checks import check_compiled
+from .distillation import DataOnDemand, distillation_data
+from .identity import Identity, require_own
 from .options import CompileOptions, Run
 
 
@@ -63,16 +66,18 @@ def compile_once(
     digests = fingerprint(model, tokenizer)
     identity = Identity.of(settings, options.compiler, context, digests, options.queries)
     ranks.require_same(identity.compilation)
-    task = _task(model, context, options, run, identity, reporter)
+    if folder is not None and not run.restart:
+        ranks.from_main(lambda: require_own(folder, identity))
+    task, data = _task(model, context, options, run, identity, reporter)
     with seeded(model.device, settings.seed):
-        compiled = options.compiler.compile(task)
-    memory = _memory(model, context, compiled, options, digests)
+        compiled = check_compiled(options.compiler.compile(task), options.compiler, model, context, digests)
+    memory = _memory(model, context, compiled, data.made, options, digests)
     if not options.certify:
         return memory
 
     def certificate() -> dict[str, Any]:
         return measure(
-            model, tokenizer, text, memory, compiled.data, data_settings, settings.seed, options.queries, questions,
+            model, tokenizer, text, memory, data.made, data_settings, settings.seed, options.queries, questions,
             reporter.count,
         )  # fmt: skip
 
@@ -81,7 +86,7 @@ def compile_once(
 
 def _task(
     model: PreTrainedModel, context: Context, options: CompileOptions, run: Run, identity: Identity, reporter: Reporter
-) -> CompileTask:
+) -> tuple[CompileTask, DataOnDemand]:
     settings, ranks, date = options.settings, run.ranks, context.chat.date
     checkpoint = cache = None
     if run.checkpoint is not None:
@@ -89,29 +94,32 @@ def _task(
         cache = DataCache(run.checkpoint, identity.data, ranks, run.restart, date)
     if run.shared_data is not None:
         cache = DataCache(run.shared_data, identity.data, ranks, run.restart, shared=True)
-    return CompileTask(
+    data = DataOnDemand(lambda: distillation_data(model, context, settings, options.queries, cache, reporter, ranks))
+    task = CompileTask(
         model=model,
         context=context,
         settings=settings.compiler,
         training=settings.training,
         execution=settings.execution,
-        data=lambda: distillation_data(model, context, settings, options.queries, cache, reporter, ranks),
+        data=data,
         seed=settings.seed,
         reporter=reporter,
         checkpoint=checkpoint,
         checkpoint_every=run.checkpoint_every,
         ranks=ranks,
     )
+    return task, data
 
 
 def _memory(
     model: PreTrainedModel,
     context: Context,
     compiled: Compiled,
+    data: DistillationData | None,
     options: CompileOptions,
     digests: dict[str, str],
 ) -> Memory:
-    settings, compiler = options.settings, options.compiler
+    settings = options.settings
     memory = Memory(
         payload=compiled.payload,
         prefix_ids=context.prefix_ids if settings.training.keep_prefix else (),
@@ -121,9 +129,9 @@ def _memory(
         rope=dict(model.config.rope_parameters),
         fingerprint=digests,
         settings=settings.flat(),
-        compiler={"name": compiler.name} | compiler.fingerprint(),
+        compiler=record(options.compiler),
         curve=list(compiled.curve),
-        questions=tuple(sorted(compiled.data.self_questions, key=turns_of)) if compiled.data else (),
+        questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
         date=context.chat.date,
     )
     return memory.to(model.device, model.dtype)

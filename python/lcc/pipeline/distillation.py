@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -18,6 +18,24 @@ from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
 from .settings import CompileSettings
+
+
+class DataOnDemand:
+    """The distillation data of a compilation: made at the first call, and remembered.
+
+    Attributes:
+        made: the data; None as long as nobody has asked for it.
+    """
+
+    def __init__(self, make: Callable[[], DistillationData]):
+        self._make = make
+        self.made: DistillationData | None = None
+
+    def __call__(self) -> DistillationData:
+        """The data."""
+        if self.made is None:
+            self.made = self._make()
+        return self.made
 
 
 def distillation_data(

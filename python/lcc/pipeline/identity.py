@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from ..compilers.base import Compiler
+from ..compilers.registry import record
+from ..errors import MismatchError
 from ..text.context import Context
+from ..training.checkpoint import DIVERGED
 from ..utils.hashing import json_digest
+from ..utils.resumable import DATA_FILE, IDENTITY, PART, STATE_FILE, differing_names, other_run
+from ..utils.tensor_files import load_metadata
 from .settings import CompileSettings
 
 
@@ -41,6 +47,24 @@ class Identity:
         if chat.date is not None:
             # What the template writes on another day is another chat, and the tokenizer's fingerprint is the same.
             data |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
-        learned = {f"compiler_{name}": digest for name, digest in compiler.fingerprint().items()}
-        compilation = data | settings.flat() | {"compiler": compiler.name} | learned
+        compilation = data | settings.flat() | {"compiler": record(compiler)}
         return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)))
+
+
+def require_own(folder: Path, identity: Identity) -> None:
+    """Refuse a checkpoint folder that another compilation left, whatever the compiler reads of it.
+
+    Raises:
+        MismatchError: naming what differs, or that a search for a ratio is unfinished there.
+    """
+    if any(IDENTITY in load_metadata(file) for file in folder.glob(f"{PART}*/*.safetensors")):
+        raise MismatchError(
+            f"{folder} holds an unfinished search for a ratio: finish it with what it was started with, delete this "
+            "folder, or add --force (restart=True)"
+        )
+    for name, wanted in ((STATE_FILE, identity.compilation), (DATA_FILE, identity.data)):
+        metadata = load_metadata(folder / f"{name}.safetensors")
+        stored = metadata.get(IDENTITY)
+        passed_over = name == STATE_FILE and metadata.get(DIVERGED) and metadata.get("data") == identity.data
+        if isinstance(stored, dict) and not passed_over and (differing := differing_names(stored, wanted)):
+            raise MismatchError(f"{other_run(folder, differing)}; to start afresh, add --force (restart=True)")

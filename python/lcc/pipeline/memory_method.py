@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers.base import Compiler
-from ..compilers.registry import DEFAULT, get
+from ..compilers.registry import DEFAULT, get, record
 from ..errors import MismatchError
 from ..evaluation.methods import MemoryMethod
 from ..memory.memory import Memory
@@ -53,7 +53,7 @@ def compiled_memories(
     options = CompileOptions(settings, chosen, None, load_queries(queries), None, False)
     make_folder(folder)
     depends: dict[str, Any] = {"settings": settings.flat(), "queries": json_digest(options.queries)}
-    depends |= {"compiler": {"name": chosen.name} | chosen.fingerprint()}
+    depends |= {"compiler": record(chosen)}
     store = FileStore(lambda key: Output.of(folder / f"{key}{MEMORY_SUFFIX}"))
 
     def memory_of(context: str) -> Memory:

@@ -85,7 +85,7 @@ class CompileOptions:
     @property
     def recorded(self) -> dict[str, Any]:
         """What a memory records of the options: two memories that differ in it are different memories."""
-        settings = self.settings.flat() | {"compiler": {"name": self.compiler.name} | self.compiler.fingerprint()}
+        settings = self.settings.flat() | {"compiler": registry.record(self.compiler)}
         if self.target is not None:
             del settings["ratio"]
         return settings | {"target": self.target}

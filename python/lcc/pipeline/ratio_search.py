@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import InputError, TargetError
+from ..errors import InputError, MismatchError, TargetError
 from ..memory.memory import Memory
 from ..text.chat_format import ChatFormat
 from ..utils.progress import Reporter
-from ..utils.resumable import PART
+from ..utils.resumable import PART, STATE_FILE
 from .compile_once import compile_once
 from .options import NOTHING_TO_MEASURE, CompileOptions, Run
 
@@ -44,6 +44,11 @@ def search_ratio(
     """
     target = options.target
     assert target is not None
+    if run.checkpoint and not run.restart and (run.checkpoint / f"{STATE_FILE}.safetensors").exists():
+        raise MismatchError(
+            f"{run.checkpoint} holds an unfinished compilation of one ratio: finish it with what it was started with, "
+            "delete this folder, or add --force (restart=True)"
+        )
     tokens = len(ChatFormat.of(tokenizer).ids(text))
     ratios = [ratio for ratio in LADDER if tokens >= 2 * ratio] or LADDER[-1:]
     tried: list[dict[str, Any]] = []

@@ -20,6 +20,11 @@ __all__ = ["AUTO", "RECIPES", "CompileSettings", "known_settings", "make_setting
 
 # Seeds that torch takes.
 SEEDS = range(-(2**63), 2**64)
+# Other keywords of ``lcc.compile``.
+KEYWORDS = frozenset({
+    "model", "tokenizer", "text", "recipe", "compiler", "queries", "checkpoint", "checkpoint_every", "restart",
+    "surrogates", "progress", "distributed", "certify", "questions", "target",
+})  # fmt: skip
 GROUPS = {"data": DataSettings, "training": TrainingSettings, "execution": ExecutionSettings}
 
 
@@ -136,11 +141,9 @@ def make_settings(
         require_setting(name, chosen)
     known = known_settings(chosen)
     overrides = {name: value for name, value in given.items() if value is not None}
-    if isinstance(overrides.get("targets"), list):
-        overrides["targets"] = tuple(overrides["targets"])
     of_recipe = {name: value for name, value in RECIPES[recipe].items() if name in known}
     start = CompileSettings(compiler=chosen.Settings())
-    return start.replace(**{**chosen.defaults, **of_recipe, **overrides})
+    return start.replace(**{**getattr(chosen, "defaults", {}), **of_recipe, **overrides})
 
 
 def known_settings(compiler: str | Compiler = registry.DEFAULT) -> dict[str, Any]:
@@ -152,9 +155,9 @@ def known_settings(compiler: str | Compiler = registry.DEFAULT) -> dict[str, Any
     chosen = registry.get(compiler)
     shared = dict(OWN) | {name: kind for group in GROUPS.values() for name, kind in setting_types(group).items()}
     own = setting_types(chosen.Settings)
-    if taken := shared.keys() & own.keys():
+    if taken := (shared.keys() | KEYWORDS) & own.keys():
         raise InputError(
-            f"the compiler {chosen.name!r} has settings of its own that every compiler has: "
+            f"the compiler {chosen.name!r} has settings of its own whose names are taken: "
             f"{', '.join(sorted(taken))}; name them otherwise, or give them other defaults in its defaults"
         )
     return shared | own
@@ -170,10 +173,8 @@ def require_setting(name: str, compiler: str | Compiler = registry.DEFAULT) -> N
     known = known_settings(chosen)
     if name in known:
         return
-    for other in registry.names():
-        if name in setting_types(registry.get(other).Settings):
-            raise InputError(
-                f"{name} is a setting of the compiler {other!r}, and {chosen.name!r} has none: leave it out"
-            )
+    other = registry.owner(name)
+    if other is not None:
+        raise InputError(f"{name} is a setting of the compiler {other!r}, and {chosen.name!r} has none: leave it out")
     near = "".join(f"did you mean {match}? " for match in get_close_matches(name, known, 1))
     raise InputError(f"unknown setting {name!r}; {near}there are {', '.join(sorted(known))}")

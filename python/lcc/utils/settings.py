@@ -33,6 +33,9 @@ class SettingsGroup:
     def __post_init__(self) -> None:
         for name, kind in setting_types(type(self)).items():
             value = getattr(self, name)
+            if isinstance(value, list):
+                value = tuple(value)
+                object.__setattr__(self, name, value)
             check(name, value, kind)
             if kind is float:
                 require(abs(value) < LARGEST, name, value, f"finite, and less than {LARGEST:g}")

@@ -85,7 +85,9 @@ def load_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str,
     if not isinstance(metadata, dict):
         raise MemoryFileError(f"{path}: its metadata is no JSON object")
     if stored not in format_names:
-        raise MemoryFileError(f"{path} has format {quoted(stored)!r}; expected {format_names[0]!r}")
+        raise MemoryFileError(
+            f"{path} has format {quoted(stored)!r}; expected {format_names[0]!r}: it may be of another version"
+        )
     if digest != _digest(tensors, metadata):
         raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
     return tensors, metadata

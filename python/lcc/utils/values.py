@@ -170,7 +170,9 @@ def _spelled(text: str, kind: Any) -> Any:
     """
     word = text.strip().lower()
     if get_origin(kind) is tuple:
-        return tuple(parse_json(text) if word.startswith("[") else map(str.strip, text.split(",")))
+        (part, *_), listed = get_args(kind), word.startswith("[")
+        parts = parse_json(text) if listed else map(str.strip, text.split(","))
+        return tuple(parts) if listed else tuple(one if part is str else _spelled(one, part) for one in parts)
     if get_origin(kind) is Literal:
         spellings: dict[str, Any] = {option: option for option in get_args(kind)}
     elif kind is bool:

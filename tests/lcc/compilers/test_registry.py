@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -9,9 +11,11 @@ import pytest
 import torch
 
 import lcc
+from lcc.cli.options import parse_settings
 from lcc.compilers import registry
 from lcc.modeling.prefill import prefill
-from lcc.pipeline.settings import make_settings
+from lcc.pipeline.settings import KEYWORDS, make_settings
+from tests.lcc.pipeline.test_compile import fail_at
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,17 @@ def test_a_compilers_own_defaults_stand_before_the_recipe():
     assert make_settings().training.learning_rate == 0.03
 
 
+def test_no_setting_hides_a_keyword_of_compile():
+    keywords = inspect.signature(lcc.compile).parameters.keys() - {"settings"}
+    assert keywords == KEYWORDS
+
+
 def test_unknown_compilers_and_names_that_are_taken(first):
     assert registry.names() == ["lcc", "direct_kv", "first"]
     with pytest.raises(lcc.InputError, match="unknown compiler 'direct_kw'; did you mean direct_kv"):
         registry.get("direct_kw")
     for wrong in (5, First, None):
-        with pytest.raises(lcc.InputError, match="give a name, or an object"):
+        with pytest.raises(lcc.InputError, match=r"the name of a compiler is|give an object of it"):
             registry.get(wrong)
 
     class Taken(lcc.BaseCompiler):
@@ -111,8 +120,150 @@ def test_a_setting_that_every_compiler_has_is_refused():
     class Stepping(First):
         Settings = Steps
 
-    with pytest.raises(lcc.InputError, match="settings of its own that every compiler has: steps"):
+    with pytest.raises(lcc.InputError, match="settings of its own whose names are taken: steps"):
         make_settings(compiler=Stepping())
+
+
+BROKEN = {
+    "no name": ({"name": None}, "the name of a compiler is None"),
+    "a name of signs": ({"name": "a b"}, "the name of a compiler is 'a b'"),
+    "no settings": ({"Settings": dict}, "must be an lcc.SettingsGroup"),
+    "no compile": ({"compile": None}, "lacks compile or fingerprint"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_is_no_compiler_is_refused_by_name(what):
+    changes, message = BROKEN[what]
+    broken = type("Broken", (First,), changes)
+    for use in (lambda: lcc.register(broken), lambda: make_settings(compiler=broken())):
+        with pytest.raises(lcc.InputError, match=message):
+            use()
+    with pytest.raises(lcc.InputError, match="is no class"):
+        lcc.register(First())
+
+
+def test_settings_that_cannot_be_made_are_refused():
+    @dataclass(frozen=True)
+    class Needed(lcc.SettingsGroup):
+        depth: int
+
+    with pytest.raises(lcc.InputError, match="with a default for each field"):
+        lcc.register(type("Broken", (First,), {"Settings": Needed}))
+
+
+@pytest.fixture
+def returning(llama, tokenizer, text, fast):
+    """Compile with a compiler that returns what ``make`` makes of the task."""
+
+    def run(make, **overrides):
+        class Own(First):
+            def compile(self, task):
+                return make(task, super().compile(task))
+
+        return lcc.compile(llama, tokenizer, text, compiler=Own(), **fast | overrides)
+
+    return run
+
+
+def change_weights(task, compiled):
+    with torch.no_grad():
+        next(task.model.parameters()).add_(0.01)
+    return compiled
+
+
+def rotated(task, compiled):
+    return lcc.Compiled(lcc.KVPayload(compiled.payload.kv.rotated(task.model, 0)))
+
+
+def twice(task, compiled):
+    kv = compiled.payload.kv
+    return lcc.Compiled(lcc.KVPayload(kv.after(kv)))
+
+
+WRONG = {
+    "nothing": (lambda *_: None, "returned a NoneType; it must return lcc.Compiled"),
+    "a payload": (lambda task, compiled: compiled.payload, "returned a KVPayload; it must return"),
+    "K and V": (lambda task, compiled: lcc.Compiled(compiled.payload.kv), "returned a KV; it must return"),
+    "too many tokens": (twice, r"returned \d+ tokens; there is room for"),
+    "rotated keys": (rotated, "keys before rotation"),
+    "other weights": (change_weights, r"changed the model \(model_weights\)"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_compiler_must_not_return_is_refused(what, returning):
+    make, message = WRONG[what]
+    with pytest.raises(lcc.InputError, match=message):
+        returning(make)
+
+
+def test_the_certificate_asks_nothing_that_the_compiler_was_given(returning, data_made):
+    def with_data(task, compiled):
+        assert task.data() is task.data()
+        return compiled
+
+    memory = returning(with_data)
+    assert len(data_made) == 1
+    assert set(memory.questions) == data_made[0].self_questions
+    assert memory.certificate["held_out"]["answers"] == len(data_made[0].held_out)
+
+
+def test_gradients_end_with_the_compiler(returning):
+    def attached(task, compiled):
+        kv = compiled.payload.kv
+        return lcc.Compiled(lcc.KVPayload(lcc.KV(kv.keys.requires_grad_(), kv.values)))
+
+    memory = returning(attached)
+    assert not memory.kv.keys.requires_grad
+    copy.deepcopy(memory)
+
+
+def test_a_checkpoint_of_another_compilation_is_not_touched(
+    returning, llama, tokenizer, text, fast, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            lcc.compile(llama, tokenizer, text, checkpoint=tmp_path / "run", checkpoint_every=1, **fast)
+    before = sorted(path.name for path in (tmp_path / "run").iterdir())
+    with pytest.raises(lcc.MismatchError, match=r"differs in .*to start afresh, add --force"):
+        returning(lambda task, compiled: compiled, checkpoint=tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
+    returning(lambda task, compiled: compiled, checkpoint=tmp_path / "run", restart=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_lists_are_tuples(monkeypatch):
+    assert make_settings(targets=["q_proj"]).compiler.targets == ("q_proj",)
+
+    @dataclass(frozen=True)
+    class Layers(lcc.SettingsGroup):
+        layers: tuple[int, ...] = ()
+
+    layered = type("Layered", (First,), {"Settings": Layers, "name": "layered"})
+    monkeypatch.setattr(registry, "_registered", registry._registered | {"layered": layered})
+    assert make_settings(compiler="layered", layers=[1, 2]).compiler.layers == (1, 2)
+    assert parse_settings(["layers=1,2"], compiler="layered") == {"layers": (1, 2)}
+    with pytest.raises(lcc.InputError, match="layers"):
+        parse_settings(["layers=1,x"], compiler="layered")
+
+
+def test_a_broken_plugin_is_named_and_breaks_nothing_else(first, monkeypatch):
+    def broken():
+        raise ModuleNotFoundError("no plugmod")
+
+    plugins = [SimpleNamespace(name="broken", value="plugmod:Nope", load=broken)]
+    plugins.append(SimpleNamespace(name="other", value="mine:First", load=lambda: First))
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group, name=None: [p for p in plugins if name in (None, p.name)]
+    )
+    with pytest.raises(lcc.InputError, match="unknown setting 'stepz'"):
+        make_settings(stepz=3)
+    with pytest.raises(lcc.InputError, match="'broken' of plugmod:Nope cannot be loaded: no plugmod"):
+        registry.get("broken")
+    with pytest.raises(lcc.InputError, match="calls itself 'first' and its entry point 'other'"):
+        registry.get("other")
 
 
 def test_another_package_names_its_compiler(first, monkeypatch):

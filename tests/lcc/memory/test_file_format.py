@@ -70,4 +70,7 @@ def test_broken_fields_are_refused_by_name(fields, memory, tmp_path):
 
 
 def test_known_fields_that_are_required_are_no_hindrance(memory, tmp_path):
-    assert lcc.Memory.load(write(tmp_path / "m", memory, requires=["ratio", "certificate"])).extra == {}
+    assert (
+        lcc.Memory.load(write(tmp_path / "m", memory, requires=["ratio", "certificate", "payload", "dtype"])).extra
+        == {}
+    )

@@ -47,6 +47,7 @@ def test_what_does_not_go_together_is_refused(read, llama):
     for wrong, message in (
         (lambda: read.rotated(llama, 0), "rotated already, from position 3"),
         (lambda: plain.unrotated(llama), "unrotated already"),
+        (lambda: read.select([0, 2]), "keys are rotated"),
         (lambda: plain.end, "stand at no position"),
         (lambda: SharedCache(plain), "stand at no position"),
         (lambda: read.head(4).after(read.tail(6)), "do not go on"),
@@ -57,6 +58,7 @@ def test_what_does_not_go_together_is_refused(read, llama):
         with pytest.raises(ValueError, match=message):
             wrong()
     assert KV(plain.keys, plain.values).after(plain).start is None
+    assert torch.equal(plain.select([0, 2]).keys, plain.keys[:, :, [0, 2]])
 
 
 def test_a_memory_of_rotated_keys_is_refused(read):

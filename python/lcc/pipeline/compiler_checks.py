@@ -1,0 +1,46 @@
+"""What a compiler returns, before it becomes a memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from ..compilers.base import Compiled, Compiler
+from ..errors import InputError
+from ..memory.payload import KVPayload
+from ..modeling.fingerprint import differing, fingerprint
+from ..text.context import Context
+
+
+def check_compiled(
+    compiled: Compiled, compiler: Compiler, model: PreTrainedModel, context: Context, digests: dict[str, str]
+) -> Compiled:
+    """``compiled`` without gradients, if it can become a memory.
+
+    Args:
+        digests: the fingerprint of the model before the compiler ran. It is taken again behind compilers of other
+            packages.
+
+    Raises:
+        InputError: naming the compiler, and what is wrong.
+    """
+    who = f"the compiler {compiler.name!r}"
+    payload = getattr(compiled, "payload", None)
+    if not isinstance(compiled, Compiled) or not isinstance(payload, KVPayload):
+        what = type(payload if isinstance(compiled, Compiled) else compiled).__name__
+        raise InputError(f"{who} returned a {what}; it must return lcc.Compiled(lcc.KVPayload(kv))")
+    payload.check()
+    if len(payload.kv) > context.buffer:
+        raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {context.buffer} at this ratio")
+    if payload.quantized:
+        raise InputError(f"{who} returned {payload.dtype} numbers; return float ones, lcc.quantize makes them smaller")
+    if not type(compiler).__module__.startswith("lcc."):
+        after = fingerprint(model)
+        others = differing(after, {name: digests[name] for name in after})
+        if others:
+            raise InputError(
+                f"{who} changed the model ({', '.join(others)}), and weights are the caller's: load it again"
+            )
+    kv = replace(payload.kv, keys=payload.kv.keys.detach(), values=payload.kv.values.detach())
+    return replace(compiled, payload=replace(payload, kv=kv))
