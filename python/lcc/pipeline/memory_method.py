@@ -14,7 +14,6 @@ from ..errors import MismatchError
 from ..evaluation.methods import MemoryMethod
 from ..memory.memory import Memory
 from ..memory.store import Claim, FileStore, get_or_make
-from ..modeling.fingerprint import fingerprint
 from ..text.queries import load_queries
 from ..utils.hashing import json_digest, text_digest
 from ..utils.outputs import MEMORY_SUFFIX, Output, make_folder
@@ -62,7 +61,7 @@ def compiled_memories(
             with reporting(progress) as reporter:
                 return make_memory(model, tokenizer, context, options, run, reporter)
 
-        key = json_digest([context, fingerprint(model, tokenizer) | depends])[:24]
+        key = json_digest([context, method.identity])[:24]
         get_or_make(store, key, make, wait=True)
         memory = store.get(key)
         if memory is None or memory.source_sha256 != text_digest(context):
@@ -70,4 +69,5 @@ def compiled_memories(
             raise MismatchError(f"{path} is not the memory of its text: delete it, and it is compiled again")
         return memory
 
-    return MemoryMethod(model, tokenizer, memory_of, depends, name, batch)
+    method = MemoryMethod(model, tokenizer, memory_of, depends, name, batch)
+    return method
