@@ -14,7 +14,7 @@ from ..errors import MismatchError
 from ..text.context import Context
 from ..training.checkpoint import DIVERGED
 from ..utils.hashing import json_digest
-from ..utils.resumable import DATA_FILE, IDENTITY, PART, STATE_FILE, differing_names, other_run
+from ..utils.resumable import DATA_FILE, IDENTITY, PART, START_AFRESH, STATE_FILE, differing_names, other_run
 from ..utils.tensor_files import load_metadata
 from .settings import CompileSettings
 
@@ -67,4 +67,4 @@ def require_own(folder: Path, identity: Identity) -> None:
         stored = metadata.get(IDENTITY)
         passed_over = name == STATE_FILE and metadata.get(DIVERGED) and metadata.get("data") == identity.data
         if isinstance(stored, dict) and not passed_over and (differing := differing_names(stored, wanted)):
-            raise MismatchError(f"{other_run(folder, differing)}; to start afresh, add --force (restart=True)")
+            raise MismatchError(f"{other_run(folder, differing)}; {START_AFRESH}")

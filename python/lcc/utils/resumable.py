@@ -26,6 +26,8 @@ _FILE = re.compile(f"({STATE_FILE}|{DATA_FILE}(-[0-9a-f]{{16}})?)\\.safetensors"
 _PARTIAL_FILE = re.compile(f"\\.{_FILE.pattern}\\.[0-9a-f]{{8}}\\{PARTIAL}")
 # Their metadata always has it: what must be the same for a run to go on from the file.
 IDENTITY = "identity"
+# The way out of a refusal where a restart is offered.
+START_AFRESH = "to start afresh, add --force (restart=True)"
 # Tensors on the CPU, and JSON-ready metadata.
 Stored = tuple[dict[str, torch.Tensor], dict[str, Any]]
 
@@ -76,7 +78,7 @@ class ResumableFile:
                 wanted = belongs(metadata)
         except (MemoryFileError, MismatchError) as error:
             if not self.restart:
-                raise type(error)(f"{error}; to start afresh, add --force (restart=True)") from error
+                raise type(error)(f"{error}; {START_AFRESH}") from error
             with os_errors(f"cannot remove {self.path}"):
                 self.path.unlink()
             return None
