@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..utils.terminal import first_line, plain
 
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 CONFIGS = ("config.json", "adapter_config.json")
+GGUF = ".gguf"
 # Weights that an error names.
 NAMED = 3
 
@@ -26,22 +28,26 @@ def load_model(name: str | None, place: Place | None = None) -> tuple[PreTrained
     """A causal language model, where ``place`` puts it or on a GPU if there is one, and its tokenizer.
 
     Its weights are safetensors, all of them and no others, and its code is transformers' own: no attention kernel that
-    its config names is fetched.
+    its config names is fetched. The weights of a GGUF file are dequantised, and the model is a plain one from then on.
 
     Raises:
-        InputError: ``name`` is no model folder and no hub name that can be reached, or its files cannot be used.
+        InputError: ``name`` is no model folder, no GGUF file and no hub name that can be reached, or its files cannot
+            be used.
     """
     logging.disable_progress_bar()
     # Its warnings quote the folder's files, and what they warn of is an error here.
     logging.set_verbosity_error()
     source = str(EMBEDDED) if name is None else name
     _check_source(source)
+    place_of_files, options = _files(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place_of_files, trust_remote_code=False, **options)
         model, loading = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True,
-            ignore_mismatched_sizes=True, attn_implementation="sdpa",
+            place_of_files, dtype="auto", trust_remote_code=False, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, attn_implementation="sdpa", **options,
         )  # fmt: skip
+        if options:
+            _forget_quantization(model)
         tokenizer("Is it a tokenizer that can be used?")
     except Exception as error:
         # What stands in a folder's files can raise nearly anything inside transformers, tokenizers and safetensors.
@@ -59,10 +65,30 @@ def _check_source(source: str) -> None:
     if os.path.isdir(source):
         if not any(os.path.isfile(os.path.join(source, name)) for name in CONFIGS):
             raise InputError(f"the folder {source} has no config.json: name one that save_pretrained wrote")
+    elif os.path.exists(source) and source.endswith(GGUF):
+        if find_spec("gguf") is None:
+            raise InputError(f"{source} is read with the package gguf: pip install 'lcc-kernels[gguf]'")
     elif os.path.exists(source):
-        raise InputError(f"{source} is a file: name the folder that holds the model's config, weights and tokenizer")
+        raise InputError(
+            f"{source} is a file: name a GGUF file, or the folder that holds the model's config, weights and tokenizer"
+        )
     elif not HUB_NAME.fullmatch(source):
         raise InputError(f"there is no folder {source}")
+
+
+def _files(source: str) -> tuple[str, dict[str, str]]:
+    """Where transformers finds the files of ``source``, and the option that names a GGUF file there."""
+    if not source.endswith(GGUF):
+        return source, {}
+    folder, name = os.path.split(os.path.abspath(source))
+    return folder, {"gguf_file": name}
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """Leave of a model whose weights were dequantised no sign that they ever were quantised."""
+    vars(model.config).pop("quantization_config", None)
+    for name in ("hf_quantizer", "quantization_method", "is_quantized"):
+        vars(model).pop(name, None)
 
 
 def _reason(error: Exception) -> str:

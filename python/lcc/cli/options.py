@@ -17,7 +17,9 @@ from ..pipeline.settings import AUTO, known_settings, require_setting
 from ..utils.safe_json import finite_json
 from ..utils.values import parse
 
-ModelOption = Annotated[str | None, typer.Option(help="Model folder or hub name; the embedded model by default.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Model folder, GGUF file or hub name; the embedded model by default.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RatioOption = Annotated[float, typer.Option(help="Text tokens a buffer token.")]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps at most.")]

@@ -98,9 +98,14 @@ def input_paths(*sources: object) -> tuple[Path, ...]:
 
 
 def model_paths(model: str | None) -> tuple[Path, ...]:
-    """The files of a model folder, as ``Output.inputs``; none of a hub name. Memories beside them are no part of it."""
-    if model is None or not os.path.isdir(model):
+    """A model's file, or the files of its folder, as ``Output.inputs``; none of a hub name.
+
+    Memories in the folder are no part of the model.
+    """
+    if model is None or not os.path.exists(model):
         return ()
+    if not os.path.isdir(model):
+        return (Path(model),)
     return tuple(path for path in Path(model).iterdir() if path.is_file() and not path.name.endswith(MEMORY_SUFFIX))
 
 

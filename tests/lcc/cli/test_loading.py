@@ -135,7 +135,7 @@ def test_parts_that_are_missing(folder, tmp_path):
     refused(folder, "no tokenizer that can be read: save one there")
     (folder / CONFIG).unlink()
     refused(folder, "has no config.json")
-    refused(EMBEDDED / WEIGHTS, "is a file: name the folder")
+    refused(EMBEDDED / WEIGHTS, "is a file: name a GGUF file, or the folder")
     for absent in (tmp_path / "absent", "./absent", "a/b/c", "~/model", "\x00"):
         refused(absent, "there is no folder")
     for empty in ("", " "):

@@ -1,0 +1,117 @@
+"""GGUF files: their weights dequantised, and a plain model made of them."""
+
+from __future__ import annotations
+
+import string
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import lcc
+from lcc.cli import loading
+from lcc.cli.loading import load_model
+from lcc.errors import InputError
+from lcc.modeling.fingerprint import fingerprint
+from lcc.utils.outputs import model_paths
+
+gguf = pytest.importorskip("gguf")
+
+WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 64, 2, 4, 2, 96
+TEMPLATE = (
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + ' ' + m['content'] + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant ' }}{% endif %}"
+)
+NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers": "blk",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A tiny Llama's GGUF file, with one 8-bit matrix, and what that matrix is worth."""
+    letters = [letter for letter in string.printable[:95] if letter != " "]
+    tokens = [*letters, "Ġ", "th", "Ġa", "<|endoftext|>", "<|start|>", "<|end|>"]
+    config = LlamaConfig(
+        vocab_size=len(tokens), hidden_size=WIDTH, intermediate_size=INNER, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=KV_HEADS, max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(WIDTH // HEADS)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 3) + [3, 3, 3])
+    writer.add_token_merges(["t h", "Ġ a"])
+    writer.add_bos_token_id(len(tokens) - 2)
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_chat_template(TEMPLATE)
+    kept = None
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        short, array = name, tensor.numpy().astype(np.float32)
+        for long, ours in NAMES.items():
+            short = short.replace(long, ours)
+        if name.endswith("0.mlp.gate_proj.weight"):
+            packed = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+            kept = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(short, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        else:
+            writer.add_tensor(short, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, kept
+
+
+def test_weights_are_dequantised_and_the_model_is_a_plain_one(written, tmp_path):
+    path, kept = written
+    model, tokenizer = load_model(str(path))
+    assert torch.equal(model.model.layers[0].mlp.gate_proj.weight, torch.from_numpy(kept))
+    assert not hasattr(model.config, "quantization_config")
+    model.save_pretrained(tmp_path / "folder")
+    tokenizer.save_pretrained(tmp_path / "folder")
+    again = load_model(str(tmp_path / "folder"))
+    assert fingerprint(*again) == fingerprint(model, tokenizer)
+
+
+def test_a_memory_is_compiled_with_it(written):
+    model, tokenizer = load_model(str(written[0]))
+    settings = {"steps": 1, "general_queries": 2, "self_study_questions": 0, "max_response_tokens": 4}
+    memory = lcc.compile(model, tokenizer, "A text for a tiny model. " * 4, certify=False, progress=False, **settings)
+    memory.verify(*load_model(str(written[0])))
+
+
+def test_the_file_is_an_input(written):
+    assert model_paths(str(written[0])) == (written[0],)
+
+
+def test_a_damaged_file(written, tmp_path):
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(written[0].read_bytes()[:4000])
+    with pytest.raises(InputError, match="cannot load the model"):
+        load_model(str(damaged))
+
+
+def test_without_the_package(written, monkeypatch):
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'lcc-kernels\[gguf\]'"):
+        load_model(str(written[0]))
