@@ -14,6 +14,7 @@ from typer.core import TyperCommand, TyperGroup
 from ..compilers.registry import DEFAULT
 from ..pipeline.settings import make_settings
 from ..utils.outputs import input_paths, model_paths, place
+from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, plain, shown, shown_lines
 from ..utils.utf8 import check_arguments, check_text, prepare_streams
 from .boundary import boundary
@@ -23,6 +24,7 @@ from .options import (
     CompilerOption,
     ForceOption,
     JsonOption,
+    LogFileOption,
     MemoryArgument,
     ModelOption,
     QueriesOption,
@@ -125,6 +127,7 @@ def demo(
     recipe: RecipeOption = "default",
     compiler: CompilerOption = DEFAULT,
     settings: SettingsOption = None,
+    log_file: LogFileOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -137,7 +140,8 @@ def demo(
     make_settings(recipe, compiler, **chosen)
     if not as_json:
         show_document(demo_document(chosen["seed"]))
-    report = run_demo(*load_model(model), recipe=recipe, compiler=compiler, **chosen)
+    with Reporter(log_file=log_file) as reporter:
+        report = run_demo(*load_model(model), progress=reporter, recipe=recipe, compiler=compiler, **chosen)
     if as_json:
         print_json(report.to_dict())
     else:

@@ -11,11 +11,13 @@ from ..compilers.registry import DEFAULT
 from ..errors import InputError, MemoryFileError, TargetError
 from ..pipeline.settings import AUTO
 from ..utils.outputs import check_folder, input_paths, model_paths, names_folder
+from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, shown
 from ..utils.utf8 import read_file
 from .options import (
     CompilerOption,
     JsonOption,
+    LogFileOption,
     ModelOption,
     QueriesOption,
     RecipeOption,
@@ -75,6 +77,7 @@ def compile_command(
         str | None, typer.Option(help="Compile several texts on a Ray cluster: its address, or local.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; write nothing.")] = False,
+    log_file: LogFileOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,21 +93,26 @@ def compile_command(
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):
-        _compile_folder(texts, Path(output), model, options | {"force": force}, ray, as_json)
+        _compile_folder(texts, Path(output), model, options | {"force": force}, ray, log_file, as_json)
     elif ray:
         raise InputError("--ray is for a folder of memories: give a folder with -o")
     else:
-        _compile_one(texts[0], Path(output), model, options, force, as_json)
+        _compile_one(texts[0], Path(output), model, options, force, log_file, as_json)
 
 
 def _compile_one(
-    text: Path, path: Path, model: str | None, options: dict[str, Any], force: bool, as_json: bool
+    text: Path,
+    path: Path,
+    model: str | None,
+    options: dict[str, Any],
+    force: bool,
+    log_file: Path | None,
+    as_json: bool,
 ) -> None:
     from ..memory.memory import Memory
     from ..memory.store import checkpoint_beside
     from ..pipeline.compile_to import compile_to, memory_output
     from ..pipeline.options import CompileOptions, Run
-    from ..utils.progress import Reporter
     from .launch import launched
     from .loading import load_model
     from .tables import show_memory
@@ -120,7 +128,7 @@ def _compile_one(
         failure: TargetError | None = None
         status = "compiled"
         try:
-            with Reporter(ranks.main) as reporter:
+            with _reporter(ranks.main, log_file) as reporter:
                 status = compile_to(*loaded, document, output, chosen, run, reporter)
         except KeyboardInterrupt:
             _say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(output))}")
@@ -140,7 +148,13 @@ def _compile_one(
 
 
 def _compile_folder(
-    texts: list[Path], folder: Path, model: str | None, options: dict[str, Any], ray: str | None, as_json: bool
+    texts: list[Path],
+    folder: Path,
+    model: str | None,
+    options: dict[str, Any],
+    ray: str | None,
+    log_file: Path | None,
+    as_json: bool,
 ) -> None:
     from ..pipeline.batch import compile_documents
     from .launch import launched
@@ -153,11 +167,15 @@ def _compile_folder(
     check_folder(folder)
     try:
         if ray is not None:
-            main, outcomes = True, compile_on_ray(model, texts, folder, address=ray, **options)
+            with _reporter(True, log_file) as reporter:
+                outcomes = compile_on_ray(model, texts, folder, address=ray, progress=reporter, **options)
+            main = True
         else:
             with launched() as (ranks, place):
                 loaded, main = load_model(model, place), ranks.main
-                outcomes = compile_documents(*loaded, texts, folder, distributed=ranks.count > 1, **options)
+                options |= {"distributed": ranks.count > 1}
+                with _reporter(main, log_file) as reporter:
+                    outcomes = compile_documents(*loaded, texts, folder, progress=reporter, **options)
     except KeyboardInterrupt:
         _say("stopped; run the same command again to go on")
         raise
@@ -184,6 +202,10 @@ def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json
     else:
         for source, planned in plans.items():
             show_plan(planned, source)
+
+
+def _reporter(main: bool, log_file: Path | None) -> Reporter:
+    return Reporter(main, log_file if main else None)
 
 
 def _say(message: str) -> None:

@@ -26,6 +26,7 @@ from ..synthetic.people import Document, Question, document
 from ..synthetic.seeds import DEMO
 from ..text.chat_format import ChatFormat
 from ..text.queries import load_queries
+from ..utils.progress import Reporter
 
 PEOPLE, ATTRIBUTES = 5, 7
 GENERAL_QUERIES = 60
@@ -78,7 +79,7 @@ def run_demo(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     ratio: float,
-    progress: bool = True,
+    progress: bool | Reporter = True,
     **settings: Any,
 ) -> DemoReport:
     """Compile an unseen document, save and load the memory, and score it against the full text and nothing.
@@ -125,7 +126,7 @@ def _compile(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
-    progress: bool,
+    progress: bool | Reporter,
     settings: dict[str, Any],
 ) -> tuple[Memory, float]:
     """The memory after a trip through its file, and the seconds that compiling took."""

@@ -14,10 +14,12 @@ from rich.table import Table
 from ..compilers.registry import DEFAULT
 from ..errors import InputError
 from ..pipeline.settings import CompileSettings, make_settings
+from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, shown
 from .options import (
     CompilerOption,
     JsonOption,
+    LogFileOption,
     ModelOption,
     RatioOption,
     RecipeOption,
@@ -69,6 +71,7 @@ def eval_command(
     judge_model: Annotated[str, typer.Option(help="The judge's name there.")] = "gpt-4o",
     judge_key_file: Annotated[Path | None, typer.Option(help="A file with the endpoint's key.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    log_file: LogFileOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -83,7 +86,8 @@ def eval_command(
     )
     grader = _judge(judge, judge_model, judge_key_file)
     loaded = load_model(model)
-    compared = _methods(methods, loaded, output, chosen, compiler, batch)
+    reporter = Reporter(log_file=log_file)
+    compared = _methods(methods, loaded, output, chosen, compiler, batch, reporter)
 
     def fits(text: str) -> bool:
         return bool(text) and (longest is None or len(loaded[1](text).input_ids) <= longest)
@@ -97,7 +101,9 @@ def eval_command(
         examples += load_general(general, general_count, contexts, chosen.seed)
     if metric:
         examples = [replace(example, metric=metric) for example in examples]
-    lines = summarize(evaluate(compared, examples, output, grader), seed=chosen.seed)
+    with reporter:
+        results = evaluate(compared, examples, output, grader, progress=reporter)
+    lines = summarize(results, seed=chosen.seed)
     if as_json:
         print_json({"results": str(output / "results.jsonl"), "lines": [asdict(line) for line in lines]})
     else:
@@ -105,7 +111,13 @@ def eval_command(
 
 
 def _methods(
-    names: str, loaded: tuple[Any, Any], folder: Path, settings: CompileSettings, compiler: str, batch: int
+    names: str,
+    loaded: tuple[Any, Any],
+    folder: Path,
+    settings: CompileSettings,
+    compiler: str,
+    batch: int,
+    reporter: Reporter,
 ) -> list[Method]:
     from ..evaluation import FullText, NoText
     from ..pipeline.memory_method import compiled_memories
@@ -114,7 +126,7 @@ def _methods(
         "full_text": lambda: FullText(*loaded, batch),
         "no_text": lambda: NoText(*loaded, batch),
         "memory": lambda: compiled_memories(
-            *loaded, folder / "memories", settings, compiler, progress=True, batch=batch
+            *loaded, folder / "memories", settings, compiler, progress=reporter, batch=batch
         ),
     }
     chosen = [name.strip() for name in names.split(",")]

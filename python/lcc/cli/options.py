@@ -35,6 +35,9 @@ CompilerOption = Annotated[
     str, typer.Option(help="lcc, direct_kv (trains K and V), or one that an installed package names.")
 ]
 QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
+LogFileOption = Annotated[
+    Path | None, typer.Option("--log-file", metavar="PATH", help="Append plain lines of progress to this file.")
+]
 ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 

@@ -24,7 +24,7 @@ def compile_on_ray(
     *,
     address: str,
     force: bool = False,
-    progress: bool = True,
+    progress: bool | Reporter = True,
     **options: Any,
 ) -> list[Outcome]:
     """``lcc.compile_documents`` with one Ray task a document; a worker loads the model once.

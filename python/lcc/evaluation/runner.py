@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import InputError, MemoryFileError
 from ..utils.hashing import json_digest
 from ..utils.outputs import Output, check_folder, make_folder, write_bytes
-from ..utils.progress import Reporter
+from ..utils.progress import Reporter, reporting
 from ..utils.row_store import RowStore
 from .examples import JUDGE, Example
 from .judge import HIGHEST_SCORE, Judge
@@ -65,7 +65,7 @@ def evaluate(
     examples: Iterable[Example],
     folder: str | Path,
     judge: Judge | None = None,
-    progress: bool = True,
+    progress: bool | Reporter = True,
 ) -> list[Result]:
     """Answer every example with every method, score the answers, and write them to ``folder/results.jsonl``.
 
@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         judge: scores every answer, beside the other metrics.
-        progress: show progress bars on stderr.
+        progress: show progress on stderr, or the reporter to show it with.
 
     Raises:
         InputError: no examples, two methods of one name, a name that cannot be a file's, an example that wants a judge
@@ -89,7 +89,7 @@ def evaluate(
     check_results(folder)
     make_folder(folder)
     make_folder(folder / "answers")
-    with Reporter(progress) as reporter:
+    with reporting(progress) as reporter:
         results = []
         for method in methods:
             rows = _answers(method, {example.key: example for example in distinct}, folder, reporter)

@@ -62,7 +62,7 @@ def compile_documents(
     folder: str | Path,
     *,
     force: bool = False,
-    progress: bool = True,
+    progress: bool | Reporter = True,
     distributed: bool = False,
     checkpoint_every: int = 50,
     surrogates: str | Path | None = None,

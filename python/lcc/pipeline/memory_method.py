@@ -17,7 +17,7 @@ from ..memory.store import Claim, FileStore, get_or_make
 from ..text.queries import load_queries
 from ..utils.hashing import json_digest, text_digest
 from ..utils.outputs import MEMORY_SUFFIX, Output, make_folder
-from ..utils.progress import reporting
+from ..utils.progress import Reporter, reporting
 from .compile import make_memory
 from .options import CompileOptions, Run
 from .settings import CompileSettings
@@ -30,7 +30,7 @@ def compiled_memories(
     settings: CompileSettings,
     compiler: str | Compiler = DEFAULT,
     queries: str | Iterable[str] | None = None,
-    progress: bool = False,
+    progress: bool | Reporter = False,
     name: str = "memory",
     surrogates: Path | None = None,
     batch: int = 32,
@@ -39,7 +39,7 @@ def compiled_memories(
 
     Args:
         queries: context-agnostic queries, see ``lcc.load_queries``.
-        progress: show compile's progress bars on stderr.
+        progress: show compile's progress on stderr, or the reporter to show it with.
         name: how its results are labelled.
         surrogates: where distillation data is shared with other methods, see ``lcc.compile``.
         batch: questions answered at once.
