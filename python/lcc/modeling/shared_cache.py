@@ -146,6 +146,18 @@ class SharedLayer(DynamicLayer):
         """Keep the sequences ``indices``, (kept,) int64."""
         self._map(lambda states: states[indices])
 
+    def trim(self, tokens: int) -> None:
+        """Keep the last ``tokens`` own tokens of each sequence."""
+        self._map(lambda states: states[:, :, max(0, states.shape[2] - tokens) :])
+
+    def join(self, other: SharedLayer) -> None:
+        """Append the sequences of ``other``, which shares the same tokens. Own tokens end together: zeros fill up."""
+        longest = max(layer._own[0].tokens for layer in (self, other))
+        self._own = [
+            GrowingStates(torch.cat([_filled(states.states, longest) for states in pair]))
+            for pair in zip(self._own, other._own, strict=True)
+        ]
+
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let sequence i go on from sequence ``beam_idx[i]``, (batch,) int64."""
         self._map(lambda states: states.index_select(0, beam_idx.to(states.device)))
@@ -153,6 +165,11 @@ class SharedLayer(DynamicLayer):
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self._own[0].tokens:
             self._own = [GrowingStates(change(own.states)) for own in self._own]
+
+
+def _filled(states: torch.Tensor, tokens: int) -> torch.Tensor:
+    """(batch, kv_heads, up to ``tokens``, head_dim) with zeros in front."""
+    return torch.nn.functional.pad(states, (0, 0, tokens - states.shape[2], 0))
 
 
 class SharedCache(DynamicCache):
@@ -178,6 +195,16 @@ class SharedCache(DynamicCache):
     def kv(self) -> KV:
         """The K and V of a single sequence."""
         return KV.of(self, self._start)
+
+    def trim(self, tokens: int) -> None:
+        """Keep the last ``tokens`` own tokens of each sequence."""
+        for layer in self.layers:
+            layer.trim(tokens)
+
+    def join(self, other: SharedCache) -> None:
+        """Append the sequences of ``other``, which shares the same tokens; shorter ones are padded in front."""
+        for layer, theirs in zip(self.layers, other.layers, strict=True):
+            layer.join(theirs)
 
     def activate_past_recording(self) -> None:
         """What transformers calls before assisted decoding, which this cache does not allow.
