@@ -8,8 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from benchmarks.compile.float64 import exact
-from lcc.data.samples import DistillationData
+from lcc.data.samples import DistillationData, Sample
+from lcc.data.self_study import self_study
+from lcc.data.settings import DataSettings
 from lcc.data.synthesis import synthesize
+from lcc.data.teacher import Teacher
 from lcc.data.teacher_states import TeacherStates
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.memory.memory import Memory
@@ -116,6 +119,14 @@ def make_data(
     states = TeacherStates(float("inf"))
     data = settings.effective_data
     return synthesize(model, context, text_kv, data, queries, settings.seed, lambda *_: None, states)
+
+
+@torch.no_grad()
+def asked_questions(model: torch.nn.Module, context: Context, settings: DataSettings, seed: int = 0) -> list[Sample]:
+    """What the model asks itself about a text, answered."""
+    text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
+    teacher = Teacher(model, context, text_kv, settings.max_response_tokens, TeacherStates(float("inf")))
+    return self_study(teacher, settings, seed, lambda *_: None)[0]
 
 
 def compile_leaving_checkpoint(

@@ -77,6 +77,9 @@ def compile_command(
         str | None, typer.Option(help="Compile several texts on a Ray cluster: its address, or local.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would take; write nothing.")] = False,
+    real_steps: Annotated[
+        bool, typer.Option("--real-steps", help="With --dry-run: time whole steps, and measure their memory.")
+    ] = False,
     log_file: LogFileOption = None,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -87,7 +90,7 @@ def compile_command(
     if dry_run and options["ratio"] == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run:
-        _plan(texts, model, options, as_json)
+        _plan(texts, model, options | {"real_steps": real_steps}, as_json)
         return
     options |= {"certify": certify, "questions": questions, "target": target}
     if not output:
@@ -194,8 +197,8 @@ def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json
     from .tables import show_plan
 
     # A pipe can be read only once.
-    options |= {"queries": load_queries(options["queries"])}
     loaded = load_model(model)
+    options |= {"queries": load_queries(options["queries"], loaded[1])}
     plans = {str(text): plan(*loaded, read_file(text), **options) for text in texts}
     if as_json:
         print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})

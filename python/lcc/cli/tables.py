@@ -21,6 +21,15 @@ from .demo import DemoReport
 SHOWN_QUESTIONS = 12
 READERS = ("full_text", "memory", "no_text")
 
+# What came of asking, as it is shown.
+ASKED = (
+    ("sampled", "sampled"),
+    ("ended", "came to an end"),
+    ("distinct", "were distinct"),
+    ("about", "about the text"),
+    ("kept", "kept"),
+)
+
 
 def show_document(document: Document) -> None:
     """The beginning of the document that the demo compiles."""
@@ -99,6 +108,10 @@ def show_memory(memory: Memory, path: Path) -> None:
         best = min(measured, key=lambda point: point["held_out_kl"])
         table.add_row("held-out KL", f"{best['held_out_kl']:.4f} nats a token at step {best['step']:g}")
     table.add_row("self-asked questions", str(len(memory.questions)))
+    if memory.asking:
+        asking = memory.asking
+        counts = (f"{asking[name]:,} {what}" for name, what in ASKED)
+        table.add_row("  asked", f"by {asking['asker'].replace('_', ' ')}: {', '.join(counts)}")
     for name, digest in memory.fingerprint.items():
         table.add_row(shown(name.replace("_", " ")), shown(digest[:16]))
     table.add_row("compiler", _pairs(memory.compiler))

@@ -12,12 +12,21 @@ from ..text.chat_format import parse_query
 from ..utils.distributed import ALONE, Ranks
 from ..utils.hashing import json_digest
 from ..utils.outputs import make_folder
-from ..utils.resumable import DATA_FILE, IDENTITY, ResumableFile, Stored, differing_names, other_run, sound
+from ..utils.resumable import (
+    DATA_FILE,
+    IDENTITY,
+    ResumableFile,
+    Stored,
+    differing_names,
+    other_run,
+    sound,
+)
 from ..utils.values import require
+from .parts import Parts
 from .samples import DistillationData, Sample
 from .teacher_states import TeacherStates
 
-FORMAT = "lcc-surrogate-5"
+FORMAT = "lcc-surrogate-6"
 
 
 class SampleRow(TypedDict):
@@ -36,6 +45,7 @@ class DataMetadata(TypedDict):
     identity: dict[str, Any]
     rows: list[SampleRow]
     train: int
+    asking: dict[str, Any] | None
 
 
 class DataCache:
@@ -65,10 +75,17 @@ class DataCache:
         self.file = ResumableFile(folder / f"{name}.safetensors", FORMAT, DataMetadata, ranks, restart)
         ranks.from_main(lambda: make_folder(folder))
 
+    @property
+    def parts(self) -> Parts:
+        """What a run that was stopped while it made the data has written, and where this one writes on."""
+        return Parts(self.file.path, self.identity, self.date, self.file.restart)
+
     def save(self, data: DistillationData) -> None:
-        """Write the samples with their teacher states."""
+        """Write the samples with their teacher states. Their parts are not needed any more."""
         tensors, metadata = pack(data)
         self.file.write(tensors, {IDENTITY: self.identity, "date": self.date} | metadata)
+        if self.file.ranks.main:
+            self.parts.clear()
 
     def load(self, device: torch.device, budget: float = math.inf) -> DistillationData | None:
         """The samples that an earlier run wrote, or None; see ``unpack``.
@@ -94,7 +111,7 @@ def pack(data: DistillationData) -> Stored:
     samples = [data.reconstruction, *data.train, *data.held_out]
     rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
     hidden = {f"hidden.{index}": sample.teacher_hidden for index, sample in enumerate(samples)}
-    return hidden, {"rows": rows, "train": len(data.train)}
+    return hidden, {"rows": rows, "train": len(data.train), "asking": data.asking}
 
 
 def unpack(
@@ -119,4 +136,4 @@ def unpack(
         for index, row in enumerate(metadata["rows"])
     ]
     train = metadata["train"]
-    return DistillationData(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]))
+    return DistillationData(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]), metadata["asking"])

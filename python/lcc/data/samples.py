@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -31,11 +32,16 @@ class Sample(Completion):
 
 @dataclass(frozen=True)
 class DistillationData:
-    """All samples of a text: the reconstruction, the queries that are trained on, and those that are held out."""
+    """All samples of a text: the reconstruction, the queries that are trained on, and those that are held out.
+
+    Attributes:
+        asking: what came of asking itself, as ``lcc.data.self_study.Yield`` has it; None if the model did not.
+    """
 
     reconstruction: Sample
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
+    asking: dict[str, Any] | None = None
 
     @property
     def self_questions(self) -> frozenset[Query]:

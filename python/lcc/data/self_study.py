@@ -3,151 +3,277 @@
 What is never asked is what a memory forgets. So plain questions are asked about one piece of the text after another:
 about the whole text at once a model keeps coming back to the same few facts. Of the hard questions, which join, compare
 or count, half are asked about longer pieces and half about the whole text; and a conversation needs answers.
+
+A question is kept if it came to an end, is new, and is about the text: the teacher answers it otherwise without the
+text. (One that goes on from an answer is about what that is about.) So asking goes on in rounds, and each round asks as
+often as the kept share of the rounds before makes likely.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle, islice
+from typing import Any
 
-from transformers import PreTrainedModel
-
-from ..modeling.generation import generate_responses, greedy_responses
+from ..errors import InputError
+from ..modeling.decoding import Prompt, Sampling
 from ..modeling.kv import KV
-from ..modeling.prefill import prefill
-from ..modeling.window import window_of
 from ..text.chat_format import Query, turns_of
-from ..text.context import Context
-from ..text.prompts import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN
 from ..utils.progress import Report
-from .settings import DataSettings
+from .askers import FOLLOW_UP, HARD, PLAIN, Asker, usable_askers
+from .pieces import sentence_pieces, text_pieces
+from .samples import Sample
+from .settings import AUTO, DataSettings
+from .teacher import Teacher
 
-# Questions sampled at once, and how often as many as are wanted are sampled, at most: many come twice.
-ASKING_ROWS, ASKING_ROUNDS = 64, 4
+# Samples of a piece in one round, at most; rounds; and a piece rests after so many rounds in a row that each kept no
+# more than this share of its questions.
+MOST, ROUNDS, BARREN, SATURATED = 64, 12, 3, 1 / 8
+# Samples of each of so many pieces that an asker is tried with.
+TRIAL, TRIAL_PIECES = 4, 6
+# More is asked than is missing, by this factor: a round for the few that still miss costs more.
+SPARE = 1.1
 # Pieces of text for hard questions, in pieces for plain ones.
 HARD_PIECES = 2
 # Turns of the longest conversation.
 TURNS = 4
+STAGE = "asking itself"
 
 
-def ask_questions(
-    model: PreTrainedModel, context: Context, text_kv: KV, settings: DataSettings, seed: int, report: Report
-) -> dict[Query, float]:
-    """Distinct questions and conversations, each kind's share as the settings say, with weights to draw them by.
+@dataclass
+class Yield:
+    """What came of asking; each count is a part of the one before.
 
-    Args:
-        text_kv: K and V of [P | C], rotated.
+    Attributes:
+        asker: the name of the one that asked.
+        sampled: questions that were begun.
+        ended: that came to an end, as questions do.
+        distinct: that had not been asked before.
+        about: that are about the text.
+        kept: that were not too many.
     """
-    asking = _Asking(model, context, settings, seed)
-    total, ids, length = settings.self_study_questions, context.context_ids, settings.self_study_piece
+
+    asker: str
+    sampled: int = 0
+    ended: int = 0
+    distinct: int = 0
+    about: int = 0
+    kept: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+def self_study(
+    teacher: Teacher, settings: DataSettings, seed: int, report: Report
+) -> tuple[list[Sample], dict[str, Any]]:
+    """Distinct questions and conversations with the teacher's responses, each kind's share as the settings say.
+
+    Returns:
+        Samples, with weights to draw them by; and what came of asking, as ``Yield`` has it.
+
+    Raises:
+        InputError: ``self_study_asker`` is none that can ask with this tokenizer.
+    """
+    asker = _chosen_asker(teacher, settings, seed)
+    study = _SelfStudy(teacher, settings, asker, seed, report)
+    total, length = settings.self_study_questions, settings.self_study_piece
     hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
-    pieces, longer = text_pieces(ids, length), text_pieces(ids, HARD_PIECES * length)
-    stages = len(pieces) + len(longer) + TURNS
-    prefix = text_kv.head(len(context.prefix_ids))
-    times: dict[Query, int] = {}
+    pieces = _pieces(teacher, asker, length)
+    longer = _pieces(teacher, asker, HARD_PIECES * length)
 
-    def ask_each(request: str, most: int, parts: Sequence[Sequence[int]], done: int) -> None:
-        """Ask about every part, the same number of questions about each, until there are ``most`` in all."""
-        for number, part in enumerate(parts):
-            wanted = (most - len(times)) // (len(parts) - number)
-            asking.ask(times, wanted, prefill(model, part, prefix), request)
-            report("asking itself", done + number + 1, stages)
-
-    ask_each(ASK_PLAIN, total - hard - follow_ups, pieces, 0)
-    plain: list[Query] = list(times)
-    starts = plain
-    ask_each(ASK_HARD, len(plain) + hard // 2, longer, len(pieces))
-    asking.ask(times, len(plain) + hard - len(times), text_kv, ASK_HARD)
-    report("asking itself", stages - TURNS + 1, stages)
-    weights = _weights({query: times.pop(query) for query in plain}) | _weights(times)
+    plain = study.gather(PLAIN, pieces, total - hard - follow_ups)
+    hard_ones = study.gather(HARD, longer, hard // 2)
+    hard_ones |= study.gather(HARD, [_Part("text")], hard - len(hard_ones))
+    samples = _weighted(plain) + _weighted(hard_ones)
+    starts = [found.sample for found in plain.values()]
     for turn in range(1, TURNS):
         wanted = follow_ups // (TURNS - turn)
-        starts = asking.go_on(starts, wanted, text_kv)
-        weights |= dict.fromkeys(starts, 1.0)
+        found = study.gather(FOLLOW_UP, study.conversations(starts, wanted), wanted)
+        starts = [each.sample for each in found.values()]
+        samples += starts
         follow_ups -= wanted
-        report("asking itself", stages - TURNS + 1 + turn, stages)
-    return weights
+    return samples, study.result.to_dict()
 
 
-def _weights(times: Mapping[Query, int]) -> dict[Query, float]:
-    """Sampling weights: sqrt(times sampled), normalised to mean 1 within a kind of question.
+@dataclass
+class _Found:
+    """A question that is kept, and how often it was sampled."""
+
+    sample: Sample
+    times: int
+
+
+@dataclass
+class _Part:
+    """What questions are asked about.
+
+    Attributes:
+        name: tells it from the other parts of its kind.
+        piece: tokens of the text; None: the whole text.
+        so_far: the conversation that the question goes on from.
+        sampled: how often it was asked about.
+        barren: rounds in a row that gave no new question.
+    """
+
+    name: str
+    piece: tuple[int, ...] | None = None
+    so_far: tuple[str, ...] = ()
+    sampled: int = 0
+    barren: int = 0
+
+
+def _pieces(teacher: Teacher, asker: Asker, length: int) -> list[_Part]:
+    ids = teacher.context.context_ids
+    whole = asker.whole_sentences
+    pieces = sentence_pieces(teacher.chat.tokenizer, ids, length) if whole else text_pieces(ids, length)
+    return [_Part(str(number), tuple(piece)) for number, piece in enumerate(pieces)]
+
+
+def _query(part: _Part, text: str) -> Query:
+    """The question, behind the conversation that it goes on from."""
+    return (*part.so_far, text) if part.so_far and text else text
+
+
+def _weighted(found: Mapping[Query, _Found]) -> list[Sample]:
+    """The samples with weights sqrt(times sampled), normalised to mean 1 within a kind of question.
 
     Rare kinds (counting) keep their share beside common ones (joins).
     """
-    mean = sum(map(math.sqrt, times.values())) / max(1, len(times))
-    return {query: math.sqrt(often) / mean for query, often in times.items()}
+    mean = sum(math.sqrt(each.times) for each in found.values()) / max(1, len(found))
+    return [replace(each.sample, weight=math.sqrt(each.times) / mean) for each in found.values()]
 
 
-def text_pieces(ids: Sequence[int], length: int) -> list[Sequence[int]]:
-    """``ids`` in pieces of ``length`` that overlap by half; everything at once for a length of 0."""
-    if not length or len(ids) <= length:
-        return [ids]
-    starts = range(0, len(ids) - length // 2, max(1, length // 2))
-    return [ids[start : start + length] for start in starts]
+def _chosen_asker(teacher: Teacher, settings: DataSettings, seed: int) -> Asker:
+    """The asker that is set, or of those that can ask the one with the largest share of samples that are kept."""
+    usable = {asker.name: asker for asker in usable_askers(teacher.chat, teacher.ends)}
+    wanted = settings.self_study_asker
+    if wanted == AUTO and len(usable) == 1:
+        return next(iter(usable.values()))
+    if wanted == AUTO:
+        tried = {name: _tried(teacher, settings, asker, seed) for name, asker in usable.items()}
+        return usable[max(tried, key=tried.__getitem__)]
+    if wanted not in usable:
+        raise InputError(f"self_study_asker is {wanted!r}; with this tokenizer there are {', '.join(usable)}")
+    return usable[wanted]
 
 
-class _Asking:
-    """The model, asked for questions about what it sees."""
+def _tried(teacher: Teacher, settings: DataSettings, asker: Asker, seed: int) -> int:
+    """How many of the first samples about a few pieces are kept."""
+    study = _SelfStudy(teacher, settings, asker, seed, lambda *_: None)
+    pieces = _pieces(teacher, asker, settings.self_study_piece)
+    some = pieces[:: max(1, len(pieces) // TRIAL_PIECES)][:TRIAL_PIECES]
+    found: dict[Query, _Found] = {}
+    study.round(PLAIN, some, TRIAL, found, TRIAL * len(some))
+    return len(found)
 
-    def __init__(self, model: PreTrainedModel, context: Context, settings: DataSettings, seed: int):
-        self.model, self.chat, self.settings = model, context.chat, settings
-        # The student reads what is asked here behind text and buffer.
-        self.room = window_of(model) - context.buffer - settings.max_response_tokens
-        self.rng = random.Random(seed)
 
-    def ask(self, times: dict[Query, int], wanted: int, seen: KV, request: str) -> None:
-        """Add up to ``wanted`` distinct questions about ``seen`` to ``times``, and count how often each is sampled.
+@dataclass
+class _SelfStudy:
+    """A teacher that asks itself by one asker."""
 
-        Stops after a round without a new question, or after two rounds without a complete one.
-        """
-        most, silent = len(times) + wanted, False
-        # All rows ask the same: the request is read once, but for the token whose logits begin each question.
-        *read, last = self.chat.query_ids(request)
-        begun = prefill(self.model, read, seen)
-        for _ in range(ASKING_ROUNDS * -(-wanted // ASKING_ROWS)):
-            before = len(times)
-            questions = [question for question in self._sample(begun, [[last]] * ASKING_ROWS) if question]
-            for question in questions:
-                if question in times or len(times) < most:
-                    times[question] = times.get(question, 0) + 1
-            if len(times) == most or (len(times) == before and (questions or silent)):
-                return
-            silent = not questions
+    teacher: Teacher
+    settings: DataSettings
+    asker: Asker
+    seed: int
+    report: Report
+    result: Yield = field(init=False)
 
-    def go_on(self, starts: Sequence[Query], wanted: int, seen: KV) -> list[Query]:
-        """Conversations that are one turn longer than those of ``starts``, in which the model answers itself.
+    def __post_init__(self) -> None:
+        self.result = Yield(self.asker.name)
+        self._known: set[Query] = set()
+        self._rng = random.Random(self.seed)
 
-        Those that the model's window has no room for are left out.
-        """
-        chosen = list(islice(cycle(self.rng.sample(starts, len(starts))), wanted))
-        chosen = [query for query in chosen if self._fits(seen, self.chat.query_ids(query))]
-        ids = [self.chat.query_ids(query) for query in chosen]
-        batches = greedy_responses(self.model, seen, ids, self.settings.max_response_tokens, self.chat.end)
-        answers = [self._text(response) for batch in batches for response in batch]
-        answered = [(*turns_of(query), answer) for query, answer in zip(chosen, answers, strict=True)]
-        longer: dict[Query, None] = {}
-        for start in range(0, len(answered), ASKING_ROWS):
-            rows = answered[start : start + ASKING_ROWS]
-            questions = self._sample(seen, [self.chat.query_ids((*turns, ASK_FOLLOW_UP)) for turns in rows])
-            longer |= {(*turns, question): None for turns, question in zip(rows, questions, strict=True) if question}
-        return list(longer)
+    def gather(self, kind: str, parts: Sequence[_Part], wanted: int) -> dict[Query, _Found]:
+        """Up to ``wanted`` questions that are kept, about as many of each part."""
+        found: dict[Query, _Found] = {}
+        sampled = self.result.sampled
+        alive = list(parts)
+        for _ in range(ROUNDS):
+            missing = wanted - len(found)
+            if missing <= 0 or not alive:
+                break
+            share = max(len(found), 1) / max(self.result.sampled - sampled, 1)
+            self.round(kind, alive, min(MOST, math.ceil(SPARE * missing / len(alive) / share)), found, wanted)
+            alive = [part for part in alive if part.barren < BARREN]
+        return found
 
-    def _sample(self, seen: KV, requests: Sequence[Sequence[int]]) -> list[str]:
-        """A question for each request, which are tokens; empty if it did not end in time or finds no room."""
-        longest, temperature = self.settings.max_response_tokens, self.settings.self_study_temperature
-        fitting = [index for index, ids in enumerate(requests) if self._fits(seen, ids)]
-        questions = [""] * len(requests)
-        if fitting:
-            rows = [requests[index] for index in fitting]
-            sampled = generate_responses(self.model, seen, rows, longest, self.chat.end, temperature)
-            for index, ids in zip(fitting, sampled, strict=True):
-                questions[index] = self._text(ids) if len(ids) < longest else ""
-        return questions
+    def round(self, kind: str, parts: Sequence[_Part], count: int, found: dict[Query, _Found], wanted: int) -> None:
+        """Ask ``count`` times about each part; adds what is kept to ``found``, until there are ``wanted``."""
+        self._show()
+        written = self._sample(kind, parts, count)
+        times = Counter(query for _, query in written if query)
+        for query in times.keys() & found.keys():
+            found[query].times += times[query]
+        about = self._about_the_text(kind, [query for query in times if query not in self._known])
+        for query in list(about)[: wanted - len(found)]:
+            found[query] = _Found(about[query], times[query])
+            self.result.kept += 1
+        asked_of = Counter(part.name for part, query in written if query)
+        new_of = Counter(part.name for part, query in written if query in about)
+        for part in parts:
+            fruitful = new_of[part.name] > SATURATED * asked_of[part.name]
+            part.barren = 0 if fruitful else part.barren + 1
+        self._show()
 
-    def _fits(self, seen: KV, ids: Sequence[int]) -> bool:
-        return len(seen) + len(ids) <= self.room
+    def conversations(self, starts: Sequence[Sample], wanted: int) -> list[_Part]:
+        """Conversations to go on from: question and answer of samples whose answer came to an end."""
+        ended = [sample for sample in starts if len(sample.response_ids) <= self.teacher.longest]
+        chosen = islice(cycle(self._rng.sample(ended, len(ended))), wanted)
+        turns = [(*turns_of(s.query), self.teacher.text_of(s.response_ids[:-1])) for s in chosen]
+        return [_Part(f"{number} {'|'.join(so_far)}", None, so_far) for number, so_far in enumerate(turns)]
 
-    def _text(self, ids: Sequence[int]) -> str:
-        return self.chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    def _sample(self, kind: str, parts: Sequence[_Part], count: int) -> list[tuple[_Part, Query]]:
+        """What is asked about each part, those of all parts in turn; empty where no question came of it."""
+        visible = self._visible(parts[0].piece is None)
+        asked = [(part, part.sampled + number) for number in range(count) for part in parts]
+        prompts: dict[tuple[str, int], Prompt] = {}
+        for part, number in asked:
+            ids = (*(part.piece or ()), *self.asker.after(kind, part.so_far))
+            begun = tuple(self.asker.begun(kind, number))
+            if len(ids) + len(begun) <= self.teacher.room(visible):
+                prompts[part.name, number] = Prompt(ids, begun, f"{self.asker.name} {kind} {part.name} {number}")
+        for part in parts:
+            part.sampled += count
+        sampled = self.result.sampled
+
+        def show(done: int) -> None:
+            self.result.sampled = sampled + done
+            self._show()
+
+        sampling = Sampling(self.settings.self_study_temperature, str(self.seed))
+        texts = self.teacher.write(
+            kind, visible, list(prompts.values()), self.asker.ends, sampling, self.asker.question, show
+        )
+        self.result.ended += sum(map(bool, texts))
+        written = dict(zip(prompts, texts, strict=True))
+        return [(part, _query(part, written.get((part.name, number), ""))) for part, number in asked]
+
+    def _visible(self, whole: bool) -> KV:
+        """K and V of what stands before a piece, or of that and the whole text."""
+        before = tuple(self.asker.before())
+        if before == self.teacher.context.prefix_ids:
+            return self.teacher.text_kv if whole else self.teacher.prefix_kv
+        return self.teacher.read((*before, *self.teacher.context.context_ids) if whole else before)
+
+    def _show(self, answered: int | None = None) -> None:
+        figures = f"{self.result.sampled} sampled" + ("" if answered is None else f" · {answered} answered")
+        self.report(STAGE, self.result.kept, self.settings.self_study_questions, figures)
+
+    def _about_the_text(self, kind: str, queries: Sequence[Query]) -> dict[Query, Sample]:
+        """The samples of those queries that the teacher answers otherwise without the text."""
+        self.result.distinct += len(queries)
+        self._known.update(queries)
+        samples = self.teacher.answer("self_study", dict.fromkeys(queries, 1.0), self._show)
+        about = {sample.query: sample for sample in samples}
+        if kind != FOLLOW_UP:
+            least = self.settings.self_study_min_kl
+            divergence = self.teacher.text_kl(samples)
+            about = {sample.query: sample for sample, kl in zip(samples, divergence, strict=True) if kl >= least}
+        self.result.about += len(about)
+        return about

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..utils.settings import SettingsGroup
 from ..utils.values import require
 
+# The value of a setting that is resolved when more is known.
+AUTO: Literal["auto"] = "auto"
 # A lower temperature is lost in float32 when logits are divided by it.
 COLDEST = 1e-20
 
@@ -19,6 +22,10 @@ class DataSettings(SettingsGroup):
         general_queries: number of context-agnostic queries to draw.
         self_study_questions: number of distinct questions that the model asks itself about the text. 0: none.
         self_study_temperature: sampling temperature of these questions.
+        self_study_asker: how the model is made to ask: ``request``, ``examples`` or ``open_turn`` (see
+            ``lcc.data.askers``). ``auto``: the way whose first samples are kept most often.
+        self_study_min_kl: a question is about the text, and kept, if the teacher's answer hangs on the text by so much:
+            mean KL from the answer with to the answer without it, in nats a token.
         self_study_piece: tokens of text that the model is asked about at a time. 0: the whole text at once.
         self_study_hard: share of hard questions: half about pieces twice as long, half about the whole text.
         self_study_follow_ups: share of questions that end a conversation. The model answers its earlier turns.
@@ -32,6 +39,8 @@ class DataSettings(SettingsGroup):
     general_queries: int = 600
     self_study_questions: int = 2000
     self_study_temperature: float = 0.6
+    self_study_asker: Literal["auto", "request", "examples", "open_turn"] = AUTO
+    self_study_min_kl: float = 0.1
     self_study_piece: int = 40
     self_study_hard: float = 0.35
     self_study_follow_ups: float = 0.15
@@ -43,7 +52,7 @@ class DataSettings(SettingsGroup):
         """Refuse what is out of range."""
         self.require_count("max_response_tokens")
         self.require_more_than(COLDEST, "self_study_temperature")
-        self.require_not_negative("general_queries", "self_study_questions", "self_study_piece")
+        self.require_not_negative("general_queries", "self_study_questions", "self_study_piece", "self_study_min_kl")
         self.require_share("held_out")
         shares = (self.self_study_hard, self.self_study_follow_ups)
         plain = 1 - sum(shares)

@@ -51,12 +51,19 @@ def string_match_any(prediction: str, references: Sequence[str]) -> float:
     return float(any(reference.lower() in prediction.lower() for reference in references))
 
 
+def contains(prediction: str, references: Sequence[str]) -> float:
+    """1 if one of the references occurs in the answer as a run of whole words, both normalised."""
+    words = f" {normalize(prediction)} "
+    return float(any(f" {normalize(reference)} " in words for reference in references))
+
+
 METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "exact_match": exact_match,
     "f1": token_f1,
     "rouge_l": rouge_l,
     "string_match": string_match,
     "string_match_any": string_match_any,
+    "contains": contains,
 }
 
 

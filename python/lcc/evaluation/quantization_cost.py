@@ -53,7 +53,7 @@ def quantize(
     model = share_weights(plain_model(model))
     memory.verify(model, tokenizer)
     quantized = replace(memory, payload=quantize_payload(memory.kv_payload, dtype))
-    streams: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries)}
+    streams: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries, tokenizer)}
     chat = ChatFormat.of(tokenizer, date=memory.date)
     reference, reader = (Reader.of_memory(model, chat, either) for either in (memory, quantized))
     cost: dict[str, Any] = {"source_dtype": memory.dtype}

@@ -11,7 +11,14 @@ from ..utils.jsonl import load_rows
 from ..utils.random_state import sample_up_to
 from .datasets import LOADERS, load_benchmark
 from .examples import Example, beside, parse_examples
+from .stories import stories, unrelated_instructions
 from .suites import LENGTHS, SUITES, general_queries, suite
+
+# Examples that are not generated and stand in this package.
+SHIPPED: dict[str, Callable[[], list[Example]]] = {
+    "stories": stories,
+    "stories_general": unrelated_instructions,
+}
 
 
 def load_examples(
@@ -24,8 +31,8 @@ def load_examples(
     """The examples about ``contexts`` texts of ``source``, drawn at random where it has more.
 
     Args:
-        source: a key of ``SUITES``; a key of ``LOADERS``, from the hub, or ``NAME=PLACE`` from a JSONL file or a
-            dataset folder; else a JSONL file or a datasets name (its test split) in ``Example``'s schema.
+        source: a key of ``SUITES`` or ``SHIPPED``; a key of ``LOADERS``, from the hub, or ``NAME=PLACE`` from a JSONL
+            file or a dataset folder; else a JSONL file or a datasets name (its test split) in ``Example``'s schema.
         lengths: of a suite's documents, in words.
         fits: whether a text of a benchmark or a file is to be drawn; by default, all but empty ones.
 
@@ -65,6 +72,8 @@ def load_general(source: str, count: int, texts: Sequence[str], seed: int = 0) -
 
 
 def _load(source: str) -> list[Example]:
+    if source in SHIPPED:
+        return SHIPPED[source]()
     name, _, place = source.partition("=")
     if name in LOADERS:
         return load_benchmark(name, place)

@@ -36,6 +36,8 @@ class Memory:
         compiler: ``name`` of the compiler, and digests of its learned weights if it has any.
         curve: measurements while compiling: ``step``, ``loss``, ``held_out_kl``, ``seconds``.
         questions: what the model asked itself: questions, and conversations that end in one.
+        asking: what came of asking itself: the asker's name, and how many questions were sampled, ended, were distinct,
+            were about the text, and were kept; None if the model did not ask itself.
         quantization: the measured cost of quantising; see ``lcc.quantize``.
         certificate: what the memory keeps and changes, measured when it was compiled; see docs/memory-format.md.
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
@@ -60,6 +62,7 @@ class Memory:
     quantization: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None
+    asking: dict[str, Any] | None = None
     date: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 

@@ -138,6 +138,17 @@ class Tried(TypedDict):
     kept: float
 
 
+class Asking(TypedDict):
+    """What came of asking itself; each count is a part of the one before."""
+
+    asker: str
+    sampled: int
+    ended: int
+    distinct: int
+    about: int
+    kept: int
+
+
 class RatioSearch(TypedDict):
     """What ``ratio="auto"`` was to meet, and what it tried."""
 
@@ -160,6 +171,7 @@ METADATA: dict[str, Any] = {
     "quantization": Quantization | None,
     "certificate": Certificate | None,
     "ratio_search": RatioSearch | None,
+    "asking": Asking | None,
     "date": str | None,
 }
 # Token ids end below this: more than any vocabulary, and what an index of torch holds.

@@ -126,7 +126,7 @@ def head_error(probed: Probed) -> torch.Tensor:
     """The head's weight over the last hidden states against the model's logits, as a share of these."""
     ids = torch.tensor([probed.ids], device=probed.model.device)
     head = probed.model.get_output_embeddings()
-    hidden = decoder(probed.model)(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = decoder(probed.model)(input_ids=ids, use_cache=False).last_hidden_state.to(head.weight.dtype)
     logits = probed.model(input_ids=ids, use_cache=False).logits
     return _shares(linear(hidden, head.weight, getattr(head, "bias", None)) - logits, logits)
 

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from transformers import PreTrainedModel
@@ -29,8 +30,12 @@ from .window import check_window
 CPU_ROWS, MOST_ROWS = 64, 512
 # Share of the free memory that own K and V may take, and tokens that are read at once.
 SHARE, PREFILL_TOKENS = 0.25, 4096
-# The batch is refilled when this share of its rows is finished: a refill copies the K and V of the others.
-REFILL = 1 / 8
+# What is written goes in circles when its last tokens repeat with a period of at most so many tokens, for as long as
+# two periods, and for so many tokens more than one.
+PERIOD, CIRCLE = 20, 12
+# The batch is refilled when this share of its rows is finished: a refill costs about two steps. Room for so many tokens
+# more is made then.
+REFILL, ROOM = 3 / 8, 32
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ class Prompt:
 
     Attributes:
         ids: tokens after those that all prompts share.
+        begun: the first tokens of what is written. Prompts that differ in these alone are read once.
         key: names the prompt's random draws; see ``Sampling``.
     """
 
     ids: tuple[int, ...]
+    begun: tuple[int, ...] = ()
     key: str = ""
 
 
@@ -59,13 +66,13 @@ class Decoded:
     """What the model wrote.
 
     Attributes:
-        ids: new tokens, without the one that ends them.
-        ended: whether they came to an end in time.
+        ids: new tokens, those that were begun included, without the one that ends them.
+        end: the token that ended them; None if none came in time, or before they went in circles.
         states: (new tokens + 1, H), the last hidden states that predict each of them, and what follows the last.
     """
 
     ids: tuple[int, ...]
-    ended: bool
+    end: int | None
     states: torch.Tensor
 
 
@@ -79,6 +86,8 @@ def decode(
     rows: int | None = None,
 ) -> Iterator[tuple[int, Decoded]]:
     """What the model writes after each prompt, in the order in which they are finished, with the prompt's number.
+
+    What goes in circles is cut off: a small model may repeat a phrase for as long as it is let.
 
     Args:
         visible: rotated K and V that all prompts see.
@@ -96,12 +105,15 @@ def decode(
     shares = supports_sharing(model)
     rows = rows or batch_rows(model, visible, longest, shares)
     batch = _Batch(share_weights(model), visible, ends, max_new_tokens, sampling, shares)
-    waiting = deque(enumerate(prompts))
+    # Equal prompts one behind the other: they enter together, and are read once.
+    groups: dict[tuple[int, ...], list[tuple[int, Prompt]]] = {}
+    for numbered in enumerate(prompts):
+        groups.setdefault(numbered[1].ids, []).append(numbered)
+    waiting = deque(chain.from_iterable(groups.values()))
     while waiting or batch.rows:
         if batch.refillable(rows if waiting else 0):
-            batch.keep_unfinished()
-            entering = [waiting.popleft() for _ in range(min(rows - len(batch.rows), len(waiting)))]
-            yield from batch.admit(entering)
+            places = rows - batch.unfinished if waiting else 0
+            yield from batch.refill([waiting.popleft() for _ in range(min(places, len(waiting)))])
         if batch.rows:
             yield from batch.step()
 
@@ -118,16 +130,27 @@ def batch_rows(model: PreTrainedModel, visible: KV, own_tokens: int, shares: boo
     return max(1, min(most, int(SHARE * free / (a_token * (own_tokens + copied)))))
 
 
+def goes_in_circles(ids: Sequence[int]) -> bool:
+    """Whether the last tokens repeat; see ``PERIOD``."""
+    for period in range(1, min(PERIOD, len(ids) - CIRCLE) + 1):
+        again = max(period, CIRCLE)
+        if len(ids) >= again + period and ids[-again:] == ids[-again - period : -period]:
+            return True
+    return False
+
+
 @dataclass
 class _Row:
     """One prompt in the batch.
 
     Attributes:
         tokens: that it owns in the cache.
+        begun: see ``Prompt``.
     """
 
     number: int
     tokens: int
+    begun: tuple[int, ...]
     draws: random.Random
     finished: bool = False
     ids: list[int] = field(default_factory=list)
@@ -151,56 +174,58 @@ class _Batch:
         self.rows: list[_Row] = []
         self.cache = SharedCache(visible)
 
+    @property
+    def unfinished(self) -> int:
+        """Rows that are being written."""
+        return sum(not row.finished for row in self.rows)
+
     def refillable(self, wanted: int) -> bool:
         """Whether enough rows are finished, or missing of the ``wanted`` ones, to copy the others."""
-        finished = sum(row.finished for row in self.rows)
-        free = max(finished, wanted - len(self.rows) + finished)
-        return finished == len(self.rows) or free >= max(1, REFILL * max(wanted, len(self.rows)))
+        idle = max(wanted, len(self.rows)) - self.unfinished
+        return not self.unfinished or idle >= REFILL * max(wanted, len(self.rows))
 
-    @torch.no_grad()
-    def keep_unfinished(self) -> None:
-        """Let finished rows go, and padding that no row needs any more."""
-        kept = [index for index, row in enumerate(self.rows) if not row.finished]
-        if len(kept) == len(self.rows):
-            return
-        self.rows = [self.rows[index] for index in kept]
-        if not kept:
-            self.cache = SharedCache(self.visible)
-            return
-        self.cache.batch_select_indices(torch.tensor(kept, device=self.model.device))
-        self.cache.trim(max(row.tokens for row in self.rows))
-
-    def admit(self, entering: Sequence[tuple[int, Prompt]]) -> Iterator[tuple[int, Decoded]]:
-        """Read the prompts and choose the first token of each."""
+    def refill(self, entering: Sequence[tuple[int, Prompt]]) -> Iterator[tuple[int, Decoded]]:
+        """Let finished rows go, read the prompts and choose the first token of each."""
         start = 0
-        while start < len(entering):
+        while start < len(entering) or any(row.finished for row in self.rows):
             stop, longest = start, 0
             while stop < len(entering):
                 longest = max(longest, len(entering[stop][1].ids))
                 if stop > start and longest * (stop + 1 - start) > PREFILL_TOKENS:
                     break
                 stop += 1
-            yield from self._admit(entering[start:stop])
+            yield from self._refill(entering[start:stop])
             start = stop
 
     @torch.no_grad()
-    def _admit(self, entering: Sequence[tuple[int, Prompt]]) -> list[tuple[int, Decoded]]:
-        distinct = list(dict.fromkeys(prompt.ids for _, prompt in entering))
-        longest = max(map(len, distinct))
-        ids = torch.tensor([[0] * (longest - len(each)) + list(each) for each in distinct])
-        cache = SharedCache(self.visible)
-        hidden = self._forward(cache, ids, [len(each) for each in distinct])
-        copies = torch.tensor([distinct.index(prompt.ids) for _, prompt in entering], device=self.model.device)
-        if len(distinct) < len(entering):
-            cache.batch_select_indices(copies)
-        if self.rows:
-            self.cache.join(cache)
-        else:
-            self.cache = cache
+    def _refill(self, entering: Sequence[tuple[int, Prompt]]) -> list[tuple[int, Decoded]]:
+        """``refill`` with prompts that are read at once."""
+        kept = [index for index, row in enumerate(self.rows) if not row.finished]
+        self.rows = [self.rows[index] for index in kept]
+        places = torch.tensor(kept, dtype=torch.int64, device=self.model.device)
+        if not entering:
+            self.cache.batch_select_indices(places)
+            return []
+        new = SharedCache(self.visible)
+        hidden = self._read(new, [prompt.ids for _, prompt in entering])
+        self.cache.refill(places, max((row.tokens for row in self.rows), default=0), new, ROOM)
         seed = self.sampling.seed if self.sampling else ""
-        new = [_Row(number, len(p.ids), random.Random(f"{seed} {p.key}")) for number, p in entering]
-        self.rows += new
-        return self._choose(new, hidden[copies])
+        rows = [_Row(number, len(p.ids), p.begun, random.Random(f"{seed} {p.key}")) for number, p in entering]
+        self.rows += rows
+        return self._choose(rows, hidden)
+
+    def _read(self, cache: SharedCache, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """Read each prompt into the empty ``cache``, equal ones once; returns last hidden states, (prompts, H)."""
+        distinct = list(dict.fromkeys(prompts))
+        longest = max(map(len, distinct))
+        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in distinct])
+        hidden = self._forward(cache, ids, [len(prompt) for prompt in distinct])
+        if len(distinct) == len(prompts):
+            return hidden
+        places = {prompt: place for place, prompt in enumerate(distinct)}
+        copies = torch.tensor([places[prompt] for prompt in prompts], device=self.model.device)
+        cache.batch_select_indices(copies)
+        return hidden[copies]
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Decoded]]:
@@ -242,12 +267,15 @@ class _Batch:
         logits = head(hidden.to(head.weight.dtype))
         draws = [row.draws.random() for row in rows]
         finished = []
-        for row, state, token in zip(rows, hidden, self._tokens(logits, draws), strict=True):
+        for row, state, chosen in zip(rows, hidden, self._tokens(logits, draws), strict=True):
             row.states.append(state)
-            ended = self.ends(token)
-            if ended or len(row.ids) == self.max_new_tokens:
+            written = len(row.ids)
+            token = row.begun[written] if written < len(row.begun) else chosen
+            ended = written >= len(row.begun) and self.ends(token)
+            if ended or written == self.max_new_tokens or goes_in_circles(row.ids):
                 row.finished = True
-                finished.append((row.number, Decoded(tuple(row.ids), ended, torch.stack(row.states))))
+                decoded = Decoded(tuple(row.ids), token if ended else None, torch.stack(row.states))
+                finished.append((row.number, decoded))
             # A finished row goes on with this token until it leaves; nothing that it writes is kept.
             row.ids.append(token)
         return finished

@@ -85,7 +85,7 @@ def generate_after(
             options that would read the placeholders, or that generate refuses.
     """
     _check_options(options)
-    ends = {end, *_end_tokens(model)}
+    ends = {end, *end_tokens(model)}
     longest = max(len(query) for query in queries) + options["max_new_tokens"]
     remedy = "ask less at once, begin a new chat, or take a model with a longer window"
     check_window(model, cache.get_seq_length() + longest, "text or memory, question and answer", remedy)
@@ -156,7 +156,8 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def _end_tokens(model: PreTrainedModel) -> list[int]:
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """The tokens that end a response, as the model's generation config names them."""
     ends = model.generation_config.eos_token_id
     return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
 

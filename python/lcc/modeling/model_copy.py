@@ -31,8 +31,11 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         InputError: the model's forward was replaced by a function that runs the model and not the copy.
     """
-    if model in _COPIES or is_sharded(model):
-        return model
+    return model if model in _COPIES or is_sharded(model) else _copy(model)
+
+
+def _copy(model: PreTrainedModel) -> PreTrainedModel:
+    """See ``share_weights``."""
     shared: dict[int, Any] = {id(held): held for held in _held_by_hooks(model)}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(parameter): _without_gradient(parameter) for parameter in model.parameters()}
@@ -41,6 +44,31 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     for original, module in zip(model.modules(), copied.modules(), strict=True):
         _keep_to_itself(original, module)
     _COPIES.add(copied)
+    return copied
+
+
+def with_body_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy whose layers and embeddings are in ``dtype``, and whose head is the model's own; it costs their memory."""
+    copied = _copy(model)
+    body = getattr(copied, copied.base_model_prefix)
+    for module in body.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, torch.nn.Parameter(parameter.to(dtype), requires_grad=False))
+    copied.get_output_embeddings().register_forward_pre_hook(_in_own_dtype)
+    return copied
+
+
+def _in_own_dtype(head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """The inputs in the dtype of the head's weights."""
+    return tuple(states.to(head.weight.dtype) for states in inputs)
+
+
+def with_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
+    """A copy that has the first ``layers`` layers only: what they cost tells what all of them cost."""
+    copied = _copy(model)
+    body = getattr(copied, copied.base_model_prefix)
+    body.layers = body.layers[:layers]
+    copied.config.num_hidden_layers = layers
     return copied
 
 

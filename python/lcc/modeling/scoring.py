@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -60,9 +61,22 @@ def state_divergence(
     model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, loss: str
 ) -> torch.Tensor:
     """Weighted sum of the divergence from ``teacher`` to ``hidden``, both last hidden states, (rows, H)."""
-    head = model.get_output_embeddings()
+    return _divergence(model, hidden, teacher, row_weight=weights.to(_head(model).weight.dtype), loss=loss)
+
+
+def token_divergence(model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """KL(teacher || hidden) of each row, (rows,), in nats; both are last hidden states, (rows, H)."""
+    return _divergence(model, hidden, teacher, reduction="none")
+
+
+def _divergence(
+    model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor, reduction: str = "sum", **options: Any
+) -> torch.Tensor:
+    head = _head(model)
     hidden = hidden.to(head.weight.dtype)
     bias = getattr(head, "bias", None)
-    return lk.linear_kl(
-        hidden, teacher.to(hidden), head.weight, bias, row_weight=weights.to(hidden.dtype), reduction="sum", loss=loss
-    )
+    return lk.linear_kl(hidden, teacher.to(hidden), head.weight, bias, reduction=reduction, **options)
+
+
+def _head(model: PreTrainedModel) -> Any:
+    return model.get_output_embeddings()

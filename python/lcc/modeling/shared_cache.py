@@ -64,6 +64,18 @@ class GrowingStates:
             self.buffer[:, :, :start] = old
         self.buffer[:, :, start : self.tokens] = new
 
+    def refilled(self, kept: torch.Tensor, tokens: int, entering: torch.Tensor, room: int) -> GrowingStates:
+        """The last ``tokens`` tokens of the sequences ``kept``, and those of ``entering``, all ending together."""
+        longest, first = max(tokens, entering.shape[2]), self.tokens - tokens
+        _, heads, _, width = entering.shape
+        buffer = entering.new_zeros(len(kept) + len(entering), heads, longest + room, width)
+        if len(kept):
+            buffer[: len(kept), :, longest - tokens : longest] = self.buffer[kept, :, first : self.tokens]
+        buffer[len(kept) :, :, longest - entering.shape[2] : longest] = entering
+        states = GrowingStates(buffer)
+        states.tokens = longest
+        return states
+
 
 class SharedLayer(DynamicLayer):
     """A dynamic layer whose first tokens are held once, and each sequence's own tokens apart from them."""
@@ -146,16 +158,10 @@ class SharedLayer(DynamicLayer):
         """Keep the sequences ``indices``, (kept,) int64."""
         self._map(lambda states: states[indices])
 
-    def trim(self, tokens: int) -> None:
-        """Keep the last ``tokens`` own tokens of each sequence."""
-        self._map(lambda states: states[:, :, max(0, states.shape[2] - tokens) :])
-
-    def join(self, other: SharedLayer) -> None:
-        """Append the sequences of ``other``, which shares the same tokens. Own tokens end together: zeros fill up."""
-        longest = max(layer._own[0].tokens for layer in (self, other))
+    def refill(self, kept: torch.Tensor, tokens: int, entering: SharedLayer, room: int) -> None:
+        """See ``SharedCache.refill``."""
         self._own = [
-            GrowingStates(torch.cat([_filled(states.states, longest) for states in pair]))
-            for pair in zip(self._own, other._own, strict=True)
+            own.refilled(kept, tokens, new.states, room) for own, new in zip(self._own, entering._own, strict=True)
         ]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
@@ -165,11 +171,6 @@ class SharedLayer(DynamicLayer):
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
         if self._own[0].tokens:
             self._own = [GrowingStates(change(own.states)) for own in self._own]
-
-
-def _filled(states: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(batch, kv_heads, up to ``tokens``, head_dim) with zeros in front."""
-    return torch.nn.functional.pad(states, (0, 0, tokens - states.shape[2], 0))
 
 
 class SharedCache(DynamicCache):
@@ -196,15 +197,18 @@ class SharedCache(DynamicCache):
         """The K and V of a single sequence."""
         return KV.of(self, self._start)
 
-    def trim(self, tokens: int) -> None:
-        """Keep the last ``tokens`` own tokens of each sequence."""
-        for layer in self.layers:
-            layer.trim(tokens)
+    def refill(self, kept: torch.Tensor, tokens: int, entering: SharedCache, room: int = 0) -> None:
+        """Go on with some of the sequences, and with those of ``entering``, which shares the same tokens.
 
-    def join(self, other: SharedCache) -> None:
-        """Append the sequences of ``other``, which shares the same tokens; shorter ones are padded in front."""
-        for layer, theirs in zip(self.layers, other.layers, strict=True):
-            layer.join(theirs)
+        Own tokens end together; what stands before a sequence's own tokens is not theirs and undefined.
+
+        Args:
+            kept: (sequences,) int64.
+            tokens: own tokens that the longest of the kept sequences has.
+            room: tokens that can be appended before memory is asked for.
+        """
+        for layer, new in zip(self.layers, entering.layers, strict=True):
+            layer.refill(kept, tokens, new, room)
 
     def activate_past_recording(self) -> None:
         """What transformers calls before assisted decoding, which this cache does not allow.

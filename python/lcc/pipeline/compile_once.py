@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..modeling.sharding import is_sharded
 from ..modeling.weights import loaded_model
 from ..text.chat_format import turns_of
 from ..text.context import Context, build_context
+from ..text.queries import SELF, load_queries
 from ..training.checkpoint import Checkpoint
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
@@ -64,11 +66,12 @@ def compile_once(
     )
     questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
     digests = fingerprint(model, tokenizer)
-    identity = Identity.of(settings, options.compiler, context, digests, options.queries)
+    queries = options.queries_for(tokenizer)
+    identity = Identity.of(settings, options.compiler, context, digests, queries)
     ranks.require_same(identity.compilation)
     if folder is not None and not run.restart:
         ranks.from_main(lambda: require_own(folder, identity))
-    task, data = _task(model, context, options, run, identity, reporter)
+    task, data = _task(model, context, options, queries, run, identity, reporter)
     with seeded(model.device, settings.seed):
         compiled = check_compiled(options.compiler.compile(task), options.compiler, model, context, digests)
     memory = _memory(model, context, compiled, data.made, options, digests)
@@ -77,7 +80,8 @@ def compile_once(
 
     def certificate() -> dict[str, Any]:
         return measure(
-            model, tokenizer, text, memory, data.made, data_settings, settings.seed, options.queries, questions,
+            model, tokenizer, text, memory, data.made, data_settings, settings.seed,
+            load_queries(None, tokenizer) if queries == SELF else queries, questions,
             reporter.count,
         )  # fmt: skip
 
@@ -85,7 +89,13 @@ def compile_once(
 
 
 def _task(
-    model: PreTrainedModel, context: Context, options: CompileOptions, run: Run, identity: Identity, reporter: Reporter
+    model: PreTrainedModel,
+    context: Context,
+    options: CompileOptions,
+    queries: Sequence[str] | str,
+    run: Run,
+    identity: Identity,
+    reporter: Reporter,
 ) -> tuple[CompileTask, DataOnDemand]:
     settings, ranks, date = options.settings, run.ranks, context.chat.date
     checkpoint = cache = None
@@ -94,7 +104,7 @@ def _task(
         cache = DataCache(run.checkpoint, identity.data, ranks, run.restart, date)
     if run.shared_data is not None:
         cache = DataCache(run.shared_data, identity.data, ranks, run.restart, shared=True)
-    data = DataOnDemand(lambda: distillation_data(model, context, settings, options.queries, cache, reporter, ranks))
+    data = DataOnDemand(lambda: distillation_data(model, context, settings, queries, cache, reporter, ranks))
     task = CompileTask(
         model=model,
         context=context,
@@ -132,6 +142,7 @@ def _memory(
         compiler=record(options.compiler),
         curve=list(compiled.curve),
         questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
+        asking=data.asking if data else None,
         date=context.chat.date,
     )
     return memory.to(model.device, model.dtype)

@@ -11,9 +11,11 @@ from ..data.cache import DataCache, pack, unpack
 from ..data.samples import DistillationData
 from ..data.synthesis import synthesize
 from ..data.teacher_states import TeacherStates
+from ..modeling.model_copy import with_body_in
 from ..modeling.prefill import prefill
 from ..modeling.sharding import is_sharded
 from ..text.context import Context
+from ..training.execution import in_bfloat16
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
@@ -42,7 +44,7 @@ def distillation_data(
     model: PreTrainedModel,
     context: Context,
     settings: CompileSettings,
-    queries: Sequence[str],
+    queries: Sequence[str] | str,
     cache: DataCache | None,
     reporter: Reporter,
     ranks: Ranks = ALONE,
@@ -51,7 +53,7 @@ def distillation_data(
 
     Args:
         model: frozen, no adapter active.
-        queries: context-agnostic ones.
+        queries: context-agnostic ones; or ``SELF``.
     """
     budget = settings.execution.teacher_bytes
     stored = cache.load(model.device, budget) if cache else None
@@ -61,10 +63,19 @@ def distillation_data(
     def make() -> DistillationData:
         # Seeded anew, so that the data is the same whatever has been drawn before.
         with torch.no_grad(), seeded(model.device, settings.seed):
-            text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
+            teacher = teacher_model(model, settings)
+            text_kv = prefill(teacher, context.context_ids, prefill(teacher, context.prefix_ids))
             states = TeacherStates(budget, cache.folder if cache else None)
             data = synthesize(
-                model, context, text_kv, settings.effective_data, queries, settings.seed, reporter.count, states
+                teacher,
+                context,
+                text_kv,
+                settings.effective_data,
+                queries,
+                settings.seed,
+                reporter.count,
+                states,
+                cache.parts if cache and not is_sharded(model) else None,
             )
         if cache:
             cache.save(data)
@@ -74,3 +85,10 @@ def distillation_data(
         return make()
     packed = ranks.from_main(lambda: pack(make()), together=is_sharded(model))
     return unpack(*packed, model.device, budget)
+
+
+def teacher_model(model: PreTrainedModel, settings: CompileSettings) -> PreTrainedModel:
+    """The model that writes the data: on a CPU in bfloat16, if it runs in that, with the head as it is."""
+    if model.device.type == "cpu" and model.dtype == torch.float32 and in_bfloat16(model, settings.execution):
+        return with_body_in(model, torch.bfloat16)
+    return model

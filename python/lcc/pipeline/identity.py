@@ -33,16 +33,16 @@ class Identity:
         compiler: Compiler,
         context: Context,
         fingerprint: dict[str, str],
-        queries: Sequence[str],
+        queries: Sequence[str] | str,
     ) -> Identity:
         """The identity of compiling ``context``.
 
         Args:
             fingerprint: of the model and the tokenizer.
-            queries: context-agnostic ones.
+            queries: context-agnostic ones; or ``SELF``.
         """
         data = asdict(settings.effective_data) | {"seed": settings.seed, "precision": settings.execution.precision}
-        data |= {"text": context.sha256, "queries": json_digest(list(queries))} | fingerprint
+        data |= {"text": context.sha256, "queries": json_digest(queries)} | fingerprint
         chat = context.chat
         if chat.date is not None:
             # What the template writes on another day is another chat, and the tokenizer's fingerprint is the same.

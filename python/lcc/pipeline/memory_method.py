@@ -49,9 +49,9 @@ def compiled_memories(
         MemoryFileError: the folder cannot be made.
     """
     chosen = get(compiler)
-    options = CompileOptions(settings, chosen, None, load_queries(queries), None, False)
+    options = CompileOptions(settings, chosen, None, None if queries is None else load_queries(queries), None, False)
     make_folder(folder)
-    depends: dict[str, Any] = {"settings": settings.flat(), "queries": json_digest(options.queries)}
+    depends: dict[str, Any] = {"settings": settings.flat(), "queries": json_digest(options.queries_for(tokenizer))}
     depends |= {"compiler": record(chosen)}
     store = FileStore(lambda key: Output.of(folder / f"{key}{MEMORY_SUFFIX}"))
 

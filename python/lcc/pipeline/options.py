@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..compilers import registry
 from ..compilers.base import Compiler
 from ..errors import InputError
 from ..evaluation.certificate import Questions
-from ..text.queries import load_queries
+from ..text.queries import SELF, load_queries
 from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
 from ..utils.settings import MOST
@@ -34,7 +36,7 @@ class CompileOptions:
     Attributes:
         settings: with ``ratio="auto"``, each ratio that is tried replaces theirs.
         target: with ``ratio="auto"``, the share of the full text's score to keep; else None.
-        queries: context-agnostic ones.
+        queries: context-agnostic ones; None: the package's own, see ``queries_for``; or ``SELF``.
         questions: rows to measure memories on; None: those that the model asked itself and that were held out.
         certify: whether to measure.
     """
@@ -42,7 +44,7 @@ class CompileOptions:
     settings: CompileSettings
     compiler: Compiler
     target: float | None
-    queries: list[str]
+    queries: list[str] | str | None
     questions: list[str | Mapping[str, Any]] | None
     certify: bool
 
@@ -76,7 +78,12 @@ class CompileOptions:
         if questions is not None:
             named = isinstance(questions, (str, Path))
             rows = load_rows(str(questions), "test") if named else list(questions)  # type: ignore[arg-type]
-        return cls(chosen, registry.get(compiler), target, load_queries(queries), rows, certify)
+        loaded = queries if queries is None or queries == SELF else load_queries(queries)
+        return cls(chosen, registry.get(compiler), target, loaded, rows, certify)
+
+    def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
+        """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""
+        return load_queries(None, tokenizer) if self.queries is None else self.queries
 
     def at_ratio(self, ratio: float) -> CompileOptions:
         """The same at one ratio."""

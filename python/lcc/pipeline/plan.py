@@ -49,7 +49,7 @@ class Plan:
         step_flops, total_flops: of a step, and of all steps, forward and backward.
         step_bytes: peak of a step beyond weights and optimizer state: the estimate with full-length responses, or what
             was measured if that is more.
-        measured_step_bytes: the peak of a real step; None where the estimate says that it would not fit.
+        measured_step_bytes: the peak of a real step; None where none ran, or not on the whole text.
         state_bytes: LoRA and buffer embeddings with gradients, best copy and AdamW moments.
         teacher_bytes: the teacher's hidden states.
         weight_bytes: of the model, which is loaded already.
@@ -108,12 +108,17 @@ def plan(
     recipe: str = "default",
     compiler: str | Compiler = DEFAULT,
     queries: str | Path | Iterable[str] | None = None,
+    real_steps: bool = False,
     **settings: Any,
 ) -> Plan:
     """Say what ``lcc.compile`` with the same arguments takes; the model is left as it came.
 
-    The memory estimate comes first. If it fits, a few real steps are timed on the text itself; if not, on as much of
-    it as fits, and times grow with the FLOPs. Time spent on held-out measurements and the certificate is left out.
+    The memory estimate comes first. If it fits, a few answers and steps of the model's first layers are timed on the
+    text itself; if not, on as much of it as fits, and times grow with the FLOPs. What held-out measurements and the
+    certificate take is left out.
+
+    Args:
+        real_steps: time steps with all layers, and measure the memory that one takes.
 
     Raises:
         InputError: the text, the model, the tokenizer or a setting cannot be used, or the compiler has no steps that
@@ -128,11 +133,11 @@ def plan(
     context = build_context(
         model, tokenizer, text, chosen.ratio, chosen.data.max_response_tokens, None, chosen.data.parse_special_tokens
     )
-    asked = load_queries(queries)
+    asked = load_queries(queries, tokenizer)
     samples = sample_count(chosen, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
     estimate = _estimate(model, context, method, chosen, samples, query_tokens)
-    probed = probe(model, estimate.probed, method, estimate.settled, asked, samples)
+    probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
     return _plan(model, context, chosen, samples, estimate, probed)
 
 
@@ -197,9 +202,8 @@ def _plan(
     """The plan, from what is estimated and what was measured on ``estimate.probed``."""
     settled, probed, steps, before = estimate.settled, estimate.probed, chosen.training.steps, chosen.flat()
     flops = _flops(model, context, settled, samples, measured).total
-    step_seconds = measured.step_seconds * flops / _flops(model, probed, settled, samples, measured).total
-    asking_seconds = measured.asking_seconds * len(context.context_ids) / len(probed.context_ids)
-    teacher_seconds = asking_seconds + measured.answering_seconds
+    timed = settled.replace(batch=measured.step_samples)
+    step_seconds = measured.step_seconds * flops / _flops(model, probed, timed, samples, measured).total
     step_bytes = measured.step_bytes if probed is context else None
     expected = _expected(context, settled, samples, measured)
     return Plan(
@@ -219,9 +223,9 @@ def _plan(
         weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         available_bytes=estimate.free,
         probed_tokens=len(probed.context_ids),
-        teacher_seconds=round(teacher_seconds, 2),
+        teacher_seconds=round(measured.teacher_seconds, 2),
         step_seconds=round(step_seconds, 4),
-        total_seconds=round(teacher_seconds + step_seconds * steps, 1),
+        total_seconds=round(measured.teacher_seconds + step_seconds * steps, 1),
         device=_device_name(model.device),
         settled={name: value for name, value in settled.flat().items() if before[name] != value},
         advice=estimate.advice,

@@ -1,34 +1,49 @@
-"""What a compilation costs on this machine: the teacher answers a few queries, then a few real steps run."""
+"""What a compilation costs on this machine, from little work: a few answers, and steps of a model with few layers.
+
+A step's time grows with the layers, so steps with two numbers of layers tell it. Real steps are run when they are asked
+for: they also tell how much memory a step takes.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from ..compilers.base import TrainedCompiler
-from ..data.samples import DistillationData
-from ..data.self_study import ask_questions, text_pieces
-from ..data.synthesis import synthesize
+from ..data.samples import Sample
+from ..data.teacher import TELLING, Teacher
 from ..data.teacher_states import TeacherStates
-from ..modeling.kv import KV
+from ..modeling.decoding import Prompt, decode
+from ..modeling.model_copy import with_first_layers
 from ..modeling.prefill import prefill
 from ..text.chat_format import Query
 from ..text.context import Context
+from ..text.prompts import REPEAT_REQUEST
 from ..training.execution import autocast
 from ..training.loss import step_loss
 from ..utils.device_memory import peak_bytes, silent_profiler
 from ..utils.random_state import seeded
+from .distillation import teacher_model
 from .geometry import step_queries
 from .settings import CompileSettings
 
-# Steps that are timed, and queries that the teacher answers.
-STEPS, ANSWERS = 3, 64
+# Real steps that are timed, the numbers of layers of steps that tell what a real one takes, and steps of each.
+STEPS, LAYERS, SHORT_STEPS = 3, (1, 3), 1
+# Samples of such a short step, beside the reconstruction.
+SHORT_BATCH = 8
+# Queries that are answered, in so many tokens at most: an answer that does not end by then counts as the longest one.
+# And rows and tokens by which writing is timed.
+ANSWERS, LONGEST, ROWS, WRITTEN = 8, 32, 64, 4
+# What a question that the model asks itself takes: tokens of prompt and question, and the share that is kept.
+ASKED_PROMPT, ASKED, KEPT = 24, 12, 0.7
 
 
 @dataclass(frozen=True)
@@ -36,19 +51,18 @@ class Probe:
     """Measured on the text itself.
 
     Attributes:
-        query_tokens, response_tokens: means over the answers of the frozen model.
-        asking_seconds: of all self-study questions, from those about one piece of the text.
-        answering_seconds: of all teacher responses, from the first few of them.
-        step_seconds: median of a few steps with as many samples as a real one.
-        step_bytes: what such a step holds at its worst beyond weights and optimizer state.
+        query_tokens, response_tokens: means over a few answers of the frozen model.
+        teacher_seconds: of asking and of all teacher responses.
+        step_seconds: of a step with ``step_samples`` queries beside the reconstruction.
+        step_bytes: what a real step holds at its worst beyond weights and optimizer state; None where none ran.
     """
 
     query_tokens: float
     response_tokens: float
-    asking_seconds: float
-    answering_seconds: float
+    teacher_seconds: float
     step_seconds: float
-    step_bytes: int
+    step_samples: int
+    step_bytes: int | None
 
 
 def probe(
@@ -56,69 +70,124 @@ def probe(
     context: Context,
     compiler: TrainedCompiler,
     settings: CompileSettings,
-    queries: list[str],
+    queries: Sequence[str],
     samples: int,
+    real_steps: bool = False,
 ) -> Probe:
     """Run a compilation in miniature; the model is left as it came.
 
     Args:
         queries: context-agnostic ones.
         samples: queries of all streams that the teacher would answer.
+        real_steps: run steps with all layers.
     """
-    training, execution, seed = settings.training, settings.execution, settings.seed
+    with seeded(model.device, settings.seed):
+        answered, seconds = _teach(model, context, settings, queries, samples)
+        queries_of_step = step_queries(settings, samples)
+        queries_of_step = queries_of_step if real_steps else min(SHORT_BATCH, queries_of_step)
+        batch = [_repetition(model, context), *islice(cycle(answered), queries_of_step)]
+        if real_steps:
+            step_seconds, step_bytes = _steps(model, context, compiler, settings, batch, STEPS, True)
+        else:
+            step_seconds, step_bytes = _extrapolated(model, context, compiler, settings, batch), None
+    return Probe(
+        query_tokens=statistics.mean(len(sample.query_ids) for sample in answered),
+        response_tokens=statistics.mean(_response_tokens(sample, settings) for sample in answered),
+        teacher_seconds=seconds,
+        step_seconds=step_seconds,
+        step_samples=queries_of_step,
+        step_bytes=step_bytes,
+    )
+
+
+@torch.no_grad()
+def _teach(
+    model: PreTrainedModel, context: Context, settings: CompileSettings, queries: Sequence[str], samples: int
+) -> tuple[list[Sample], float]:
+    """A few answered queries, and the seconds that the teacher would take for all samples."""
+    teacher_copy, device = teacher_model(model, settings), model.device
+    prefix = prefill(teacher_copy, context.prefix_ids)
+    text_kv, reading = _timed(lambda: prefill(teacher_copy, context.context_ids, prefix), device)
+    longest = min(LONGEST, settings.data.max_response_tokens)
+    teacher = Teacher(teacher_copy, context, text_kv, longest, TeacherStates(math.inf))
+    few: dict[Query, float] = dict.fromkeys(queries[:ANSWERS], 1.0)
+    answered, _ = _timed(lambda: teacher.answer("general", few, lambda _: None), device)
+    prompts = [Prompt((sample.query_ids[-1],)) for sample in islice(cycle(answered), ROWS)]
+    _, writing = _timed(lambda: list(decode(teacher_copy, text_kv, prompts, lambda _: False, WRITTEN)), device)
+
+    read_a_token, write_a_token = reading / len(context.context_ids), writing / (ROWS * (WRITTEN + 1))
+    query = statistics.mean(len(sample.query_ids) for sample in answered)
+    response = statistics.mean(_response_tokens(sample, settings) for sample in answered)
+    answering = samples * (query * read_a_token + response * write_a_token)
+    asked = settings.effective_data.self_study_questions
+    asking = asked / KEPT * (ASKED_PROMPT * read_a_token + ASKED * write_a_token)
+    scoring = asked * (query + TELLING) * read_a_token
+    return answered, reading + answering + asking + scoring
+
+
+def _response_tokens(sample: Sample, settings: CompileSettings) -> int:
+    """Tokens of the whole response, of which the sample may have the first ones alone."""
+    tokens, longest = len(sample.response_ids), settings.data.max_response_tokens
+    return longest + 1 if tokens > min(LONGEST, longest) else tokens
+
+
+def _repetition(model: PreTrainedModel, context: Context) -> Sample:
+    """The reconstruction sample. What its teacher says changes no time."""
+    response = (*context.context_ids, context.chat.end)
+    states = torch.zeros(len(response), model.config.hidden_size, dtype=model.dtype, device=model.device)
+    return Sample(tuple(context.chat.query_ids(REPEAT_REQUEST)), response, "reconstruction", "", states)
+
+
+def _extrapolated(
+    model: PreTrainedModel,
+    context: Context,
+    compiler: TrainedCompiler,
+    settings: CompileSettings,
+    batch: Sequence[Sample],
+) -> float:
+    """Seconds of a step with all layers, from steps with few."""
+    few, more = (min(layers, model.config.num_hidden_layers) for layers in LAYERS)
+    taken = {}
+    for layers in {few, more}:
+        shallow = with_first_layers(model, layers)
+        taken[layers], _ = _steps(shallow, context, compiler, settings, batch, SHORT_STEPS, False)
+    if few == more:
+        return taken[few]
+    a_layer = (taken[more] - taken[few]) / (more - few)
+    return taken[more] + (model.config.num_hidden_layers - more) * max(0.0, a_layer)
+
+
+def _steps(
+    model: PreTrainedModel,
+    context: Context,
+    compiler: TrainedCompiler,
+    settings: CompileSettings,
+    batch: Sequence[Sample],
+    steps: int,
+    measure_bytes: bool,
+) -> tuple[float, int | None]:
+    """Seconds of a step, and the bytes that one holds at its worst."""
+    training, execution = settings.training, settings.execution
     with (
-        seeded(model.device, seed),
-        compiler.trainable(model, context, settings.compiler, seed) as memory,
+        compiler.trainable(model, context, settings.compiler, settings.seed) as memory,
         autocast(model, execution),
     ):
-        with torch.no_grad():
-            text_kv = prefill(model, context.context_ids, memory.prefix)
-            asked, asking = _timed(lambda: _ask(model, context, text_kv, settings), model.device)
-            count = min(ANSWERS, samples)
-            data, answering = _timed(
-                lambda: _answer(model, context, text_kv, settings, [*asked, *queries], count), model.device
-            )
-        batch = [data.reconstruction, *islice(cycle(data.train), step_queries(settings, samples))]
         parameters = [parameter for group in memory.parameter_groups(training) for parameter in group["params"]]
 
         def step() -> object:
             loss = step_loss(memory, batch, training, execution)
             return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
-        with silent_profiler():
-            step_bytes = peak_bytes(step, model.device.type)
-        seconds = [_timed(step, model.device)[1] for _ in range(STEPS)]
-    pieces = len(text_pieces(context.context_ids, settings.data.self_study_piece))
-    return Probe(
-        query_tokens=statistics.mean(len(sample.query_ids) for sample in data.train),
-        response_tokens=statistics.mean(len(sample.response_ids) for sample in data.train),
-        asking_seconds=asking * pieces,
-        answering_seconds=answering * samples / count,
-        step_seconds=statistics.median(seconds),
-        step_bytes=step_bytes,
-    )
+        step_bytes = None
+        if measure_bytes:
+            with silent_profiler():
+                step_bytes = peak_bytes(step, model.device.type)
+        else:
+            step()
+        return statistics.median(_timed(step, model.device)[1] for _ in range(steps)), step_bytes
 
 
-def _ask(model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings) -> list[Query]:
-    """The questions about the first piece of the text, as many as each piece gets."""
-    data = settings.effective_data
-    if not data.self_study_questions:
-        return []
-    pieces = text_pieces(context.context_ids, data.self_study_piece)
-    first = replace(context, context_ids=tuple(pieces[0]))
-    share = replace(data, self_study_questions=-(-data.self_study_questions // len(pieces)))
-    return list(ask_questions(model, first, text_kv, share, settings.seed, lambda *_: None))
-
-
-def _answer(
-    model: PreTrainedModel, context: Context, text_kv: KV, settings: CompileSettings, queries: list[str], count: int
-) -> DistillationData:
-    few = replace(settings.data, general_queries=count, self_study_questions=0, held_out=0.0)
-    states = TeacherStates(settings.execution.teacher_bytes)
-    return synthesize(model, context, text_kv, few, queries, settings.seed, lambda *_: None, states)
-
-
-def _timed(call: Callable, device: torch.device) -> tuple:
+def _timed(call: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
     """What ``call`` returns, and its seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

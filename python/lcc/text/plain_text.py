@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
 
+# Tokens a word from which on words are spelled letter by letter.
+SPELLED = 3
 # A hieroglyph, which few vocabularies have: bytes spell it, or it is unknown.
 _RARE_LETTER = "\U00013000"
 
@@ -130,3 +132,9 @@ def _hide_pieces(model: dict[str, Any], control: frozenset[int]) -> set[int]:
         pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
         model["merges"] = [pair for pair in pairs if hidden.isdisjoint((*pair, "".join(pair)))]
     return {vocab[piece] for piece in hidden}
+
+
+def has_words_for(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether the vocabulary has words, or large parts of words, for ``text``: a small one spells it or lacks it."""
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    return tokenizer.unk_token_id not in ids and len(ids) < SPELLED * len(text.split())

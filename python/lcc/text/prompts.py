@@ -9,3 +9,26 @@ REPEAT_REQUEST = "Please repeat the context."
 ASK_PLAIN = "Ask a question about the text."
 ASK_HARD = "Ask a hard question about the text."
 ASK_FOLLOW_UP = "Ask a question about that."
+
+# Worked examples, for models that were not trained to ask.
+ASK_ONE = "Write a question that this text answers."
+ASK_NEXT = "Write the next question about this text."
+EXAMPLES = """\
+Text: Mr. Alder, a baker from Brill, has sold rye bread on Friday mornings for thirty years. His daughter \
+Ina drives the van.
+Q: Who drives the van?
+A: Mr. Alder's daughter Ina drives it.
+
+Text: The bridge was closed on 3 May after a barge struck its second pillar. Repairs cost 40,000 euros and took nine \
+weeks.
+Q: Why was the bridge closed?
+A: A barge had struck its second pillar."""
+PLAIN_OPENINGS = (
+    "Who", "What", "Where", "When", "Why", "How", "Which", "How many", "What did", "What is", "Who is", "How did",
+    "What was", "Where did", "Who did", "What does",
+)  # fmt: skip
+HARD_OPENINGS = (
+    "Why did", "How did", "What happened after", "What is the reason", "What do", "How many", "Which of", "Who else",
+    "What changed", "What is the difference between", "In what order", "What does it mean that",
+)  # fmt: skip
+FOLLOW_UP_OPENINGS = ("And who", "Why", "And where", "What did", "How", "And when", "What else", "And then what")

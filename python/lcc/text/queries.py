@@ -6,21 +6,39 @@ from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from ..errors import InputError
 from ..utils.jsonl import load_rows, parse_jsonl
 from ..utils.values import is_text
+from .plain_text import has_words_for
+
+# In place of queries: the model writes them itself.
+SELF = "self"
+# The package's own: instructions that people give, and those of the embedded model's lessons.
+INSTRUCTIONS, LESSONS = "instructions.jsonl", "lessons.jsonl"
 
 
-def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
+def load_queries(
+    source: str | Path | Iterable[str] | None = None, tokenizer: PreTrainedTokenizerBase | None = None
+) -> list[str]:
     """Context-agnostic queries: the package's own, a JSONL file, a datasets name, or any strings.
 
     Rows of a JSONL file or a dataset give their query as ``query``, ``instruction``, ``prompt`` or ``text``.
+
+    Args:
+        tokenizer: tells which queries of the package's own the model can read: 673 instructions, or those that the
+            embedded model was taught where the vocabulary is too small for them. By default the embedded model's.
 
     Raises:
         InputError: the source cannot be read or holds no query.
     """
     if source is None:
-        rows = parse_jsonl((resources.files(__package__) / "queries.jsonl").read_text("utf-8"), "queries.jsonl")
+        instructions = _own(INSTRUCTIONS)
+        readable = tokenizer is not None and has_words_for(
+            tokenizer, "\n".join(str(row["query"]) for row in instructions)
+        )
+        rows = instructions if readable else _own(LESSONS)
     elif isinstance(source, (str, Path)):
         rows = load_rows(str(source))
     else:
@@ -31,6 +49,10 @@ def load_queries(source: str | Path | Iterable[str] | None = None) -> list[str]:
     if not queries:
         raise InputError(f"no queries in {source}: give rows with query, instruction, prompt or text")
     return queries
+
+
+def _own(name: str) -> list[dict]:
+    return parse_jsonl((resources.files(__package__) / name).read_text("utf-8"), name)
 
 
 def _query_of(row: dict) -> str | None:

@@ -12,7 +12,7 @@ from ..utils.outputs import is_file, make_folder
 from ..utils.resumable import IDENTITY, PART, STATE_FILE, ResumableFile, Stored, differing_names, other_run
 from ..utils.tensor_files import load_tensors, save_tensors
 
-FORMAT = "lcc-state-2"
+FORMAT = "lcc-state-3"
 # In the metadata of a state: the run went on from it and diverged.
 DIVERGED = "diverged"
 
@@ -33,6 +33,7 @@ class StateMetadata(TypedDict):
     data: dict[str, Any]
     encode_chunk: int | Literal["auto"]
     step: int
+    best_loss: float | None
     best_kl: float | None
     stale: int
     curve: list[Point]

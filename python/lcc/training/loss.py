@@ -48,6 +48,28 @@ def held_out_kl(
         return divergence(memory.model, hidden, samples, weights, "kl").item()
 
 
+def validation(
+    memory: TrainableMemory,
+    reconstruction: Sample,
+    held_out: Sequence[Sample],
+    training: TrainingSettings,
+    execution: ExecutionSettings,
+) -> tuple[float, float]:
+    """``held_out_kl``, and the loss by which states are chosen, both in nats a token.
+
+    That loss looks at every stream that is trained: the mean KL over the reconstruction, and over each stream's
+    held-out samples, weighted as in ``step_loss``.
+    """
+    samples = [*[reconstruction] * bool(training.reconstruction_weight), *held_out]
+    with torch.no_grad():
+        hidden = student_hidden(memory, samples, training.keep_prefix, execution)
+        weights = token_weights(samples, training).to(hidden.device)
+        chosen_by = divergence(memory.model, hidden, samples, weights, "kl").item()
+        tokens = sum(len(sample.response_ids) for sample in held_out)
+        mean = torch.full((tokens,), 1 / tokens, device=hidden.device)
+        return divergence(memory.model, hidden[-tokens:], held_out, mean, "kl").item(), chosen_by
+
+
 def stream_weights(training: TrainingSettings) -> dict[str, float]:
     """Weight of each stream's mean loss, before they are normalised over the streams present."""
     weights = (training.reconstruction_weight, training.general_weight, training.self_study_weight)

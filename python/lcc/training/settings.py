@@ -25,7 +25,8 @@ class TrainingSettings(SettingsGroup):
         reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses. The weights of
             the two query streams also set each stream's share of a batch.
         evaluate_every: steps between two measurements.
-        patience: measurements without a better held-out KL before training stops; the best state is kept. 0: training
+        patience: measurements without a better state before training stops; the best state, over all streams that are
+            trained, is kept. 0: training
             never stops early, and the last state is kept.
         keep_prefix: queries see the system prompt and the user header beside the memory.
         loss: ``kl`` (nats a token), or ``mse`` over logits (the paper's ablation).
@@ -58,7 +59,8 @@ class ExecutionSettings(SettingsGroup):
     """Settings that change how a step is computed. But for rounding, the result is the same.
 
     Attributes:
-        precision: ``auto`` (bfloat16 autocast on devices that have it), ``float32`` or ``bfloat16``.
+        precision: of the frozen model, ``float32``, ``bfloat16`` or ``auto``: bfloat16 on devices that multiply it
+            faster. The LoRA and the buffer embeddings are float32 in any case.
         engine: ``packed`` (one pass a step), or ``reference`` (encode, then samples over a cache). The gradient is the
             same. The next three settings are for ``packed`` alone.
         gradient_checkpointing: compute a layer's activations again in the backward. ``auto``: if a step would not fit.

@@ -23,7 +23,7 @@ from ..utils.resumable import sound
 from ..utils.values import require
 from .checkpoint import Checkpoint, mark_diverged
 from .execution import resolve_auto
-from .loss import held_out_kl, step_loss, stream_weights
+from .loss import step_loss, stream_weights, validation
 from .optimizers import build_optimizer
 from .settings import ExecutionSettings, TrainingSettings
 from .trainable import TrainableMemory
@@ -72,7 +72,7 @@ def _longest_step(data: DistillationData, batch: int) -> int:
 
 
 class Trainer:
-    """Steps with linear decay on the memory's parameters; keeps the state with the best held-out KL.
+    """Steps with linear decay on the memory's parameters; keeps the state that is best over all streams.
 
     Every random draw depends on the seed and the step alone, so a resumed run repeats an uninterrupted one bit by bit.
     """
@@ -102,7 +102,8 @@ class Trainer:
         self.step, self.seconds, self._updating = 0, 0.0, False
         self.curve: list[dict[str, float]] = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
-        self.best_kl, self.stale = math.inf, 0
+        self.best_loss = self.best_kl = math.inf
+        self.stale = 0
         self._resume()
 
     def run(self, reporter: Reporter, checkpoint_every: int) -> KV:
@@ -192,13 +193,15 @@ class Trainer:
 
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""
-        held_out = self.data.held_out
-        kl = self.ranks.first(held_out_kl(self.memory, held_out, self.training, self.execution)) if held_out else loss
+        kl = chosen_by = loss
+        if held_out := self.data.held_out:
+            measured = validation(self.memory, self.data.reconstruction, held_out, self.training, self.execution)
+            kl, chosen_by = self.ranks.first(measured)
         self._require_finite("held-out KL", kl)
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1
-        if kl < self.best_kl or not held_out or not self.training.patience:
-            self.best_kl, self.stale = kl, 0
+        if chosen_by < self.best_loss or not held_out or not self.training.patience:
+            self.best_loss, self.best_kl, self.stale = chosen_by, kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
 
     def _stale(self) -> bool:
@@ -227,10 +230,11 @@ class Trainer:
             for name, value in self._state_of(parameter).items():
                 tensors[f"optimizer.{index}.{name}"] = value
         # JSON has no infinity: None stands for "not measured yet".
-        best_kl = None if math.isinf(self.best_kl) else self.best_kl
+        best = {"best_loss": self.best_loss, "best_kl": self.best_kl}
         # Saved because auto picked it from free memory: another chunk size rounds differently.
         counters: dict[str, Any] = {"encode_chunk": self.execution.encode_chunk}
-        counters |= {"step": self.step, "best_kl": best_kl, "stale": self.stale}
+        counters |= {name: None if math.isinf(value) else value for name, value in best.items()}
+        counters |= {"step": self.step, "stale": self.stale}
         self.checkpoint.save(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
 
     def _resume(self) -> None:
@@ -246,7 +250,9 @@ class Trainer:
         self.execution = replace(self.execution, encode_chunk=metadata["encode_chunk"])
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
         self.curve = metadata["curve"]
-        self.best_kl = math.inf if metadata["best_kl"] is None else metadata["best_kl"]
+        self.best_loss, self.best_kl = (
+            math.inf if metadata[name] is None else metadata[name] for name in ("best_loss", "best_kl")
+        )
         with torch.no_grad():
             for index, parameter in enumerate(self.parameters):
                 parameter.copy_(tensors[f"parameter.{index}"])

@@ -25,8 +25,8 @@ from ..errors import MemoryFileError
 from .log_lines import LogLines, Stage
 from .terminal import Terminal, shown
 
-# Called with (name of the work, done, total).
-Report = Callable[[str, int, int], None]
+# Called with (name of the work, done, total), and with what else there is to say of it.
+Report = Callable[..., None]
 # What is gone through piece by piece, the outermost first.
 SERIES = DOCUMENTS, RATIOS = "documents", "ratios"
 

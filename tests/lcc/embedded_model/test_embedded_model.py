@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lcc.data.self_study import TURNS, ask_questions, text_pieces
+from lcc.data.pieces import text_pieces
+from lcc.data.self_study import TURNS
 from lcc.data.settings import DataSettings
 from lcc.embedded_model import EMBEDDED
 from lcc.evaluation import FullText, beside, evaluate
@@ -26,6 +27,7 @@ from lcc.synthetic.reasoning import aggregate_questions, comparisons, described_
 from lcc.text.chat_format import ChatFormat, turns_of
 from lcc.text.context import build_context
 from lcc.text.prompts import ASK_FOLLOW_UP, ASK_HARD, ASK_PLAIN, REPEAT_REQUEST
+from tests.support.tiny_models import asked_questions
 
 # Far from the seeds of the training script and of the demo.
 HELD_OUT = 5_000_000
@@ -202,6 +204,10 @@ def test_hard_questions_are_valid_and_not_plain(sampled):
         assert not {question.text for question in doc.questions()} & set(asked)
 
 
+def weights(samples):
+    return {sample.query: sample.weight for sample in samples}
+
+
 @pytest.fixture(scope="module")
 def self_study(_embedded):
     """What compile asks about a document, and the settings."""
@@ -209,10 +215,7 @@ def self_study(_embedded):
     doc = document(random.Random(HELD_OUT), 5, 7)
     settings = DataSettings()
     context = build_context(model, tokenizer, doc.text, 8, 32)
-    with torch.no_grad():
-        seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
-    torch.manual_seed(0)
-    return doc, settings, ask_questions(model, context, seen, settings, 0, lambda *_: None)
+    return doc, settings, weights(asked_questions(model, context, settings))
 
 
 def test_self_study_covers_the_text(self_study):
@@ -254,10 +257,8 @@ def test_self_study_converses(self_study):
 def test_self_study_without_a_kind(hard, follow_ups, embedded):
     model, tokenizer = embedded
     context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 3, 4).text, 8, 32)
-    with torch.no_grad():
-        seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     settings = DataSettings(self_study_questions=12, self_study_hard=hard, self_study_follow_ups=follow_ups)
-    asked = ask_questions(model, context, seen, settings, 0, lambda *_: None)
+    asked = weights(asked_questions(model, context, settings))
     assert len(asked) == 12
     assert sum(isinstance(query, tuple) for query in asked) == round(12 * follow_ups)
 
@@ -265,10 +266,7 @@ def test_self_study_without_a_kind(hard, follow_ups, embedded):
 def test_questions_that_were_cut_off_are_left_out(embedded):
     model, tokenizer = embedded
     context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 2, 4).text, 8, 7)
-    with torch.no_grad():
-        seen = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
-    torch.manual_seed(0)
-    asked = ask_questions(model, context, seen, DataSettings(max_response_tokens=7), 0, lambda *_: None)
+    asked = weights(asked_questions(model, context, DataSettings(max_response_tokens=7)))
     assert asked
     assert all(turns_of(query)[-1].endswith("?") for query in asked)
 

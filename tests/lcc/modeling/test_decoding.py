@@ -35,7 +35,7 @@ def prompts():
     rng = random.Random(0)
     drawn = [tuple(rng.randrange(10, 200) for _ in range(rng.randrange(1, 14))) for _ in range(23)]
     drawn[5:9] = drawn[:1] * 4
-    return [Prompt(ids, str(number)) for number, ids in enumerate(drawn)]
+    return [Prompt(ids, key=str(number)) for number, ids in enumerate(drawn)]
 
 
 def ends(token: int) -> bool:
@@ -54,10 +54,10 @@ def test_a_batch_writes_what_each_prompt_gets_alone(model, seen, prompts, sampli
     together = written(model, seen, prompts, sampling, rows)
     alone = [written(model, seen, [prompt], sampling)[0] for prompt in prompts]
     assert [each.ids for each in together] == [each.ids for each in alone]
-    assert [each.ended for each in together] == [each.ended for each in alone]
+    assert [each.end for each in together] == [each.end for each in alone]
     for one, other in zip(together, alone, strict=True):
         torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-9)
-    assert {True, False} == {each.ended for each in together}
+    assert {True, False} == {each.end is None for each in together}
     assert {len(each.ids) for each in together} >= {0, LONGEST}
 
 
@@ -76,14 +76,14 @@ def test_states_are_those_of_reading_the_response(model, seen, prompts):
 
 
 def test_draws_follow_the_key(model, seen, prompts):
-    same = [Prompt(prompts[0].ids, str(key)) for key in (1, 2, 1)]
+    same = [Prompt(prompts[0].ids, key=str(key)) for key in (1, 2, 1)]
     first, second, again = (each.ids for each in written(model, seen, same, Sampling(5.0, "seed")))
     assert first == again != second
     assert written(model, seen, same[:1], Sampling(5.0, "other"))[0].ids != first
 
 
 def test_draws_have_the_models_probabilities(model, seen, prompts):
-    sampling, many = Sampling(2.0, "seed"), [Prompt(prompts[0].ids, str(key)) for key in range(2000)]
+    sampling, many = Sampling(2.0, "seed"), [Prompt(prompts[0].ids, key=str(key)) for key in range(2000)]
     found = [each for _, each in decode(model, seen, many, lambda token: False, 1, sampling, len(many))]
     with torch.no_grad():
         expected = (model.get_output_embeddings()(found[0].states[0]) / sampling.temperature).softmax(-1)

@@ -9,7 +9,6 @@ import torch
 from transformers import GenerationConfig
 
 import lcc
-from lcc.data import self_study
 from lcc.evaluation.examples import Example
 from lcc.evaluation.methods import FullText, NoText
 from lcc.inference.asking import ask_text
@@ -17,9 +16,7 @@ from lcc.inference.conversation import Conversation
 from lcc.inference.reader import prefill_chat
 from lcc.modeling.generation import greedy_responses
 from lcc.modeling.window import check_window
-from lcc.pipeline.settings import make_settings
 from lcc.text.chat_format import ChatFormat
-from lcc.text.context import build_context
 from tests.lcc.memory.test_memory import QUESTIONS
 from tests.support.tiny_models import tiny_model
 
@@ -86,31 +83,6 @@ def test_a_conversation_ends_at_the_window_and_keeps_its_turns(llama, tokenizer,
 def test_a_general_query_beyond_the_window_is_refused_before_any_work(llama, tokenizer, text, fast, data_made):
     with pytest.raises(lcc.InputError, match=r"longest general query need a window .* leave long queries out"):
         lcc.compile(llama, tokenizer, text, queries=["Say: dog.", LONG], **fast)
-
-
-def test_conversations_without_room_are_not_asked(tokenizer, text, monkeypatch):
-    """Behind text and buffer, a follow-up that would end beyond the window is left out, and the others are asked."""
-    read = []
-
-    def answered(model, visible, queries, longest, end, *rest):
-        read.extend(len(visible) + len(query) + longest for query in queries)
-        return [[9] for _ in queries]
-
-    monkeypatch.setattr(self_study, "generate_responses", answered)
-    monkeypatch.setattr(self_study, "greedy_responses", lambda *a: iter([answered(*a)]))
-    settings = make_settings(max_response_tokens=8)
-    starts = ["Who?", "Where does Mara live now? " * 20]
-    talks = {}
-    for window in (1024, 240):
-        model = tiny_model("llama", max_position_embeddings=window)
-        context = build_context(model, tokenizer, text, 8, 8)
-        asking = self_study._Asking(model, context, settings.data, settings.seed)
-        read.clear()
-        talks[window] = asking.go_on(starts, 2, prefill_chat(model, context.chat, text))
-        assert read
-        assert max(read) <= window - context.buffer
-    assert {talk[0] for talk in talks[1024]} == set(starts)
-    assert {talk[0] for talk in talks[240]} == {"Who?"}
 
 
 def test_a_window_names_what_stands_where():

@@ -93,9 +93,15 @@ def test_plan(planned, llama, tokenizer, text):
     assert 1 <= plan.response_tokens <= 9
     assert plan.total_flops == 4 * plan.step_flops
     assert plan.total_seconds == pytest.approx(plan.teacher_seconds + 4 * plan.step_seconds, abs=0.2)
-    assert 0.2 * plan.step_bytes < plan.measured_step_bytes <= plan.step_bytes
+    assert plan.measured_step_bytes is None
     assert plan.weight_bytes == sum(p.nbytes for p in llama.parameters())
     assert plan.state_bytes == 5 * 4 * (plan.buffer_tokens * 48 + 3 * 64 * ((48 + 48) * 2 + (48 + 24) * 2))
+
+
+def test_real_steps_are_measured(planned):
+    plan = planned(real_steps=True)
+    assert 0.2 * plan.step_bytes < plan.measured_step_bytes <= plan.step_bytes
+    assert plan.step_seconds > 0
 
 
 def free(monkeypatch, count: float) -> None:

@@ -75,12 +75,17 @@ def naive_loss(model, compiler, lora, scaling, samples, settings):
     return total / sum(weights[stream] for stream in present)
 
 
+def asked_one(teacher, *_):
+    """In place of self-study: one question, answered."""
+    return teacher.answer("self_study", {"Where does Mara live?": 1.0}, lambda done: None), None
+
+
 @pytest.mark.parametrize(
     "variant", [{}, {"keep_prefix": False}, {"coupled": True}], ids=["default", "no prefix", "coupled"]
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, text, monkeypatch):
-    monkeypatch.setattr("lcc.data.synthesis.ask_questions", lambda *_: {"Where does Mara live?": 1})
+    monkeypatch.setattr("lcc.data.synthesis.self_study", asked_one)
     model = tiny_model(family, torch.float64)
     plain = copy.deepcopy(model)
     settings = make_settings(

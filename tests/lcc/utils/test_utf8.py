@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lcc.cli import app as cli
+from lcc.embedded_model import load_embedded
 from lcc.errors import InputError
 from lcc.evaluation.certificate import read_questions
 from lcc.pipeline.options import CompileOptions
@@ -109,7 +110,7 @@ def test_a_pipe_is_read_once_for_many_compilations(pipe, tmp_path):
     given = {"queries": pipe(b'{"query": "Say: dog."}'), "questions": pipe(b'{"question": "Where?"}'), "ratio": 8}
     options = CompileOptions.of(**given)
     assert (options.queries, options.questions) == (["Say: dog."], [{"question": "Where?"}])
-    assert CompileOptions.of().queries == load_queries()
+    assert CompileOptions.of().queries_for(load_embedded()[1]) == load_queries()
     with pytest.raises(InputError, match="no file"):
         CompileOptions.of(questions=tmp_path / "absent.jsonl")
 
