@@ -71,8 +71,12 @@ class Reader:
 
     def accuracy(self, query: str, response: Response) -> float:
         """Share of the response's tokens that are the most probable ones, teacher-forced."""
-        predicted = torch.cat([logits.argmax(-1).cpu() for logits in self._logits([query], [response])])
+        predicted = torch.tensor(self.choices([query], [response]))
         return (predicted == torch.tensor(response)).double().mean().item()
+
+    def choices(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[int]:
+        """The most probable token at each token of the responses, teacher-forced."""
+        return [token for logits in self._logits(queries, responses) for token in logits.argmax(-1).tolist()]
 
     def confidence(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[float]:
         """Geometric mean of the probabilities of each response's tokens."""

@@ -89,4 +89,4 @@ def write_queries(path: Path, count: int = 600, seed: int = QUERIES) -> None:
 
 
 if __name__ == "__main__":
-    write_queries(Path(__file__).parents[1] / "text" / "queries.jsonl")
+    write_queries(Path(__file__).parents[1] / "text" / "lessons.jsonl")

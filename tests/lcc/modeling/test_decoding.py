@@ -9,7 +9,7 @@ import torch
 
 import lcc
 from lcc.modeling import decoding
-from lcc.modeling.decoding import Prompt, Sampling, decode
+from lcc.modeling.decoding import CIRCLE, PERIOD, Prompt, Sampling, decode, goes_in_circles
 from lcc.modeling.generation import generate_responses
 from lcc.modeling.prefill import prefill
 from lcc.modeling.scoring import Completion, completion_states
@@ -73,6 +73,35 @@ def test_states_are_those_of_reading_the_response(model, seen, prompts):
     with torch.no_grad():
         expected = completion_states(model, seen, completions)
     torch.testing.assert_close(torch.cat([each.states for each in found]), expected, rtol=0, atol=1e-9)
+
+
+def test_what_is_begun_is_gone_on_with(model, seen, prompts):
+    """The first tokens are given; what follows is what the model writes after prompt and given tokens."""
+    begun = (30, 28)
+    given = [Prompt(prompt.ids, begun) for prompt in prompts]
+    expected = written(model, seen, [Prompt((*prompt.ids, *begun)) for prompt in prompts])
+    for one, other in zip(written(model, seen, given, rows=5), expected, strict=True):
+        assert one.ids[:2] == begun
+        assert one.ids[2:] == other.ids[: LONGEST - 2]
+        torch.testing.assert_close(one.states[2:], other.states[: len(one.states) - 2], rtol=0, atol=1e-9)
+
+
+def test_circles():
+    assert not goes_in_circles(list(range(40)))
+    assert goes_in_circles([1, 2, *[5] * (CIRCLE + 1)])
+    assert not goes_in_circles([1, 2, *[5] * CIRCLE])
+    assert goes_in_circles([9, *[1, 2, 3, 4] * 4])
+    assert not goes_in_circles([9, *[1, 2, 3, 4] * 3])
+    assert goes_in_circles([*range(PERIOD), *range(PERIOD)])
+    assert not goes_in_circles([*range(PERIOD + 1), *range(PERIOD + 1)])
+
+
+def test_what_goes_in_circles_is_cut_off(model, seen, prompts, monkeypatch):
+    monkeypatch.setattr(decoding, "goes_in_circles", lambda ids: len(ids) == 3)
+    whole = written(model, seen, [Prompt(p.ids) for p in prompts], rows=4)
+    assert max(len(each.ids) for each in whole) == 3
+    assert all(each.end is None for each in whole if len(each.ids) == 3)
+    assert all(len(each.states) == len(each.ids) + 1 for each in whole)
 
 
 def test_draws_follow_the_key(model, seen, prompts):
