@@ -54,9 +54,7 @@ def test_contains_wants_whole_words():
 def test_what_the_text_does_not_tell_is_admitted():
     example = next(e for e in all_examples() if e.task == f"stories {UNANSWERABLE}")
     assert example.answers == ADMITTING
-    assert contains("The text does not say who it was.", example.answers) == 0 or contains(
-        "It is not stated.", ADMITTING
-    )
+    assert contains("The text does not say who it was.", ADMITTING) == 1
     assert contains("The name is not mentioned in the text.", ADMITTING) == 1
     assert contains("His name was Tam.", ADMITTING) == 0
 

@@ -10,7 +10,8 @@ import torch
 
 import lcc
 from lcc.inference.conversation import Conversation
-from lcc.modeling.model_copy import share_weights, without_dropout
+from lcc.modeling.architecture import supports_sharing
+from lcc.modeling.model_copy import share_weights, with_body_in, with_first_layers, without_dropout
 from lcc.modeling.prefill import prefill
 from tests.lcc.memory.test_memory import QUESTIONS
 from tests.support.tiny_models import tiny_model
@@ -183,3 +184,28 @@ def test_threads_share_a_model(llama, tokenizer, text, fast):
         thread.join()
     assert {outcome for _, outcome in outcomes} == {True}, outcomes
     assert fields(llama) == before
+
+
+def test_a_body_of_fewer_bits_keeps_the_head(llama):
+    before = fields(llama)
+    lowered = with_body_in(llama, torch.bfloat16)
+    assert fields(llama) == before
+    assert lowered.dtype == torch.bfloat16
+    head = lowered.get_output_embeddings().weight
+    assert head.data_ptr() == llama.get_output_embeddings().weight.data_ptr()
+    ids = torch.arange(20, 40)[None]
+    with torch.no_grad():
+        whole, rough = llama(ids).logits.log_softmax(-1), lowered(ids).logits.log_softmax(-1)
+    assert rough.dtype == torch.float32
+    assert 0 < (whole.exp() * (whole - rough)).sum(-1).mean() < 0.05
+    assert supports_sharing(lowered)
+
+
+def test_the_first_layers(llama):
+    before = fields(llama)
+    shallow = with_first_layers(llama, 1)
+    assert fields(llama) == before
+    assert len(shallow.model.layers) == shallow.config.num_hidden_layers == 1
+    kv = prefill(shallow, range(20, 30))
+    assert kv.keys.shape[0] == 1
+    assert torch.equal(kv.keys, prefill(llama, range(20, 30)).keys[:1])

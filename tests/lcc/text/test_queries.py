@@ -46,7 +46,7 @@ def test_a_model_is_asked_what_it_can_read(tokenizer, large, instructions):
     assert load_queries(None, large) == instructions
     assert load_queries(["Say: dog."], large) == ["Say: dog."]
     assert has_words_for(large, "How do you ask for a pay rise?")
-    assert not has_words_for(tokenizer, "How do you ask for a pay rise?")
+    assert not has_words_for(tokenizer, "\n".join(instructions))
 
 
 def test_a_model_writes_its_own(llama, tokenizer, text):
@@ -59,7 +59,6 @@ def test_a_model_writes_its_own(llama, tokenizer, text):
     assert queries == own_queries(teacher, 12, 0, lambda *_: None)
     assert queries != own_queries(teacher, 12, 1, lambda *_: None)
     assert shown[-1] == ("writing queries", 12, 12)
-    assert all(len(tokenizer(query, add_special_tokens=False).input_ids) <= 12 for query in queries)
 
 
 def test_compile_takes_the_models_own(llama, tokenizer, text, fast):
