@@ -34,7 +34,9 @@ SettingsOption = Annotated[
 CompilerOption = Annotated[
     str, typer.Option(help="lcc, direct_kv (trains K and V), or one that an installed package names.")
 ]
-QueriesOption = Annotated[str | None, typer.Option(help="General queries: a JSONL file or a datasets name.")]
+QueriesOption = Annotated[
+    str | None, typer.Option(help="General queries: a JSONL file, a datasets name, or self: the model writes them.")
+]
 LogFileOption = Annotated[
     Path | None, typer.Option("--log-file", metavar="PATH", help="Append plain lines of progress to this file.")
 ]

@@ -52,7 +52,8 @@ def compile(
         text: the document.
         recipe: ``default``, ``fast`` (110 steps, not 300), or ``paper`` (the paper's streams, steps and rate).
         compiler: ``lcc``, ``direct_kv``, a name that ``lcc.register`` made known, or a ``Compiler``.
-        queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own.
+        queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own. ``self``: the model
+            writes them.
         checkpoint: a folder to go on from after a kill. It is removed at the end.
         checkpoint_every: steps between two checkpoints.
         restart: remove a checkpoint of another compilation, or a damaged one, instead of refusing it.

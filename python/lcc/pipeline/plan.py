@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -174,6 +175,7 @@ def _estimate(
         groups = memory.parameter_groups(chosen.training)
         state = COPIES * sum(parameter.nbytes for group in groups for parameter in group["params"])
 
+        @cache
         def step_bytes(tried: CompileSettings, context: Context = context) -> int:
             worst = geometry(context, tried, samples, query_tokens, longest)
             layout = step_layout(context, worst, tried)
