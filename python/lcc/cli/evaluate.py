@@ -59,7 +59,8 @@ def eval_command(
     general_count: Annotated[int, typer.Option(min=0, max=MOST_TEXTS, help="How many of them; 0 for none.")] = 30,
     methods: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(METHODS),
     metric: Annotated[
-        str | None, typer.Option(help="exact_match, f1, rouge_l, string_match, string_match_any, contains or judge for all.")
+        str | None,
+        typer.Option(help="exact_match, f1, rouge_l, string_match, string_match_any, contains or judge for all."),
     ] = None,
     ratio: RatioOption = 16.0,
     steps: StepsOption = None,
