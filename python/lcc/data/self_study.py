@@ -187,6 +187,7 @@ class _SelfStudy:
     def __post_init__(self) -> None:
         self.result = Yield(self.asker.name)
         self._known: set[Query] = set()
+        self._seen: dict[bool, KV] = {}
         self._rng = random.Random(self.seed)
 
     def gather(self, kind: str, parts: Sequence[_Part], wanted: int) -> dict[Query, _Found]:
@@ -256,10 +257,12 @@ class _SelfStudy:
 
     def _visible(self, whole: bool) -> KV:
         """K and V of what stands before a piece, or of that and the whole text."""
-        before = tuple(self.asker.before())
-        if before == self.teacher.context.prefix_ids:
-            return self.teacher.text_kv if whole else self.teacher.prefix_kv
-        return self.teacher.read((*before, *self.teacher.context.context_ids) if whole else before)
+        before, teacher = tuple(self.asker.before()), self.teacher
+        if before == teacher.context.prefix_ids:
+            return teacher.text_kv if whole else teacher.prefix_kv
+        if whole not in self._seen:
+            self._seen[whole] = teacher.read((*before, *teacher.context.context_ids) if whole else before)
+        return self._seen[whole]
 
     def _show(self, answered: int | None = None) -> None:
         figures = f"{self.result.sampled} sampled" + ("" if answered is None else f" · {answered} answered")
