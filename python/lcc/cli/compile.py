@@ -192,13 +192,13 @@ def _compile_folder(
 
 def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json: bool) -> None:
     from ..pipeline.plan import plan
-    from ..text.queries import load_queries
+    from ..text.queries import named_queries
     from .loading import load_model
     from .tables import show_plan
 
     # A pipe can be read only once.
     loaded = load_model(model)
-    options |= {"queries": load_queries(options["queries"], loaded[1])}
+    options |= {"queries": named_queries(options["queries"])}
     plans = {str(text): plan(*loaded, read_file(text), **options) for text in texts}
     if as_json:
         print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})

@@ -14,7 +14,7 @@ from ..errors import MismatchError
 from ..evaluation.methods import MemoryMethod
 from ..memory.memory import Memory
 from ..memory.store import Claim, FileStore, get_or_make
-from ..text.queries import load_queries
+from ..text.queries import named_queries
 from ..utils.hashing import json_digest, text_digest
 from ..utils.outputs import MEMORY_SUFFIX, Output, make_folder
 from ..utils.progress import Reporter, reporting
@@ -49,7 +49,7 @@ def compiled_memories(
         MemoryFileError: the folder cannot be made.
     """
     chosen = get(compiler)
-    options = CompileOptions(settings, chosen, None, None if queries is None else load_queries(queries), None, False)
+    options = CompileOptions(settings, chosen, None, named_queries(queries), None, False)
     make_folder(folder)
     depends: dict[str, Any] = {"settings": settings.flat(), "queries": json_digest(options.queries_for(tokenizer))}
     depends |= {"compiler": record(chosen)}

@@ -14,7 +14,7 @@ from ..compilers import registry
 from ..compilers.base import Compiler
 from ..errors import InputError
 from ..evaluation.certificate import Questions
-from ..text.queries import SELF, load_queries
+from ..text.queries import load_queries, named_queries
 from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
 from ..utils.settings import MOST
@@ -78,8 +78,7 @@ class CompileOptions:
         if questions is not None:
             named = isinstance(questions, (str, Path))
             rows = load_rows(str(questions), "test") if named else list(questions)  # type: ignore[arg-type]
-        loaded = queries if queries is None or queries == SELF else load_queries(queries)
-        return cls(chosen, registry.get(compiler), target, loaded, rows, certify)
+        return cls(chosen, registry.get(compiler), target, named_queries(queries), rows, certify)
 
     def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
         """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""

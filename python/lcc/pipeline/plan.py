@@ -21,7 +21,7 @@ from ..modeling.architecture import check_architecture
 from ..modeling.model_copy import share_weights
 from ..modeling.weights import loaded_model
 from ..text.context import Context, build_context
-from ..text.queries import load_queries
+from ..text.queries import SELF, load_queries
 from ..training.execution import resolve_auto
 from ..training.step_memory import CHUNK, HEADROOM, step_memory
 from ..utils.device_memory import available_bytes, gibibytes
@@ -134,7 +134,7 @@ def plan(
     context = build_context(
         model, tokenizer, text, chosen.ratio, chosen.data.max_response_tokens, None, chosen.data.parse_special_tokens
     )
-    asked = load_queries(queries, tokenizer)
+    asked = load_queries(None if queries == SELF else queries, tokenizer)
     samples = sample_count(chosen, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
     estimate = _estimate(model, context, method, chosen, samples, query_tokens)

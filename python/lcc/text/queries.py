@@ -51,6 +51,15 @@ def load_queries(
     return queries
 
 
+def named_queries(source: str | Path | Iterable[str] | None) -> list[str] | str | None:
+    """What ``source`` names, before a tokenizer is known: ``load_queries`` of it; ``SELF``; None: the package's own.
+
+    Raises:
+        InputError: as ``load_queries``.
+    """
+    return source if source is None or source == SELF else load_queries(source)
+
+
 def _own(name: str) -> list[dict]:
     return parse_jsonl((resources.files(__package__) / name).read_text("utf-8"), name)
 

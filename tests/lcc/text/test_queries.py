@@ -14,9 +14,12 @@ from lcc.data.own_queries import own_queries
 from lcc.data.teacher import Teacher
 from lcc.data.teacher_states import TeacherStates
 from lcc.inference.reader import prefill_chat
+from lcc.pipeline.memory_method import compiled_memories
+from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
 from lcc.text.plain_text import has_words_for
 from lcc.text.queries import INSTRUCTIONS, LESSONS, SELF, load_queries
+from lcc.utils.hashing import json_digest
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +67,10 @@ def test_a_model_writes_its_own(llama, tokenizer, text):
 def test_compile_takes_the_models_own(llama, tokenizer, text, fast):
     memory = lcc.compile(llama, tokenizer, text, queries=SELF, **fast)
     assert memory.buffer_tokens
+
+
+def test_every_door_knows_the_models_own(llama, tokenizer, text, fast, tmp_path):
+    settings = {name: value for name, value in fast.items() if name != "progress"}
+    assert lcc.plan(llama, tokenizer, text, queries=SELF, **settings).queries
+    method = compiled_memories(llama, tokenizer, tmp_path, make_settings(**settings), queries=SELF)
+    assert method.identity["queries"] == json_digest(SELF)
