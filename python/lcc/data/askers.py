@@ -6,6 +6,7 @@ one is begun for them, or when the user's turn is left open. Which way suits a m
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
 from typing import ClassVar
@@ -30,7 +31,7 @@ from ..text.prompts import (
 PLAIN, HARD, FOLLOW_UP = "plain", "hard", "follow_up"
 
 
-class Asker:
+class Asker(ABC):
     """Prompts for questions about a text, and what they make of the model's continuation.
 
     Args:
@@ -50,6 +51,7 @@ class Asker:
         """Tokens in front of the text, the chat's prefix first."""
         return self._chat.prefix_ids
 
+    @abstractmethod
     def after(self, kind: str, so_far: Query) -> list[int]:
         """Tokens from the end of the text to where the model goes on.
 
@@ -57,7 +59,6 @@ class Asker:
             kind: ``PLAIN``, ``HARD`` or ``FOLLOW_UP``.
             so_far: the conversation that the question goes on from: question, answer, ..., answer; or nothing.
         """
-        raise NotImplementedError
 
     def begun(self, kind: str, number: int) -> list[int]:
         """Tokens that the question of sample ``number`` begins with."""

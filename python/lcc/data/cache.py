@@ -12,15 +12,7 @@ from ..text.chat_format import parse_query
 from ..utils.distributed import ALONE, Ranks
 from ..utils.hashing import json_digest
 from ..utils.outputs import make_folder
-from ..utils.resumable import (
-    DATA_FILE,
-    IDENTITY,
-    ResumableFile,
-    Stored,
-    differing_names,
-    other_run,
-    sound,
-)
+from ..utils.resumable import DATA_FILE, IDENTITY, ResumableFile, Stored, require_same_run, sound
 from ..utils.values import require
 from .parts import Parts
 from .samples import DistillationData, Sample
@@ -93,17 +85,11 @@ class DataCache:
         Raises:
             MemoryFileError, MismatchError: the file is damaged, or of other data.
         """
-        stored = self.file.read(self._belongs)
+        stored = self.file.read(lambda metadata: require_same_run(metadata, self.identity, self.folder))
         if stored is None:
             return None
         with sound(self.file.path):
             return unpack(*stored, device, budget)
-
-    def _belongs(self, metadata: dict[str, Any]) -> bool:
-        differing = differing_names(metadata[IDENTITY], self.identity)
-        if differing:
-            raise other_run(self.folder, differing)
-        return True
 
 
 def pack(data: DistillationData) -> Stored:

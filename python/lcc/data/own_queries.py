@@ -6,8 +6,9 @@ So the queries need no data of anybody's, and they are of the kind that the mode
 
 from __future__ import annotations
 
-from ..modeling.decoding import Decoded, Prompt, Sampling
+from ..modeling.decoding import Prompt, Sampling
 from ..utils.progress import Report
+from .askers import OpenTurn
 from .teacher import Teacher
 
 TEMPERATURE = 1.0
@@ -18,10 +19,7 @@ STAGE = "writing queries"
 
 def own_queries(teacher: Teacher, count: int, seed: int, report: Report) -> list[str]:
     """Up to ``count`` distinct queries that came to an end."""
-
-    def written(decoded: Decoded) -> str:
-        return teacher.text_of(decoded.ids) if decoded.end is not None else ""
-
+    written = OpenTurn(teacher.chat, teacher.ends).question
     *_, last = teacher.context.prefix_ids
     before = teacher.prefix_kv.head(len(teacher.prefix_kv) - 1)
     queries: dict[str, None] = {}

@@ -14,7 +14,7 @@ import torch
 
 from ..utils.hashing import json_digest
 from ..utils.outputs import os_errors
-from ..utils.resumable import DATA_PART, IDENTITY, ResumableFile, differing_names, other_run, sound
+from ..utils.resumable import DATA_PART, IDENTITY, ResumableFile, Stored, require_same_run, sound
 from ..utils.values import require
 
 FORMAT = "lcc-part-1"
@@ -67,7 +67,7 @@ class Parts:
         for start in range(0, len(items), SIZE):
             part = items[start : start + SIZE]
             file = self._file([name, start, [repr(item) for item in part]])
-            stored = file.read(self._belongs) if file else None
+            stored = self._stored(file) if file else None
             if file and stored:
                 with sound(file.path):
                     yield _unpack(*stored, len(part))
@@ -85,17 +85,14 @@ class Parts:
                 for file in self._path.parent.glob(f"{self._path.stem}{DATA_PART}*.safetensors"):
                     file.unlink(missing_ok=True)
 
+    def _stored(self, file: ResumableFile) -> Stored | None:
+        return file.read(lambda metadata: require_same_run(metadata, self._identity, file.path.parent))
+
     def _file(self, key: Any) -> ResumableFile | None:
         if self._path is None:
             return None
         path = self._path.with_name(f"{self._path.stem}{DATA_PART}{json_digest(key)[:16]}.safetensors")
         return ResumableFile(path, FORMAT, PartMetadata, restart=self._restart)
-
-    def _belongs(self, metadata: dict[str, Any]) -> bool:
-        differing = differing_names(metadata[IDENTITY], self._identity)
-        if differing and self._path is not None:
-            raise other_run(self._path.parent, differing)
-        return True
 
 
 def _unpack(

@@ -24,10 +24,11 @@ from ..modeling.decoding import Prompt, Sampling
 from ..modeling.kv import KV
 from ..text.chat_format import Query, turns_of
 from ..utils.progress import Report
+from ..utils.settings import AUTO
 from .askers import FOLLOW_UP, HARD, PLAIN, Asker, usable_askers
 from .pieces import sentence_pieces, text_pieces
 from .samples import Sample
-from .settings import AUTO, DataSettings
+from .settings import DataSettings
 from .teacher import Teacher
 
 # Samples of a piece in one round, at most; rounds; and a piece rests after so many rounds in a row that each kept no

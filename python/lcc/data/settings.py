@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..utils.settings import SettingsGroup
+from ..utils.settings import AUTO, SettingsGroup
 from ..utils.values import require
 
-# The value of a setting that is resolved when more is known.
-AUTO: Literal["auto"] = "auto"
 # A lower temperature is lost in float32 when logits are divided by it.
 COLDEST = 1e-20
 

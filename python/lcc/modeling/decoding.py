@@ -103,7 +103,7 @@ def decode(
     longest = max(len(prompt.ids) for prompt in prompts) + max_new_tokens
     check_window(model, visible.end + longest, "text, question and answer", "ask less", visible.end - len(visible))
     shares = supports_sharing(model)
-    rows = rows or batch_rows(model, visible, longest, shares)
+    rows = rows or rows_that_pay(model, visible, longest, shares)
     batch = _Batch(share_weights(model), visible, ends, max_new_tokens, sampling, shares)
     # Equal prompts one behind the other: they enter together, and are read once.
     groups: dict[tuple[int, ...], list[tuple[int, Prompt]]] = {}
@@ -118,7 +118,7 @@ def decode(
             yield from batch.step()
 
 
-def batch_rows(model: PreTrainedModel, visible: KV, own_tokens: int, shares: bool) -> int:
+def rows_that_pay(model: PreTrainedModel, visible: KV, own_tokens: int, shares: bool) -> int:
     """Rows that pay on the model's device, and whose own K and V fit into its free memory."""
     most = CPU_ROWS if model.device.type == "cpu" else MOST_ROWS
     free = available_bytes(model.device)

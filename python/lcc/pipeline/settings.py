@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ..compilers import registry
 from ..data.settings import DataSettings
 from ..errors import InputError
-from ..training.settings import AUTO, ExecutionSettings, TrainingSettings
-from ..utils.settings import LARGEST, SettingsGroup, setting_types
+from ..training.settings import ExecutionSettings, TrainingSettings
+from ..utils.settings import AUTO, LARGEST, SettingsGroup, setting_types
 from ..utils.values import check, require
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 import lcc_kernels as lk
 
 from ..errors import InputError
-from .settings import AUTO, ExecutionSettings
+from ..utils.settings import AUTO
+from .settings import ExecutionSettings
 from .step_memory import CHUNK, HEADROOM, step_memory
 from .trainable import TrainableMemory
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..utils.settings import SettingsGroup
+from ..utils.settings import AUTO, SettingsGroup
 from ..utils.values import require
-
-# The value of a setting that is resolved when the free memory is known.
-AUTO = "auto"
 
 
 @dataclass(frozen=True)

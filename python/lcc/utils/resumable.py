@@ -108,6 +108,18 @@ def differing_names(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]
     return [name for name, value in wanted.items() if stored.get(name) != value]
 
 
+def require_same_run(metadata: dict[str, Any], identity: dict[str, Any], folder: Path) -> bool:
+    """True; the rule of a file that only the run of ``identity`` goes on from.
+
+    Raises:
+        MismatchError: another run left the file in ``folder``; naming what differs.
+    """
+    differing = differing_names(metadata[IDENTITY], identity)
+    if differing:
+        raise other_run(folder, differing)
+    return True
+
+
 def other_run(folder: Path, differing: list[str]) -> MismatchError:
     """The error about a folder that another run left."""
     return MismatchError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from .values import check, require
 
 # Largest count, and largest number.
 MOST, LARGEST = 10**9, 1e30
+# The value of a setting that is resolved when more is known: the free memory, what a model writes.
+AUTO: Literal["auto"] = "auto"
 
 
 def setting_types(group: Any) -> dict[str, Any]:
