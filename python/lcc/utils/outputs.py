@@ -87,7 +87,9 @@ class Output:
             return
         try:
             self.ours(self.path)
-        except (MemoryFileError, MismatchError) as error:
+        except (FileNotFoundError, MemoryFileError, MismatchError) as error:
+            if not is_file(self.path):  # Another process removed it meanwhile.
+                return
             raise type(error)(f"{error}; {self.remedy}") from error
 
 
