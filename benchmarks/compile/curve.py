@@ -66,7 +66,7 @@ class Exam:
     """What every run of a document is measured on; teacher responses are the full text's reader's."""
 
     general: tuple[Sample, ...]
-    reconstruction: Sample
+    reconstruction: tuple[Sample, ...]
     about: tuple[Sample, ...]
     questions: tuple[Question, ...]
 
@@ -82,7 +82,7 @@ class Exam:
         self, memory: TrainableMemory, training: TrainingSettings, execution: ExecutionSettings
     ) -> dict[str, float]:
         """KL of each part in nats a token, and the share of questions answered exactly, by the buffer as it is now."""
-        parts = {"general_kl": self.general, "reconstruction_kl": [self.reconstruction], "about_kl": self.about}
+        parts = {"general_kl": self.general, "reconstruction_kl": self.reconstruction, "about_kl": self.about}
         kl = {name: held_out_kl(memory, samples, training, execution) for name, samples in parts.items()}
         requests = [Request((question.text,), max_new_tokens=16) for question in self.questions]
         visible = memory.visible(memory.encode(), training.keep_prefix)

@@ -120,7 +120,7 @@ def prepare(model: PreTrainedModel, arguments: argparse.Namespace) -> Iterator[J
                 parameter.add_(torch.randn_like(parameter) * 0.02)
             text_kv = prefill(model, context.context_ids, memory.prefix)
             data = synthetic_data(model, context, text_kv, settings, lcc.load_queries())
-        yield Job(memory, [data.reconstruction, *data.train], arguments.batch // 2, settings)
+        yield Job(memory, [*data.reconstruction, *data.train], arguments.batch // 2, settings)
 
 
 def _context(model: PreTrainedModel, arguments: argparse.Namespace) -> Context:

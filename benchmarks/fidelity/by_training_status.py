@@ -39,7 +39,8 @@ def read_ways(work: Path) -> dict[str, Way]:
     ways: dict[str, Way] = {}
     for path in sorted(work.glob("surrogates/surrogate-*.safetensors")):
         data = unpack(*load_tensors(path, FORMAT), torch.device("cpu"))
-        text = digest(tokenizer.decode(data.reconstruction.response_ids, skip_special_tokens=True))
+        ids = [token for piece in data.reconstruction for token in piece.response_ids]
+        text = digest(tokenizer.decode(ids, skip_special_tokens=True))
         if text in ways:
             raise InputError(f"{work} has questions of several settings about one text: take a folder of one run")
         parts = zip(WAYS, (data.train, data.held_out), strict=False)

@@ -61,7 +61,7 @@ class Asker(ABC):
         """
 
     def begun(self, kind: str, number: int) -> list[int]:
-        """Tokens that the question of sample ``number`` begins with."""
+        """Tokens that a question begins with; ``number`` counts those of its kind."""
         return []
 
     def ends(self, token: int) -> bool:

@@ -18,7 +18,7 @@ from .parts import Parts
 from .samples import DistillationData, Sample
 from .teacher_states import TeacherStates
 
-FORMAT = "lcc-surrogate-6"
+FORMAT = "lcc-surrogate-7"
 
 
 class SampleRow(TypedDict):
@@ -94,7 +94,7 @@ class DataCache:
 
 def pack(data: DistillationData) -> Stored:
     """The samples, and each one's teacher states, (response tokens, H), as a tensor of its own. None is copied."""
-    samples = [data.reconstruction, *data.train, *data.held_out]
+    samples = [*data.reconstruction, *data.train, *data.held_out]
     rows = [{name: value for name, value in vars(sample).items() if name != "teacher_hidden"} for sample in samples]
     hidden = {f"hidden.{index}": sample.teacher_hidden for index, sample in enumerate(samples)}
     return hidden, {"rows": rows, "train": len(data.train), "asking": data.asking}
@@ -109,7 +109,6 @@ def unpack(
         shape, tokens = tensors[f"hidden.{index}"].shape, len(row["response_ids"])
         require(len(shape) == 2 and shape[0] == tokens > 0, f"hidden.{index}", tuple(shape), f"({tokens}, hidden size)")
         require(row["weight"] > 0, "weight", row["weight"], "more than 0")
-    require(0 <= metadata["train"] < len(metadata["rows"]), "train", metadata["train"], "fewer than there are rows")
     samples = [
         Sample(
             tuple(row["query_ids"]),
@@ -121,5 +120,8 @@ def unpack(
         )
         for index, row in enumerate(metadata["rows"])
     ]
-    train = metadata["train"]
-    return DistillationData(samples[0], tuple(samples[1 : train + 1]), tuple(samples[train + 1 :]), metadata["asking"])
+    reconstruction = tuple(sample for sample in samples if sample.stream == "reconstruction")
+    queries, train = samples[len(reconstruction) :], metadata["train"]
+    require(len(reconstruction) > 0, "samples of the reconstruction", 0, "at least one")
+    require(0 <= train <= len(queries), "train", train, "no more than there are queries")
+    return DistillationData(reconstruction, tuple(queries[:train]), tuple(queries[train:]), metadata["asking"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,6 +35,18 @@ def sentence_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], leng
         pieces.append(ids[first:stop])
         first = next((start for start in starts if start >= first + length // 2), stop)
     return pieces
+
+
+def consecutive_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], length: int) -> list[Sequence[int]]:
+    """``ids`` in pieces of whole sentences, about ``length`` tokens each and none twice; everything for a length of 0.
+
+    The pieces are as many as ``length`` goes into the text, to the nearest number, and alike in length.
+    """
+    count = max(1, round(len(ids) / length)) if length else 1
+    starts = _sentence_starts(tokenizer, ids, max(1, length // 4))
+    cuts = [min(starts, key=lambda start: abs(start - number * len(ids) / count)) for number in range(1, count)]
+    bounds = sorted({0, *cuts, len(ids)})
+    return [ids[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _sentence_starts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], longest: int) -> list[int]:

@@ -35,10 +35,11 @@ class DistillationData:
     """All samples of a text: the reconstruction, the queries that are trained on, and those that are held out.
 
     Attributes:
+        reconstruction: a sample for each piece of the text; see ``lcc.data.reconstruction``.
         asking: what came of asking itself, as ``lcc.data.self_study.Yield`` has it; None if the model did not.
     """
 
-    reconstruction: Sample
+    reconstruction: tuple[Sample, ...]
     train: tuple[Sample, ...]
     held_out: tuple[Sample, ...]
     asking: dict[str, Any] | None = None

@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from typing import Any
 
 from ..errors import InputError
@@ -56,6 +56,7 @@ class Yield:
         distinct: that had not been asked before.
         about: that are about the text.
         kept: that were not too many.
+        min_kl: what an answer had to hang on the text by, in nats a token.
     """
 
     asker: str
@@ -64,6 +65,7 @@ class Yield:
     distinct: int = 0
     about: int = 0
     kept: int = 0
+    min_kl: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -71,9 +73,12 @@ class Yield:
 
 
 def self_study(
-    teacher: Teacher, settings: DataSettings, seed: int, report: Report
+    teacher: Teacher, settings: DataSettings, min_kl: float, seed: int, report: Report
 ) -> tuple[list[Sample], dict[str, Any]]:
     """Distinct questions and conversations with the teacher's responses, each kind's share as the settings say.
+
+    Args:
+        min_kl: ``self_study_min_kl`` as a number.
 
     Returns:
         Samples, with weights to draw them by; and what came of asking, as ``Yield`` has it.
@@ -81,8 +86,8 @@ def self_study(
     Raises:
         InputError: ``self_study_asker`` is none that can ask with this tokenizer.
     """
-    asker = _chosen_asker(teacher, settings, seed)
-    study = _SelfStudy(teacher, settings, asker, seed, report)
+    asker = _chosen_asker(teacher, settings, min_kl, seed)
+    study = _SelfStudy(teacher, settings, asker, min_kl, seed, report)
     total, length = settings.self_study_questions, settings.self_study_piece
     hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
     pieces = _pieces(teacher, asker, length)
@@ -150,23 +155,23 @@ def _weighted(found: Mapping[Query, _Found]) -> list[Sample]:
     return [replace(each.sample, weight=math.sqrt(each.times) / mean) for each in found.values()]
 
 
-def _chosen_asker(teacher: Teacher, settings: DataSettings, seed: int) -> Asker:
+def _chosen_asker(teacher: Teacher, settings: DataSettings, min_kl: float, seed: int) -> Asker:
     """The asker that is set, or of those that can ask the one with the largest share of samples that are kept."""
     usable = {asker.name: asker for asker in usable_askers(teacher.chat, teacher.ends)}
     wanted = settings.self_study_asker
     if wanted == AUTO and len(usable) == 1:
         return next(iter(usable.values()))
     if wanted == AUTO:
-        tried = {name: _tried(teacher, settings, asker, seed) for name, asker in usable.items()}
+        tried = {name: _tried(teacher, settings, asker, min_kl, seed) for name, asker in usable.items()}
         return usable[max(tried, key=tried.__getitem__)]
     if wanted not in usable:
         raise InputError(f"self_study_asker is {wanted!r}; with this tokenizer there are {', '.join(usable)}")
     return usable[wanted]
 
 
-def _tried(teacher: Teacher, settings: DataSettings, asker: Asker, seed: int) -> int:
+def _tried(teacher: Teacher, settings: DataSettings, asker: Asker, min_kl: float, seed: int) -> int:
     """How many of the first samples about a few pieces are kept."""
-    study = _SelfStudy(teacher, settings, asker, seed, lambda *_: None)
+    study = _SelfStudy(teacher, settings, asker, min_kl, seed, lambda *_: None)
     pieces = _pieces(teacher, asker, settings.self_study_piece)
     some = pieces[:: max(1, len(pieces) // TRIAL_PIECES)][:TRIAL_PIECES]
     found: dict[Query, _Found] = {}
@@ -181,14 +186,16 @@ class _SelfStudy:
     teacher: Teacher
     settings: DataSettings
     asker: Asker
+    min_kl: float
     seed: int
     report: Report
     result: Yield = field(init=False)
 
     def __post_init__(self) -> None:
-        self.result = Yield(self.asker.name)
+        self.result = Yield(self.asker.name, min_kl=self.min_kl)
         self._known: set[Query] = set()
         self._seen: dict[bool, KV] = {}
+        self._begun: Counter[str] = Counter()
         self._rng = random.Random(self.seed)
 
     def gather(self, kind: str, parts: Sequence[_Part], wanted: int) -> dict[Query, _Found]:
@@ -233,15 +240,18 @@ class _SelfStudy:
     def _sample(self, kind: str, parts: Sequence[_Part], count: int) -> list[tuple[_Part, Query]]:
         """What is asked about each part, those of all parts in turn; empty where no question came of it."""
         visible = self._visible(parts[0].piece is None)
-        asked = [(part, part.sampled + number) for number in range(count) for part in parts]
+        asked: list[tuple[_Part, int]] = []
         prompts: dict[tuple[str, int], Prompt] = {}
-        for part, number in asked:
+        for one, (place, part) in product(range(count), enumerate(parts)):
+            number = part.sampled + one
+            asked.append((part, number))
             ids = (*(part.piece or ()), *self.asker.after(kind, part.so_far))
-            begun = tuple(self.asker.begun(kind, number))
+            begun = tuple(self.asker.begun(kind, self._begun[kind] + place * count + one))
             if len(ids) + len(begun) <= self.teacher.room(visible):
                 prompts[part.name, number] = Prompt(ids, begun, f"{self.asker.name} {kind} {part.name} {number}")
         for part in parts:
             part.sampled += count
+        self._begun[kind] += count * len(parts)
         sampled = self.result.sampled
 
         def show(done: int) -> None:
@@ -276,8 +286,8 @@ class _SelfStudy:
         samples = self.teacher.answer("self_study", dict.fromkeys(queries, 1.0), self._show)
         about = {sample.query: sample for sample in samples}
         if kind != FOLLOW_UP:
-            least = self.settings.self_study_min_kl
             divergence = self.teacher.text_kl(samples)
-            about = {sample.query: sample for sample, kl in zip(samples, divergence, strict=True) if kl >= least}
+            telling = zip(samples, divergence, strict=True)
+            about = {sample.query: sample for sample, kl in telling if kl >= self.min_kl}
         self.result.about += len(about)
         return about

@@ -1,31 +1,36 @@
 """Makes the distillation data: what the teacher is asked about the text, and what it answers (LCC section 3.4).
 
-There are three streams. *Reconstruction* is one sample, "please repeat the context". *General* are context-agnostic
-queries. *Self-study* are questions that the frozen model itself asks about the text. The text itself is the response of
-the reconstruction. All other responses are the full-context teacher's own, generated once, greedily.
+There are three streams. *Reconstruction* is "please repeat the context", as a whole or piece by piece. *General* are
+context-agnostic queries. *Self-study* are questions that the frozen model itself asks about the text. The text itself
+is the response of the reconstruction. All other responses are the full-context teacher's own, generated once, greedily.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from statistics import median
 
 from transformers import PreTrainedModel
 
 from ..modeling.kv import KV
 from ..modeling.window import check_window
 from ..text.context import Context
-from ..text.prompts import REPEAT_REQUEST
 from ..text.queries import SELF
 from ..utils.progress import Report
 from ..utils.random_state import sample_up_to
+from ..utils.settings import AUTO
 from .own_queries import own_queries
 from .parts import Parts
+from .reconstruction import repetitions
 from .samples import STREAMS, DistillationData, Sample
 from .self_study import self_study
 from .settings import DataSettings
 from .teacher import Teacher
 from .teacher_states import TeacherStates
+
+# The least that a question hangs on the text by, in nats a token, and general queries that tell what any query does.
+LEAST_KL, COMPARED = 0.1, 64
 
 
 def synthesize(
@@ -64,19 +69,20 @@ def synthesize(
     )
     asking = None
     if settings.self_study_questions:
-        asked, asking = self_study(teacher, settings, seed, report)
+        asked, asking = self_study(teacher, settings, _min_kl(teacher, settings, samples), seed, report)
         samples += asked
-    repeat = Sample(
-        tuple(context.chat.query_ids(REPEAT_REQUEST)),
-        (*context.context_ids, context.chat.end),
-        "reconstruction",
-        REPEAT_REQUEST,
-    )
-    [reconstruction] = teacher.taught([repeat])
+    reconstruction = tuple(teacher.taught(repetitions(context, settings)))
     rng.shuffle(samples)
     held_out = _hold_out(samples, settings.held_out)
     train = tuple(sample for sample in samples if sample not in held_out)
     return DistillationData(reconstruction, train, tuple(held_out), asking)
+
+
+def _min_kl(teacher: Teacher, settings: DataSettings, general: Sequence[Sample]) -> float:
+    """``self_study_min_kl`` as a number: a text in front changes the answers to any query."""
+    if settings.self_study_min_kl != AUTO:
+        return float(settings.self_study_min_kl)
+    return max(LEAST_KL, median(teacher.text_kl(general[:COMPARED]))) if general else LEAST_KL
 
 
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:

@@ -147,6 +147,7 @@ class Asking(TypedDict):
     distinct: int
     about: int
     kept: int
+    min_kl: float
 
 
 class RatioSearch(TypedDict):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import lcc_kernels as lk
 
+from ..data.reconstruction import repetitions
 from ..text.context import Context
-from ..text.prompts import REPEAT_REQUEST
 from .settings import CompileSettings
 
 
@@ -23,12 +23,12 @@ class Geometry:
 def geometry(
     context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int
 ) -> Geometry:
-    """The samples of a step: the reconstruction, if it has weight, and a batch of queries of these mean lengths."""
+    """The samples of a step: the longest repetition, if it has weight, and a batch of queries of these mean lengths."""
     batch = step_queries(settings, samples)
-    repeat = len(context.chat.query_ids(REPEAT_REQUEST)) + len(context.context_ids)
+    longest = max(repetitions(context, settings.data), key=lambda sample: len(sample.input_ids))
     repeats = bool(settings.training.reconstruction_weight)
-    segments = (repeat,) * repeats + (query_tokens + response_tokens - 1,) * batch
-    return Geometry(segments, repeats * (len(context.context_ids) + 1) + batch * response_tokens)
+    segments = (len(longest.input_ids),) * repeats + (query_tokens + response_tokens - 1,) * batch
+    return Geometry(segments, repeats * len(longest.response_ids) + batch * response_tokens)
 
 
 def sample_count(settings: CompileSettings, queries: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..compilers.base import TrainedCompiler
+from ..data.reconstruction import repetitions
 from ..data.samples import Sample
 from ..data.teacher import TELLING, Teacher
 from ..data.teacher_states import TeacherStates
@@ -26,7 +27,6 @@ from ..modeling.model_copy import with_first_layers
 from ..modeling.prefill import prefill
 from ..text.chat_format import Query
 from ..text.context import Context
-from ..text.prompts import REPEAT_REQUEST
 from ..training.execution import autocast
 from ..training.loss import step_loss
 from ..utils.device_memory import peak_bytes, silent_profiler
@@ -85,7 +85,7 @@ def probe(
         answered, seconds = _teach(model, context, settings, queries, samples)
         queries_of_step = step_queries(settings, samples)
         queries_of_step = queries_of_step if real_steps else min(SHORT_BATCH, queries_of_step)
-        batch = [_repetition(model, context), *islice(cycle(answered), queries_of_step)]
+        batch = [_repetition(model, context, settings), *islice(cycle(answered), queries_of_step)]
         if real_steps:
             step_seconds, step_bytes = _steps(model, context, compiler, settings, batch, STEPS, True)
         else:
@@ -131,11 +131,11 @@ def _response_tokens(sample: Sample, settings: CompileSettings) -> int:
     return longest + 1 if tokens > min(LONGEST, longest) else tokens
 
 
-def _repetition(model: PreTrainedModel, context: Context) -> Sample:
-    """The reconstruction sample. What its teacher says changes no time."""
-    response = (*context.context_ids, context.chat.end)
-    states = torch.zeros(len(response), model.config.hidden_size, dtype=model.dtype, device=model.device)
-    return Sample(tuple(context.chat.query_ids(REPEAT_REQUEST)), response, "reconstruction", "", states)
+def _repetition(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Sample:
+    """The longest repetition. What its teacher says changes no time."""
+    longest = max(repetitions(context, settings.data), key=lambda sample: len(sample.input_ids))
+    shape = len(longest.response_ids), model.config.hidden_size
+    return replace(longest, teacher_hidden=torch.zeros(shape, dtype=model.dtype, device=model.device))
 
 
 def _extrapolated(

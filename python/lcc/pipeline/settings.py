@@ -112,6 +112,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "rank": 8,
         "alpha": 16.0,
         "general_queries": 2000,
+        "reconstruction_piece": 0,
         "reconstruction_weight": 1.0,
         "general_weight": 1.0,
         "self_study_questions": 0,

@@ -50,7 +50,7 @@ def held_out_kl(
 
 def validation(
     memory: TrainableMemory,
-    reconstruction: Sample,
+    reconstruction: Sequence[Sample],
     held_out: Sequence[Sample],
     training: TrainingSettings,
     execution: ExecutionSettings,
@@ -60,7 +60,7 @@ def validation(
     That loss looks at every stream that is trained: the mean KL over the reconstruction, and over each stream's
     held-out samples, weighted as in ``step_loss``.
     """
-    samples = [*[reconstruction] * bool(training.reconstruction_weight), *held_out]
+    samples = [*(reconstruction if training.reconstruction_weight else ()), *held_out]
     with torch.no_grad():
         hidden = student_hidden(memory, samples, training.keep_prefix, execution)
         weights = token_weights(samples, training).to(hidden.device)

@@ -68,7 +68,7 @@ def train(
 def _longest_step(data: DistillationData, batch: int) -> int:
     """Tokens of a step's samples, if its queries are the longest."""
     queries = sorted((len(sample.input_ids) for sample in data.train), reverse=True)
-    return len(data.reconstruction.input_ids) + sum(queries[:batch])
+    return max(len(piece.input_ids) for piece in data.reconstruction) + sum(queries[:batch])
 
 
 class Trainer:
@@ -181,15 +181,21 @@ class Trainer:
         return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
 
     def _draw(self) -> list[Sample]:
-        """The reconstruction sample, and ``batch`` queries shared among their streams by weight."""
+        """A piece of the reconstruction, and ``batch`` queries shared among their streams by weight."""
         rng = random.Random(f"{self.seed} {self.step}")
         weights = stream_weights(self.training)
         total = sum(weights[stream] for stream in self.pools)
-        drawn: list[Sample] = [self.data.reconstruction] if weights["reconstruction"] else []
+        drawn = [self._piece()] if weights["reconstruction"] else []
         for stream, pool in self.pools.items():
             count = min(len(pool), max(1, round(self.training.batch * weights[stream] / total)))
             drawn += draw_samples(pool, count, rng)
         return drawn
+
+    def _piece(self) -> Sample:
+        """The piece to repeat in this step: each once, in a new order, before any comes again."""
+        pieces = self.data.reconstruction
+        turn, place = divmod(self.step, len(pieces))
+        return random.Random(f"{self.seed} repetition {turn}").sample(pieces, len(pieces))[place]
 
     def _measure(self, loss: float) -> None:
         """Append to the curve, and keep this state if it is the best so far."""

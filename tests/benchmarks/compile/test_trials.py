@@ -42,7 +42,7 @@ def trainer_of(embedded, small):
 
 def test_a_window_is_predicted_as_in_the_whole_sample(trainer_of):
     trainer = trainer_of("fast")
-    whole = trainer.data.reconstruction
+    [whole] = trainer.data.reconstruction
     part = trials.window(whole, 1 / 4, random.Random(1))
     start = len(part.query_ids) - len(whole.query_ids)
     rows = slice(start, start + round(len(whole.response_ids) / 4))

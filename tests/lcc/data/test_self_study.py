@@ -35,6 +35,11 @@ def make_teacher(model, tokenizer, text, parts=None, longest=8) -> Teacher:
     return Teacher(model, context, text_kv, longest, TeacherStates(math.inf), parts)
 
 
+def study_of(teacher, min_kl=0.1, **settings) -> _SelfStudy:
+    asker = Request(teacher.chat, teacher.ends)
+    return _SelfStudy(teacher, DataSettings(**settings), asker, min_kl, 0, lambda *_: None)
+
+
 def written(chat, text: str, end: int | None) -> Decoded:
     ids = tuple(chat.ids(text))
     return Decoded(ids, end, torch.empty(len(ids) + 1, 1))
@@ -99,17 +104,30 @@ def test_pieces_are_whole_sentences(tokenizer):
     assert max(map(len, sentence_pieces(tokenizer, endless, 10))) <= 30
 
 
+def test_neighbouring_pieces_are_asked_with_other_openings(llama, tokenizer, text, monkeypatch):
+    teacher, begun = make_teacher(llama, tokenizer, text), []
+    monkeypatch.setattr(teacher, "write", lambda name, visible, new, *_: begun.extend(new) or [""] * len(new))
+    study = study_of(teacher)
+    monkeypatch.setattr(study.asker, "begun", lambda kind, number: [number])
+    parts = [_Part("0", (9, 9)), _Part("1", (9, 8))]
+    for _ in range(2):
+        study._sample(PLAIN, parts, 3)
+    by_piece = {name: [prompt.begun for prompt in begun if prompt.key.split()[2] == name] for name in "01"}
+    assert by_piece == {"0": [(0,), (1,), (2,), (6,), (7,), (8,)], "1": [(3,), (4,), (5,), (9,), (10,), (11,)]}
+    assert len({prompt.key for prompt in begun}) == len(begun)
+
+
 def test_what_is_not_about_the_text_is_dropped(llama, tokenizer, text, monkeypatch):
     teacher = make_teacher(llama, tokenizer, text)
     texts = ["About?", "Other?", "", "About?", "Also?", "Other?"]
     asked_by(monkeypatch, teacher, texts)
     monkeypatch.setattr(teacher, "text_kl", lambda samples: [0.0 if s.query == "Other?" else 1.0 for s in samples])
-    study = _SelfStudy(teacher, DataSettings(), Request(teacher.chat, teacher.ends), 0, lambda *_: None)
+    study = study_of(teacher, 0.5)
     found = {}
     study.round(PLAIN, [_Part("0", (9, 9)), _Part("1", (9, 8))], 3, found, 10)
     assert {query: each.times for query, each in found.items()} == {"About?": 2, "Also?": 1}
     assert study.result.to_dict() == {
-        "asker": "request", "sampled": 0, "ended": 5, "distinct": 3, "about": 2, "kept": 2
+        "asker": "request", "sampled": 0, "ended": 5, "distinct": 3, "about": 2, "kept": 2, "min_kl": 0.5
     }  # fmt: skip
 
 
@@ -117,7 +135,7 @@ def test_a_follow_up_need_not_hang_on_the_text(llama, tokenizer, text, monkeypat
     teacher = make_teacher(llama, tokenizer, text)
     asked_by(monkeypatch, teacher, ["And why?"])
     monkeypatch.setattr(teacher, "text_kl", lambda samples: [0.0] * len(samples))
-    study = _SelfStudy(teacher, DataSettings(), Request(teacher.chat, teacher.ends), 0, lambda *_: None)
+    study = study_of(teacher)
     found = {}
     study.round(FOLLOW_UP, [_Part("0", None, (QUESTION, "here"))], 1, found, 10)
     assert set(found) == {(QUESTION, "here", "And why?")}
@@ -133,7 +151,7 @@ def test_conversations_without_room_are_not_asked(tokenizer, text, monkeypatch):
         monkeypatch.setattr(
             teacher, "write", lambda name, visible, new, *_, kept=prompts: kept.extend(new) or [""] * len(new)
         )
-        study = _SelfStudy(teacher, DataSettings(), Request(teacher.chat, teacher.ends), 0, lambda *_: None)
+        study = study_of(teacher)
         study._sample(FOLLOW_UP, [_Part(name, None, talk) for name, talk in talks.items()], 1)
         most = window - teacher.context.buffer - teacher.longest
         assert all(len(teacher.text_kv) + len(prompt.ids) <= most for prompt in prompts)
@@ -144,7 +162,7 @@ def test_conversations_without_room_are_not_asked(tokenizer, text, monkeypatch):
 def test_an_asker_that_cannot_ask_is_refused(llama, tokenizer, text):
     teacher = make_teacher(llama, tokenizer, text)
     with pytest.raises(lcc.InputError, match="self_study_asker is 'examples'; with this tokenizer there are request"):
-        self_study(teacher, DataSettings(self_study_asker="examples"), 0, lambda *_: None)
+        self_study(teacher, DataSettings(self_study_asker="examples"), 0.1, 0, lambda *_: None)
 
 
 @pytest.fixture

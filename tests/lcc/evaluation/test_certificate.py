@@ -88,7 +88,8 @@ def measured(embedded, monkeypatch):
         sample("general", "Say: dog cat.", "dog cat."),
         *(sample("self_study", question.text, question.answer) for question in known[:6]),
     )
-    data = DistillationData(sample("reconstruction", "", doc.text), (sample("general", "Say: dog.", "dog."),), held_out)
+    repetition, general = sample("reconstruction", "", doc.text), sample("general", "Say: dog.", "dog.")
+    data = DistillationData((repetition,), (general,), held_out)
     settings = DataSettings(max_response_tokens=8)
 
     def run(change=lambda kv: kv, **options):

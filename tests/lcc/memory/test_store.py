@@ -74,3 +74,18 @@ def test_what_is_no_memory_is_none(store, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(lcc.MemoryFileError, match="is a folder"):
         store.get("folder")
+
+
+@pytest.mark.parametrize("look", [lambda path: path.stat(), lcc.Memory.load])
+def test_a_file_that_another_process_removes_meanwhile_is_none_to_replace(tmp_path, look):
+    path = tmp_path / "one.lock"
+    path.touch()
+
+    def rule(path):
+        path.unlink()
+        look(path)
+
+    Output(path, ours=rule).check()
+    path.touch()
+    with pytest.raises(lcc.MemoryFileError, match="is there already"):
+        Output(path).check()

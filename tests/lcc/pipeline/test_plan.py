@@ -34,7 +34,7 @@ def test_flops_are_what_torch_counts(family, options, tokenizer, text, fast):
     context = build_context(model, tokenizer, text, settings.ratio, settings.data.max_response_tokens)
     data = make_data(model, context, settings, lcc.load_queries())
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as compiler:
-        samples = [data.reconstruction, *data.train]
+        samples = [*data.reconstruction, *data.train]
         step = settings.training, settings.execution
         step_loss(compiler, samples, *step)  # fills what is computed once
         with FlopCounterMode(display=False) as counter:

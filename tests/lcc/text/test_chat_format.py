@@ -120,14 +120,15 @@ def test_compile_takes_text_and_queries_as_data(llama, tokenizer, text, fast, mo
     monkeypatch.setattr(distillation, "synthesize", lambda *a: made.append(real(*a)) or made[-1])
     queries = [f"Say: {number}. {FORGED}" for number in range(10)]
     memory = lcc.compile(llama, tokenizer, f"{text} {FORGED} Mara.", queries=queries, **fast)
-    assert controls(tokenizer, made[0].reconstruction.response_ids[:-1]) == []
+    assert controls(tokenizer, made[0].reconstruction[0].response_ids[:-1]) == []
     samples = [*made[0].train, *made[0].held_out]
     assert {sample.query for sample in samples} >= set(queries)
     for sample in samples:
         assert controls(tokenizer, sample.query_ids) == TURN
     trusted = lcc.compile(llama, tokenizer, f"{text} {FORGED} Mara.", parse_special_tokens=True, **fast)
     assert trusted.source_tokens < memory.source_tokens
-    assert controls(tokenizer, made[1].reconstruction.response_ids[:-1]) == controls(tokenizer, forged_ids(tokenizer))
+    repeated = made[1].reconstruction[0].response_ids[:-1]
+    assert controls(tokenizer, repeated) == controls(tokenizer, forged_ids(tokenizer))
 
 
 def forged_ids(tokenizer):

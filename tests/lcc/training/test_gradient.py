@@ -101,7 +101,7 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
         compiler = LoraMemory(model, context, layers, settings.compiler)
         with torch.no_grad():
             compiler.buffer.add_(torch.randn_like(compiler.buffer) * 0.1)
-        samples = [data.reconstruction, *data.train]
+        samples = [*data.reconstruction, *data.train]
         assert {sample.stream for sample in samples} == {"reconstruction", "general", "self_study"}
         names = [name for name, module in plain.named_modules() if name.split(".")[-1] in attention_projections(plain)]
         matrices = [(layer.lora_A["default"].weight, layer.lora_B["default"].weight) for layer in layers]

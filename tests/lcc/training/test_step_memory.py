@@ -118,9 +118,10 @@ def test_a_checkpoint_is_written_and_read_without_holding_its_teacher_states(tmp
 
     def sample(number):
         generator = torch.Generator().manual_seed(number)
-        return Sample((1,), ids, "general", str(number), states.keep(torch.randn(rows, 1024, generator=generator)))
+        stream = "general" if number else "reconstruction"
+        return Sample((1,), ids, stream, str(number), states.keep(torch.randn(rows, 1024, generator=generator)))
 
-    surrogate, found = DistillationData(sample(0), (sample(1), sample(2)), (sample(3),)), []
+    surrogate, found = DistillationData((sample(0),), (sample(1), sample(2)), (sample(3),)), []
     store, one = DataCache(tmp_path / "run", {}), rows * 1024 * 4
 
     def there_and_back():
@@ -135,7 +136,7 @@ def test_a_checkpoint_is_written_and_read_without_holding_its_teacher_states(tmp
     mapped = (tmp_path / "run" / "surrogate.safetensors").stat().st_size  # counted as if it were held
     assert max(tensors - mapped, python) < one
     assert found == [surrogate]
-    for old, new in zip((sample(0), *surrogate.train), (found[0].reconstruction, *found[0].train), strict=True):
+    for old, new in zip((sample(0), *surrogate.train), (*found[0].reconstruction, *found[0].train), strict=True):
         assert torch.equal(old.teacher_hidden, new.teacher_hidden)
 
 

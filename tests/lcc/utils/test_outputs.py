@@ -298,18 +298,3 @@ def test_an_empty_name_is_none(commands, tmp_path, monkeypatch):
     run(["compile", str(tmp_path / "text.txt"), "-o", ""], 2)
     run(["quantize", str(tmp_path / "memory.lcc.safetensors"), "-o", ""], 4)
     assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize("look", [lambda path: path.stat(), lcc.Memory.load])
-def test_a_file_that_another_process_removes_meanwhile_is_none_to_replace(tmp_path, look):
-    path = tmp_path / "one.lock"
-    path.touch()
-
-    def rule(path):
-        path.unlink()
-        look(path)
-
-    Output(path, ours=rule).check()
-    path.touch()
-    with pytest.raises(MemoryFileError, match="is there already"):
-        Output(path).check()
