@@ -1,10 +1,11 @@
-"""Turn pytest-benchmark JSON, or one file of benchmarks.fidelity or benchmarks.ablations, into Markdown and a plot.
+"""Turn pytest-benchmark JSON, or one file of benchmarks.{fidelity,ablations,real}, into Markdown and a plot.
 
 A results file says its kind; pytest-benchmark JSON is what has none.
 
     python -m benchmarks.report bottleneck.json [linear_kl.json ...] [-o DIR]
     python -m benchmarks.report benchmarks/results/fidelity/fidelity.json -o docs/fidelity/table
     python -m benchmarks.report benchmarks/results/fidelity/ablations.json -o docs/fidelity/ablations
+    python -m benchmarks.report benchmarks/results/real/stories.json -o docs/real/table
 
 writes DIR/report.md and DIR/report.png. A file is a run; figures of different runs are never compared.
 """
@@ -27,11 +28,12 @@ from benchmarks.ablations import report as ablations_report
 from benchmarks.common.report_parts import head, line, where
 from benchmarks.common.results_file import load_details
 from benchmarks.fidelity import report as fidelity_report
+from benchmarks.real import report as real_report
 
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
 # By the kind that a results file says of itself.
-REPORTS = {report.KIND: report for report in (ablations_report, fidelity_report)}
+REPORTS = {report.KIND: report for report in (ablations_report, fidelity_report, real_report)}
 REMEDY = "make one with: pytest benchmarks/kernels/test_bottleneck.py --benchmark-only --benchmark-json=FILE.json"
 
 

@@ -1,4 +1,4 @@
-"""Changes to the optimisation, screened one at a time: held-out KL and answers of short runs beside ``fast``.
+"""Changes to the optimisation, screened one at a time: held-out KL and answers of short runs beside the default recipe.
 
     python -m benchmarks.compile.trials --documents 0 1 --steps 60
 
@@ -43,7 +43,7 @@ PATIENCES = (1, 2, 4)
 
 @dataclass(frozen=True)
 class Trial:
-    """What differs from ``fast``; functions are of the share of the steps that is done, in [0, 1).
+    """What differs from the default recipe; functions are of the share of the steps that is done, in [0, 1).
 
     Attributes:
         weights: the streams' weights, settings by name.
@@ -53,7 +53,6 @@ class Trial:
         momentum: in place of the recipe's.
     """
 
-    recipe: str = "fast"
     weights: Callable[[float], dict[str, float]] = lambda done: {}
     window: float = 1.0
     schedule: Callable[[float], float] | None = None
@@ -62,8 +61,7 @@ class Trial:
 
 
 TRIALS = {
-    "fast": Trial(),
-    "default": Trial(recipe="default"),
+    "default": Trial(),
     "repeat-decays": Trial(weights=lambda done: {"reconstruction_weight": (1 - done) / 2}),
     "repeat-grows": Trial(weights=lambda done: {"reconstruction_weight": done / 2}),
     "about-grows": Trial(weights=lambda done: {"self_study_weight": 2 * done, "general_weight": 2 * (1 - done)}),
@@ -221,9 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
         prepared = prepare(model, tokenizer, number, make_settings(seed=given.seed))
         for name, *_ in missing:
             trial = TRIALS[name]
-            settings = make_settings(
-                trial.recipe, seed=given.seed, steps=given.steps, momentum=trial.momentum, patience=0
-            )
+            settings = make_settings(seed=given.seed, steps=given.steps, momentum=trial.momentum, patience=0)
             sweep.add({"document": number, **measure(model, prepared, name, settings)})
     print(summary(sweep.rows), end="")
 

@@ -13,12 +13,13 @@ from benchmarks.fidelity.methods import PEERS, Options, runnable
 from benchmarks.fidelity.study import Study, draw_documents
 from lcc.cli.options import parse_settings
 from lcc.errors import InputError
-from lcc.pipeline.settings import RECIPES, make_settings
+from lcc.pipeline.settings import make_settings
 
 TEST_SEED, SEARCH_SEED = 0, 1
 CHOSEN = Path(__file__).parents[1] / "results" / "fidelity" / "peer-options.json"
 # Of every trained method; the search tries others of what is a method's own, such as a LoRA's rank.
-SHARED = {"recipe": "fast", "rank": 8, "alpha": 16.0}
+STEPS = 110
+SHARED = {"steps": STEPS, "evaluate_every": 55, "rank": 8, "alpha": 16.0}
 SMOKE = SHARED | {"steps": 6, "batch": 8, "general_queries": 16, "self_study_questions": 16, "evaluate_every": 3}
 
 
@@ -50,7 +51,7 @@ def parser(description: str, documents: int) -> argparse.ArgumentParser:
     options.add_argument("--documents", type=int, default=documents)
     options.add_argument("--lengths", type=int, nargs="+", default=[300], help="of documents, in words, in turn")
     options.add_argument("--general", type=int, default=20, help="general queries beside each document")
-    options.add_argument("--steps", type=int, default=RECIPES["fast"]["steps"], help="of every trained method")
+    options.add_argument("--steps", type=int, default=STEPS, help="of every trained method")
     options.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of every trained method")
     options.add_argument("--workers", type=int, default=1, help="processes, of one thread each if there are several")
     options.add_argument("--smoke", action="store_true", help="one short document and a few steps")

@@ -1,7 +1,8 @@
 """What a reader keeps of a story: right answers, agreement with the model that reads the text, and everything else.
 
 A small model answers few questions rightly from the text itself. So two things are measured: whether an answer is an
-accepted one, and how far the reader is from the full-text model over that model's own answers.
+accepted one, and how far the reader is from the full-text model over that model's own answers. Each answer counts alike
+there, however long it is.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from functools import cached_property
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from lcc.evaluation import METRICS, Example
 from lcc.evaluation.stories import ANSWER_TOKENS, LEVELS, UNANSWERABLE, Story, unrelated_instructions
-from lcc.inference.reader import Reader, kl_between
+from lcc.inference.reader import Reader, Said
 
 Row = dict[str, Any]
+QUESTIONS, INSTRUCTIONS = "questions", "instructions"
 
 
 @dataclass(frozen=True)
@@ -27,64 +31,77 @@ class Exam:
     full_text: Reader
 
     @cached_property
-    def questions(self) -> list[Example]:
-        """The story's, answerable or not."""
-        return self.story.examples
+    def examples(self) -> dict[str, list[Example]]:
+        """The story's questions, answerable or not, and instructions that have nothing to do with it."""
+        return {QUESTIONS: self.story.examples, INSTRUCTIONS: unrelated_instructions()}
 
     @cached_property
-    def instructions(self) -> list[Example]:
-        """Those that have nothing to do with it."""
-        return unrelated_instructions()
-
-    @cached_property
-    def responses(self) -> dict[str, list[tuple[int, ...]]]:
-        """The full-text model's greedy responses."""
-        sets = {"questions": self.questions, "instructions": self.instructions}
+    def taught(self) -> dict[str, Taught]:
+        """What the full-text model says to them."""
         return {
-            name: self.full_text.respond([example.question for example in examples], ANSWER_TOKENS)
-            for name, examples in sets.items()
+            name: Taught.of(self.full_text, [example.question for example in examples])
+            for name, examples in self.examples.items()
         }
 
-    def measure(self, reader: Reader) -> Row:
+    def measure(self, reader: Reader, batch: int = 32) -> Row:
         """Scores in [0, 1]; KL in nats a token.
+
+        Args:
+            batch: questions that the reader may answer at once.
 
         Returns:
             ``right`` by level and over all levels that the text answers, and ``f1`` of these; ``admitted``: the share
             of unanswerable questions where the answer says so; ``instructions``: right answers to them; ``kl`` and
             ``same``, the share of equal first choices, over the full text's answers to the questions, and ``…_kl`` and
-            ``…_same`` over those to the instructions.
+            ``…_same`` over those to the instructions. ``kl_by_question`` and ``right_by_question`` in their order, and
+            ``answers``.
         """
-        by_level = {level: self._scores(reader, level) for level in LEVELS}
-        answerable = [level for level in LEVELS if level != UNANSWERABLE]
-        row: Row = {f"right_{level}": fmean(by_level[level]["contains"]) for level in answerable}
-        row["right"] = fmean(score for level in answerable for score in by_level[level]["contains"])
-        row["f1"] = fmean(score for level in answerable for score in by_level[level]["f1"])
-        row["admitted"] = fmean(by_level[UNANSWERABLE]["contains"])
-        row["instructions"] = fmean(_scored(reader, self.instructions)["contains"])
-        for prefix, name, examples in (
-            ("", "questions", self.questions),
-            ("instructions_", "instructions", self.instructions),
-        ):
-            queries, responses = [example.question for example in examples], self.responses[name]
-            row[f"{prefix}kl"] = kl_between(self.full_text, reader, queries, responses)
-            row[f"{prefix}same"] = same_choices(self.full_text, reader, queries, responses)
-        return row
-
-    def _scores(self, reader: Reader, level: str) -> dict[str, list[float]]:
-        return _scored(reader, [example for example in self.questions if example.task.endswith(f" {level}")])
-
-
-def same_choices(
-    reference: Reader, reader: Reader, queries: Sequence[str], responses: Sequence[tuple[int, ...]]
-) -> float:
-    """Share of the responses' tokens where both readers find the same token the most probable."""
-    pairs = zip(reference.choices(queries, responses), reader.choices(queries, responses), strict=True)
-    return fmean(one == other for one, other in pairs)
+        questions, instructions = self.examples[QUESTIONS], self.examples[INSTRUCTIONS]
+        answers = reader.answer([example.request for example in questions], batch)
+        told = [place for place, example in enumerate(questions) if _level(example) != UNANSWERABLE]
+        right, f1 = (_scores(name, answers, questions) for name in ("contains", "f1"))
+        row: Row = {
+            f"right_{level}": fmean(right[place] for place in told if _level(questions[place]) == level)
+            for level in LEVELS
+            if level != UNANSWERABLE
+        }
+        row |= {"right": fmean(right[place] for place in told), "f1": fmean(f1[place] for place in told)}
+        row["admitted"] = fmean(score for place, score in enumerate(right) if place not in told)
+        said = reader.answer([example.request for example in instructions], batch)
+        row["instructions"] = fmean(_scores("contains", said, instructions))
+        for prefix, name in (("", QUESTIONS), ("instructions_", INSTRUCTIONS)):
+            kl, same = self.taught[name].against(reader)
+            row |= {f"{prefix}kl": fmean(kl), f"{prefix}same": fmean(same)}
+            if name == QUESTIONS:
+                row["kl_by_question"] = [round(one, 5) for one in kl]
+        return row | {"right_by_question": [right[place] for place in told], "answers": answers}
 
 
-def _scored(reader: Reader, examples: Sequence[Example]) -> dict[str, list[float]]:
-    answers = reader.answer([example.request for example in examples])
-    return {
-        name: [METRICS[name](answer, example.answers) for answer, example in zip(answers, examples, strict=True)]
-        for name in ("contains", "f1")
-    }
+@dataclass(frozen=True)
+class Taught:
+    """What the full-text model says, and its first choices there."""
+
+    said: Said
+    choices: list[int]
+
+    @classmethod
+    def of(cls, reader: Reader, queries: list[str]) -> Taught:
+        said = reader.say(queries, ANSWER_TOKENS)
+        return cls(said, reader.choices(said.queries, said.responses))
+
+    def against(self, reader: Reader) -> tuple[list[float], list[float]]:
+        """Of each response, the mean KL to ``reader`` in nats a token, and the share of equal first choices."""
+        lengths = [len(response) for response in self.said.responses]
+        chosen = reader.choices(self.said.queries, self.said.responses)
+        same = torch.tensor(chosen) == torch.tensor(self.choices)
+        parts = (values.double().split(lengths) for values in (self.said.divergence(reader), same))
+        kl, alike = ([part.mean().item() for part in values] for values in parts)
+        return kl, alike
+
+
+def _level(example: Example) -> str:
+    return example.task.rpartition(" ")[2]
+
+
+def _scores(metric: str, answers: Sequence[str], examples: Sequence[Example]) -> list[float]:
+    return [METRICS[metric](answer, example.answers) for answer, example in zip(answers, examples, strict=True)]

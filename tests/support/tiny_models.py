@@ -11,7 +11,7 @@ from benchmarks.compile.float64 import exact
 from lcc.data.samples import DistillationData, Sample
 from lcc.data.self_study import self_study
 from lcc.data.settings import DataSettings
-from lcc.data.synthesis import LEAST_KL, synthesize
+from lcc.data.synthesis import synthesize
 from lcc.data.teacher import Teacher
 from lcc.data.teacher_states import TeacherStates
 from lcc.embedded_model.tokenizer import build_tokenizer
@@ -126,7 +126,7 @@ def asked_questions(model: torch.nn.Module, context: Context, settings: DataSett
     """What the model asks itself about a text, answered."""
     text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
     teacher = Teacher(model, context, text_kv, settings.max_response_tokens, TeacherStates(float("inf")))
-    return self_study(teacher, settings, LEAST_KL, seed, lambda *_: None)[0]
+    return self_study(teacher, settings, seed, lambda *_: None)[0]
 
 
 def compile_leaving_checkpoint(

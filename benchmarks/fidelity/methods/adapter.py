@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from lcc.compilers.lora import AdaptedMemory, LoraSettings
-from lcc.evaluation import Answers, Example, answer_examples
+from lcc.inference.reader import Reader
 from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
@@ -20,7 +21,7 @@ from lcc.text.context import Context
 from lcc.training.settings import TrainingSettings
 from lcc.utils.random_state import seeded
 
-from .workbench import Options, PeerMethod, Workbench
+from .workbench import Held, Options, PeerMethod, Workbench
 
 
 class Adapter(AdaptedMemory):
@@ -69,9 +70,10 @@ class AdapterMethod(PeerMethod):
     def train(self, adapter: Adapter) -> Trained:
         """Teach the adapter its context."""
 
-    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
-        """Answer with the LoRA on, after the chat's prefix alone."""
-        prepared, lora = self.context_of(context), self.lora
+    @contextmanager
+    def holding(self, text: str) -> Iterator[Held]:
+        """The chat's prefix, with the LoRA on."""
+        prepared, lora = self.context_of(text), self.lora
         with (
             seeded(self.model.device, self.settings.seed),
             lora_model(self.model, lora.rank, lora.alpha, lora.targets) as layers,
@@ -80,7 +82,7 @@ class AdapterMethod(PeerMethod):
             trained = self.train(adapter)
             with adapter.applied(), torch.no_grad():
                 visible = adapter.visible(adapter.encode(), keep_prefix=False)
+            nbytes = visible.nbytes + sum(parameter.nbytes for parameter in adapter.lora)
             with adapter.applied():
-                texts = answer_examples(self.model, self.chat, visible, examples, self.batch)
-        held = visible.nbytes + sum(parameter.nbytes for parameter in adapter.lora)
-        return Answers(texts, held, trained.seconds, trained.questions)
+                reader = Reader(self.model, self.chat, visible)
+                yield Held(reader, nbytes, trained.seconds, trained.questions, self.batch)

@@ -8,7 +8,8 @@ text. Layer by layer, each behind those that are matched already.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from math import exp
@@ -18,8 +19,8 @@ from scipy.optimize import lsq_linear
 from transformers import PreTrainedModel
 
 from lcc.data.samples import Sample
-from lcc.evaluation import Answers, Example, answer_examples
 from lcc.evaluation.methods import last_questions
+from lcc.inference.reader import Reader
 from lcc.modeling.generation import batch_rows
 from lcc.modeling.kv import KV, decoder
 from lcc.modeling.lora import frozen
@@ -28,7 +29,7 @@ from lcc.modeling.scoring import completion_states, state_divergence
 
 from .biased_attention import attending_with
 from .kvpress_methods import moved
-from .workbench import Peer, PeerMethod
+from .workbench import Held, Peer, PeerMethod
 
 # Of the samples that are read behind the text.
 MOST_TOKENS = 1 << 13
@@ -49,9 +50,10 @@ Budgets = list[list[int]]
 class AttentionMatching(PeerMethod):
     """Matches the text's K and V on what the model asked itself for LCC; the chat's prefix stays."""
 
-    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
-        """Answer from the matched K and V, at the positions that follow the full text."""
-        model, prepared = self.model, self.context_of(context)
+    @contextmanager
+    def holding(self, text: str) -> Iterator[Held]:
+        """The matched K and V, at the positions that follow the full text."""
+        model, prepared = self.model, self.context_of(text)
         prefix, ids = len(prepared.prefix_ids), [*prepared.prefix_ids, *prepared.context_ids]
         with frozen(model), torch.no_grad():
             data = self.distillation_data(prepared)
@@ -63,9 +65,9 @@ class AttentionMatching(PeerMethod):
             visible = moved(model, kv, len(kv) - len(ids))
             seconds = time.monotonic() - began
             with attending_with(model, bias):
+                questions = last_questions(data.self_questions)
                 # A batch would share what all sequences see, by an attention without biases.
-                texts = answer_examples(model, self.chat, visible, examples, batch=1)
-        return Answers(texts, matching.nbytes, seconds, last_questions(data.self_questions))
+                yield Held(Reader(model, self.chat, visible), matching.nbytes, seconds, questions, batch=1)
 
 
 class Matching:

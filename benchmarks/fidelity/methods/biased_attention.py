@@ -46,10 +46,11 @@ def biased_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor,
+    dropout: float = 0.0,
     scaling: float | None = None,
     **options: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it, inside ``attending_with``.
+    """Attention as transformers calls it, inside ``attending_with``; nothing is dropped.
 
     Args:
         query: (batch, heads, q_len, head_dim), rotated.

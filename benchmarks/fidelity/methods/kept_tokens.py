@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from lcc.evaluation import Answers, Example, answer_examples
+from lcc.inference.reader import Reader
 from lcc.modeling.prefill import prefill
 
-from .workbench import Peer, PeerMethod
+from .workbench import Held, Peer, PeerMethod
 
 
 class KeptTokens(PeerMethod):
@@ -22,14 +23,15 @@ class KeptTokens(PeerMethod):
     def kept(self, ids: list[int], tokens: int) -> list[int]:
         """``tokens`` of ``ids``, in their order."""
 
-    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
-        """Answer after prefix and kept tokens."""
+    @contextmanager
+    def holding(self, text: str) -> Iterator[Held]:
+        """Prefix and kept tokens."""
         began = time.monotonic()
         with torch.no_grad():
-            kept = self.kept(self.chat.ids(context), self.tokens(context))
+            kept = self.kept(self.chat.ids(text), self.tokens(text))
             visible = prefill(self.model, [*self.chat.prefix_ids, *kept])
-        seconds = time.monotonic() - began
-        return Answers(answer_examples(self.model, self.chat, visible, examples, self.batch), visible.nbytes, seconds)
+        reader = Reader(self.model, self.chat, visible)
+        yield Held(reader, visible.nbytes, time.monotonic() - began, batch=self.batch)
 
 
 class First(KeptTokens):

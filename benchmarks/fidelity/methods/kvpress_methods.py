@@ -17,10 +17,11 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 import lcc_kernels as lk
-from lcc.evaluation import Answers, Example, answer_examples
+from lcc.inference.reader import Reader
 from lcc.modeling.kv import KV, decoder
 
-from .workbench import Options, Peer, PeerMethod, Workbench
+from .biased_attention import attending_with
+from .workbench import Held, Options, Peer, PeerMethod, Workbench
 
 MISSING = "kvpress is not installed: see benchmarks/constraints-kvpress.txt"
 # The tokens kept, or for KVzip the pairs dropped, are rounded down: this keeps a whole number what it is.
@@ -38,37 +39,52 @@ class Press(PeerMethod):
         super().__init__(name, bench, options)
         self.make = make
 
-    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
-        """Answer from what the press left, at the positions that follow the full text."""
+    @contextmanager
+    def holding(self, text: str) -> Iterator[Held]:
+        """What the press left, at the positions that follow the full text."""
         began = time.monotonic()
-        ids = [*self.chat.prefix_ids, *self.chat.ids(context)]
-        kept = len(self.chat.prefix_ids) + self.tokens(context)
-        press = self.make(compression_ratio=1 - kept / len(ids), **self.options)
-        with pressed(self.model, press, ids) as full:
-            visible = moved(self.model, full, len(full) - len(ids))
-            seconds = time.monotonic() - began
-            hidden = _hidden_pairs(self.model)
-            # Pairs that a press only hides are hidden for a single sequence.
-            batch = 1 if hidden else self.batch
-            texts = answer_examples(self.model, self.chat, visible, examples, batch)
+        ids = [*self.chat.prefix_ids, *self.chat.ids(text)]
+        kept = len(self.chat.prefix_ids) + self.tokens(text)
+        full, bias = pressed(self.model, self.make(compression_ratio=1 - kept / len(ids), **self.options), ids)
+        visible = moved(self.model, full, len(full) - len(ids))
+        reader, seconds = Reader(self.model, self.chat, visible), time.monotonic() - began
+        if bias is None:
+            yield Held(reader, visible.nbytes, seconds, batch=self.batch)
+            return
         pair = 2 * visible.keys.shape[3] * visible.keys.element_size()
-        return Answers(texts, visible.nbytes - hidden * pair, seconds)
+        nbytes = visible.nbytes - int(bias.isinf().sum()) * pair
+        with attending_with(self.model, bias):
+            # A batch would share what all sequences see, by an attention without biases.
+            yield Held(reader, nbytes, seconds, batch=1)
 
 
-@contextmanager
-def pressed(model: PreTrainedModel, press: Any, ids: Sequence[int]) -> Iterator[KV]:
-    """K and V (rotated) that ``press`` leaves of ``ids``; some of them may be hidden from attention in the block."""
+def pressed(model: PreTrainedModel, press: Any, ids: Sequence[int]) -> tuple[KV, torch.Tensor | None]:
+    """K and V (rotated) that ``press`` leaves of ``ids``.
+
+    Returns:
+        They, and if some pairs are only hidden from attention a bias for the scores, (layers, kv_heads, tokens): -inf
+        there, and 0 elsewhere.
+    """
     cache = DynamicCache()
     attentions = [layer.self_attn for layer in decoder(model).layers]
     try:
         with torch.no_grad(), press(model):
             decoder(model)(input_ids=torch.tensor([list(ids)], device=model.device), past_key_values=cache)
-        yield KV.of(cache)
+        kv = KV.of(cache)
+        hidden = [getattr(attention, "masked_key_indices", None) for attention in attentions]
     finally:
         for attention in attentions:
             for name in ("rotary_emb", "masked_key_indices"):
                 if hasattr(attention, name):
                     delattr(attention, name)
+    if not any(map(bool, hidden)):
+        return kv, None
+    bias = kv.keys.new_zeros(kv.keys.shape[:3])
+    for layer, indices in enumerate(hidden):
+        if indices:
+            _, heads, tokens = indices
+            bias[layer, heads, tokens] = -torch.inf
+    return kv, bias
 
 
 def moved(model: PreTrainedModel, kv: KV, by: int) -> KV:
@@ -80,12 +96,6 @@ def moved(model: PreTrainedModel, kv: KV, by: int) -> KV:
     cos, sin = decoder(model).rotary_emb(kv.keys, position)
     turn = lk.apply_rotary if by > 0 else lk.undo_rotary
     return replace(kv, keys=turn(kv.keys, cos[0], sin[0]))
-
-
-def _hidden_pairs(model: PreTrainedModel) -> int:
-    """How many (head, token) pairs of K and V the press hides in all layers."""
-    hidden = (getattr(layer.self_attn, "masked_key_indices", None) for layer in decoder(model).layers)
-    return sum(len(indices[0]) for indices in hidden if indices is not None)
 
 
 def _snapkv(compression_ratio: float, **options: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -14,8 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lcc.compilers import registry
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData
-from lcc.evaluation import Method
+from lcc.evaluation import Answers, Example, Method
 from lcc.evaluation.methods import ReadingMethod
+from lcc.inference.reader import Reader
 from lcc.modeling.fingerprint import fingerprint
 from lcc.pipeline.distillation import distillation_data
 from lcc.pipeline.identity import Identity
@@ -84,6 +87,24 @@ class Peer:
         return variant if rate is None else {"learning_rate": rate, "buffer_learning_rate": rate} | variant
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a method holds of a text while questions are answered.
+
+    Attributes:
+        nbytes: of it.
+        seconds: spent on it.
+        questions: that the method asked itself for it.
+        batch: questions that may be answered at once.
+    """
+
+    reader: Reader
+    nbytes: int
+    seconds: float
+    questions: frozenset[str] = frozenset()
+    batch: int = 32
+
+
 class PeerMethod(ReadingMethod):
     """A method that answers from what it made of a text, with options of its own."""
 
@@ -93,6 +114,16 @@ class PeerMethod(ReadingMethod):
         self.chat, self.surrogates = ChatFormat.of(bench.tokenizer), bench.surrogates
         # Of the plain model: an adapter changes it.
         self.fingerprint = fingerprint(bench.model, bench.tokenizer)
+
+    @abstractmethod
+    def holding(self, text: str) -> AbstractContextManager[Held]:
+        """Make of ``text`` what questions are answered from, inside the block."""
+
+    def answer(self, context: str, examples: Sequence[Example]) -> Answers:
+        """Answer from what the method makes of ``context``."""
+        with self.holding(context) as held:
+            texts = held.reader.answer([example.request for example in examples], held.batch)
+        return Answers(texts, held.nbytes, held.seconds, held.questions)
 
     @cached_property
     def identity(self) -> Options:
@@ -106,7 +137,7 @@ class PeerMethod(ReadingMethod):
 
     def distillation_data(self, context: Context) -> DistillationData:
         """The data that all methods share: from its folder, or made now."""
-        queries = load_queries()
+        queries = load_queries(None, self.tokenizer)
         identity = Identity.of(self.settings, registry.get(), context, self.fingerprint, queries)
         cache = DataCache(self.surrogates, identity.data, shared=True)
         return distillation_data(self.model, context, self.settings, queries, cache, Reporter(False))

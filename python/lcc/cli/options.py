@@ -24,7 +24,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 RatioOption = Annotated[float, typer.Option(help="Text tokens a buffer token.")]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps at most.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
-RecipeOption = Annotated[str, typer.Option(help="default, fast (110 steps, not 300), or paper (the paper's own).")]
+RecipeOption = Annotated[str, typer.Option(help="default, fast (110 small steps), or paper (the paper's own).")]
 SettingsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -56,7 +56,6 @@ class Yield:
         distinct: that had not been asked before.
         about: that are about the text.
         kept: that were not too many.
-        min_kl: what an answer had to hang on the text by, in nats a token.
     """
 
     asker: str
@@ -65,7 +64,6 @@ class Yield:
     distinct: int = 0
     about: int = 0
     kept: int = 0
-    min_kl: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -73,12 +71,9 @@ class Yield:
 
 
 def self_study(
-    teacher: Teacher, settings: DataSettings, min_kl: float, seed: int, report: Report
+    teacher: Teacher, settings: DataSettings, seed: int, report: Report
 ) -> tuple[list[Sample], dict[str, Any]]:
     """Distinct questions and conversations with the teacher's responses, each kind's share as the settings say.
-
-    Args:
-        min_kl: ``self_study_min_kl`` as a number.
 
     Returns:
         Samples, with weights to draw them by; and what came of asking, as ``Yield`` has it.
@@ -86,8 +81,8 @@ def self_study(
     Raises:
         InputError: ``self_study_asker`` is none that can ask with this tokenizer.
     """
-    asker = _chosen_asker(teacher, settings, min_kl, seed)
-    study = _SelfStudy(teacher, settings, asker, min_kl, seed, report)
+    asker = _chosen_asker(teacher, settings, seed)
+    study = _SelfStudy(teacher, settings, asker, seed, report)
     total, length = settings.self_study_questions, settings.self_study_piece
     hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
     pieces = _pieces(teacher, asker, length)
@@ -155,23 +150,23 @@ def _weighted(found: Mapping[Query, _Found]) -> list[Sample]:
     return [replace(each.sample, weight=math.sqrt(each.times) / mean) for each in found.values()]
 
 
-def _chosen_asker(teacher: Teacher, settings: DataSettings, min_kl: float, seed: int) -> Asker:
+def _chosen_asker(teacher: Teacher, settings: DataSettings, seed: int) -> Asker:
     """The asker that is set, or of those that can ask the one with the largest share of samples that are kept."""
     usable = {asker.name: asker for asker in usable_askers(teacher.chat, teacher.ends)}
     wanted = settings.self_study_asker
     if wanted == AUTO and len(usable) == 1:
         return next(iter(usable.values()))
     if wanted == AUTO:
-        tried = {name: _tried(teacher, settings, asker, min_kl, seed) for name, asker in usable.items()}
+        tried = {name: _tried(teacher, settings, asker, seed) for name, asker in usable.items()}
         return usable[max(tried, key=tried.__getitem__)]
     if wanted not in usable:
         raise InputError(f"self_study_asker is {wanted!r}; with this tokenizer there are {', '.join(usable)}")
     return usable[wanted]
 
 
-def _tried(teacher: Teacher, settings: DataSettings, asker: Asker, min_kl: float, seed: int) -> int:
+def _tried(teacher: Teacher, settings: DataSettings, asker: Asker, seed: int) -> int:
     """How many of the first samples about a few pieces are kept."""
-    study = _SelfStudy(teacher, settings, asker, min_kl, seed, lambda *_: None)
+    study = _SelfStudy(teacher, settings, asker, seed, lambda *_: None)
     pieces = _pieces(teacher, asker, settings.self_study_piece)
     some = pieces[:: max(1, len(pieces) // TRIAL_PIECES)][:TRIAL_PIECES]
     found: dict[Query, _Found] = {}
@@ -186,13 +181,12 @@ class _SelfStudy:
     teacher: Teacher
     settings: DataSettings
     asker: Asker
-    min_kl: float
     seed: int
     report: Report
     result: Yield = field(init=False)
 
     def __post_init__(self) -> None:
-        self.result = Yield(self.asker.name, min_kl=self.min_kl)
+        self.result = Yield(self.asker.name)
         self._known: set[Query] = set()
         self._seen: dict[bool, KV] = {}
         self._begun: Counter[str] = Counter()
@@ -286,8 +280,7 @@ class _SelfStudy:
         samples = self.teacher.answer("self_study", dict.fromkeys(queries, 1.0), self._show)
         about = {sample.query: sample for sample in samples}
         if kind != FOLLOW_UP:
-            divergence = self.teacher.text_kl(samples)
-            telling = zip(samples, divergence, strict=True)
-            about = {sample.query: sample for sample, kl in telling if kl >= self.min_kl}
+            divergence, least = self.teacher.text_kl(samples), self.settings.self_study_min_kl
+            about = {sample.query: sample for sample, kl in zip(samples, divergence, strict=True) if kl >= least}
         self.result.about += len(about)
         return about

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..utils.settings import AUTO, LARGEST, SettingsGroup
+from ..utils.settings import AUTO, SettingsGroup
 from ..utils.values import require
 
 # A lower temperature is lost in float32 when logits are divided by it.
@@ -26,8 +26,7 @@ class DataSettings(SettingsGroup):
         self_study_asker: how the model is made to ask: ``request``, ``examples`` or ``open_turn`` (see
             ``lcc.data.askers``). ``auto``: the way whose first samples are kept most often.
         self_study_min_kl: a question is about the text, and kept, if the teacher's answer hangs on the text by so much:
-            mean KL from the answer with to the answer without it, in nats a token. ``auto``: what half of the answers
-            to general queries hang on it by, and 0.1 at least.
+            mean KL from the answer with to the answer without it, in nats a token.
         self_study_piece: tokens of text that the model is asked about at a time. 0: the whole text at once.
         self_study_hard: share of hard questions: half about pieces twice as long, half about the whole text.
         self_study_follow_ups: share of questions that end a conversation. The model answers its earlier turns.
@@ -43,7 +42,7 @@ class DataSettings(SettingsGroup):
     self_study_questions: int = 2000
     self_study_temperature: float = 0.6
     self_study_asker: Literal["auto", "request", "examples", "open_turn"] = AUTO
-    self_study_min_kl: float | Literal["auto"] = AUTO
+    self_study_min_kl: float = 0.1
     self_study_piece: int = 40
     self_study_hard: float = 0.35
     self_study_follow_ups: float = 0.15
@@ -55,11 +54,9 @@ class DataSettings(SettingsGroup):
         """Refuse what is out of range."""
         self.require_count("max_response_tokens")
         self.require_more_than(COLDEST, "self_study_temperature")
-        self.require_not_negative("general_queries", "self_study_questions", "self_study_piece")
+        self.require_not_negative("general_queries", "self_study_questions", "self_study_piece", "self_study_min_kl")
         self.require_share("held_out")
-        least, piece = self.self_study_min_kl, self.reconstruction_piece
-        possible = least == AUTO or 0 <= float(least) < LARGEST
-        require(possible, "self_study_min_kl", least, "auto, or zero or more, and finite")
+        piece = self.reconstruction_piece
         require(piece == AUTO or int(piece) >= 0, "reconstruction_piece", piece, "auto, or 0 or more")
         shares = (self.self_study_hard, self.self_study_follow_ups)
         plain = 1 - sum(shares)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from statistics import median
 
 from transformers import PreTrainedModel
 
@@ -19,7 +18,6 @@ from ..text.context import Context
 from ..text.queries import SELF
 from ..utils.progress import Report
 from ..utils.random_state import sample_up_to
-from ..utils.settings import AUTO
 from .own_queries import own_queries
 from .parts import Parts
 from .reconstruction import repetitions
@@ -28,9 +26,6 @@ from .self_study import self_study
 from .settings import DataSettings
 from .teacher import Teacher
 from .teacher_states import TeacherStates
-
-# The least that a question hangs on the text by, in nats a token, and general queries that tell what any query does.
-LEAST_KL, COMPARED = 0.1, 64
 
 
 def synthesize(
@@ -69,20 +64,13 @@ def synthesize(
     )
     asking = None
     if settings.self_study_questions:
-        asked, asking = self_study(teacher, settings, _min_kl(teacher, settings, samples), seed, report)
+        asked, asking = self_study(teacher, settings, seed, report)
         samples += asked
     reconstruction = tuple(teacher.taught(repetitions(context, settings)))
     rng.shuffle(samples)
     held_out = _hold_out(samples, settings.held_out)
     train = tuple(sample for sample in samples if sample not in held_out)
     return DistillationData(reconstruction, train, tuple(held_out), asking)
-
-
-def _min_kl(teacher: Teacher, settings: DataSettings, general: Sequence[Sample]) -> float:
-    """``self_study_min_kl`` as a number: a text in front changes the answers to any query."""
-    if settings.self_study_min_kl != AUTO:
-        return float(settings.self_study_min_kl)
-    return max(LEAST_KL, median(teacher.text_kl(general[:COMPARED]))) if general else LEAST_KL
 
 
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:

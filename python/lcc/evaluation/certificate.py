@@ -8,17 +8,17 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.samples import DistillationData, Sample
 from ..data.settings import DataSettings
 from ..errors import InputError
-from ..inference.reader import Reader, changed_share, kl_between
+from ..inference.reader import Reader, changed_share
 from ..memory.memory import Memory
 from ..modeling.lora import frozen
 from ..synthetic.exam import general_exam
@@ -39,6 +39,7 @@ SETTLED = 0.9
 MISSED = 20
 Questions = str | Path | Iterable[str | Mapping[str, Any]]
 Readers = dict[str, Reader]
+Figure = TypeVar("Figure")
 
 
 @dataclass(frozen=True)
@@ -158,17 +159,36 @@ def measure(
         asked = questions
         if asked is None:
             asked = held_out_questions(held_out, readers["full_text"], settings.max_response_tokens)
-        measures = {
-            "reconstruction": lambda: _reconstruction(readers, chat, text),
-            "held_out": lambda: _held_out(readers, held_out),
-            "general": lambda: _general(readers, general, settings.max_response_tokens),
-            "questions": lambda: _questions(readers, asked, "self_asked" if questions is None else "given"),
+        steps = _Steps(report)
+        measured = {
+            "reconstruction": _reconstruction(readers, chat, text, steps),
+            "held_out": _held_out(readers, held_out, steps),
+            "general": _general(readers, general, settings.max_response_tokens, steps),
+            "questions": _questions(readers, asked, "self_asked" if questions is None else "given", steps),
         }
-        measured: dict[str, Any] = {}
-        for done, (name, figures) in enumerate(measures.items(), 1):
-            measured[name] = figures()
-            report("certifying", done, len(measures))
     return measured | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
+
+
+class _Steps:
+    """Tells how many passes are done: one of each reader for each of four figures."""
+
+    passes = 12
+
+    def __init__(self, report: Report):
+        self._report, self._done = report, 0
+
+    def each(self, readers: Readers, figure: Callable[[Reader], Figure]) -> dict[str, Figure]:
+        """The figure of each reader."""
+        figures = {}
+        for name, reader in readers.items():
+            figures[name] = figure(reader)
+            self._done += 1
+            self._report("certifying", self._done, self.passes)
+        return figures
+
+    def skip(self, readers: Readers) -> None:
+        """A figure that is not measured."""
+        self._done += len(readers)
 
 
 def fresh_queries(samples: Sequence[Sample], queries: Sequence[str], seed: int) -> list[str]:
@@ -180,33 +200,37 @@ def fresh_queries(samples: Sequence[Sample], queries: Sequence[str], seed: int) 
     return fresh + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(fresh), (*known, *fresh))]
 
 
-def _reconstruction(readers: Readers, chat: ChatFormat, text: str) -> dict[str, Any]:
+def _reconstruction(readers: Readers, chat: ChatFormat, text: str, steps: _Steps) -> dict[str, Any]:
     """Share of the text's tokens predicted right after "please repeat the context", teacher-forced."""
     ids = tuple(chat.ids(text))
-    accuracy = {name: reader.accuracy(REPEAT_REQUEST, ids) for name, reader in readers.items()}
-    return {"tokens": len(ids), "accuracy": accuracy}
+    return {"tokens": len(ids), "accuracy": steps.each(readers, lambda reader: reader.accuracy(REPEAT_REQUEST, ids))}
 
 
-def _held_out(readers: Readers, held_out: Sequence[Sample]) -> dict[str, Any] | None:
+def _held_out(readers: Readers, held_out: Sequence[Sample], steps: _Steps) -> dict[str, Any] | None:
     """KL from the full text over the held-out responses, which are the full text's own."""
     if not held_out:
+        steps.skip(readers)
         return None
     queries = [sample.query for sample in held_out]
     responses = [sample.response_ids for sample in held_out]
-    full = readers["full_text"]
-    kl = {name: kl_between(full, readers[name], queries, responses) for name in ("memory", "no_text")}
-    return {"answers": len(queries), "tokens": sum(map(len, responses)), "kl": kl}
+    said = readers["full_text"].said(queries, responses)
+    kl = steps.each(readers, said.kl)
+    return {
+        "answers": len(queries),
+        "tokens": sum(map(len, responses)),
+        "kl": {name: kl[name] for name in ("memory", "no_text")},
+    }
 
 
-def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int) -> dict[str, Any]:
+def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int, steps: _Steps) -> dict[str, Any]:
     """How far readers are from one another on queries that have nothing to do with the text."""
-    responses = {name: reader.respond(queries, max_new_tokens) for name, reader in readers.items()}
+    said = steps.each(readers, lambda reader: reader.say(queries, max_new_tokens))
 
     def drift(reference: str) -> dict[str, dict[str, float]]:
         return {
             name: {
-                "kl": kl_between(readers[reference], reader, queries, responses[reference]),
-                "changed": changed_share(responses[reference], responses[name]),
+                "kl": said[reference].kl(reader),
+                "changed": changed_share(said[reference].responses, said[name].responses),
             }
             for name, reader in readers.items()
             if name != reference
@@ -215,12 +239,13 @@ def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int) -> d
     return {"answers": len(queries), "from_full_text": drift("full_text"), "from_no_text": drift("no_text")}
 
 
-def _questions(readers: Readers, questions: Sequence[Question], source: str) -> dict[str, Any] | None:
+def _questions(readers: Readers, questions: Sequence[Question], source: str, steps: _Steps) -> dict[str, Any] | None:
     """Mean scores, and the share of the full text's that the memory keeps."""
     if not questions:
+        steps.skip(readers)
         return None
     asked = [question.example for question in questions]
-    answers = {name: reader.answer([example.request for example in asked]) for name, reader in readers.items()}
+    answers = steps.each(readers, lambda reader: reader.answer([example.request for example in asked]))
     scored = [
         question.example if question.referenced else replace(question.example, answers=(full,))
         for question, full in zip(questions, answers["full_text"], strict=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..inference.reader import Reader, changed_share, kl_between
+from ..inference.reader import Reader, changed_share
 from ..memory.memory import Memory
 from ..memory.quantization import check_request, quantize_payload
 from ..modeling.model_copy import share_weights
@@ -66,10 +66,10 @@ def quantize(
 
 def _compare(reference: Reader, reader: Reader, queries: Sequence[Query], max_new_tokens: int) -> dict[str, float]:
     """How the answers of ``reader`` differ from those of ``reference``."""
-    first, second = (either.respond(queries, max_new_tokens) for either in (reference, reader))
+    first, second = (either.say(queries, max_new_tokens) for either in (reference, reader))
     return {
         "answers": len(queries),
-        "tokens": sum(map(len, first)),
-        "kl": kl_between(reference, reader, queries, first),
-        "changed": changed_share(first, second),
+        "tokens": sum(map(len, first.responses)),
+        "kl": first.kl(reader),
+        "changed": changed_share(first.responses, second.responses),
     }

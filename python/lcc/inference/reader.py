@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ..memory.memory import Memory
-from ..modeling.generation import batch_rows, greedy_responses
+from ..modeling.decoding import Prompt, decode
+from ..modeling.generation import batch_rows, end_tokens
 from ..modeling.kv import KV
 from ..modeling.prefill import prefill
-from ..modeling.scoring import Completion, completion_states, state_divergence
+from ..modeling.scoring import Completion, completion_states, token_divergence
 from ..text.chat_format import ChatFormat, Query
 from .attached import attached
 from .requests import Request, answer
@@ -52,11 +53,18 @@ class Reader:
         answers = answer(self.model, self.chat, self.visible, requests, batch, self.after_text)
         return [one.text for one in answers]
 
-    def respond(self, queries: Sequence[Query], max_new_tokens: int) -> list[Response]:
-        """Greedy responses, each with its end token."""
-        ids = [self.chat.query_ids(query, self.after_text) for query in queries]
-        batches = greedy_responses(self.model, self.visible, ids, max_new_tokens, self.chat.end)
-        return [response for batch in batches for response in batch]
+    def say(self, queries: Sequence[Query], max_new_tokens: int) -> Said:
+        """Greedy responses, each with its end token; what goes in circles is cut off."""
+        prompts = [Prompt(tuple(self.chat.query_ids(query, self.after_text))) for query in queries]
+        ends = {self.chat.end, *end_tokens(self.model)}.__contains__
+        decoded = dict(decode(self.model, self.visible, prompts, ends, max_new_tokens))
+        ordered = [decoded[number] for number in range(len(prompts))]
+        responses = [(*one.ids, self.chat.end) for one in ordered]
+        return Said(tuple(queries), tuple(responses), torch.cat([one.states for one in ordered]))
+
+    def said(self, queries: Sequence[Query], responses: Sequence[Response]) -> Said:
+        """Given responses as this reader's own."""
+        return Said(tuple(queries), tuple(responses), self.states(queries, responses))
 
     @torch.no_grad()
     def states(self, queries: Sequence[Query], responses: Sequence[Response]) -> torch.Tensor:
@@ -93,12 +101,26 @@ class Reader:
             yield head(states)
 
 
-@torch.no_grad()
-def kl_between(reference: Reader, reader: Reader, queries: Sequence[Query], responses: Sequence[Response]) -> float:
-    """Mean KL(reference || reader) over the responses' tokens, in nats a token."""
-    first, second = (either.states(queries, responses) for either in (reference, reader))
-    weights = torch.full((len(second),), 1 / len(second), dtype=second.dtype, device=second.device)
-    return state_divergence(reader.model, second, first, weights, "kl").item()
+@dataclass(frozen=True)
+class Said:
+    """Responses, and what predicts their tokens in the reader whose they are.
+
+    Attributes:
+        states: (tokens of all responses, H), its last hidden states.
+    """
+
+    queries: tuple[Query, ...]
+    responses: tuple[Response, ...]
+    states: torch.Tensor
+
+    @torch.no_grad()
+    def divergence(self, reader: Reader) -> torch.Tensor:
+        """KL from the reader whose they are to ``reader`` at each token, (tokens of all responses,), in nats."""
+        return token_divergence(reader.model, reader.states(self.queries, self.responses), self.states)
+
+    def kl(self, reader: Reader) -> float:
+        """The mean of ``divergence`` over all tokens, in nats a token."""
+        return self.divergence(reader).double().mean().item()
 
 
 def changed_share(reference: Sequence[Response], responses: Sequence[Response]) -> float:

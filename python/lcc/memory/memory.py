@@ -37,7 +37,7 @@ class Memory:
         curve: measurements while compiling: ``step``, ``loss``, ``held_out_kl``, ``seconds``.
         questions: what the model asked itself: questions, and conversations that end in one.
         asking: what came of asking itself: the asker's name, and how many questions were sampled, ended, were distinct,
-            were about the text, and were kept, and what "about the text" was; None if the model did not ask itself.
+            were about the text, and were kept; None if the model did not ask itself.
         quantization: the measured cost of quantising; see ``lcc.quantize``.
         certificate: what the memory keeps and changes, measured when it was compiled; see docs/memory-format.md.
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.

@@ -147,7 +147,6 @@ class Asking(TypedDict):
     distinct: int
     about: int
     kept: int
-    min_kl: float
 
 
 class RatioSearch(TypedDict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -100,7 +100,9 @@ def computed_config(config: PreTrainedConfig) -> dict[str, Any]:
     """What ``config`` says about what the model computes; fields that are not known to say nothing count."""
     content = config.to_dict()
     # A key of generation configs may be what another architecture calls something of its own.
-    own = {field.name for field in fields(config)} | inspect.signature(type(config).__init__).parameters.keys()
+    # Before transformers 5.3 configs are plain classes.
+    declared = {field.name for field in fields(config)} if is_dataclass(config) else set()
+    own = declared | inspect.signature(type(config).__init__).parameters.keys()
     ignored = RUN_TIME_KEYS | (GENERATION_KEYS - own)
     stored = content.get("quantization_config") or {}
     if stored.get("quant_method") == "bitsandbytes":

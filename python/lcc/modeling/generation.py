@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..utils.terminal import first_line
 from ..utils.values import check_count
 from .architecture import supports_sharing
 from .attention import attending
-from .kv import KV
 from .model_copy import share_weights, without_dropout
 from .shared_cache import SharedCache
 from .shared_prefix_attention import SHARED_PREFIX
@@ -112,34 +111,9 @@ def generate_after(
     return [_until(row[inputs["input_ids"].shape[1] :].tolist(), ends) for row in output]
 
 
-def generate_responses(
-    model: PreTrainedModel,
-    visible: KV,
-    queries: Sequence[Sequence[int]],
-    max_new_tokens: int,
-    end: int,
-    temperature: float | None = None,
-) -> list[list[int]]:
-    """Responses after the rotated tokens of ``visible``: greedy, or sampled from the whole vocabulary."""
-    sampling: dict[str, Any] = {}
-    if temperature is not None:
-        sampling = {"do_sample": True, "temperature": float(temperature), "top_k": 0, "top_p": 1.0}
-    return generate_after(model, SharedCache(visible), queries, end, max_new_tokens=max_new_tokens, **sampling)
-
-
 def batch_rows(copied: int) -> int:
     """Rows of a batch in which each row holds a copy of ``copied`` tokens."""
     return max(1, min(64, CACHED_TOKENS // max(1, copied)))
-
-
-def greedy_responses(
-    model: PreTrainedModel, visible: KV, queries: Sequence[Sequence[int]], max_new_tokens: int, end: int
-) -> Iterator[list[tuple[int, ...]]]:
-    """Greedy responses after the rotated tokens of ``visible``, each with its end token, a batch of queries a time."""
-    rows = batch_rows(0 if supports_sharing(model) else len(visible))
-    for start in range(0, len(queries), rows):
-        responses = generate_responses(model, visible, queries[start : start + rows], max_new_tokens, end)
-        yield [(*response, end) for response in responses]
 
 
 def _check_options(options: dict[str, Any]) -> None:

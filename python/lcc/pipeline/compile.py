@@ -50,7 +50,7 @@ def compile(
         model: a causal language model that ``lcc.modeling.architecture`` accepts: see docs/models.md.
         tokenizer: the model's own, with a chat template.
         text: the document.
-        recipe: ``default``, ``fast`` (110 steps, not 300), or ``paper`` (the paper's streams, steps and rate).
+        recipe: ``default``, ``fast`` (110 steps of 16 queries, not 300 of 64), or ``paper`` (its streams and steps).
         compiler: ``lcc``, ``direct_kv``, a name that ``lcc.register`` made known, or a ``Compiler``.
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own. ``self``: the model
             writes them.

@@ -21,7 +21,7 @@ TINY = {"steps": 3, "batch": 4, "general_queries": 8, "self_study_questions": 4,
 @pytest.fixture
 def small(monkeypatch):
     monkeypatch.setattr(curve, "GENERAL_QUERIES", 4)
-    monkeypatch.setattr(trials, "make_settings", lambda recipe="fast", **_: make_settings(recipe, **TINY))
+    monkeypatch.setattr(trials, "make_settings", lambda **_: make_settings(**TINY))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def trainer_of(embedded, small):
 
 
 def test_a_window_is_predicted_as_in_the_whole_sample(trainer_of):
-    trainer = trainer_of("fast")
+    trainer = trainer_of("default")
     [whole] = trainer.data.reconstruction
     part = trials.window(whole, 1 / 4, random.Random(1))
     start = len(part.query_ids) - len(whole.query_ids)
@@ -76,10 +76,20 @@ def test_a_trial_changes_weights_rates_and_the_average(trainer_of):
 
 
 def test_rows_are_measured_once(small, tmp_path, monkeypatch, capsys):
-    given = ["--trials", "fast", "window-1/4", "--documents", "0", "--steps", "3", "--out", str(tmp_path / "rows.json")]
+    given = [
+        "--trials",
+        "default",
+        "window-1/4",
+        "--documents",
+        "0",
+        "--steps",
+        "3",
+        "--out",
+        str(tmp_path / "rows.json"),
+    ]
     trials.main(given)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
-    assert [(row["trial"], len(row["points"])) for row in rows] == [("fast", 3), ("window-1/4", 3)]
+    assert [(row["trial"], len(row["points"])) for row in rows] == [("default", 3), ("window-1/4", 3)]
     assert rows[0]["points"][-1]["held_out_kl"] != rows[1]["points"][-1]["held_out_kl"]
     monkeypatch.setattr(trials, "prepare", lambda *_: pytest.fail("measured again"))
     trials.main(given)

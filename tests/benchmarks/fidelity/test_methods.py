@@ -10,6 +10,7 @@ import torch
 import lcc
 from benchmarks.fidelity.methods import PEERS, Workbench
 from benchmarks.fidelity.methods.adapter import Adapter
+from benchmarks.fidelity.methods.biased_attention import attending_with
 from benchmarks.fidelity.methods.kvpress_methods import PRESSES, installed, moved, pressed
 from benchmarks.fidelity.methods.memory_embeddings import MemoryEmbeddings, MemoryEmbeddingsCompiler
 from benchmarks.fidelity.methods.temp_lora import TempLora
@@ -21,6 +22,7 @@ from lcc.memory.attachment import attach
 from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import Completion, completion_states
 from lcc.pipeline.settings import make_settings
 from lcc.text.chat_format import ChatFormat
 from lcc.training.loss import step_loss
@@ -223,5 +225,30 @@ def test_a_press_that_keeps_everything_changes_nothing(llama, context):
     from kvpress import SnapKVPress
 
     ids = [*context.prefix_ids, *context.context_ids]
-    with pressed(llama, SnapKVPress(0.0), ids) as kept:
-        close(kept, prefill(llama, ids))
+    kept, bias = pressed(llama, SnapKVPress(0.0), ids)
+    close(kept, prefill(llama, ids))
+    assert bias is None
+
+
+@pytest.mark.skipif(not installed(), reason="kvpress is not installed")
+def test_hidden_pairs_are_hidden_as_kvpress_hides_them(embedded, text):
+    from kvpress import KVzipPress
+
+    model, tokenizer = embedded
+    chat = ChatFormat.of(tokenizer)
+    kept, bias = pressed(model, KVzipPress(0.6, layerwise=False), [*chat.prefix_ids, *chat.ids(text)])
+    assert bias.isinf().double().mean() == pytest.approx(0.6, abs=0.02)
+    one = [Completion((5, 6), (7, 8))]
+    attentions = [layer.self_attn for layer in model.model.layers]
+    for attention, of_layer in zip(attentions, bias, strict=True):
+        heads, tokens = of_layer.isinf().nonzero(as_tuple=True)
+        attention.masked_key_indices = torch.zeros_like(heads), heads, tokens
+    with torch.no_grad():
+        theirs = completion_states(model, kept, one)
+        for attention in attentions:
+            del attention.masked_key_indices
+        with attending_with(model, bias):
+            ours = completion_states(model, kept, one)
+        everything = completion_states(model, kept, one)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert (everything - ours).abs().max() > 1e-2

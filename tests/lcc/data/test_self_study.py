@@ -35,9 +35,9 @@ def make_teacher(model, tokenizer, text, parts=None, longest=8) -> Teacher:
     return Teacher(model, context, text_kv, longest, TeacherStates(math.inf), parts)
 
 
-def study_of(teacher, min_kl=0.1, **settings) -> _SelfStudy:
+def study_of(teacher, **settings) -> _SelfStudy:
     asker = Request(teacher.chat, teacher.ends)
-    return _SelfStudy(teacher, DataSettings(**settings), asker, min_kl, 0, lambda *_: None)
+    return _SelfStudy(teacher, DataSettings(**settings), asker, 0, lambda *_: None)
 
 
 def written(chat, text: str, end: int | None) -> Decoded:
@@ -122,12 +122,12 @@ def test_what_is_not_about_the_text_is_dropped(llama, tokenizer, text, monkeypat
     texts = ["About?", "Other?", "", "About?", "Also?", "Other?"]
     asked_by(monkeypatch, teacher, texts)
     monkeypatch.setattr(teacher, "text_kl", lambda samples: [0.0 if s.query == "Other?" else 1.0 for s in samples])
-    study = study_of(teacher, 0.5)
+    study = study_of(teacher)
     found = {}
     study.round(PLAIN, [_Part("0", (9, 9)), _Part("1", (9, 8))], 3, found, 10)
     assert {query: each.times for query, each in found.items()} == {"About?": 2, "Also?": 1}
     assert study.result.to_dict() == {
-        "asker": "request", "sampled": 0, "ended": 5, "distinct": 3, "about": 2, "kept": 2, "min_kl": 0.5
+        "asker": "request", "sampled": 0, "ended": 5, "distinct": 3, "about": 2, "kept": 2
     }  # fmt: skip
 
 
@@ -162,7 +162,7 @@ def test_conversations_without_room_are_not_asked(tokenizer, text, monkeypatch):
 def test_an_asker_that_cannot_ask_is_refused(llama, tokenizer, text):
     teacher = make_teacher(llama, tokenizer, text)
     with pytest.raises(lcc.InputError, match="self_study_asker is 'examples'; with this tokenizer there are request"):
-        self_study(teacher, DataSettings(self_study_asker="examples"), 0.1, 0, lambda *_: None)
+        self_study(teacher, DataSettings(self_study_asker="examples"), 0, lambda *_: None)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from lcc.embedded_model import EMBEDDED
 from lcc.evaluation import FullText, beside, evaluate
 from lcc.evaluation.suites import SUITES, general_queries, suite
 from lcc.inference.asking import ask_text
-from lcc.modeling.generation import generate_responses
+from lcc.modeling.decoding import Prompt, Sampling, decode
 from lcc.modeling.prefill import prefill
 from lcc.synthetic.exam import general_exam, score
 from lcc.synthetic.general import KINDS, general_query
@@ -46,6 +46,14 @@ SUITE_SCORES = {
     **{f"general beside {name}": (0.95, 0.95) for name in SUITES},
 }
 SHAPES = ((5, 7), (6, 7), (8, 8), (5, 8))
+
+
+def asked_texts(model, tokenizer, seen, request: str, count: int, longest: int) -> list[str]:
+    """What the model asks behind the tokens of ``seen``, at a temperature of 0.6."""
+    chat = ChatFormat.of(tokenizer)
+    prompts = [Prompt(tuple(chat.query_ids(request)), key=str(number)) for number in range(count)]
+    written = decode(model, seen, prompts, {chat.end}.__contains__, longest, Sampling(0.6, "0"))
+    return [tokenizer.decode(one.ids, skip_special_tokens=True).strip() for _, one in written]
 
 
 def unseen(index: int) -> Document:
@@ -123,9 +131,7 @@ def test_asks_in_wordings_that_leave_one_for_evaluation(embedded):
     doc = document(random.Random(HELD_OUT), 5, 7)
     with torch.no_grad():
         seen = prefill(model, [*chat.prefix_ids, *chat.ids(doc.text)])
-    torch.manual_seed(0)
-    rows = generate_responses(model, seen, [chat.query_ids(ASK_PLAIN)] * 200, 20, end=chat.end, temperature=0.6)
-    asked = {tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows}
+    asked = set(asked_texts(model, tokenizer, seen, ASK_PLAIN, 200, 20))
     kept_back = {
         wording.format(n=name)
         for attribute in ATTRIBUTES.values()
@@ -178,16 +184,13 @@ def sampled(_embedded):
     """Questions sampled about three texts, plain and hard: each document with its 400 of each request."""
     model, tokenizer = _embedded
     chat = ChatFormat.of(tokenizer)
-    torch.manual_seed(0)
     found = {}
     for index in range(3):
         doc = document(random.Random(HELD_OUT + index), 5, 7)
         with torch.no_grad():
             seen = prefill(model, [*chat.prefix_ids, *chat.ids(doc.text)])
         for request in (ASK_PLAIN, ASK_HARD):
-            rows = generate_responses(model, seen, [chat.query_ids(request)] * 400, 24, end=chat.end, temperature=0.6)
-            texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in rows]
-            found.setdefault(request, []).append((doc, texts))
+            found.setdefault(request, []).append((doc, asked_texts(model, tokenizer, seen, request, 400, 24)))
     return found
 
 

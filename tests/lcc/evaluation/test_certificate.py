@@ -14,7 +14,7 @@ from lcc.data.samples import DistillationData, Sample
 from lcc.data.settings import DataSettings
 from lcc.evaluation import certificate
 from lcc.evaluation.certificate import fresh_queries, held_out_questions, measure, read_questions
-from lcc.inference.reader import Reader, changed_share, kl_between
+from lcc.inference.reader import Reader, changed_share
 from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
 from lcc.synthetic.people import document
@@ -55,7 +55,8 @@ def test_figures_are_those_of_plain_transformers(readers, text, monkeypatch):
     full, none = readers
     queries = ["Where does Mara live?", "Say: dog cat.", "Name the opposite of young."]
     monkeypatch.setattr("lcc.modeling.generation.CACHED_TOKENS", 2 * len(full.visible))  # two batches
-    responses = full.respond(queries, 5)
+    said = full.say(queries, 5)
+    responses = said.responses
     assert all(response[-1] == full.chat.end for response in responses)
     expected, tokens = 0.0, 0
     for query, response in zip(queries, responses, strict=True):
@@ -67,8 +68,11 @@ def test_figures_are_those_of_plain_transformers(readers, text, monkeypatch):
         assert first[:-1].argmax(-1).tolist() == list(response[:-1])
         right = (second.argmax(-1) == torch.tensor(response)).double().mean().item()
         assert none.accuracy(query, response) == right
-    assert kl_between(full, none, queries, responses) == pytest.approx(expected / tokens, rel=1e-9)
-    assert kl_between(full, full, queries, responses) == pytest.approx(0, abs=1e-12)
+    assert said.kl(none) == pytest.approx(expected / tokens, rel=1e-9)
+    assert said.kl(full) == pytest.approx(0, abs=1e-12)
+    assert full.said(queries, responses).kl(none) == pytest.approx(said.kl(none), rel=1e-9)
+    lengths = [len(response) for response in responses]
+    assert [len(part) for part in said.divergence(none).split(lengths)] == lengths
     assert changed_share([(1,), (2, 3), (4,)], [(1,), (2,), (5,)]) == pytest.approx(2 / 3)
 
 
@@ -195,7 +199,7 @@ def test_general_queries_are_fresh(llama):
 def test_self_asked_questions_are_held_out_ones_that_the_text_settles(readers, text, monkeypatch):
     full, _ = readers
     queries = ["Where does Mara live?", "Say: dog cat.", "Who?", "What is the job of Hugo?"]
-    responses = full.respond(queries, 4)
+    responses = full.say(queries, 4).responses
     expected = [
         plain_log_probabilities(full, text, query, response).gather(1, torch.tensor(response)[:, None]).mean().exp()
         for query, response in zip(queries, responses, strict=True)

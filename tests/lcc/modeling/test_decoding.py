@@ -10,9 +10,10 @@ import torch
 import lcc
 from lcc.modeling import decoding
 from lcc.modeling.decoding import CIRCLE, PERIOD, Prompt, Sampling, decode, goes_in_circles
-from lcc.modeling.generation import generate_responses
+from lcc.modeling.generation import generate_after
 from lcc.modeling.prefill import prefill
 from lcc.modeling.scoring import Completion, completion_states
+from lcc.modeling.shared_cache import SharedCache
 from tests.support.tiny_models import tiny_model
 
 END = 7
@@ -62,7 +63,8 @@ def test_a_batch_writes_what_each_prompt_gets_alone(model, seen, prompts, sampli
 
 
 def test_it_is_what_generate_writes(model, seen, prompts):
-    texts = generate_responses(model, seen, [prompt.ids for prompt in prompts], LONGEST, end=END)
+    queries = [prompt.ids for prompt in prompts]
+    texts = generate_after(model, SharedCache(seen), queries, END, max_new_tokens=LONGEST)
     for decoded, expected in zip(written(model, seen, prompts), texts, strict=True):
         assert expected[: len(decoded.ids)] == list(decoded.ids)
 

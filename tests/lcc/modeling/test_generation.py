@@ -13,8 +13,7 @@ from lcc.evaluation.examples import Example
 from lcc.evaluation.methods import FullText, NoText
 from lcc.inference.asking import ask_text
 from lcc.inference.conversation import Conversation
-from lcc.inference.reader import prefill_chat
-from lcc.modeling.generation import greedy_responses
+from lcc.inference.reader import Reader, prefill_chat
 from lcc.modeling.window import check_window
 from lcc.text.chat_format import ChatFormat
 from tests.lcc.memory.test_memory import QUESTIONS
@@ -35,7 +34,6 @@ def used(memory, tokenizer, question) -> int:
 
 def test_every_way_of_answering_keeps_to_the_window(llama, tokenizer, text, memory):
     chat = ChatFormat.of(tokenizer)
-    seen, query = prefill_chat(llama, chat, text), chat.query_ids(LONG)
     example = Example(text, LONG, ("x",), max_new_tokens=2)
     ways = {
         "ask": lambda: lcc.ask(llama, tokenizer, memory, [LONG], max_new_tokens=2),
@@ -46,7 +44,7 @@ def test_every_way_of_answering_keeps_to_the_window(llama, tokenizer, text, memo
         "no text": lambda: NoText(llama, tokenizer).answer(text, [example]),
         "exam": lambda: ask_text(llama, tokenizer, text, [LONG]),
         "prefill": lambda: prefill_chat(llama, chat, LONG),
-        "teacher": lambda: list(greedy_responses(llama, seen, [query], 2, chat.end)),
+        "reader": lambda: Reader.of_text(llama, chat, text).say([LONG], 2),
     }
     for name, way in ways.items():
         with pytest.raises(lcc.InputError, match=r"need a window of \d+ tokens, and the model's has 1024"):

@@ -14,7 +14,7 @@ from benchmarks.common.timing import peak_bytes
 from benchmarks.families import models as architectures
 from lcc.modeling.architecture import supports_sharing
 from lcc.modeling.attention import attending
-from lcc.modeling.generation import batch_inputs, generate_after, generate_responses
+from lcc.modeling.generation import batch_inputs, generate_after
 from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill
 from lcc.modeling.shared_cache import SHARED_PREFIX, SharedCache, SplitStates
@@ -156,9 +156,11 @@ def test_other_families_keep_their_own_attention(monkeypatch):
     model = architectures.FAMILIES["qwen2_moe"].model()
     assert not supports_sharing(model)
     calls = spied(monkeypatch)
-    together = generate_responses(model, text_kv(model), QUERIES, 5, END)
-    alone = [generate_responses(model, text_kv(model), [query], 5, END)[0] for query in QUERIES]
-    assert together == alone
+
+    def generated(queries):
+        return generate_after(model, SharedCache(text_kv(model)), queries, END, max_new_tokens=5)
+
+    assert generated(QUERIES) == [generated([query])[0] for query in QUERIES]
     assert not calls
 
 
