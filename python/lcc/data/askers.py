@@ -1,7 +1,7 @@
 """Askers: ways to make a model write questions about a text that it reads.
 
-An instruct model asks when it is told to, if it was trained to. Others write questions when they see a few and the next
-one is begun for them, or when the user's turn is left open. Which way suits a model is measured: see ``self_study``.
+An instruct model asks when it is told to, if it was trained to. Others write questions when one is begun for them, when
+they see a few, or when the user's turn is left open. Which way suits a model is measured: see ``self_study``.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class OpenTurn(Asker):
         return [*self._chat.query_ids(tuple(turns)), *self._chat.ids(answer), *opened]
 
 
-class Examples(Asker):
-    """Texts with questions stand in front of the text, and the next question is begun: "Q: Who"."""
+class Begun(Asker):
+    """The user asks for a question, and it is begun for the assistant: "Q: Who"."""
 
-    name = "examples"
+    name = "begun"
     _openings: ClassVar[dict[str, tuple[str, ...]]] = {
         PLAIN: PLAIN_OPENINGS,
         HARD: HARD_OPENINGS,
@@ -113,10 +113,6 @@ class Examples(Asker):
     def __init__(self, chat: ChatFormat, ends: Callable[[int], bool]):
         super().__init__(chat, ends)
         self._written = lru_cache(maxsize=None)(lambda token: chat.tokenizer.decode([token]))
-
-    def before(self) -> list[int]:
-        """The worked examples open the user's turn."""
-        return [*self._chat.prefix_ids, *self._chat.ids(f"{EXAMPLES}{SEPARATOR}Text: ")]
 
     def after(self, kind: str, so_far: Query) -> list[int]:
         """The conversation so far as lines below the text, a request, and a response that is begun."""
@@ -142,7 +138,18 @@ class Examples(Asker):
         return f"{self._chat.tokenizer.decode(decoded.ids)}?".strip()
 
 
-ASKERS: dict[str, type[Asker]] = {asker.name: asker for asker in (Request, Examples, OpenTurn)}
+class Examples(Begun):
+    """Other texts with questions stand in front of the text, and the next question is begun."""
+
+    name = "examples"
+
+    def before(self) -> list[int]:
+        """The worked examples open the user's turn."""
+        return [*self._chat.prefix_ids, *self._chat.ids(f"{EXAMPLES}{SEPARATOR}Text: ")]
+
+
+# Of several that keep as much, the first is taken.
+ASKERS: dict[str, type[Asker]] = {asker.name: asker for asker in (Request, Begun, Examples, OpenTurn)}
 
 
 def usable_askers(chat: ChatFormat, ends: Callable[[int], bool]) -> list[Asker]:

@@ -23,8 +23,8 @@ class DataSettings(SettingsGroup):
         general_queries: number of context-agnostic queries to draw.
         self_study_questions: number of distinct questions that the model asks itself about the text. 0: none.
         self_study_temperature: sampling temperature of these questions.
-        self_study_asker: how the model is made to ask: ``request``, ``examples`` or ``open_turn`` (see
-            ``lcc.data.askers``). ``auto``: the way whose first samples are kept most often.
+        self_study_asker: how the model is made to ask: ``request``, ``begun``, ``examples`` or ``open_turn``
+            (see ``lcc.data.askers``). ``auto``: the way whose first samples are kept most often.
         self_study_min_kl: a question is about the text, and kept, if the teacher's answer hangs on the text by so much:
             mean KL from the answer with to the answer without it, in nats a token.
         self_study_piece: tokens of text that the model is asked about at a time. 0: the whole text at once.
@@ -41,7 +41,7 @@ class DataSettings(SettingsGroup):
     general_queries: int = 600
     self_study_questions: int = 2000
     self_study_temperature: float = 0.6
-    self_study_asker: Literal["auto", "request", "examples", "open_turn"] = AUTO
+    self_study_asker: Literal["auto", "request", "begun", "examples", "open_turn"] = AUTO
     self_study_min_kl: float = 0.1
     self_study_piece: int = 40
     self_study_hard: float = 0.35

@@ -11,7 +11,7 @@ import torch
 import lcc
 from lcc.data import parts as parts_module
 from lcc.data import teacher as teacher_module
-from lcc.data.askers import FOLLOW_UP, HARD, PLAIN, Examples, OpenTurn, Request, usable_askers
+from lcc.data.askers import FOLLOW_UP, HARD, PLAIN, Begun, Examples, OpenTurn, Request, usable_askers
 from lcc.data.parts import Parts
 from lcc.data.pieces import sentence_pieces
 from lcc.data.samples import Sample
@@ -66,7 +66,7 @@ def test_an_asker_takes_what_came_to_an_end(tokenizer):
 
 def test_an_example_question_ends_with_its_line(tokenizer):
     chat = ChatFormat.of(tokenizer)
-    asker = Examples(chat, {chat.end}.__contains__)
+    asker = Begun(chat, {chat.end}.__contains__)
     *_, mark = chat.ids("?")
     assert asker.ends(mark)
     assert asker.question(written(chat, "Where does Mara live", mark)) == QUESTION
@@ -83,7 +83,7 @@ def test_small_vocabularies_are_asked_in_their_own_words(tokenizer):
 def test_askers_go_on_from_a_conversation(tokenizer):
     chat = ChatFormat.of(tokenizer)
     talk = (QUESTION, "here")
-    for make in (Request, OpenTurn, Examples):
+    for make in (Request, OpenTurn, Begun, Examples):
         asker = make(chat, bool)
         ids = asker.after(FOLLOW_UP, talk)
         assert "here" in tokenizer.decode(ids)
