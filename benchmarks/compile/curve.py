@@ -102,7 +102,7 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     settings = make_settings(recipe, seed=seed, patience=0, **overrides)
     doc = document(random.Random(DEMO + number), PEOPLE, ATTRIBUTES)
     context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
-    queries = load_queries()
+    settings, queries = settings.for_text(len(context.context_ids)), load_queries()
     compiler = LoraCompiler()
     identity = Identity.of(settings, compiler, context, fingerprint(model, tokenizer), queries)
     checkpoint, cache = Checkpoint(folder, identity.compilation, identity.data), DataCache(folder, identity.data)

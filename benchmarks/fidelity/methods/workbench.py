@@ -137,10 +137,10 @@ class PeerMethod(ReadingMethod):
 
     def distillation_data(self, context: Context) -> DistillationData:
         """The data that all methods share: from its folder, or made now."""
-        queries = load_queries(None, self.tokenizer)
-        identity = Identity.of(self.settings, registry.get(), context, self.fingerprint, queries)
+        queries, settings = load_queries(None, self.tokenizer), self.settings.for_text(len(context.context_ids))
+        identity = Identity.of(settings, registry.get(), context, self.fingerprint, queries)
         cache = DataCache(self.surrogates, identity.data, shared=True)
-        return distillation_data(self.model, context, self.settings, queries, cache, Reporter(False))
+        return distillation_data(self.model, context, settings, queries, cache, Reporter(False))
 
     def tokens(self, context: str) -> int:
         """K: the buffer tokens that the ratio allows."""

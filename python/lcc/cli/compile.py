@@ -92,6 +92,8 @@ def compile_command(
     if dry_run:
         _plan(texts, model, options | {"real_steps": real_steps}, as_json)
         return
+    if real_steps:
+        raise InputError("--real-steps goes with --dry-run")
     options |= {"certify": certify, "questions": questions, "target": target}
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")

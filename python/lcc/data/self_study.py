@@ -83,7 +83,7 @@ def self_study(
     """
     asker = _chosen_asker(teacher, settings, seed)
     study = _SelfStudy(teacher, settings, asker, seed, report)
-    total, length = settings.self_study_questions, settings.self_study_piece
+    total, length = settings.asked, settings.self_study_piece
     hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
     pieces = _pieces(teacher, asker, length)
     longer = _pieces(teacher, asker, HARD_PIECES * length)
@@ -271,7 +271,7 @@ class _SelfStudy:
 
     def _show(self, answered: int | None = None) -> None:
         figures = f"{self.result.sampled} sampled" + ("" if answered is None else f" · {answered} answered")
-        self.report(STAGE, self.result.kept, self.settings.self_study_questions, figures)
+        self.report(STAGE, self.result.kept, self.settings.asked, figures)
 
     def _about_the_text(self, kind: str, queries: Sequence[Query]) -> dict[Query, Sample]:
         """The samples of those queries that the teacher answers otherwise without the text."""

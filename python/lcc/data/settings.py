@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..utils.settings import AUTO, SettingsGroup
@@ -10,6 +10,8 @@ from ..utils.values import require
 
 # A lower temperature is lost in float32 when logits are divided by it.
 COLDEST = 1e-20
+# Questions that ``auto`` means at least.
+LEAST_ASKED = 200
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,8 @@ class DataSettings(SettingsGroup):
             piece. 0: the whole text at once. ``auto``: 256, or 0 with a tokenizer that lacks the words to say where a
             piece begins.
         general_queries: number of context-agnostic queries to draw.
-        self_study_questions: number of distinct questions that the model asks itself about the text. 0: none.
+        self_study_questions: number of distinct questions that the model asks itself about the text. 0: none. ``auto``:
+            as many as the text has tokens, and 200 at least.
         self_study_temperature: sampling temperature of these questions.
         self_study_asker: how the model is made to ask: ``request``, ``begun``, ``examples`` or ``open_turn``
             (see ``lcc.data.askers``). ``auto``: the way whose first samples are kept most often.
@@ -39,7 +42,7 @@ class DataSettings(SettingsGroup):
 
     reconstruction_piece: int | Literal["auto"] = AUTO
     general_queries: int = 600
-    self_study_questions: int = 2000
+    self_study_questions: int | Literal["auto"] = 2000
     self_study_temperature: float = 0.6
     self_study_asker: Literal["auto", "request", "begun", "examples", "open_turn"] = AUTO
     self_study_min_kl: float = 0.1
@@ -50,14 +53,26 @@ class DataSettings(SettingsGroup):
     held_out: float = 0.1
     parse_special_tokens: bool = False
 
+    @property
+    def asked(self) -> int:
+        """``self_study_questions`` as a number: the least that ``auto`` means, while it is not resolved."""
+        return LEAST_ASKED if self.self_study_questions == AUTO else int(self.self_study_questions)
+
+    def for_text(self, tokens: int) -> DataSettings:
+        """The settings for a text of so many tokens, ``self_study_questions`` as a number."""
+        if self.self_study_questions != AUTO:
+            return self
+        return replace(self, self_study_questions=max(LEAST_ASKED, tokens))
+
     def check_ranges(self) -> None:
         """Refuse what is out of range."""
         self.require_count("max_response_tokens")
         self.require_more_than(COLDEST, "self_study_temperature")
-        self.require_not_negative("general_queries", "self_study_questions", "self_study_piece", "self_study_min_kl")
+        self.require_not_negative("general_queries", "self_study_piece", "self_study_min_kl")
         self.require_share("held_out")
-        piece = self.reconstruction_piece
-        require(piece == AUTO or int(piece) >= 0, "reconstruction_piece", piece, "auto, or 0 or more")
+        for name in ("reconstruction_piece", "self_study_questions"):
+            value = getattr(self, name)
+            require(value == AUTO or int(value) >= 0, name, value, "auto, or 0 or more")
         shares = (self.self_study_hard, self.self_study_follow_ups)
         plain = 1 - sum(shares)
         possible = min(shares) >= 0 and (plain > 0 or plain == self.self_study_follow_ups == 0)

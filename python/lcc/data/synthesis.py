@@ -63,7 +63,7 @@ def synthesize(
         "general", dict.fromkeys(general, 1.0), lambda done: report("teacher responses", done, len(general))
     )
     asking = None
-    if settings.self_study_questions:
+    if settings.asked:
         asked, asking = self_study(teacher, settings, seed, report)
         samples += asked
     reconstruction = tuple(teacher.taught(repetitions(context, settings)))

@@ -31,6 +31,7 @@ from .compiler_checks import check_compiled
 from .distillation import DataOnDemand, distillation_data
 from .identity import Identity, require_own
 from .options import CompileOptions, Run
+from .settings import CompileSettings
 
 
 def compile_once(
@@ -64,6 +65,7 @@ def compile_once(
         date,
         data_settings.parse_special_tokens,
     )
+    settings = settings.for_text(len(context.context_ids))
     questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
     digests = fingerprint(model, tokenizer)
     queries = options.queries_for(tokenizer)
@@ -71,7 +73,7 @@ def compile_once(
     ranks.require_same(identity.compilation)
     if folder is not None and not run.restart:
         ranks.from_main(lambda: require_own(folder, identity))
-    task, data = _task(model, context, options, queries, run, identity, reporter)
+    task, data = _task(model, context, settings, queries, run, identity, reporter)
     with seeded(model.device, settings.seed):
         compiled = check_compiled(options.compiler.compile(task), options.compiler, model, context, digests)
     memory = _memory(model, context, compiled, data.made, options, digests)
@@ -91,13 +93,13 @@ def compile_once(
 def _task(
     model: PreTrainedModel,
     context: Context,
-    options: CompileOptions,
+    settings: CompileSettings,
     queries: Sequence[str] | str,
     run: Run,
     identity: Identity,
     reporter: Reporter,
 ) -> tuple[CompileTask, DataOnDemand]:
-    settings, ranks, date = options.settings, run.ranks, context.chat.date
+    ranks, date = run.ranks, context.chat.date
     checkpoint = cache = None
     if run.checkpoint is not None:
         checkpoint = Checkpoint(run.checkpoint, identity.compilation, identity.data, ranks, run.restart, date)

@@ -34,7 +34,7 @@ def geometry(
 def sample_count(settings: CompileSettings, queries: Sequence[str]) -> int:
     """Queries of all streams, if the model asks itself as many distinct questions as it should."""
     data = settings.effective_data
-    return min(data.general_queries, len(set(queries))) + data.self_study_questions
+    return min(data.general_queries, len(set(queries))) + data.asked
 
 
 def step_layout(context: Context, step: Geometry, settings: CompileSettings) -> lk.BottleneckLayout:
@@ -45,4 +45,4 @@ def step_layout(context: Context, step: Geometry, settings: CompileSettings) -> 
 
 def step_queries(settings: CompileSettings, samples: int) -> int:
     """Queries of a step, at most, when the teacher has answered ``samples``."""
-    return min(settings.training.batch, samples - int(samples * settings.data.held_out))
+    return min(settings.training.samples, samples - int(samples * settings.data.held_out))

@@ -156,6 +156,6 @@ def check_search(settings: CompileSettings, target: float, questions_given: bool
     if not certify:
         raise InputError('ratio="auto" is told by the certificate: leave certify on, or name a ratio')
     data = settings.effective_data
-    held_out = int(data.self_study_questions * data.held_out)
+    held_out = int(data.asked * data.held_out)
     if not questions_given and not held_out:
         raise InputError(NOTHING_TO_MEASURE)

@@ -134,10 +134,11 @@ def plan(
     context = build_context(
         model, tokenizer, text, chosen.ratio, chosen.data.max_response_tokens, None, chosen.data.parse_special_tokens
     )
+    fitted = chosen.for_text(len(context.context_ids))
     asked = load_queries(None if queries == SELF else queries, tokenizer)
-    samples = sample_count(chosen, asked)
+    samples = sample_count(fitted, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
-    estimate = _estimate(model, context, method, chosen, samples, query_tokens)
+    estimate = _estimate(model, context, method, fitted, samples, query_tokens)
     probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
     return _plan(model, context, chosen, samples, estimate, probed)
 
@@ -264,7 +265,7 @@ def _advice(
     if free is None or step_bytes(settings) + held <= HEADROOM * free:
         return ()
     changes: dict[str, Any] = {}
-    batch = settings.training.batch
+    batch = settings.training.samples
     batches = [batch >> shift for shift in range(1, batch.bit_length())]
     ladder: list[tuple[str, Any]] = [("engine", "packed"), ("gradient_checkpointing", True), ("encode_chunk", CHUNK)]
     ladder += [("batch", smaller) for smaller in batches]

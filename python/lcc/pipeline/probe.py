@@ -119,7 +119,7 @@ def _teach(
     query = statistics.mean(len(sample.query_ids) for sample in answered)
     response = statistics.mean(_response_tokens(sample, settings) for sample in answered)
     answering = samples * (query * read_a_token + response * write_a_token)
-    asked = settings.effective_data.self_study_questions
+    asked = settings.effective_data.asked
     asking = asked / KEPT * (ASKED_PROMPT * read_a_token + ASKED * write_a_token)
     scoring = asked * (query + TELLING) * read_a_token
     return answered, reading + answering + asking + scoring

@@ -82,6 +82,10 @@ class CompileSettings:
             raise InputError(f"unknown setting {next(iter(rest))!r}; there are {', '.join(sorted(self.flat()))}")
         return replace(self, **parts)
 
+    def for_text(self, tokens: int) -> CompileSettings:
+        """The settings for a text of so many tokens: what grows with it as numbers."""
+        return replace(self, data=self.data.for_text(tokens), training=self.training.for_text(tokens))
+
     @property
     def effective_data(self) -> DataSettings:
         """What the data depends on: a stream without weight has no samples."""
@@ -100,10 +104,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     # For a model of 100 million parameters and a text of some pages: under half an hour on two cores.
     "fast": {
         "steps": 110,
-        "batch": 16,
+        "batch": AUTO,
         "evaluate_every": 22,
         "general_queries": 256,
-        "self_study_questions": 1000,
+        "self_study_questions": AUTO,
         "max_response_tokens": 48,
     },
     # Sections 3.4, 4.1, appendix A. 45 epochs of 2,000 queries and 2,000 reconstructions in batches of 64 (appendix A)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..utils.settings import AUTO, SettingsGroup
 from ..utils.values import require
+
+# Samples that a batch of ``auto`` has at least, and tokens of text for each.
+LEAST_BATCH, TOKENS_A_SAMPLE = 16, 64
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class TrainingSettings(SettingsGroup):
 
     Attributes:
         steps: optimiser steps at most.
-        batch: query samples a step. The reconstruction sample comes on top, with its stream's weight.
+        batch: query samples a step. The reconstruction sample comes on top, with its stream's weight. ``auto``: one for
+            each 64 tokens of text, and 16 at least.
         learning_rate: falls linearly to zero.
         momentum: Muon's momentum, and AdamW's beta1. Muon's usual 0.95 remembers too long for some hundred steps
             (benchmarks/log).
@@ -30,7 +34,7 @@ class TrainingSettings(SettingsGroup):
     """
 
     steps: int = 300
-    batch: int = 64
+    batch: int | Literal["auto"] = 64
     learning_rate: float = 3e-2
     momentum: float = 0.7
     reconstruction_weight: float = 0.25
@@ -41,9 +45,21 @@ class TrainingSettings(SettingsGroup):
     keep_prefix: bool = True
     loss: Literal["kl", "mse"] = "kl"
 
+    @property
+    def samples(self) -> int:
+        """``batch`` as a number: the least that ``auto`` means, while it is not resolved."""
+        return LEAST_BATCH if self.batch == AUTO else int(self.batch)
+
+    def for_text(self, tokens: int) -> TrainingSettings:
+        """The settings for a text of so many tokens, ``batch`` as a number."""
+        return replace(self, batch=max(LEAST_BATCH, tokens // TOKENS_A_SAMPLE)) if self.batch == AUTO else self
+
     def check_ranges(self) -> None:
         """Refuse what is out of range."""
-        self.require_count("steps", "batch", "evaluate_every")
+        self.require_count("steps", "evaluate_every")
+        require(
+            self.batch == AUTO or int(self.batch) >= 1, "batch", self.batch, "auto, or a whole number of at least 1"
+        )
         self.require_more_than(0, "learning_rate")
         self.require_not_negative("patience")
         self.require_share("momentum")

@@ -60,7 +60,7 @@ def train(
         )
     # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
     free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
-    execution = resolve_auto(memory, _longest_step(data, training.batch), execution, free)
+    execution = resolve_auto(memory, _longest_step(data, training.samples), execution, free)
     trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks)
     return trainer.run(reporter, checkpoint_every), trainer.curve
 
@@ -187,7 +187,7 @@ class Trainer:
         total = sum(weights[stream] for stream in self.pools)
         drawn = [self._piece()] if weights["reconstruction"] else []
         for stream, pool in self.pools.items():
-            count = min(len(pool), max(1, round(self.training.batch * weights[stream] / total)))
+            count = min(len(pool), max(1, round(self.training.samples * weights[stream] / total)))
             drawn += draw_samples(pool, count, rng)
         return drawn
 

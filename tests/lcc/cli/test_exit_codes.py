@@ -65,6 +65,7 @@ UNUSABLE = {
         "compile {text} -o {new} --model {model} --queries {deep}",
         "compile {text} -o {new} --model {model} --questions {deep}",
         "compile {text} --dry-run --model {model} --set ratio=auto",
+        "compile {text} -o {new} --model {model} --real-steps",
     ],
     "demo": ["demo --set seed=abc", "demo --set text=hi", "demo --ratio nan", "demo --seed -99999999999999999999"],
     "eval": [

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import lcc
+from lcc.pipeline.settings import make_settings
 from lcc.training import trainer as optimize
 
 
@@ -226,3 +227,20 @@ def test_interrupt_inside_an_update_loses_that_step_alone(job, tmp_path, monkeyp
         with pytest.raises(KeyboardInterrupt):
             job(checkpoint=tmp_path / "run", checkpoint_every=2)
     assert same(whole, job(checkpoint=tmp_path / "run"))
+
+
+def test_batch_and_questions_grow_with_the_text(job, monkeypatch):
+    fast = make_settings("fast")
+    assert [fast.for_text(tokens).training.batch for tokens in (100, 1024, 6400)] == [16, 16, 100]
+    assert [fast.for_text(tokens).data.self_study_questions for tokens in (100, 1024, 6400)] == [200, 1024, 6400]
+    default = make_settings()
+    assert default.for_text(6400) == default
+    monkeypatch.setattr("lcc.data.settings.LEAST_ASKED", 4)
+    monkeypatch.setattr("lcc.training.settings.LEAST_BATCH", 2)
+    auto = job(batch="auto", self_study_questions="auto", general_queries=4)
+    assert (auto.settings["batch"], auto.settings["self_study_questions"]) == ("auto", "auto")
+    given = job(batch=2, self_study_questions=auto.source_tokens, general_queries=4)
+    assert same(auto, given)
+    for wrong in ({"batch": 0}, {"batch": "some"}, {"self_study_questions": -1}):
+        with pytest.raises(lcc.InputError, match=next(iter(wrong))):
+            make_settings(**wrong)

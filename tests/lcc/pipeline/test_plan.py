@@ -108,6 +108,12 @@ def free(monkeypatch, count: float) -> None:
     monkeypatch.setattr(plan_module, "available_bytes", lambda device: int(count))
 
 
+def test_what_grows_with_the_text_is_planned_for_it(planned):
+    found = planned(batch="auto", self_study_questions="auto")
+    assert found.settled["self_study_questions"] == max(200, found.text_tokens)
+    assert found.settled["batch"] == max(16, found.text_tokens // 64)
+
+
 def test_auto_settings_are_settled_by_what_is_free(planned, monkeypatch):
     plan = planned()
     free(monkeypatch, 0.4 * plan.step_bytes / 0.9)
