@@ -121,7 +121,8 @@ def unpack(
         for index, row in enumerate(metadata["rows"])
     ]
     reconstruction = tuple(sample for sample in samples if sample.stream == "reconstruction")
-    queries, train = samples[len(reconstruction) :], metadata["train"]
+    queries = tuple(sample for sample in samples if sample.stream != "reconstruction")
+    train = metadata["train"]
     require(len(reconstruction) > 0, "samples of the reconstruction", 0, "at least one")
     require(0 <= train <= len(queries), "train", train, "no more than there are queries")
-    return DistillationData(reconstruction, tuple(queries[:train]), tuple(queries[train:]), metadata["asking"])
+    return DistillationData(reconstruction, queries[:train], queries[train:], metadata["asking"])

@@ -41,7 +41,7 @@ STEPS, LAYERS, SHORT_STEPS = 3, (1, 3), 1
 SHORT_BATCH = 8
 # Queries that are answered, in so many tokens at most: an answer that does not end by then counts as the longest one.
 # And rows and tokens by which writing is timed.
-ANSWERS, LONGEST, ROWS, WRITTEN = 8, 32, 64, 4
+ANSWERS, LONGEST, ROWS, WRITTEN = 8, 24, 64, 4
 # What a question that the model asks itself takes: tokens of prompt and question, and the share that is kept.
 ASKED_PROMPT, ASKED, KEPT = 24, 12, 0.7
 
@@ -87,7 +87,7 @@ def probe(
         queries_of_step = queries_of_step if real_steps else min(SHORT_BATCH, queries_of_step)
         batch = [_repetition(model, context, settings), *islice(cycle(answered), queries_of_step)]
         if real_steps:
-            step_seconds, step_bytes = _steps(model, context, compiler, settings, batch, STEPS, True)
+            step_seconds, step_bytes = _steps(model, context, compiler, settings, batch, STEPS, measure_bytes=True)
         else:
             step_seconds, step_bytes = _extrapolated(model, context, compiler, settings, batch), None
     return Probe(
@@ -148,9 +148,10 @@ def _extrapolated(
     """Seconds of a step with all layers, from steps with few."""
     few, more = (min(layers, model.config.num_hidden_layers) for layers in LAYERS)
     taken = {}
-    for layers in {few, more}:
+    # The first step of all warms up what the others run as well.
+    for layers, first in ((few, True), (more, few == more)):
         shallow = with_first_layers(model, layers)
-        taken[layers], _ = _steps(shallow, context, compiler, settings, batch, SHORT_STEPS, False)
+        taken[layers], _ = _steps(shallow, context, compiler, settings, batch, SHORT_STEPS, warm_up=first)
     if few == more:
         return taken[few]
     a_layer = (taken[more] - taken[few]) / (more - few)
@@ -164,7 +165,8 @@ def _steps(
     settings: CompileSettings,
     batch: Sequence[Sample],
     steps: int,
-    measure_bytes: bool,
+    measure_bytes: bool = False,
+    warm_up: bool = False,
 ) -> tuple[float, int | None]:
     """Seconds of a step, and the bytes that one holds at its worst."""
     training, execution = settings.training, settings.execution
@@ -182,7 +184,7 @@ def _steps(
         if measure_bytes:
             with silent_profiler():
                 step_bytes = peak_bytes(step, model.device.type)
-        else:
+        elif warm_up:
             step()
         return statistics.median(_timed(step, model.device)[1] for _ in range(steps)), step_bytes
 
