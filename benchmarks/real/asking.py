@@ -2,7 +2,7 @@
 
     python -m benchmarks.real.asking --model DIR --questions 1000 --out benchmarks/results/real/asking.json
 
-A step writes one token in each of 64 rows. Its floor is the time of its multiplications, at the rate at which this
+A step writes one token in each of 256 rows. Its floor is the time of its multiplications, at the rate at which this
 machine multiplies matrices of the model's own shape in the same run: every weight once, the head included, and the
 attention to the text.
 """
@@ -48,7 +48,7 @@ def asking(model: Any, tokenizer: Any, context: Context, settings: Any) -> Row:
 
 @torch.no_grad()
 def step(model: Any, context: Context, settings: Any) -> Row:
-    """Seconds of a step of 64 rows behind the text, and the floor."""
+    """Seconds of a step of so many rows behind the text, and the floor."""
     teacher = teacher_model(model, settings)
     text_kv = prefill(teacher, [*context.prefix_ids, *context.context_ids])
     prompts = [Prompt((context.context_ids[number],), (), str(number)) for number in range(CPU_ROWS)]

@@ -19,7 +19,7 @@ from ..utils.values import require
 
 FORMAT = "lcc-part-1"
 # Prompts of a part: at most about a minute's work on two cores.
-SIZE = 256
+SIZE = 512
 Item = TypeVar("Item")
 
 

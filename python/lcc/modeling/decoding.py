@@ -26,8 +26,8 @@ from .shared_cache import SharedCache
 from .shared_prefix_attention import SHARED_PREFIX
 from .window import check_window
 
-# Rows of a batch on a CPU, where more rows make no step cheaper a row, and the most rows on another device.
-CPU_ROWS, MOST_ROWS = 64, 512
+# The most rows of a batch: on a CPU, where one of 256 rows costs two thirds of one of 64, and on another device.
+CPU_ROWS, MOST_ROWS = 256, 512
 # Share of the free memory that own K and V may take, and tokens that are read at once.
 SHARE, PREFILL_TOKENS = 0.25, 4096
 # What is written goes in circles when its last tokens repeat with a period of at most so many tokens, for as long as

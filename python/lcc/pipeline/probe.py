@@ -41,7 +41,7 @@ STEPS, LAYERS, SHORT_STEPS = 3, (1, 3), 1
 SHORT_BATCH = 8
 # Queries that are answered, in so many tokens at most: an answer that does not end by then counts as the longest one.
 # And rows and tokens by which writing is timed.
-ANSWERS, LONGEST, ROWS, WRITTEN = 8, 24, 64, 4
+ANSWERS, LONGEST, ROWS, WRITTEN = 8, 24, 128, 2
 # What a question that the model asks itself takes: tokens of prompt and question, and the share that is kept.
 ASKED_PROMPT, ASKED, KEPT = 24, 12, 0.7
 

@@ -105,7 +105,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "fast": {
         "steps": 110,
         "batch": AUTO,
-        "evaluate_every": 22,
+        "evaluate_every": 55,
         "general_queries": 256,
         "self_study_questions": AUTO,
         "max_response_tokens": 48,
