@@ -39,7 +39,7 @@ def key_of(row: Row) -> Key:
 
 def rows(bench: Bench, story: Story, keys: Sequence[Key]) -> Iterator[Row]:
     """A row for each key of the story."""
-    exam = Exam(story, bench.full_text(story))
+    exam = Exam.of(story, bench.full_text(story))
     for name, method, ratio in keys:
         with bench.holding(story, method, ratio) as (held, said):
             yield {

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -25,23 +24,22 @@ QUESTIONS, INSTRUCTIONS = "questions", "instructions"
 
 @dataclass(frozen=True)
 class Exam:
-    """A story's questions and the unrelated instructions, with the full-text model's own answers to them."""
+    """A story's questions and the unrelated instructions, with the full-text model's own answers to them.
 
-    story: Story
-    full_text: Reader
+    Attributes:
+        examples: the story's questions, answerable or not, and instructions that have nothing to do with it.
+        taught: what the full-text model says to them. It is asked once, before any method changes the model.
+    """
 
-    @cached_property
-    def examples(self) -> dict[str, list[Example]]:
-        """The story's questions, answerable or not, and instructions that have nothing to do with it."""
-        return {QUESTIONS: self.story.examples, INSTRUCTIONS: unrelated_instructions()}
+    examples: dict[str, list[Example]]
+    taught: dict[str, Taught]
 
-    @cached_property
-    def taught(self) -> dict[str, Taught]:
-        """What the full-text model says to them."""
-        return {
-            name: Taught.of(self.full_text, [example.question for example in examples])
-            for name, examples in self.examples.items()
-        }
+    @classmethod
+    def of(cls, story: Story, full_text: Reader) -> Exam:
+        """The exam of a story."""
+        examples = {QUESTIONS: story.examples, INSTRUCTIONS: unrelated_instructions()}
+        taught = {name: Taught.of(full_text, [one.question for one in asked]) for name, asked in examples.items()}
+        return cls(examples, taught)
 
     def measure(self, reader: Reader, batch: int = 32) -> Row:
         """Scores in [0, 1]; KL in nats a token.

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
+from dataclasses import replace
+from statistics import fmean
 
 import pytest
 
 import lcc
+from benchmarks import report
+from benchmarks.common.results_file import load_rows
+from benchmarks.real import __main__ as real
 from benchmarks.real.measures import Exam
 from lcc.cli.loading import load_model
 from lcc.data.askers import ASKERS
@@ -23,37 +29,41 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def real():
+def instruct():
     return load_model(MODEL)
 
 
 @pytest.mark.real
 @pytest.mark.skipif(MODEL is None, reason="LCC_REAL_MODEL names no model")
-def test_three_steps_of_a_story(real):
+def test_three_steps_of_a_story(instruct):
     story = load_story("lighthouse")
-    memory = lcc.compile(*real, story.text, **SMALL)
-    memory.verify(*real)
+    memory = lcc.compile(*instruct, story.text, **SMALL)
+    memory.verify(*instruct)
     assert memory.asking["kept"] == len(memory.questions) >= 20
     assert memory.asking["asker"] in ASKERS
     assert memory.curve[-1]["held_out_kl"] < 2
-    (answer,) = lcc.ask(*real, memory, ["Who came to Skerry Hoe?"])
+    (answer,) = lcc.ask(*instruct, memory, ["Who came to Skerry Hoe?"])
     assert answer
 
 
-def test_an_exam(embedded):
-    """The full text agrees with itself; the first choices of nothing are others."""
-    import random
-
-    model, tokenizer = embedded
+@pytest.fixture(scope="module")
+def story():
+    """A story that the embedded model can read, with questions on every level."""
     doc = document(random.Random(3), 3, 4)
     levels = ("easy", "medium", "hard", "unanswerable")
     questions = [
         {"question": q.text, "level": level, "answers": [] if level == "unanswerable" else [q.answer]}
         for level, q in zip(levels * 3, doc.questions(), strict=False)
     ]
+    return Story("doc", "fiction", doc.text, tuple(questions))
+
+
+def test_an_exam(embedded, story):
+    """The full text agrees with itself; the first choices of nothing are others."""
+    model, tokenizer = embedded
     chat = ChatFormat.of(tokenizer)
-    full = Reader.of_text(model, chat, doc.text)
-    exam = Exam(Story("doc", "fiction", doc.text, tuple(questions)), full)
+    full = Reader.of_text(model, chat, story.text)
+    exam = Exam.of(story, full)
     row = exam.measure(full)
     assert row["right"] >= 0.8
     assert row["kl"] == pytest.approx(0, abs=1e-5)
@@ -62,3 +72,36 @@ def test_an_exam(embedded):
     assert nothing["kl"] > 0.5
     assert nothing["same"] < 0.9
     assert nothing["right"] < row["right"]
+    assert fmean(nothing["kl_by_question"]) == pytest.approx(nothing["kl"], abs=1e-4)
+
+
+def test_the_table_from_first_call_to_report(story, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(real, "load_story", lambda name: replace(story, name=name))
+    out, folder = tmp_path / "rows.json", tmp_path / "work"
+    small = ["steps=2", "batch=2", "self_study_questions=6", "general_queries=4", "max_response_tokens=8"]
+    methods = ["attention_matching", "full_text", "no_text", "first_tokens", "lcc", "direct_kv"]
+
+    def call(*stories):
+        real.main([
+            "--stories", *stories, "--methods", *methods, "--ratios", "4", "--folder", str(folder), "--out", str(out),
+            "--set", *small, "--own", "direct_kv.learning_rate=0.01",
+        ])  # fmt: skip
+        return load_rows(out)
+
+    first = call("one")
+    assert [row["method"] for row in first] == methods
+    by_method = {row["method"]: row for row in first}
+    assert by_method["direct_kv"]["settings"]["learning_rate"] == 0.01
+    assert by_method["lcc"]["bytes"] == by_method["first_tokens"]["bytes"] == by_method["direct_kv"]["bytes"]
+    for method in ("lcc", "attention_matching"):
+        assert by_method["full_text"]["kl"] < by_method[method]["kl"]
+    rows = call("one", "two")
+    assert rows[: len(first)] == first
+    capsys.readouterr()
+    report.main([str(out), "-o", str(tmp_path / "report")])
+    table = (tmp_path / "report" / "report.md").read_text("utf-8")
+    assert "4x: 2 stories (one, two)" in table
+    lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
+    for method in methods:
+        assert (" to " in lines[method]) == (method != "lcc")
+    assert (tmp_path / "report" / "report.png").stat().st_size > 1000
