@@ -45,7 +45,7 @@ def rows(bench: Bench, story: Story, keys: Sequence[Key]) -> Iterator[Row]:
             yield {
                 "story": name, "kind": story.kind, "method": method, "ratio": ratio, "recipe": bench.recipe,
                 "tokens": len(bench.chat.ids(story.text)), "bytes": held.nbytes, "seconds": round(held.seconds, 1),
-                **exam.measure(held.reader, held.batch), **said, **describe(),
+                **exam.measure(held.reader), **said, **describe(),
             }  # fmt: skip
 
 

@@ -41,11 +41,8 @@ class Exam:
         taught = {name: Taught.of(full_text, [one.question for one in asked]) for name, asked in examples.items()}
         return cls(examples, taught)
 
-    def measure(self, reader: Reader, batch: int = 32) -> Row:
+    def measure(self, reader: Reader) -> Row:
         """Scores in [0, 1]; KL in nats a token.
-
-        Args:
-            batch: questions that the reader may answer at once.
 
         Returns:
             ``right`` by level and over all levels that the text answers, and ``f1`` of these; ``admitted``: the share
@@ -55,7 +52,7 @@ class Exam:
             ``answers``.
         """
         questions, instructions = self.examples[QUESTIONS], self.examples[INSTRUCTIONS]
-        answers = reader.answer([example.request for example in questions], batch)
+        answers, said = _answers(reader, questions), _answers(reader, instructions)
         told = [place for place, example in enumerate(questions) if _level(example) != UNANSWERABLE]
         right, f1 = (_scores(name, answers, questions) for name in ("contains", "f1"))
         row: Row = {
@@ -65,7 +62,6 @@ class Exam:
         }
         row |= {"right": fmean(right[place] for place in told), "f1": fmean(f1[place] for place in told)}
         row["admitted"] = fmean(score for place, score in enumerate(right) if place not in told)
-        said = reader.answer([example.request for example in instructions], batch)
         row["instructions"] = fmean(_scores("contains", said, instructions))
         for prefix, name in (("", QUESTIONS), ("instructions_", INSTRUCTIONS)):
             kl, same = self.taught[name].against(reader)
@@ -95,6 +91,11 @@ class Taught:
         parts = (values.double().split(lengths) for values in (self.said.divergence(reader), same))
         kl, alike = ([part.mean().item() for part in values] for values in parts)
         return kl, alike
+
+
+def _answers(reader: Reader, examples: Sequence[Example]) -> list[str]:
+    said = reader.say([example.question for example in examples], ANSWER_TOKENS)
+    return [reader.chat.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in said.responses]
 
 
 def _level(example: Example) -> str:
