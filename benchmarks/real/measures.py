@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -48,8 +48,8 @@ class Exam:
             ``right`` by level and over all levels that the text answers, and ``f1`` of these; ``admitted``: the share
             of unanswerable questions where the answer says so; ``instructions``: right answers to them; ``kl`` and
             ``same``, the share of equal first choices, over the full text's answers to the questions, and ``…_kl`` and
-            ``…_same`` over those to the instructions. ``kl_by_question`` and ``right_by_question`` in their order, and
-            ``answers``.
+            ``…_same`` over those to the instructions. ``kl_median`` over the questions, ``kl_by_question`` and
+            ``right_by_question`` in their order, and ``answers``.
         """
         questions, instructions = self.examples[QUESTIONS], self.examples[INSTRUCTIONS]
         answers, said = _answers(reader, questions), _answers(reader, instructions)
@@ -67,7 +67,7 @@ class Exam:
             kl, same = self.taught[name].against(reader)
             row |= {f"{prefix}kl": fmean(kl), f"{prefix}same": fmean(same)}
             if name == QUESTIONS:
-                row["kl_by_question"] = [round(one, 5) for one in kl]
+                row |= {"kl_median": median(kl), "kl_by_question": [round(one, 5) for one in kl]}
         return row | {"right_by_question": [right[place] for place in told], "answers": answers}
 
 

@@ -18,15 +18,17 @@ KIND = "real"
 OURS = "lcc"
 # What the table shows of a row, as title and column.
 COLUMNS = (
-    ("KL, nats a token", "kl"), ("same first choice", "same"), ("right", "right"), ("F1", "f1"),
-    ("admits", "admitted"), ("instructions right", "instructions"), ("their KL", "instructions_kl"),
+    ("KL, nats a token", "kl"), ("median KL", "kl_median"), ("same first choice", "same"), ("right", "right"),
+    ("F1", "f1"), ("admits", "admitted"), ("instructions right", "instructions"), ("their KL", "instructions_kl"),
     ("their same", "instructions_same"),
 )  # fmt: skip
+PANELS = (("kl", "KL from the full text, nats a token"), ("same", "equal first choices"))
 NOTE = """KL and equal first choices are against the same model with the full text in front, over its own answers to the
-story's questions, each answer counting alike. Right: an accepted answer is in what is answered. Admits: says so where
-the text has no answer. Instructions have nothing to do with the text. Behind a method's KL stands how much more it is
-than that of `lcc` at the same ratio, over the same questions, with its 95 % interval (paired; stories are drawn first,
-then their questions)."""
+story's questions, each answer counting alike; the median is of a story's questions. Right: an accepted answer is in
+what is answered. Admits: says so where the text has no answer. Instructions have nothing to do with the text. Behind a
+method's KL stands how much more it is than that of `lcc` at the same ratio, over the same questions, with its 95 %
+interval (paired; stories are drawn first, then their questions), and on which share of the questions it is the nearer
+one to the full text."""
 
 
 def read(path: Path) -> list[Row]:
@@ -52,11 +54,7 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Save a PNG: agreement and right answers against the ratio, a line a method."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    for axes, (column, label) in zip(
-        figure.subplots(1, 2),
-        (("kl", "KL from the full text, nats a token"), ("same", "equal first choices")),
-        strict=True,
-    ):
+    for axes, (column, label) in zip(figure.subplots(1, 2), PANELS, strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
             by_ratio = _means(rows, method, column)
             if None in by_ratio:
@@ -94,7 +92,7 @@ def _line(method: str, rows: list[Row], ours: dict[str, Row] | None) -> str:
     cells = [method, f"{fmean(row['bytes'] for row in rows):,.0f}", f"{fmean(row['seconds'] for row in rows):,.0f}"]
     for _, column in COLUMNS:
         value = fmean(row[column] for row in rows)
-        cells.append(f"{value:.3f}" if column.endswith("kl") else f"{value:.1%}")
+        cells.append(f"{value:.3f}" if "kl" in column else f"{value:.1%}")
     if ours and method != OURS:
         cells[3] += _difference(rows, [ours[row["story"]] for row in rows])
     return line(cells)
@@ -106,4 +104,5 @@ def _difference(rows: Sequence[Row], ours: Sequence[Row]) -> str:
     more = [a - b for row, own in pairs for a, b in zip(row["kl_by_question"], own["kl_by_question"], strict=True)]
     groups = [row["story"] for row, _ in pairs for _ in row["kl_by_question"]]
     ends = interval(means(resample(groups), more))
-    return f" ({fmean(more):+.3f}: {ends[0]:+.3f} to {ends[1]:+.3f})" if ends else ""
+    nearer = fmean(one < 0 for one in more)
+    return f" ({fmean(more):+.3f}: {ends[0]:+.3f} to {ends[1]:+.3f}; nearer: {nearer:.0%})" if ends else ""
