@@ -1,6 +1,6 @@
 """How near ``lcc.plan`` comes to what ``lcc.compile`` then takes.
 
-    python -m benchmarks.compile.plan_accuracy --people 2 5 --set ratio=8 steps=40
+    python -m benchmarks.compile.plan_accuracy --set ratio=8 steps=40
         --out benchmarks/results/compile/plan-accuracy.json
     python -m benchmarks.compile.plan_accuracy --model DIR --stories lighthouse --recipe fast --set ratio=8 steps=20
         --out benchmarks/results/compile/plan-accuracy-real.json
@@ -61,17 +61,22 @@ def measure(loaded: tuple, name: str, text: str, recipe: str, settings: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder or GGUF file; the embedded model by default")
-    parser.add_argument("--people", type=int, nargs="*", default=[], help="generated documents, so many people in each")
+    parser.add_argument(
+        "--people",
+        type=int,
+        nargs="*",
+        default=[],
+        help="generated documents, so many people in each; 2 and 5 if no story is named",
+    )
     parser.add_argument("--stories", nargs="*", default=[], help="of the suite stories")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--set", nargs="*", default=[], dest="settings", metavar="NAME=VALUE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    texts = {str(people): document(random.Random(arguments.seed), people, 7).text for people in arguments.people}
+    people = arguments.people or ([] if arguments.stories else [2, 5])
+    texts = {str(count): document(random.Random(arguments.seed), count, 7).text for count in people}
     texts |= {name: load_story(name).text for name in arguments.stories}
-    if not texts:
-        parser.error("name some --people or --stories")
     loaded, settings = load_model(arguments.model), parse_settings(arguments.settings) | {"seed": arguments.seed}
     rows = [measure(loaded, name, text, arguments.recipe, settings) for name, text in texts.items()]
     print(json.dumps({"rows": rows}, indent=1))
