@@ -70,13 +70,11 @@ class Bench:
         elif method in registry.names():
             yield self._memory(story, method, ratio or 1.0)
         else:
-            bench = Workbench(self.model, self.tokenizer, self._shared(ratio or 1.0), self.folder)
+            settings = make_settings(self.recipe, ratio=ratio or 1.0, **self.settings)
+            bench = Workbench(self.model, self.tokenizer, settings, self.folder)
             options = self.options(method)
             with PEERS[method].build(method, bench, options).holding(story.text) as held:
                 yield held, {"options": options}
-
-    def _shared(self, ratio: float) -> Any:
-        return make_settings(self.recipe, ratio=ratio, **self.settings)
 
     def _memory(self, story: Story, compiler: str, ratio: float) -> tuple[Held, Row]:
         """The story's memory, compiled now or by an earlier call."""
@@ -86,7 +84,7 @@ class Bench:
         options = CompileOptions.of(recipe=self.recipe, compiler=compiler, ratio=ratio, certify=False, **given)
         run = Run(shared_data=self.folder / "surrogates")
         compile_to(self.model, self.tokenizer, story.text, output, options, run, self.reporter)
-        seconds, memory = round(time.monotonic() - began, 1), lcc.Memory.load(path)
+        seconds, memory = time.monotonic() - began, lcc.Memory.load(path)
         reader = Reader.of_memory(self.model, self.chat, memory)
         said = {"curve": memory.curve, "asking": memory.asking, "settings": memory.settings}
         return Held(reader, reader.visible.nbytes, seconds), said

@@ -32,13 +32,15 @@ class Exam:
     """
 
     examples: dict[str, list[Example]]
-    taught: dict[str, Taught]
+    taught: dict[str, Said]
 
     @classmethod
     def of(cls, story: Story, full_text: Reader) -> Exam:
         """The exam of a story."""
         examples = {QUESTIONS: story.examples, INSTRUCTIONS: unrelated_instructions()}
-        taught = {name: Taught.of(full_text, [one.question for one in asked]) for name, asked in examples.items()}
+        taught = {
+            name: full_text.say([one.question for one in asked], ANSWER_TOKENS) for name, asked in examples.items()
+        }
         return cls(examples, taught)
 
     def measure(self, reader: Reader) -> Row:
@@ -64,33 +66,20 @@ class Exam:
         row["admitted"] = fmean(score for place, score in enumerate(right) if place not in told)
         row["instructions"] = fmean(_scores("contains", said, instructions))
         for prefix, name in (("", QUESTIONS), ("instructions_", INSTRUCTIONS)):
-            kl, same = self.taught[name].against(reader)
+            kl, same = _agreement(self.taught[name], reader)
             row |= {f"{prefix}kl": fmean(kl), f"{prefix}same": fmean(same)}
             if name == QUESTIONS:
                 row |= {"kl_median": median(kl), "kl_by_question": [round(one, 5) for one in kl]}
         return row | {"right_by_question": [right[place] for place in told], "answers": answers}
 
 
-@dataclass(frozen=True)
-class Taught:
-    """What the full-text model says, and its first choices there."""
-
-    said: Said
-    choices: list[int]
-
-    @classmethod
-    def of(cls, reader: Reader, queries: list[str]) -> Taught:
-        said = reader.say(queries, ANSWER_TOKENS)
-        return cls(said, reader.choices(said.queries, said.responses))
-
-    def against(self, reader: Reader) -> tuple[list[float], list[float]]:
-        """Of each response, the mean KL to ``reader`` in nats a token, and the share of equal first choices."""
-        lengths = [len(response) for response in self.said.responses]
-        chosen = reader.choices(self.said.queries, self.said.responses)
-        same = torch.tensor(chosen) == torch.tensor(self.choices)
-        parts = (values.double().split(lengths) for values in (self.said.divergence(reader), same))
-        kl, alike = ([part.mean().item() for part in values] for values in parts)
-        return kl, alike
+def _agreement(taught: Said, reader: Reader) -> tuple[list[float], list[float]]:
+    """Of each response, the mean KL to ``reader`` in nats a token, and the share of equal first choices."""
+    read = taught.again(reader)
+    same = torch.tensor(read.choices) == torch.tensor(taught.choices)
+    lengths = [len(response) for response in taught.responses]
+    kl, alike = (values.double().split(lengths) for values in (taught.divergence(read), same))
+    return [part.mean().item() for part in kl], [part.mean().item() for part in alike]
 
 
 def _answers(reader: Reader, examples: Sequence[Example]) -> list[str]:

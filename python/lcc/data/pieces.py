@@ -42,7 +42,9 @@ def consecutive_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], l
 
     The pieces are as many as ``length`` goes into the text, to the nearest number, and alike in length.
     """
-    count = max(1, round(len(ids) / length)) if length else 1
+    count = round(len(ids) / length) if length else 1
+    if count <= 1:
+        return [ids]
     starts = _sentence_starts(tokenizer, ids, max(1, length // 4))
     cuts = [min(starts, key=lambda start: abs(start - number * len(ids) / count)) for number in range(1, count)]
     bounds = sorted({0, *cuts, len(ids)})

@@ -33,6 +33,11 @@ def repetitions(context: Context, settings: DataSettings) -> list[Sample]:
     return samples
 
 
+def longest_repetition(context: Context, settings: DataSettings) -> Sample:
+    """The one of ``repetitions`` with the most tokens."""
+    return max(repetitions(context, settings), key=lambda sample: len(sample.input_ids))
+
+
 def _length(context: Context, settings: DataSettings) -> int:
     if settings.reconstruction_piece != AUTO:
         return int(settings.reconstruction_piece)

@@ -46,7 +46,7 @@ class Teacher:
         self.model, self.context, self.chat = model, context, context.chat
         self.text_kv, self.longest, self.parts = text_kv, longest, parts or Parts()
         self.prefix_kv = text_kv.head(len(context.prefix_ids))
-        self.ends = frozenset({self.chat.end, *end_tokens(model)}).__contains__
+        self.ends = end_tokens(model, self.chat.end).__contains__
         self._states = states
 
     def room(self, visible: KV) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from transformers import PreTrainedModel
@@ -56,15 +57,15 @@ class Reader:
     def say(self, queries: Sequence[Query], max_new_tokens: int) -> Said:
         """Greedy responses, each with its end token; what goes in circles is cut off."""
         prompts = [Prompt(tuple(self.chat.query_ids(query, self.after_text))) for query in queries]
-        ends = {self.chat.end, *end_tokens(self.model)}.__contains__
+        ends = end_tokens(self.model, self.chat.end).__contains__
         decoded = dict(decode(self.model, self.visible, prompts, ends, max_new_tokens))
         ordered = [decoded[number] for number in range(len(prompts))]
         responses = [(*one.ids, self.chat.end) for one in ordered]
-        return Said(tuple(queries), tuple(responses), torch.cat([one.states for one in ordered]))
+        return Said(self, tuple(queries), tuple(responses), torch.cat([one.states for one in ordered]))
 
     def said(self, queries: Sequence[Query], responses: Sequence[Response]) -> Said:
         """Given responses as this reader's own."""
-        return Said(tuple(queries), tuple(responses), self.states(queries, responses))
+        return Said(self, tuple(queries), tuple(responses), self.states(queries, responses))
 
     @torch.no_grad()
     def states(self, queries: Sequence[Query], responses: Sequence[Response]) -> torch.Tensor:
@@ -79,26 +80,20 @@ class Reader:
 
     def accuracy(self, query: str, response: Response) -> float:
         """Share of the response's tokens that are the most probable ones, teacher-forced."""
-        predicted = torch.tensor(self.choices([query], [response]))
+        predicted = torch.tensor(self.said([query], [response]).choices)
         return (predicted == torch.tensor(response)).double().mean().item()
-
-    def choices(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[int]:
-        """The most probable token at each token of the responses, teacher-forced."""
-        return [token for logits in self._logits(queries, responses) for token in logits.argmax(-1).tolist()]
 
     def confidence(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[float]:
         """Geometric mean of the probabilities of each response's tokens."""
         ids = torch.tensor([token for response in responses for token in response])
-        parts = zip(self._logits(queries, responses), ids.split(LOGIT_ROWS), strict=True)
+        parts = zip(self.logits(self.states(queries, responses)), ids.split(LOGIT_ROWS), strict=True)
         logs = torch.cat([x.double().log_softmax(-1).cpu().gather(1, token[:, None])[:, 0] for x, token in parts])
         return [part.mean().exp().item() for part in logs.split([len(response) for response in responses])]
 
     @torch.no_grad()
-    def _logits(self, queries: Sequence[Query], responses: Sequence[Response]) -> Iterator[torch.Tensor]:
-        """Logits where the responses are predicted, at most (LOGIT_ROWS, vocabulary) at a time."""
-        head = self.model.get_output_embeddings()
-        for states in self.states(queries, responses).split(LOGIT_ROWS):
-            yield head(states)
+    def logits(self, states: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Logits of last hidden states, at most (LOGIT_ROWS, vocabulary) at a time."""
+        yield from map(self.model.get_output_embeddings(), states.split(LOGIT_ROWS))
 
 
 @dataclass(frozen=True)
@@ -109,18 +104,28 @@ class Said:
         states: (tokens of all responses, H), its last hidden states.
     """
 
+    reader: Reader
     queries: tuple[Query, ...]
     responses: tuple[Response, ...]
     states: torch.Tensor
 
+    @cached_property
+    def choices(self) -> list[int]:
+        """The most probable token at each token of the responses, teacher-forced."""
+        return [token for logits in self.reader.logits(self.states) for token in logits.argmax(-1).tolist()]
+
+    def again(self, reader: Reader) -> Said:
+        """The same responses as those of another reader."""
+        return reader.said(self.queries, self.responses)
+
     @torch.no_grad()
-    def divergence(self, reader: Reader) -> torch.Tensor:
-        """KL from the reader whose they are to ``reader`` at each token, (tokens of all responses,), in nats."""
-        return token_divergence(reader.model, reader.states(self.queries, self.responses), self.states)
+    def divergence(self, other: Said) -> torch.Tensor:
+        """KL from these to the same responses of another reader at each token, (tokens of all responses,), in nats."""
+        return token_divergence(self.reader.model, other.states, self.states)
 
     def kl(self, reader: Reader) -> float:
-        """The mean of ``divergence`` over all tokens, in nats a token."""
-        return self.divergence(reader).double().mean().item()
+        """The mean of ``divergence`` over all tokens, as ``reader`` predicts them, in nats a token."""
+        return self.divergence(self.again(reader)).double().mean().item()
 
 
 def changed_share(reference: Sequence[Response], responses: Sequence[Response]) -> float:

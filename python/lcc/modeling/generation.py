@@ -84,7 +84,7 @@ def generate_after(
             options that would read the placeholders, or that generate refuses.
     """
     _check_options(options)
-    ends = {end, *end_tokens(model)}
+    ends = end_tokens(model, end)
     longest = max(len(query) for query in queries) + options["max_new_tokens"]
     remedy = "ask less at once, begin a new chat, or take a model with a longer window"
     check_window(model, cache.get_seq_length() + longest, "text or memory, question and answer", remedy)
@@ -130,13 +130,14 @@ def _check_options(options: dict[str, Any]) -> None:
         )
 
 
-def end_tokens(model: PreTrainedModel) -> list[int]:
-    """The tokens that end a response, as the model's generation config names them."""
+def end_tokens(model: PreTrainedModel, end: int) -> frozenset[int]:
+    """The tokens that end a response: the chat's ``end``, and those that the model's generation config names."""
     ends = model.generation_config.eos_token_id
-    return list(ends) if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+    named = ends if isinstance(ends, (list, tuple)) else [] if ends is None else [ends]
+    return frozenset((end, *named))
 
 
-def _until(ids: list[int], ends: set[int]) -> list[int]:
+def _until(ids: list[int], ends: frozenset[int]) -> list[int]:
     for index, token in enumerate(ids):
         if token in ends:
             return ids[:index]

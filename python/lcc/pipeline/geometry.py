@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import lcc_kernels as lk
 
-from ..data.reconstruction import repetitions
+from ..data.reconstruction import longest_repetition
 from ..text.context import Context
 from .settings import CompileSettings
 
@@ -25,7 +25,7 @@ def geometry(
 ) -> Geometry:
     """The samples of a step: the longest repetition, if it has weight, and a batch of queries of these mean lengths."""
     batch = step_queries(settings, samples)
-    longest = max(repetitions(context, settings.data), key=lambda sample: len(sample.input_ids))
+    longest = longest_repetition(context, settings.data)
     repeats = bool(settings.training.reconstruction_weight)
     segments = (len(longest.input_ids),) * repeats + (query_tokens + response_tokens - 1,) * batch
     return Geometry(segments, repeats * len(longest.response_ids) + batch * response_tokens)

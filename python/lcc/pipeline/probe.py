@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..compilers.base import TrainedCompiler
-from ..data.reconstruction import repetitions
+from ..data.reconstruction import longest_repetition
 from ..data.samples import Sample
 from ..data.teacher import TELLING, Teacher
 from ..data.teacher_states import TeacherStates
@@ -133,7 +133,7 @@ def _response_tokens(sample: Sample, settings: CompileSettings) -> int:
 
 def _repetition(model: PreTrainedModel, context: Context, settings: CompileSettings) -> Sample:
     """The longest repetition. What its teacher says changes no time."""
-    longest = max(repetitions(context, settings.data), key=lambda sample: len(sample.input_ids))
+    longest = longest_repetition(context, settings.data)
     shape = len(longest.response_ids), model.config.hidden_size
     return replace(longest, teacher_hidden=torch.zeros(shape, dtype=model.dtype, device=model.device))
 

@@ -9,7 +9,15 @@ import torch
 
 from ..utils.distributed import ALONE, Ranks
 from ..utils.outputs import is_file, make_folder
-from ..utils.resumable import IDENTITY, PART, STATE_FILE, ResumableFile, Stored, differing_names, other_run
+from ..utils.resumable import (
+    IDENTITY,
+    PART,
+    STATE_FILE,
+    ResumableFile,
+    Stored,
+    differing_names,
+    require_same_run,
+)
 from ..utils.tensor_files import load_tensors, save_tensors
 
 FORMAT = "lcc-state-3"
@@ -79,12 +87,9 @@ class Checkpoint:
         return self.file.read(self._belongs)
 
     def _belongs(self, metadata: dict[str, Any]) -> bool:
-        differing = differing_names(metadata[IDENTITY], self.identity)
-        if not differing:
-            return True
         if metadata["data"] == self.data and metadata.get(DIVERGED):
-            return False
-        raise other_run(self.folder, differing)
+            return not differing_names(metadata[IDENTITY], self.identity)
+        return require_same_run(metadata, self.identity, self.folder)
 
 
 def mark_diverged(folder: Path) -> None:
