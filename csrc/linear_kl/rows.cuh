@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) divergence_rows(Arguments a) {
     centre = sums.first;
     loss = a.beta * sums.second + (1.0f - a.beta) * sums.first;
   }
-  if (writes_loss) a.loss[row] = fmaxf(loss, 0.0f);
+  if (writes_loss) a.loss[row] = loss < 0.0f ? 0.0f : loss;  // not fmaxf, which takes 0 for a NaN
   if (!a.with_grad || first >= vocab) return;
 
   for (int column = first + (vocab - 1 - first) / step * step; column >= first; column -= step) {

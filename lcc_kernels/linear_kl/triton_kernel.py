@@ -174,7 +174,8 @@ def divergence_kernel(
             from_teacher += of_teacher
         centre = from_student
         divergence = beta * from_teacher + (1 - beta) * from_student
-    tl.store(loss + row, tl.maximum(divergence, 0.0))
+    # Not tl.maximum, which takes 0 for a NaN on a GPU.
+    tl.store(loss + row, tl.where(divergence < 0, 0.0, divergence))
 
     if WITH_GRAD:
         s, slope = _load(student, rest, vocab, inner, outer, CAPPED, True)
@@ -248,7 +249,7 @@ def divergence_(
     if rows == 0:
         return loss
     size = tile(vocab)
-    weights = loss if row_weight is None else row_weight
+    weights = loss if row_weight is None else row_weight.contiguous()
     arguments = (
         student,
         teacher,

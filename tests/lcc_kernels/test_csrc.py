@@ -20,6 +20,7 @@ from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.linear_kl.cuda_kernel import KINDS
 from lcc_kernels.linear_kl.options import KLOptions
 from tests.lcc_kernels.attach_kv import attach_cases
+from tests.lcc_kernels.linear_kl.kl_cases import logits_with_nans
 
 ROOT = Path(__file__).parents[2]
 ARCHS = ("80", "90a")
@@ -165,6 +166,16 @@ def test_row_kernel_leaves_alone_what_nobody_asks_for(run_rows, loss):
     same_losses, untouched = _on_the_host(run_rows, student, teacher, options, weights, with_grad=False)
     torch.testing.assert_close(same_losses, losses, equal_nan=True)
     torch.testing.assert_close(untouched, student, equal_nan=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("kind", [{"direction": d} for d in ("forward", "reverse", "jsd")] + [{"loss": "mse"}])
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_row_kernel_gives_nan_for_nan(run_rows, kind, blocks):
+    student, teacher = (logits.detach() for logits in logits_with_nans())
+    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**kind), blocks=blocks)
+    assert loss.isfinite().tolist() == [False] * 4 + [True]
+    assert gradient.isfinite().all(1).tolist() == [False] * 4 + [True]
 
 
 @pytest.fixture(scope="module")

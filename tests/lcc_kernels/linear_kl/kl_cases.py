@@ -105,3 +105,24 @@ def extreme_logits(vocab=257):
     student[4], teacher[4] = 1e4, 1e4
     student[5] += 1e4
     return student.requires_grad_(), teacher
+
+
+def logits_with_nans(vocab=70):
+    """Student and teacher logits (5, vocab): a NaN in the student, in the teacher, all NaN, one +inf, all finite."""
+    generator = torch.Generator().manual_seed(11)
+    student, teacher = (torch.randn(5, vocab, generator=generator) for _ in range(2))
+    student[0, vocab // 2] = teacher[1, -1] = torch.nan
+    student[2] = teacher[2] = torch.nan
+    student[3, 0] = torch.inf
+    return student.requires_grad_(), teacher
+
+
+def check_nan_in_nan_out(vocab=70, **call):
+    """A row with a NaN or +inf has a loss of NaN, and no other row has."""
+    student, teacher = logits_with_nans(vocab)
+    rows, gradient = loss_and_gradient(lk.kl_from_logits(student, teacher, reduction="none", **call), student)
+    expected = [True] * 3 + [call.get("loss") != "mse", False]
+    assert (~rows.isfinite()).tolist() == [True] * 4 + [False]
+    assert rows.isnan().tolist() == expected
+    assert gradient[:4].isfinite().all(1).tolist() == [False] * 4
+    assert gradient[4].isfinite().all()

@@ -11,7 +11,15 @@ from lcc_kernels.linear_kl import driver
 from lcc_kernels.linear_kl.options import KLOptions
 from tests.lcc_kernels.other_process import run_interpreted
 
-from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
+from .kl_cases import (
+    VARIANTS,
+    check_linear,
+    check_logits,
+    check_nan_in_nan_out,
+    extreme_logits,
+    loss_and_gradient,
+    make_head,
+)
 
 triton = pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(not interpreting(), reason="runs in a process of its own with TRITON_INTERPRET=1")
@@ -106,6 +114,30 @@ def test_rows_of_weight_zero_are_left_alone():
         torch.testing.assert_close(logits[::2], expected[1][::2])
         torch.testing.assert_close(loss[::2], expected[0][::2])
         assert (expected[1][1] == 0).all()
+
+
+@interpreted
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse"])
+@pytest.mark.parametrize("vocab", [70, 4200])
+def test_nan_in_nan_out(variant, vocab):
+    check_nan_in_nan_out(vocab, backend="triton", **VARIANTS[variant])
+
+
+@interpreted
+@pytest.mark.parametrize("variant", ["forward", "mse"])
+@pytest.mark.parametrize("weights", [torch.tensor([[2.0, 0.0], [0.0, 3.0]] * 2)[:, 0], torch.eye(4)[0, 0].expand(4)])
+def test_weights_of_any_stride(variant, weights):
+    from lcc_kernels.linear_kl.triton_kernel import divergence_
+
+    student, teacher = torch.randn(4, 70), torch.randn(4, 70)
+    options, ours = KLOptions(loss="mse" if variant == "mse" else "kl"), student.clone()
+    loss = divergence_(ours, teacher, weights, options, True)
+    expected = student.clone()
+    same = divergence_(expected, teacher, None, options, True)
+    live = weights != 0
+    torch.testing.assert_close(loss[live], same[live])
+    torch.testing.assert_close(ours[live], expected[live])
+    assert torch.equal(ours[~live], student[~live])
 
 
 @interpreted

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 import lcc_kernels as lk
 
-from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, loss_and_gradient, make_head
+from .kl_cases import (
+    VARIANTS,
+    check_linear,
+    check_logits,
+    check_nan_in_nan_out,
+    extreme_logits,
+    loss_and_gradient,
+    make_head,
+)
 
 BACKENDS = ("reference", "torch")
 # One chunk; chunks of rows; tiles of the vocabulary.
@@ -114,3 +122,9 @@ def test_non_contiguous_inputs():
     check_linear(student, teacher[::2, 1::2], weight.t()[::2, ::2].t(), bias[::2], {})
     student, teacher = torch.randn(41, 5).t().requires_grad_(), torch.randn(10, 41)[::2]
     check_logits(student, teacher, {})
+
+
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_in_nan_out(variant, backend):
+    check_nan_in_nan_out(backend=backend, **VARIANTS[variant])
