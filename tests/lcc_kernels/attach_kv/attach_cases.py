@@ -16,14 +16,28 @@ MAX_LEN = 24
 BLOCK_SIZE = 4
 
 
+def laid_out(x, order, gap=0):
+    """``x`` with its dimensions in this ``order`` in memory, and a ``gap`` after each run of the last of them."""
+    *sizes, last = (x.shape[dim] for dim in order)
+    store = x.new_empty(*sizes, last + gap)[..., :last]
+    return store.permute([order.index(dim) for dim in range(x.ndim)]).copy_(x)
+
+
+def _blank(shape, dtype, order, gap=0):
+    return laid_out(torch.full(shape, BLANK, dtype=dtype, device=DEVICE), order, gap)
+
+
 def _stacked(shape, dtype):
+    """Values have room for more rows, and tokens before heads."""
     layers, heads, head_dim = shape
-    return torch.full((2, layers, 3, heads, MAX_LEN, head_dim), BLANK, dtype=dtype, device=DEVICE).unbind(0)
+    full = layers, 3, heads, MAX_LEN, head_dim
+    return _blank(full, dtype, (0, 1, 2, 3, 4)), _blank(full, dtype, (0, 1, 3, 2, 4), gap=16)
 
 
 def _listed(shape, dtype):
-    keys, values = _stacked(shape, dtype)
-    return [x.clone() for x in keys], [x.clone() for x in values]
+    layers, heads, head_dim = shape
+    one = 3, heads, MAX_LEN, head_dim
+    return [[_blank(one, dtype, order) for _ in range(layers)] for order in ((0, 1, 2, 3), (2, 0, 1, 3))]
 
 
 def _sliced(shape, dtype):
@@ -36,20 +50,21 @@ def _sliced(shape, dtype):
 
 def _channels_first(shape, dtype):
     layers, heads, head_dim = shape
-    store = torch.full((2, layers, head_dim, heads, MAX_LEN, 1), BLANK, dtype=dtype, device=DEVICE)
-    return store.permute(0, 1, 5, 3, 4, 2).unbind(0)
+    full = layers, 1, heads, MAX_LEN, head_dim
+    return _blank(full, dtype, (0, 4, 2, 3, 1)), _blank(full, dtype, (0, 2, 4, 3, 1))
 
 
-def _vllm(shape, dtype, order):
-    """A layer of vLLM's is one allocation for keys and values, seen as (blocks, block_size, kv_heads, head_dim)."""
+def _vllm(shape, dtype, orders):
+    """A layer's keys and values are one allocation, (blocks, block_size, kv_heads, head_dim) or heads first each."""
     layers, heads, head_dim = shape
-    blocks, numel = MAX_LEN // BLOCK_SIZE, 2 * MAX_LEN * heads * head_dim
-    allocations = [torch.full((numel,), BLANK, dtype=dtype, device=DEVICE) for _ in range(layers)]
-    if order == "NHD":
-        views = [x.view(2, blocks, BLOCK_SIZE, heads, head_dim).transpose(2, 3) for x in allocations]
-    else:
-        views = [x.view(2, blocks, heads, BLOCK_SIZE, head_dim) for x in allocations]
-    return [x[0] for x in views], [x[1] for x in views]
+    blocks = MAX_LEN // BLOCK_SIZE
+    views = []
+    for _ in range(layers):
+        halves = torch.full((2, MAX_LEN * heads * head_dim), BLANK, dtype=dtype, device=DEVICE)
+        nhd, hnd = (blocks, BLOCK_SIZE, heads, head_dim), (blocks, heads, BLOCK_SIZE, head_dim)
+        pair = zip(halves, orders, strict=True)
+        views.append([x.view(nhd).transpose(1, 2) if order == "NHD" else x.view(hnd) for x, order in pair])
+    return [list(side) for side in zip(*views, strict=True)]
 
 
 LAYOUTS = {
@@ -57,29 +72,32 @@ LAYOUTS = {
     "listed": _listed,
     "sliced": _sliced,
     "channels_first": _channels_first,
-    "paged_nhd": lambda shape, dtype: _vllm(shape, dtype, "NHD"),
-    "paged_hnd": lambda shape, dtype: _vllm(shape, dtype, "HND"),
+    "paged_nhd": lambda shape, dtype: _vllm(shape, dtype, ("NHD", "HND")),
+    "paged_hnd": lambda shape, dtype: _vllm(shape, dtype, ("HND", "NHD")),
 }
 
 
 def tables(tokens, rotary_dim, interleaved, dtype=torch.float32):
-    """cos and sin (tokens, rotary_dim) of scattered positions, with an attention scaling of 1.1."""
+    """cos and sin (tokens, rotary_dim) of scattered positions, with an attention scaling of 1.1; strides differ."""
     angles = torch.randint(0, 9000, (tokens, 1)) * 10000.0 ** -torch.linspace(0, 1, rotary_dim // 2).double()
     angles = angles.repeat_interleave(2, 1) if interleaved else torch.cat((angles, angles), 1)
-    return (1.1 * angles.cos()).to(DEVICE, dtype), (1.1 * angles.sin()).to(DEVICE, dtype)
+    cos, sin = ((1.1 * x).to(DEVICE, dtype) for x in (angles.cos(), angles.sin()))
+    return laid_out(cos, (0, 1), gap=16), laid_out(sin, (0, 1), gap=32)
 
 
 def memory(layers, heads, tokens, head_dim, dtype):
-    """keys, values, key_scale, value_scale; the scales are None for a float ``dtype``."""
+    """keys, values, key_scale, value_scale, no two of the same strides; the scales are None for a float ``dtype``."""
     shape = 2, layers, heads, tokens, head_dim
     if dtype == torch.int8:
         pair = torch.randint(-128, 128, shape, dtype=dtype)
     else:
         pair = (torch.randn(shape) * (100 if dtype == torch.float8_e4m3fn else 1)).to(dtype)
+    keys, values = pair.to(DEVICE)
     scales = [None, None]
     if dtype in (torch.int8, torch.float8_e4m3fn):
         scales = [0.001 + 0.03 * torch.rand(layers, heads, size, device=DEVICE) for size in (head_dim, tokens)]
-    return *pair.to(DEVICE).unbind(0), *scales
+        scales = [laid_out(scales[0], (1, 0, 2), gap=16), laid_out(scales[1], (0, 2, 1), gap=1)]
+    return laid_out(keys, (0, 1, 2, 3), gap=16), laid_out(values, (0, 2, 1, 3), gap=32), *scales
 
 
 def truth(keys, values, key_scale, value_scale, cos, sin, interleaved):
@@ -108,6 +126,16 @@ def rows(cache, paged):
     return cache.transpose(0, 1).flatten(1, 2)[None] if paged else cache
 
 
+def attach(backend, *arguments, **options):
+    """Attach by these ``arguments`` of an ``Attachment``; ``backend`` is a name, or a function that takes one."""
+    keys, values, key_cache, value_cache, *others, interleaved, paged = arguments
+    if callable(backend):
+        backend(Attachment(keys, values, list(key_cache), list(value_cache), *others, interleaved, paged), **options)
+    else:
+        options |= {"backend": backend, "interleaved": interleaved, "paged": paged}
+        lk.attach_kv(keys, values, key_cache, value_cache, *others, **options)
+
+
 def check(
     backend,
     layout="stacked",
@@ -119,21 +147,14 @@ def check(
     table_dtype=torch.float32,
     **options,
 ):
-    """Attach a random memory of ``shape`` (layers, kv_heads, K, head_dim) and look at every row of the caches.
-
-    ``backend`` is a name, or a function that runs an ``Attachment``.
-    """
+    """Attach a random memory of ``shape`` (layers, kv_heads, K, head_dim) and look at every row of the caches."""
     layers, heads, tokens, head_dim = shape
     paged = layout.startswith("paged")
     keys, values, *scales = memory(*shape, memory_dtype)
     cos, sin = tables(tokens, rotary_dim or head_dim, interleaved, table_dtype)
     caches = LAYOUTS[layout]((layers, heads, head_dim), cache_dtype)
-    slots = torch.randperm(MAX_LEN, device=DEVICE)[:tokens]
-    if callable(backend):
-        backend(Attachment(keys, values, *map(list, caches), slots, cos, sin, *scales, interleaved, paged), **options)
-    else:
-        options |= {"backend": backend, "interleaved": interleaved, "paged": paged}
-        lk.attach_kv(keys, values, *caches, slots, cos, sin, *scales, **options)
+    slots = laid_out(torch.randperm(MAX_LEN, device=DEVICE)[:tokens, None], (0, 1), gap=1)[:, 0]
+    attach(backend, keys, values, *caches, slots, cos, sin, *scales, interleaved, paged, **options)
     expected = truth(keys, values, *scales, cos, sin, interleaved)
     others = torch.ones(MAX_LEN, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
     floor = 1e-12 if cache_dtype == torch.float64 else 2e-6 * max(x.abs().max().item() for x in expected)
@@ -143,3 +164,17 @@ def check(
             assert (all_rows[:, :, others] == BLANK).all(), f"{name}: other rows were written"
             truths = exact.expand(len(all_rows), -1, -1, -1)
             assert_as_accurate(all_rows[:, :, slots], rounded(truths, cache_dtype), truths, floor, name)
+
+
+def check_foreign_slots(backend, slots, paged, **options):
+    """Slots outside a cache of five blocks of four rows are skipped: what lies around it in memory stays as it was."""
+    keys, values = torch.randn(2, 1, 2, len(slots), 8, device=DEVICE)
+    store = torch.zeros(2, 1, 9, 2, 4, 8, device=DEVICE)
+    caches, where = store[:, :, 2:7], torch.tensor(slots, device=DEVICE)
+    attach(backend, keys, values, *caches, where, *tables(len(slots), 8, False), None, None, False, paged, **options)
+    good = [(token, slot) for token, slot in enumerate(slots) if 0 <= slot < (20 if paged else 4)]
+    assert 0 < len(good) < len(slots)
+    for side in store:
+        assert side.count_nonzero() == 16 * len(good) * (1 if paged else 5)
+    for token, slot in good:
+        assert torch.equal(rows(caches[1, 0], paged)[:, :, slot], values[:, :, token].expand(1 if paged else 5, 2, 8))

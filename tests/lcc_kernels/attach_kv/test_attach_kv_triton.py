@@ -11,7 +11,7 @@ import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from tests.lcc_kernels.other_process import run_interpreted
 
-from .attach_cases import BACKENDS, DEVICE, check, tables
+from .attach_cases import BACKENDS, DEVICE, check, check_foreign_slots, tables
 
 pytest.importorskip("triton")
 runs = pytest.mark.skipif("triton" not in BACKENDS, reason="needs a GPU or the interpreter")
@@ -44,21 +44,10 @@ def test_groups_follow_the_work():
 
 
 @runs
-@pytest.mark.parametrize("slots", [[3, -1, 99], [-5, 20, 0]])
+@pytest.mark.parametrize("slots", [[3, -1, 99], [-5, 20, 0], [4, 2, -4]])
 @pytest.mark.parametrize("paged", [False, True])
 def test_unchecked_slots_that_are_out_of_range_are_skipped(slots, paged):
-    keys, table = torch.randn(1, 2, 3, 8, device=DEVICE), tables(3, 8, False)
-    caches = torch.zeros(2, 1, 5, 2, 4, 8, device=DEVICE)
-    lk.attach_kv(
-        keys, keys, *caches, torch.tensor(slots, device=DEVICE), *table,
-        backend="triton", paged=paged, validate=False,
-    )  # fmt: skip
-    good = [(token, slot) for token, slot in enumerate(slots) if 0 <= slot < (20 if paged else 4)]
-    assert len(good) == 1
-    copies = 1 if paged else 5
-    assert caches[1].count_nonzero() == 16 * copies
-    ((token, slot),) = good
-    assert torch.equal(caches[1, 0, 0, :, slot], keys[0, :, token])
+    check_foreign_slots("triton", slots, paged, validate=False)
 
 
 @runs
