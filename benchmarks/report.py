@@ -39,7 +39,10 @@ REMEDY = "make one with: pytest benchmarks/kernels/test_bottleneck.py --benchmar
 
 @dataclass(frozen=True)
 class Row:
-    """One peer's figures for one case; ``seconds`` is the median, what was not measured is None."""
+    """One peer's figures for one case; what was not measured is None.
+
+    ``seconds`` are the device's where they were measured apart from the host's, medians of the call otherwise.
+    """
 
     run: str
     op: str
@@ -79,7 +82,7 @@ def _row(run: str, benchmark: dict[str, Any]) -> Row:
         info.get("direction", "fwd+bwd"),
         info["case"],
         info["peer"],
-        float(benchmark["stats"]["median"]),
+        float(info.get("device_seconds", benchmark["stats"]["median"])),
         info.get("peak_bytes"),
         next((info[name] for name in THROUGHPUTS if name in info), None),
         where(info, WHERE),

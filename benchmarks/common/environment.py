@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import date
@@ -9,21 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import transformers
+
+COMMIT = "LCC_COMMIT"  # names the commit of a tree that came without its .git
 
 
 def describe() -> dict[str, str]:
     """Date, commit, versions and machine, for every row of results."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
     cuda = torch.cuda.is_available()
     return {
         "date": date.today().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": os.environ.get(COMMIT) or _git_commit() or "unknown",
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "triton": _triton(),
+        "transformers": _version("transformers"),
+        "triton": _version("triton"),
         "driver": _driver(),
         "device": torch.cuda.get_device_name() if cuda else f"{_processor()}, {torch.get_num_threads()} threads",
     }
@@ -38,9 +37,18 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _triton() -> str:
+def _git_commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
     try:
-        return version("triton")
+        ran = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
+    except OSError:
+        return ""
+    return ran.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
     except PackageNotFoundError:
         return "none"
 

@@ -28,8 +28,9 @@ class AttachCase:
         generator = torch.Generator(device).manual_seed(0)
         shape = 2, self.layers, self.kv_heads, self.tokens, self.head_dim
         pair = (torch.randn(shape, generator=generator, device=device) * 20).to(self.memory)
-        angles = torch.arange(self.tokens, device=device)[:, None] * 0.1 ** torch.linspace(0, 4, self.head_dim // 2)
-        angles = torch.cat((angles, angles), 1).to(device)
+        frequencies = 0.1 ** torch.linspace(0, 4, self.head_dim // 2, device=device)
+        angles = torch.arange(self.tokens, device=device)[:, None] * frequencies
+        angles = torch.cat((angles, angles), 1)
         arguments = dict(zip(("keys", "values"), pair, strict=True)) | {"cos": angles.cos(), "sin": angles.sin()}
         if self.memory in QUANTISED.values():
             scales = [torch.rand(self.layers, self.kv_heads, n, device=device) + 0.5 for n in shape[:2:-1]]
@@ -43,8 +44,8 @@ class AttachCase:
             caches = torch.zeros(shape, dtype=self.cache, device=device)
             slots = torch.arange(3, 3 + self.tokens, device=device)
             return {"key_cache": caches[0], "value_cache": caches[1], "slots": slots}
-        shape = 2, rows // 16, 16, heads, self.head_dim  # vLLM's, a layer
-        layers = [torch.zeros(shape, dtype=self.cache, device=device).transpose(2, 3) for _ in range(self.layers)]
+        shape = self.layers, 2, rows // 16, 16, heads, self.head_dim  # vLLM's, of all layers: a graph wants one tensor
+        layers = torch.zeros(shape, dtype=self.cache, device=device).transpose(3, 4)
         blocks = torch.randperm(rows // 16, generator=torch.Generator().manual_seed(0)).to(device)
         slots = blocks.repeat_interleave(16) * 16 + torch.arange(16, device=device).repeat(rows // 16)
         pages = {"key_cache": [x[0] for x in layers], "value_cache": [x[1] for x in layers]}

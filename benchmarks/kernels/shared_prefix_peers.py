@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 
 import torch
@@ -85,18 +85,25 @@ def _append(cache: torch.Tensor, count: int) -> Callable[[], torch.Tensor]:
 
 
 def _flex(case: DecodeCase, tensors: Tensors) -> Ready:
+    keys, values = tensors.replicated()
+    attend = _flex_attend(case, str(keys.device))
+    return Ready(partial(attend, tensors.q, keys, values), keys.nbytes + values.nbytes)
+
+
+@lru_cache(maxsize=1)
+def _flex_attend(case: DecodeCase, device: str) -> Callable:
+    """Compiled once a case: past its limit of compilations FlexAttention falls back to eager, and does not say so."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    keys, values = tensors.replicated()
-    stops = case.shared + tensors.own_lengths - case.q_len
+    stops = torch.tensor(case.lengths, device=device) + case.shared - case.q_len
 
     def mask(batch: torch.Tensor, head: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
         return k <= stops[batch] + q
 
-    block_mask = create_block_mask(mask, case.batch, None, case.q_len, keys.shape[2], device=keys.device)
+    total = case.shared + case.own
+    block_mask = create_block_mask(mask, case.batch, None, case.q_len, total, device=device)
     compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-    attend = partial(compiled, block_mask=block_mask, enable_gqa=True)
-    return Ready(partial(attend, tensors.q, keys, values), keys.nbytes + values.nbytes)
+    return partial(compiled, block_mask=block_mask, enable_gqa=True)
 
 
 def _flash_attn(case: DecodeCase, tensors: Tensors) -> Ready:

@@ -49,6 +49,13 @@ def test_table_and_plot(run, tmp_path):
     assert (tmp_path / "out/report.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_device_is_believed_before_the_host(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"benchmarks": [measured("triton", 0.002, device_seconds=0.0005)]}))
+    main([str(path), "-o", str(tmp_path)])
+    assert "| triton | 0.5 |" in (tmp_path / "report.md").read_text()
+
+
 def test_runs_are_not_compared_with_one_another(run, tmp_path):
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"benchmarks": [measured("dense", 0.001)]}))
