@@ -10,6 +10,8 @@ from importlib.util import find_spec
 
 import torch
 
+from .gpu import gpu_missing, gpu_refusal
+
 
 class BackendUnavailableError(RuntimeError):
     """An explicitly requested backend cannot run; the message says why."""
@@ -88,9 +90,8 @@ def triton_missing() -> str | None:
     """Why Triton kernels cannot run here, or None."""
     if not _installed("triton"):
         return "triton is not installed (pip install triton)"
-    if not torch.cuda.is_available() and not interpreting():
-        return "no CUDA device (set TRITON_INTERPRET=1 to run kernels in Triton's interpreter)"
-    return None
+    reason = None if interpreting() else gpu_missing()
+    return reason and f"{reason} (TRITON_INTERPRET=1 runs kernels in Triton's interpreter)"
 
 
 @cache
@@ -100,6 +101,8 @@ def _installed(package: str) -> bool:
 
 def on_triton_device(*tensors: torch.Tensor) -> str | None:
     """Why Triton kernels cannot take these tensors, or None."""
-    if interpreting() or all(tensor.is_cuda for tensor in tensors):
+    if interpreting():
         return None
-    return "its inputs must be CUDA tensors"
+    if not all(tensor.is_cuda for tensor in tensors):
+        return "its inputs must be CUDA tensors"
+    return gpu_refusal(tensors[0].device.index)

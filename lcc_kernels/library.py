@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from .gpu import gpu_missing
+
 PATH = Path(__file__).with_name("_C.so")
 ABI = 2  # as in csrc/bindings.cpp; both rise when an op's signature changes
 REMEDY = (
@@ -16,9 +18,7 @@ REMEDY = (
 
 def cuda_missing() -> str | None:
     """Why the CUDA kernels cannot run here, or None."""
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    return load_failure(PATH)
+    return gpu_missing() or load_failure(PATH)
 
 
 @cache
