@@ -1,34 +1,21 @@
 """Builds the optional CUDA library from ``csrc/``; without nvcc or a CUDA torch the package is pure Python.
 
 ``LCC_KERNELS_BUILD_CUDA=1`` builds against a CPU torch too (its headers suffice), ``=0`` never builds.
-``LCC_KERNELS_CUDA_ARCHS`` lists the architectures, by default ``80 90a``.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import setup
 from setuptools.command.bdist_wheel import bdist_wheel
-from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
-SOURCES = ["csrc/bindings.cpp", "csrc/attach_kv/attach.cu", "csrc/linear_kl/rows.cu"]
-HEADERS = [
-    "csrc/vector.cuh",
-    "csrc/attach_kv/attach.cuh",
-    "csrc/attach_kv/attach.h",
-    "csrc/linear_kl/divergence.cuh",
-    "csrc/linear_kl/rows.cuh",
-    "csrc/linear_kl/rows.h",
-]
-TORCH_TARGET = "0x020a000000000000"  # torch 2.10, the oldest that the package supports
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def why_not() -> str | None:
@@ -36,54 +23,25 @@ def why_not() -> str | None:
     wanted = os.environ.get("LCC_KERNELS_BUILD_CUDA")
     if wanted == "0":
         return "LCC_KERNELS_BUILD_CUDA=0"
-    if nvcc() is None:
-        return "nvcc is neither on the PATH nor under CUDA_HOME"
     if find_spec("torch") is None:
         return "torch is not importable in the build environment (install it first, then use --no-build-isolation)"
     import torch
 
+    from lcc_kernels.cuda_build import toolkit
+
     if torch.version.cuda is None and wanted != "1":
         return "this torch has no CUDA (LCC_KERNELS_BUILD_CUDA=1 builds all the same)"
-    return None
+    return None if toolkit() else "nvcc is neither on the PATH nor under CUDA_HOME"
 
 
-def nvcc() -> str | None:
-    """Path of the CUDA compiler, or None."""
-    home = os.environ.get("CUDA_HOME")
-    return shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
+class WithSources(build_py):
+    """Puts the CUDA sources into the package, for who builds the library at first use."""
 
-
-def architectures() -> list[str]:
-    """The GPUs to compile for."""
-    return os.environ.get("LCC_KERNELS_CUDA_ARCHS", "80 90a").split()
-
-
-def command(output: str, sources: list[str], archs: Iterable[str]) -> list[str]:
-    """The one call of nvcc that makes the library."""
-    import torch
-
-    home = Path(torch.__file__).parent
-    targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    flags = ["-std=c++17", "-O3", "-DUSE_CUDA", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", f"-I{home}/include"]
-    links = ["-shared", "-Xcompiler=-fPIC", f"-L{home}/lib", "-Xlinker=--no-as-needed", "-ltorch"]
-    return [nvcc() or "nvcc", *flags, *targets, *links, "-o", output, *sources]
-
-
-class BuildCuda(build_ext):
-    """Runs nvcc. The library has no Python in it, so neither its name nor the wheel's carries a Python version."""
-
-    def get_ext_filename(self, fullname: str) -> str:
-        """``lcc_kernels/_C.so``."""
-        return f"{fullname.replace('.', '/')}.so"
-
-    def build_extension(self, ext: Extension) -> None:
-        """Compile and link in one call."""
-        output = Path(self.get_ext_fullpath(ext.name))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            subprocess.run(command(str(output), ext.sources, architectures()), check=True, cwd=ROOT)
-        except subprocess.CalledProcessError as error:
-            raise RuntimeError("nvcc failed; LCC_KERNELS_BUILD_CUDA=0 installs without the CUDA library") from error
+    def run(self) -> None:
+        """Copy them, except into an editable install, which finds them in the checkout."""
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree("csrc", Path(self.build_lib, "lcc_kernels", "csrc"), dirs_exist_ok=True)
 
 
 class PlatformWheel(bdist_wheel):
@@ -95,15 +53,22 @@ class PlatformWheel(bdist_wheel):
         return ("py3", "none", platform) if self.distribution.has_ext_modules() else (python, abi, platform)
 
 
-def extensions() -> list[Extension]:
-    """The CUDA library, or nothing and a line that says why."""
+def main() -> None:
+    """Build with the CUDA library, or without it and with a line that says why."""
+    commands = {"build_py": WithSources, "bdist_wheel": PlatformWheel}
     reason = why_not()
-    if reason is None:
-        return [Extension("lcc_kernels._C", sources=SOURCES, depends=HEADERS)]
-    if "bdist_wheel" in sys.argv or "editable_wheel" in sys.argv:
-        print(f"lcc-kernels: installing without the CUDA library: {reason}", file=sys.stderr)
-    return []
+    if reason is not None:
+        if {"bdist_wheel", "editable_wheel"} & {*sys.argv}:
+            print(f"lcc-kernels: installing without the CUDA library: {reason}", file=sys.stderr)
+        setup(cmdclass=commands)
+        return
+    from lcc_kernels.cuda_build import BuildCuda, extension
+
+    try:
+        setup(ext_modules=[extension(Path("csrc"))], cmdclass={**commands, "build_ext": BuildCuda})
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; LCC_KERNELS_BUILD_CUDA=0 installs without the CUDA library") from error
 
 
 if __name__ == "__main__":
-    setup(ext_modules=extensions(), cmdclass={"build_ext": BuildCuda, "bdist_wheel": PlatformWheel})
+    main()

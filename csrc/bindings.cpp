@@ -31,6 +31,10 @@ cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+bool beside(const Tensor& tensor, const Tensor& other) {
+  return tensor.is_cuda() && tensor.get_device_index() == other.get_device_index();
+}
+
 linear_kl::Dtype kl_dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return linear_kl::Dtype::kFloat;
@@ -48,13 +52,14 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
   STD_TORCH_CHECK(student.stride(1) == 1 && teacher.stride(1) == 1 && loss.is_contiguous(), "rows must be contiguous");
   STD_TORCH_CHECK(student.scalar_type() == teacher.scalar_type() && loss.scalar_type() == ScalarType::Float,
                   "logits must share a dtype, and loss must be float32");
-  STD_TORCH_CHECK(student.is_cuda() && teacher.is_cuda() && loss.is_cuda(), "all tensors must be on the GPU");
+  STD_TORCH_CHECK(student.is_cuda() && beside(teacher, student) && beside(loss, student),
+                  "all tensors must be on one GPU");
   constexpr int64_t kLimit = std::numeric_limits<int>::max() / 16;
   STD_TORCH_CHECK(student.size(0) <= kLimit && student.size(1) <= kLimit, "too many rows or columns for one launch");
   if (row_weight.has_value()) {
-    STD_TORCH_CHECK(row_weight->is_cuda() && row_weight->is_contiguous() &&
+    STD_TORCH_CHECK(beside(*row_weight, student) && row_weight->is_contiguous() &&
                         row_weight->scalar_type() == ScalarType::Float && row_weight->numel() == student.size(0),
-                    "row_weight must be contiguous float32 (rows,) on the GPU");
+                    "row_weight must be contiguous float32 (rows,) on the GPU of the logits");
   }
   const linear_kl::Arguments arguments{
       student.mutable_data_ptr(),
@@ -87,10 +92,11 @@ attach::Dtype attach_dtype_of(const Tensor& tensor) {
 }
 
 template <typename T>
-const T* table(const Tensor& tensor, ScalarType dtype, int64_t numel) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
+const T* table(const Tensor& tensor, const Tensor& memory, ScalarType dtype, int64_t numel) {
+  STD_TORCH_CHECK(beside(tensor, memory) && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
                       tensor.numel() == numel,
-                  "slots must be int64, cos, sin and scales float32, all contiguous on the GPU and of the right size");
+                  "slots must be int64, cos, sin and scales float32, all contiguous, of the right size and on the GPU "
+                  "of the memory");
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
@@ -111,13 +117,14 @@ attach::Side side_of(const Tensor& memory, const std::vector<Tensor>& caches, in
 }
 
 void check_caches(const Tensor& memory, const std::vector<Tensor>& caches, const Tensor& like) {
-  STD_TORCH_CHECK(memory.is_cuda() && memory.dim() == 4 && memory.stride(3) == 1, "a memory must be 4-D on the GPU");
+  STD_TORCH_CHECK(beside(memory, like) && memory.dim() == 4 && memory.stride(3) == 1,
+                  "a memory must be 4-D on the GPU of its caches");
   STD_TORCH_CHECK(static_cast<int64_t>(caches.size()) == memory.size(0), "there must be a cache a layer");
   for (const Tensor& cache : caches) {
-    STD_TORCH_CHECK(cache.is_cuda() && cache.dim() == 4 && cache.scalar_type() == like.scalar_type() &&
+    STD_TORCH_CHECK(beside(cache, like) && cache.dim() == 4 && cache.scalar_type() == like.scalar_type() &&
                         cache.size(0) == like.size(0) && cache.size(1) == memory.size(1) &&
                         cache.size(2) == like.size(2) && cache.size(3) == memory.size(3),
-                    "caches must be (blocks, kv_heads, block_size, head_dim) of one shape and dtype on the GPU");
+                    "caches must be (blocks, kv_heads, block_size, head_dim) of one shape and dtype on one GPU");
   }
 }
 
@@ -135,6 +142,9 @@ void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::
   STD_TORCH_CHECK(std::max(heads * head_dim, tokens) <= std::numeric_limits<int>::max(), "too much for one launch");
   if (keys.numel() == 0) return;
   const int64_t block_size = key_caches[0].size(2), blocks = key_caches[0].size(0);
+  const auto floats = [&keys](const Tensor& tensor, int64_t numel) {
+    return table<float>(tensor, keys, ScalarType::Float, numel);
+  };
   const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
   for (int64_t first = 0; first < layers; first += attach::kMaxLayers) {
     const int64_t count = std::min<int64_t>(layers - first, attach::kMaxLayers);
@@ -143,16 +153,16 @@ void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::
     a.sides[1] = side_of(values, value_caches, first, count);
     a.sides[0].rotary_dim = static_cast<int>(cos.size(1));
     if (key_scale.has_value()) {
-      a.sides[0].scale = table<float>(*key_scale, ScalarType::Float, layers * heads * head_dim) + first * heads * head_dim;
+      a.sides[0].scale = floats(*key_scale, layers * heads * head_dim) + first * heads * head_dim;
       a.sides[0].scale_head = head_dim;
       a.sides[0].scale_channel = 1;
-      a.sides[1].scale = table<float>(*value_scale, ScalarType::Float, layers * heads * tokens) + first * heads * tokens;
+      a.sides[1].scale = floats(*value_scale, layers * heads * tokens) + first * heads * tokens;
       a.sides[1].scale_head = tokens;
       a.sides[1].scale_token = 1;
     }
-    a.slots = table<int64_t>(slots, ScalarType::Long, tokens);
-    a.cos = table<float>(cos, ScalarType::Float, tokens * cos.size(1));
-    a.sin = table<float>(sin, ScalarType::Float, tokens * cos.size(1));
+    a.slots = table<int64_t>(slots, keys, ScalarType::Long, tokens);
+    a.cos = floats(cos, tokens * cos.size(1));
+    a.sin = floats(sin, tokens * cos.size(1));
     a.block_size = block_size;
     a.capacity = block_size * (paged ? blocks : 1);
     a.layers = static_cast<int>(count);

@@ -81,9 +81,14 @@ def _reason(backend: Backend, args: tuple, kwargs: dict) -> str | None:
     return backend.missing() or backend.refuses(*args, **kwargs)
 
 
+def setting(name: str) -> str | None:
+    """A variable of the environment, or None."""
+    return os.environ.get(name)
+
+
 def interpreting() -> bool:
     """Whether Triton runs in its interpreter (``TRITON_INTERPRET=1``), on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return setting("TRITON_INTERPRET") == "1"
 
 
 def triton_missing() -> str | None:

@@ -1,4 +1,4 @@
-"""The optional CUDA library: ``csrc/`` on torch's stable ABI, built by ``setup.py``."""
+"""The optional CUDA library: ``csrc/`` on torch's stable ABI, built by ``setup.py`` or at first use."""
 
 from __future__ import annotations
 
@@ -7,18 +7,32 @@ from pathlib import Path
 
 import torch
 
+from .dispatch import setting
 from .gpu import gpu_missing
+from .jit import BuildError, built_library
 
 PATH = Path(__file__).with_name("_C.so")
 ABI = 2  # as in csrc/bindings.cpp; both rise when an op's signature changes
 REMEDY = (
-    "build it where nvcc and a CUDA torch are installed: pip install --no-build-isolation --force-reinstall --no-deps ."
+    "build it where nvcc and a CUDA torch are installed: pip install --no-build-isolation --force-reinstall "
+    "--no-deps . in a checkout, or LCC_KERNELS_JIT=1 to build at first use"
 )
 
 
 def cuda_missing() -> str | None:
     """Why the CUDA kernels cannot run here, or None."""
-    return gpu_missing() or load_failure(PATH)
+    return gpu_missing() or library_missing()
+
+
+@cache
+def library_missing() -> str | None:
+    """Load the library, once it is built if it is to be built at first use; why that failed, or None."""
+    if PATH.exists() or setting("LCC_KERNELS_JIT") != "1":
+        return load_failure(PATH)
+    try:
+        return load_failure(built_library())
+    except BuildError as error:
+        return str(error)
 
 
 @cache

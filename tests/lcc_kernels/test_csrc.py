@@ -1,13 +1,10 @@
-"""The CUDA sources without a GPU: the kernel on the CPU, their compilation, their binding, their build script."""
+"""The CUDA kernels without a GPU: compiled for the CPU, and run there."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import re
 import shutil
 import subprocess
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +12,6 @@ import pytest
 import torch
 
 import lcc_kernels as lk
-from lcc_kernels import library
 from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.linear_kl.cuda_kernel import KINDS
 from lcc_kernels.linear_kl.options import KLOptions
@@ -23,16 +19,7 @@ from tests.lcc_kernels.attach_kv import attach_cases
 from tests.lcc_kernels.linear_kl.kl_cases import logits_with_nans
 
 ROOT = Path(__file__).parents[2]
-ARCHS = ("80", "90a")
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on the PATH")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
-
-
-def _load_setup():
-    spec = importlib.util.spec_from_file_location("lcc_kernels_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _run(command):
@@ -181,80 +168,3 @@ def test_row_kernel_gives_nan_for_nan(run_rows, kind, blocks):
     loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**kind), blocks=blocks)
     assert loss.isfinite().tolist() == [False] * 4 + [True]
     assert gradient.isfinite().all(1).tolist() == [False] * 4 + [True]
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The CUDA library and what ptxas says about it."""
-    output = tmp_path_factory.mktemp("cuda") / "_C.so"
-    setup = _load_setup()
-    return output, _run([*setup.command(str(output), setup.SOURCES, ARCHS), "-Xptxas=-v"])
-
-
-@needs_nvcc
-@pytest.mark.slow
-def test_compiles_without_spills(built):
-    _, log = built
-    kernels = re.findall(r"Compiling entry function '(\w+)' for '(\w+)'", log)
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
-    assert {arch for _, arch in kernels} == {f"sm_{arch}" for arch in ARCHS}
-    # Losses: 3 dtypes, 4 kinds, 2 access widths. Attachments: 5 memories, 3 caches, 2 access widths.
-    assert len(kernels) == len(spills) == len(ARCHS) * (24 + 30)
-    assert set(spills) == {("0", "0", "0")}
-
-
-@needs_nvcc
-@pytest.mark.slow
-@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a torch without CUDA")
-def test_binding(built, tmp_path, monkeypatch):
-    path, _ = built
-    library.load_failure.cache_clear()
-    reason = library.load_failure(path)
-    assert "does not load with torch" in reason
-    assert "undefined symbol" in reason
-    assert "pip install" in reason
-
-    stub = tmp_path / "stub.so"
-    source = "int aoti_torch_get_current_cuda_stream(int device, void** stream) { return 1; }"
-    subprocess.run(["gcc", "-shared", "-fPIC", "-xc", "-", "-o", str(stub)], input=source, text=True, check=True)
-    ctypes.CDLL(str(stub), mode=ctypes.RTLD_GLOBAL)
-    library.load_failure.cache_clear()
-    assert library.load_failure(path) is None
-    schema = torch.ops.lcc_kernels_cuda.kl_rows.default._schema
-    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["student", "loss"]
-    schema = torch.ops.lcc_kernels_cuda.attach_kv.default._schema
-    assert [argument.name for argument in schema.arguments] == [field.name for field in fields(Attachment)]
-    assert [argument.name for argument in schema.arguments if argument.alias_info] == ["key_caches", "value_caches"]
-
-    monkeypatch.setattr(library, "ABI", library.ABI + 1)
-    library.load_failure.cache_clear()
-    assert f"has ABI {library.ABI - 1} where this version needs {library.ABI}" in library.load_failure(path)
-    library.load_failure.cache_clear()
-
-
-def test_a_missing_or_broken_library_says_how_to_build_it(tmp_path):
-    assert re.search(r"_C.so is not built; .*pip install", library.load_failure(tmp_path / "_C.so"))
-    broken = tmp_path / "broken" / "_C.so"
-    broken.parent.mkdir()
-    broken.write_text("not a library")
-    assert re.search("does not load with torch .*pip install", library.load_failure(broken))
-
-
-def test_what_keeps_the_library_from_being_built(monkeypatch):
-    setup = _load_setup()
-    monkeypatch.delenv("LCC_KERNELS_BUILD_CUDA", raising=False)
-    monkeypatch.setattr(setup, "nvcc", lambda: None)
-    assert "nvcc" in setup.why_not()
-    assert setup.extensions() == []
-    monkeypatch.setattr(setup, "nvcc", lambda: "/usr/bin/nvcc")
-    monkeypatch.setattr(setup, "find_spec", lambda name: None)
-    assert "--no-build-isolation" in setup.why_not()
-    monkeypatch.undo()
-    monkeypatch.setattr(setup, "nvcc", lambda: "/usr/bin/nvcc")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    assert "LCC_KERNELS_BUILD_CUDA=1" in setup.why_not()
-    monkeypatch.setenv("LCC_KERNELS_BUILD_CUDA", "1")
-    assert setup.why_not() is None
-    assert [extension.name for extension in setup.extensions()] == ["lcc_kernels._C"]
-    monkeypatch.setenv("LCC_KERNELS_BUILD_CUDA", "0")
-    assert "=0" in setup.why_not()
