@@ -12,7 +12,7 @@ from benchmarks.common.report_parts import head, line, where
 from benchmarks.common.results_file import Row, load_rows
 from lcc.evaluation.bootstrap import interval, means, resample
 
-from .bench import FULL_TEXT
+from .bench import FULL_TEXT, NO_TEXT
 
 KIND = "real"
 OURS = "lcc"
@@ -39,11 +39,9 @@ def read(path: Path) -> list[Row]:
 def markdown(name: str, rows: Sequence[Row]) -> str:
     """A table of each ratio: a line a method, means over the stories that all its methods have."""
     lines = [f"## Real texts ({name})\n"]
-    for ratio in sorted({row["ratio"] for row in rows if row["ratio"]}):
-        of_ratio = [row for row in rows if row["ratio"] in (None, ratio)]
-        methods = _by_method(of_ratio)
+    for ratio, methods in _by_ratio(rows).items():
         stories = next(iter(methods.values())).keys()
-        lines += [f"### {ratio:g}x: {len(stories)} stories ({', '.join(stories)})\n"]
+        lines += [f"### {ratio:g}x, {', '.join(stories)}\n"]
         lines += head(("method", "bytes", "seconds", *(title for title, _ in COLUMNS)))
         lines += [_line(method, list(mine.values()), methods.get(OURS)) for method, mine in methods.items()]
         lines += [""]
@@ -55,26 +53,27 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     """Save a PNG: agreement and right answers against the ratio, a line a method."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (column, label) in zip(figure.subplots(1, 2), PANELS, strict=True):
-        for method in dict.fromkeys(row["method"] for row in rows):
-            by_ratio = _means(rows, method, column)
-            if None in by_ratio:
-                if method != FULL_TEXT:
-                    axes.axhline(by_ratio[None], linestyle=":", color="grey", label=method)
-                continue
-            axes.plot(list(by_ratio), list(by_ratio.values()), "o-", label=method)
-        axes.set(xlabel="ratio", ylabel=label, ylim=(0, None))
+        by_ratio = _by_ratio(rows)
+        for method in dict.fromkeys(row["method"] for row in rows if row["method"] != FULL_TEXT):
+            means = {
+                ratio: fmean(row[column] for row in methods[method].values())
+                for ratio, methods in by_ratio.items()
+                if method in methods
+            }
+            style = {"linestyle": ":", "color": "grey"} if method == NO_TEXT and len(by_ratio) > 1 else {"marker": "o"}
+            axes.plot(list(means), list(means.values()), label=method, **style)
+        axes.set(xlabel="ratio", ylabel=label, ylim=(0, 1.05 * axes.get_ylim()[1]))
         axes.set_xscale("log", base=2)
-        ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
-        axes.set_xticks(ratios, [f"{ratio:g}x" for ratio in ratios])
+        axes.set_xticks(list(by_ratio), [f"{ratio:g}x" for ratio in by_ratio])
         axes.grid(axis="y", alpha=0.3)
     figure.axes[0].legend()
     figure.savefig(path, dpi=110, format="png")
 
 
-def _means(rows: Sequence[Row], method: str, column: str) -> dict[float | None, float]:
-    mine = [row for row in rows if row["method"] == method]
-    ratios = sorted({row["ratio"] for row in mine}, key=lambda ratio: ratio or 0)
-    return {ratio: fmean(row[column] for row in mine if row["ratio"] == ratio) for ratio in ratios}
+def _by_ratio(rows: Sequence[Row]) -> dict[float, dict[str, dict[str, Row]]]:
+    """``_by_method`` of each ratio, with the rows that have none."""
+    ratios = sorted({row["ratio"] for row in rows if row["ratio"]})
+    return {ratio: _by_method([row for row in rows if row["ratio"] in (None, ratio)]) for ratio in ratios}
 
 
 def _by_method(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:

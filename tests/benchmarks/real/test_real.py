@@ -100,7 +100,7 @@ def test_the_table_from_first_call_to_report(story, tmp_path, monkeypatch, capsy
     capsys.readouterr()
     report.main([str(out), "-o", str(tmp_path / "report")])
     table = (tmp_path / "report" / "report.md").read_text("utf-8")
-    assert "4x: 2 stories (one, two)" in table
+    assert "4x, one, two" in table
     lines = {line.split(" | ")[0].strip("| "): line for line in table.splitlines() if line.startswith("| ")}
     for method in methods:
         assert (" to " in lines[method]) == (method != "lcc")
