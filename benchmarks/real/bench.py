@@ -27,7 +27,10 @@ from lcc.utils.progress import Reporter
 Row = dict[str, Any]
 FULL_TEXT, NO_TEXT = "full_text", "no_text"
 # What searches on the searched stories chose; see benchmarks/log/real.md.
-CHOSEN: dict[str, Options] = {}
+CHOSEN: dict[str, Options] = {
+    "direct_kv": {"learning_rate": 0.03, "steps": 30},
+    "kvzip": {"kvzip_plus_normalization": True},
+}
 
 
 @dataclass(frozen=True)
