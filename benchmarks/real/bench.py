@@ -26,7 +26,8 @@ from lcc.utils.progress import Reporter
 
 Row = dict[str, Any]
 FULL_TEXT, NO_TEXT = "full_text", "no_text"
-# What searches on the searched stories chose; see benchmarks/log/real.md.
+# Direct KV at the better of two rates on one of the searched stories (benchmarks/log/real.md); KVzip as its authors
+# normalise it in KVzip+, which was not searched.
 CHOSEN: dict[str, Options] = {
     "direct_kv": {"learning_rate": 0.03, "steps": 30},
     "kvzip": {"kvzip_plus_normalization": True},

@@ -28,7 +28,8 @@ story's questions, each answer counting alike; the median is of a story's questi
 what is answered. Admits: says so where the text has no answer. Instructions have nothing to do with the text. Behind a
 method's KL stands how much more it is than that of `lcc` at the same ratio, over the same questions, with its 95 %
 interval (paired; stories are drawn first, then their questions), and on which share of the questions it is the nearer
-one to the full text."""
+one to the full text. Methods that train on a story's distillation data share it: the seconds of the first of them alone
+hold asking and answering."""
 
 
 def read(path: Path) -> list[Row]:
@@ -50,18 +51,18 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Save a PNG: agreement and right answers against the ratio, a line a method."""
+    """Save a PNG: agreement with the full text against the ratio, a line a method."""
+    by_ratio = _by_ratio(rows)
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, (column, label) in zip(figure.subplots(1, 2), PANELS, strict=True):
-        by_ratio = _by_ratio(rows)
         for method in dict.fromkeys(row["method"] for row in rows if row["method"] != FULL_TEXT):
             means = {
                 ratio: fmean(row[column] for row in methods[method].values())
                 for ratio, methods in by_ratio.items()
                 if method in methods
             }
-            style = {"linestyle": ":", "color": "grey"} if method == NO_TEXT and len(by_ratio) > 1 else {"marker": "o"}
-            axes.plot(list(means), list(means.values()), label=method, **style)
+            style = {"linestyle": ":", "color": "grey"} if method == NO_TEXT else {}
+            axes.plot(list(means), list(means.values()), marker="o", label=method, **style)
         axes.set(xlabel="ratio", ylabel=label, ylim=(0, 1.05 * axes.get_ylim()[1]))
         axes.set_xscale("log", base=2)
         axes.set_xticks(list(by_ratio), [f"{ratio:g}x" for ratio in by_ratio])
