@@ -14,6 +14,7 @@ from struct import iter_unpack
 
 import torch
 
+from .layout import as_bytes
 from .tiles import Tiles
 
 SPLIT_ROWS = 2048  # segment rows that one program reduces into a buffer tile, about a tile's own causal work at 2k
@@ -47,7 +48,7 @@ class Schedule:
 
 def schedule(spans: torch.Tensor, tiles: Tiles, device: torch.device) -> Schedule:
     """The programs of ``BottleneckLayout.spans`` under ``tiles``; those of recent layouts are remembered."""
-    return _schedule(spans.numpy().tobytes(), tiles, device)
+    return _schedule(as_bytes(spans), tiles, device)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ from struct import iter_unpack
 import torch
 
 from ..plain_attention import attend, attend_backward, merge
-from .layout import shared_reads
+from .layout import as_bytes, shared_reads
 
 LONG_SPAN = 512  # rows from which a call of its own costs less than a gathered copy
 PADDING = 128  # rows that cost less than a batch of their own
@@ -28,7 +28,7 @@ def forward(
     queries, keys, values = _grouped(q, k, v)
     out = torch.zeros_like(queries, memory_format=torch.contiguous_format)
     lse = queries.new_zeros(queries.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
-    pieces = _pieces(spans.numpy().tobytes(), q.device)
+    pieces = _pieces(as_bytes(spans), q.device)
     for heads, group in _head_slices(queries):
         inputs = (queries[heads, group], keys[heads], values[heads])
         _forward(*inputs, out[heads, group], lse[heads, group], pieces, scale)
@@ -49,7 +49,7 @@ def backward(
     queries, keys, values = _grouped(q, k, v)
     above, merged, merged_lse = grad.reshape(queries.shape), out.view(queries.shape), lse.view(queries.shape[:3])
     grads = [torch.zeros(x.shape, dtype=lse.dtype, device=x.device) for x in (queries, keys, values)]
-    pieces = _pieces(spans.numpy().tobytes(), q.device)
+    pieces = _pieces(as_bytes(spans), q.device)
     for heads, group in _head_slices(queries):
         rowwise = [x[heads, group] for x in (above, queries, merged, merged_lse)]
         inputs = [*rowwise[:2], keys[heads], values[heads], *rowwise[2:]]

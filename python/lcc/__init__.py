@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,6 +67,21 @@ __all__ = [
     "register",
     "remove_checkpoint",
 ]
+
+# What the extra ``lcc`` of the distribution installs.
+_NEEDED = (
+    "transformers",
+    "peft",
+    "accelerate",
+    "filelock",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "typer",
+    "rich",
+)
+if _missing := [name for name in _NEEDED if find_spec(name) is None]:
+    raise ModuleNotFoundError(f"lcc needs {', '.join(_missing)}: pip install 'lcc-kernels[lcc]'")
 
 # The file of each public name.
 _FILES = {

@@ -1,10 +1,12 @@
 import dataclasses
+from struct import iter_unpack
 
 import pytest
 import torch
 from hypothesis import given, settings
 
 from lcc_kernels import BottleneckLayout
+from lcc_kernels.bottleneck.layout import as_bytes
 from tests.lcc_kernels.bottleneck.layouts import AWKWARD, role_mask, small_layouts
 
 
@@ -84,3 +86,12 @@ def test_spans_partition_the_row(name):
 def test_thousands_of_segments_cost_no_square():
     layout = BottleneckLayout(5, 100_000, 6_250, (3,) * 5_000)
     assert layout.spans.shape == (5_002, 4)
+
+
+@pytest.mark.parametrize("layouts", [[], [BottleneckLayout(2, 9, 4, (3, 5))] * 2])
+def test_the_bytes_of_spans_are_their_numbers(layouts):
+    spans = BottleneckLayout.pack(layouts).spans if layouts else torch.zeros(0, 4, dtype=torch.int64)
+    rows = [tuple(row) for row in spans.tolist()]
+    assert [*iter_unpack("=4q", as_bytes(spans))] == rows
+    strided = torch.stack((spans, -spans), dim=2)[..., 0]
+    assert [*iter_unpack("=4q", as_bytes(strided))] == rows
