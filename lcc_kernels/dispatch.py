@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import torch
 
 from .gpu import gpu_missing, gpu_refusal
+from .modes import without_autocast
 
 
 class BackendUnavailableError(RuntimeError):
@@ -49,7 +50,7 @@ def available_backends(op: str) -> dict[str, str | None]:
 
 
 def select(op: str, backend: str, *args: object, **kwargs: object) -> Callable:
-    """Return the function that runs ``op`` on these arguments.
+    """Return the function that runs ``op`` on these arguments, outside autocast.
 
     Raises:
         ValueError: unknown op or backend.
@@ -61,14 +62,14 @@ def select(op: str, backend: str, *args: object, **kwargs: object) -> Callable:
         for name, candidate in backends.items():
             reasons[name] = _reason(candidate, args, kwargs)
             if candidate.automatic and reasons[name] is None:
-                return candidate.run
+                return without_autocast(candidate.run)
         raise BackendUnavailableError(f"no backend of {op} can run here: {reasons}")
     if backend not in backends:
         raise ValueError(f"{op} has no backend {backend!r}; it has {', '.join(backends)}")
     reason = _reason(backends[backend], args, kwargs)
     if reason is not None:
         raise BackendUnavailableError(f"{op}: backend {backend!r} cannot run: {reason}")
-    return backends[backend].run
+    return without_autocast(backends[backend].run)
 
 
 def _backends(op: str) -> dict[str, Backend]:

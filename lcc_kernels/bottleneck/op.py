@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..dispatch import select
+from ..modes import refuse_transforms
 from . import backends  # noqa: F401  registers them
 from .layout import BottleneckLayout
 
@@ -35,8 +36,10 @@ def bottleneck_attention(
     Raises:
         ValueError: shapes, dtypes or devices do not fit one another or the layout, or the backend is unknown.
         BackendUnavailableError: ``backend`` cannot run here or on these tensors.
+        RuntimeError: a transform of ``torch.func`` differentiates it, or forward mode.
     """
     _check(q, k, v, layout)
+    refuse_transforms("bottleneck_attention", q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     out, lse = torch.ops.lcc_kernels.bottleneck_attention(q, k, v, layout.spans, scale, backend)
     return (out, lse) if return_lse else out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.distributed import ProcessGroup
 
+from ..modes import refuse_transforms, without_autocast
 from . import reference
 from .groups import valid_columns
 from .options import KLOptions
@@ -65,6 +66,7 @@ def linear_kl(
     Raises:
         ValueError: shapes, dtypes or an option do not fit, or the teacher or ``row_weight`` requires a gradient.
         BackendUnavailableError: ``backend`` cannot run on these arguments.
+        RuntimeError: a transform of ``torch.func`` differentiates it, or forward mode; ``reference`` takes them.
     """
     _check_pair(student_hidden, teacher_hidden)
     _check_head(student_hidden, weight, bias)
@@ -77,8 +79,9 @@ def linear_kl(
     )
     pair = student_hidden, teacher_hidden
     if backend == "reference":
-        rows = reference.linear_kl_rows(*pair, weight, bias, row_weight, options)
+        rows = without_autocast(reference.linear_kl_rows)(*pair, weight, bias, row_weight, options)
     else:
+        refuse_transforms("linear_kl", student_hidden)
         wanted = _wants_gradient(student_hidden)
         rows, _ = linear_kl_rows(*pair, weight, bias, row_weight, backend, wanted, *options.arguments)
     return _reduce(rows, row_weight, reduction)
@@ -115,6 +118,7 @@ def kl_from_logits(
     Raises:
         ValueError: shapes, dtypes or an option do not fit, or the teacher or ``row_weight`` requires a gradient.
         BackendUnavailableError: ``backend`` cannot run on these arguments.
+        RuntimeError: a transform of ``torch.func`` differentiates it, or forward mode; ``reference`` takes them.
     """
     _check_pair(student_logits, teacher_logits)
     _check_rows(student_logits, row_weight, reduction)
@@ -124,8 +128,9 @@ def kl_from_logits(
     )
     pair = student_logits[:, :columns], teacher_logits[:, :columns]
     if backend == "reference":
-        rows = reference.kl_rows(*pair, row_weight, options)
+        rows = without_autocast(reference.kl_rows)(*pair, row_weight, options)
     else:
+        refuse_transforms("kl_from_logits", student_logits)
         rows, _ = kl_rows(*pair, row_weight, backend, _wants_gradient(student_logits), *options.arguments)
     return _reduce(rows, row_weight, reduction)
 
