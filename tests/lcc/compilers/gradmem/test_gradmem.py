@@ -1,0 +1,151 @@
+"""The compiler ``gradmem``: it needs no training, goes on from what was learned, and its memories go anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import lcc
+from lcc.cli import app as cli
+from lcc.compilers.gradmem.learned import OF_MODEL, Learned, writing_model
+from lcc.compilers.gradmem.writing import memory_kv, write
+from lcc.modeling.fingerprint import fingerprint
+from lcc.modeling.lora import frozen
+from lcc.modeling.prefill import prefill
+from tests.support.tiny_models import tiny_model
+
+FORMS = ("embeddings", "kv")
+
+
+@pytest.fixture
+def job(llama, tokenizer, text):
+    def run(**overrides):
+        options = {"compiler": "gradmem", "ratio": 8, "progress": False, "certify": False}
+        return lcc.compile(llama, tokenizer, text, **(options | overrides))
+
+    return run
+
+
+def learned_of(model, text_ids, form, tokens=20, seed=0):
+    """Something that was learned: a start, a projection and step sizes that are no defaults."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        learned = Learned.of_text(model, prefill(model, [1, 2]), text_ids, tokens, form, [0.5, 0.25])
+        learned = learned.with_projection()
+        for tensor in learned.parameters().values():
+            tensor.add_(0.05 * torch.randn(tensor.shape))
+    return learned
+
+
+def saved(learned, model, path):
+    digests = fingerprint(model)
+    learned.save(path, {name: digests[name] for name in OF_MODEL}, {}, [])
+    return str(path)
+
+
+def test_without_writes_it_is_the_texts_first_tokens(job, llama, tokenizer, text):
+    memory = job(writes=0)
+    ids = tokenizer(text).input_ids[: memory.buffer_tokens]
+    with torch.no_grad():
+        read = prefill(llama, [*memory.prefix_ids, *ids]).tail(memory.buffer_tokens)
+    torch.testing.assert_close(memory.kv.keys, read.unrotated(llama).keys)
+    torch.testing.assert_close(memory.kv.values, read.values)
+    assert memory.compiler == {"name": "gradmem"}
+    assert memory.curve == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_writes_lower_the_texts_loss(job, form):
+    memory = job(form=form, writes=5, write_rate=0.05)
+    losses = [point["loss"] for point in memory.curve]
+    assert len(losses) == 5
+    assert losses == sorted(losses, reverse=True)
+    assert not torch.equal(memory.kv.keys, job(form=form, writes=0).kv.keys)
+    assert torch.equal(memory.kv.keys, job(form=form, writes=5, write_rate=0.05).kv.keys)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_writes_from_what_was_learned(job, llama, tokenizer, text, tmp_path, form):
+    ids = tokenizer(text).input_ids
+    learned = learned_of(llama, ids, form)
+    path = saved(learned, llama, tmp_path / "learned")
+    memory = job(learned=path)
+    with frozen(llama):
+        with torch.no_grad():
+            prefix = prefill(llama, memory.prefix_ids)
+        texts = torch.tensor([ids])
+        start = learned.memories(1, memory.buffer_tokens)
+        counted = torch.ones_like(texts, dtype=torch.bool)
+        rates = [*learned.rates, learned.rates[-1]]
+        for writes, settings in ((2, {}), (3, {"writes": 3}), (1, {"writes": 1})):
+            written = write(llama, prefix, start, texts, counted, rates[:writes], "none", learned.used).memory
+            expected = memory_kv(llama, prefix, learned.used(written))
+            kv = job(learned=path, **settings).kv
+            torch.testing.assert_close(kv.keys, expected.keys, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(kv.values, expected.values, rtol=1e-4, atol=1e-5)
+    assert memory.settings["learned_digest"] == hashlib.sha256((tmp_path / "learned").read_bytes()).hexdigest()
+
+
+def test_a_lora_acts_in_writes_alone(job, llama, tokenizer, text, tmp_path):
+    learned = learned_of(llama, tokenizer(text).input_ids, "embeddings")
+    plain = job(learned=saved(learned, llama, tmp_path / "plain"))
+    untouched = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    with writing_model(llama, {}, rank=2) as (_, lora):
+        learned.lora = {name: tensor.detach().clone() for name, tensor in lora.items()}
+    path = saved(learned, llama, tmp_path / "zero")
+    torch.testing.assert_close(job(learned=path).kv.keys, plain.kv.keys)
+    learned.lora = {name: tensor + 0.1 for name, tensor in learned.lora.items()}
+    path = saved(learned, llama, tmp_path / "lora")
+    assert not torch.allclose(job(learned=path).kv.keys, plain.kv.keys)
+    still = job(learned=path, writes=0).kv
+    torch.testing.assert_close(still.keys, job(learned=str(tmp_path / "plain"), writes=0).kv.keys)
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in llama.state_dict().items())
+
+
+def test_what_cannot_be_learned_from_is_refused(job, llama, tokenizer, text, tmp_path):
+    learned = learned_of(llama, tokenizer(text).input_ids, "kv", tokens=3)
+    path = saved(learned, llama, tmp_path / "short")
+    with pytest.raises(lcc.InputError, match=r"starts memories of 3 tokens at most, and this one has \d+: raise"):
+        job(learned=path)
+    with pytest.raises(lcc.InputError, match="starts memories of the form 'kv': leave form out"):
+        job(learned=path, form="embeddings")
+    with pytest.raises(lcc.MemoryFileError, match=r"cannot read .*missing"):
+        job(learned=str(tmp_path / "missing"))
+    with pytest.raises(lcc.MismatchError, match="is not the file that it was"):
+        job(learned=path, learned_digest="0")
+    other = tiny_model("llama", initializer_range=0.5, hidden_size=48, intermediate_size=32)
+    foreign = saved(learned_of(other, [3, 4, 5], "kv"), other, tmp_path / "foreign")
+    with pytest.raises(lcc.MismatchError, match="was learned for another model"):
+        job(learned=foreign)
+    for settings in ({"writes": -1}, {"write_rate": -0.5}, {"form": "adapter"}):
+        with pytest.raises(lcc.InputError, match=next(iter(settings))):
+            job(**settings)
+
+
+def test_its_memories_go_wherever_a_memory_goes(job, llama, tokenizer, tmp_path):
+    memory = job(certify=True)
+    assert memory.certificate["general"]["answers"] == 4
+    memory.save(tmp_path / "m")
+    loaded = lcc.Memory.load(tmp_path / "m")
+    loaded.verify(llama, tokenizer)
+    (answer,) = lcc.ask(llama, tokenizer, loaded, ["Where does Mara live?"], max_new_tokens=4)
+    inputs = lcc.prompt(llama, tokenizer, loaded, ["Where does Mara live?"])
+    ids = llama.generate(**inputs, past_key_values=lcc.attach(llama, loaded), max_new_tokens=4, do_sample=False)
+    assert tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip() == answer
+    assert lcc.export(llama, loaded, tmp_path / "s", "safetensors").exists()
+    assert lcc.quantize(loaded, "int8", llama, tokenizer, answers=2, max_new_tokens=2).compiler == memory.compiler
+
+
+def test_the_command_line_names_it(tokenizer, text, tmp_path, llama):
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "text").write_text(text)
+    command = ["compile", str(tmp_path / "text"), "-o", str(tmp_path / "m"), "--model", str(tmp_path / "model")]
+    command += ["--compiler", "gradmem", "--ratio", "8", "--set", "writes=2", "--set", "write_rate=0.1", "--json"]
+    shown = CliRunner().invoke(cli.app, command)
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["compiler"] == {"name": "gradmem"}
