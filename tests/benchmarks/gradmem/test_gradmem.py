@@ -82,5 +82,5 @@ def test_a_row_for_each_stage(tmp_path, capsys):
     for row in rows:
         assert row["over"]
         assert row["steps"] == sum(2 for _ in row["curve"])
-        assert {"exact", "seed", "learning_rate", "rate", "curriculum", "commit"} <= row.keys()
+        assert {"exact", "cpu_seconds", "seconds", "seed", "learning_rate", "curriculum", "commit"} <= row.keys()
     assert len(capsys.readouterr().out.splitlines()) == sum(len(row["curve"]) for row in rows)
