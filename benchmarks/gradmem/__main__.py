@@ -7,6 +7,7 @@ The paper trains for up to a million steps at a learning rate of 1e-4. This has 
 A stage ends when ``PASSED`` of the contexts are answered, or its share of the arm's seconds is used up. Both kinds of
 gradient get the same seconds, in which the cheaper one takes more steps. Seconds are those of the processor, so that
 other work on the machine costs an arm nothing. Rows are written at each measurement; their seconds are the arm's.
+A second call goes on where a killed one stopped.
 """
 
 from __future__ import annotations
@@ -32,24 +33,27 @@ KEY = itemgetter("grad_mode", "writes", "rate", "seed", "pairs")
 
 
 def run(arm: Arm, stages: dict[int, float], seconds: float, every: int, samples: int, sweep: Sweep) -> None:
-    """Train one arm through the stages."""
-    learner, where, began, used_before = Learner(arm), describe(), time.monotonic(), time.process_time()
-    for pairs, share in stages.items():
-        curve: list[dict] = []
-        first, over = learner.steps, False
-        while not over:
-            losses = [learner.step(pairs) for _ in range(every)]
-            exact = learner.exact(pairs, samples)
-            used = time.process_time() - used_before
-            point = {"step": learner.steps, "loss": sum(losses) / every, "exact": exact}
-            point |= {"cpu_seconds": round(used, 1), "seconds": round(time.monotonic() - began, 1)}
-            curve.append(point)
-            over = used >= share * seconds or (exact >= PASSED and pairs != max(stages))
-            print(json.dumps({"grad_mode": arm.grad_mode, "writes": arm.writes, "pairs": pairs} | point), flush=True)
-            row = asdict(arm) | {"pairs": pairs, "exact": exact, "samples": samples, "steps": learner.steps - first}
-            row |= {"cpu_seconds": point["cpu_seconds"], "seconds": point["seconds"], "over": over}
-            row |= {"curriculum": list(stages), "passed": PASSED}
-            sweep.add(row | {"threads": torch.get_num_threads(), "curve": curve} | where)
+    """Train one arm through the stages, or on from where a killed run stopped."""
+    learner, where = Learner(arm), describe()
+    state = sweep.path.with_name(f"{sweep.path.name}.{arm.grad_mode}-{arm.writes}-{arm.seed}.unfinished")
+    told = learner.load(state) if state.exists() else {"curve": [], "cpu_seconds": 0.0, "seconds": 0.0, "stage": 0}
+    began, used = time.monotonic() - told["seconds"], time.process_time() - told["cpu_seconds"]
+    while told["stage"] < len(stages):
+        pairs = list(stages)[told["stage"]]
+        losses = [learner.step(pairs) for _ in range(every)]
+        exact = learner.exact(pairs, samples)
+        told |= {"cpu_seconds": time.process_time() - used, "seconds": time.monotonic() - began}
+        point = {"pairs": pairs, "step": learner.steps, "loss": sum(losses) / every, "exact": exact}
+        told["curve"].append(point | {name: round(told[name], 1) for name in ("cpu_seconds", "seconds")})
+        over = told["cpu_seconds"] >= stages[pairs] * seconds or (exact >= PASSED and pairs != max(stages))
+        print(json.dumps({"grad_mode": arm.grad_mode, "writes": arm.writes} | told["curve"][-1]), flush=True)
+        curve = [measured for measured in told["curve"] if measured["pairs"] == pairs]
+        row = asdict(arm) | told["curve"][-1] | {"samples": samples, "steps": every * len(curve), "over": over}
+        row |= {"curriculum": list(stages), "passed": PASSED, "threads": torch.get_num_threads()}
+        sweep.add(row | {"curve": curve} | where)
+        told["stage"] += over
+        learner.save(state, told)
+    state.unlink()
 
 
 def main(given: list[str] | None = None) -> None:
@@ -72,9 +76,11 @@ def main(given: list[str] | None = None) -> None:
         arguments.every, arguments.samples, arguments.seconds
     )  # fmt: skip
     sweep = Sweep(arguments.out, KEY)
+    done = {KEY(row) for row in sweep.rows if row["over"]}
     for writes, seed, mode in itertools.product(arguments.writes, arguments.seeds, arguments.modes):
         arm = Arm(mode, writes, seed, arguments.rate, arguments.text_weight, arguments.learning_rate)
-        run(arm, stages, seconds, every, samples, sweep)
+        if KEY(asdict(arm) | {"pairs": max(stages)}) not in done:
+            run(arm, stages, seconds, every, samples, sweep)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,9 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.gradmem.pairs import ASKING, LENGTH, VOCABULARY, Batch, draw
 from lcc.compilers.gradmem.attention import NAME
 from lcc.compilers.gradmem.writing import GradMode, Tensors, Written, no_prefix, predictions, token_losses, write
+from lcc.utils.tensor_files import load_tensors, save_tensors
 
 # Of the start, as the official code draws it.
 SPREAD = 0.02
+STATE_FORMAT = "gradmem-bench-1"
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,30 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+    def save(self, path: Path, told: dict[str, Any]) -> None:
+        """Write all that the training depends on, and what is ``told`` of it so far."""
+        tensors = {}
+        for number, parameter in enumerate(self.parameters):
+            state = self.optimizer.state[parameter] | {"parameter": parameter}
+            tensors |= {f"{name} {number}": tensor for name, tensor in state.items()}
+        save_tensors(path, STATE_FORMAT, tensors, {"steps": self.steps, "told": told, "arm": asdict(self.arm)})
+
+    def load(self, path: Path) -> dict[str, Any]:
+        """Go on from what ``save`` wrote; returns what was told.
+
+        Raises:
+            ValueError: it is of another arm.
+        """
+        tensors, metadata = load_tensors(path, STATE_FORMAT)
+        if metadata["arm"] != asdict(self.arm):
+            raise ValueError(f"{path} is of another training: finish it with its own options, or delete it")
+        self.steps = metadata["steps"]
+        for number, parameter in enumerate(self.parameters):
+            own = {name.split()[0]: tensor for name, tensor in tensors.items() if name.split()[1] == str(number)}
+            parameter.data.copy_(own.pop("parameter"))
+            self.optimizer.state[parameter] = own
+        return metadata["told"]
 
     def _read(self, memory: Tensors, batch: Batch) -> torch.Tensor:
         return token_losses(self.model, no_prefix(self.model), memory, batch.reads, batch.answers).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from benchmarks.common.results_file import load_rows
@@ -74,13 +75,32 @@ def test_arms_differ_in_their_gradient_alone():
 
 
 def test_a_row_for_each_stage(tmp_path, capsys):
-    contrast.main(["--smoke", "--writes", "1", "--out", str(tmp_path / "rows.json")])
+    command = ["--smoke", "--writes", "1", "--out", str(tmp_path / "rows.json")]
+    contrast.main(command)
     rows = load_rows(tmp_path / "rows.json")
     assert [(row["grad_mode"], row["pairs"]) for row in rows] == [
         ("second", 1), ("second", 2), ("first", 1), ("first", 2),
     ]  # fmt: skip
     for row in rows:
         assert row["over"]
-        assert row["steps"] == sum(2 for _ in row["curve"])
+        assert row["steps"] == 2 * len(row["curve"])
         assert {"exact", "cpu_seconds", "seconds", "seed", "learning_rate", "curriculum", "commit"} <= row.keys()
     assert len(capsys.readouterr().out.splitlines()) == sum(len(row["curve"]) for row in rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+    contrast.main(command)
+    assert load_rows(tmp_path / "rows.json") == rows
+    assert not capsys.readouterr().out
+
+
+def test_a_killed_training_goes_on(tmp_path):
+    whole, killed = (Learner(Arm("second", 1, 0)) for _ in range(2))
+    for _ in range(2):
+        whole.step(1)
+        killed.step(1)
+    killed.save(tmp_path / "state", {"stage": 0})
+    resumed = Learner(Arm("second", 1, 0))
+    assert resumed.load(tmp_path / "state") == {"stage": 0}
+    assert resumed.step(1) == whole.step(1)
+    assert all(map(torch.equal, resumed.parameters, whole.parameters))
+    with pytest.raises(ValueError, match="of another training"):
+        Learner(Arm("first", 1, 0)).load(tmp_path / "state")
