@@ -90,6 +90,16 @@ def test_it_writes_from_what_was_learned(job, llama, tokenizer, text, tmp_path, 
     assert memory.settings["learned_digest"] == hashlib.sha256((tmp_path / "learned").read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_projection_is_w_m_plus_b(llama, form):
+    learned = learned_of(llama, [3, 4, 5, 6], form)
+    name, start = next(iter(learned.start.items()))
+    weight, bias = (learned.projection[f"{name}.{part}"] for part in ("weight", "bias"))
+    head = (1,) * (start.ndim - 2)
+    used = learned.used(learned.memories(2, 4))[name]
+    torch.testing.assert_close(used[(0, *head, 3)], weight[head] @ start[(*head, 3)] + bias[(*head, 0)])
+
+
 def test_a_lora_acts_in_writes_alone(job, llama, tokenizer, text, tmp_path):
     learned = learned_of(llama, tokenizer(text).input_ids, "embeddings")
     plain = job(learned=saved(learned, llama, tmp_path / "plain"))
