@@ -21,7 +21,12 @@ NAME = re.compile(r"[A-Za-z0-9_-]+")
 # Other packages name their compilers under this entry point group: a command knows them without an import.
 PLUGINS = "lcc.compilers"
 # The package's own: the file of each, imported when it is asked for, and torch with it.
-_FILES = {"lcc": "lora", "direct_kv": "direct_kv", "gradmem": "gradmem.compiler"}
+_FILES = {
+    "lcc": "lora",
+    "direct_kv": "direct_kv",
+    "attention_matching": "attention_matching.compiler",
+    "gradmem": "gradmem.compiler",
+}
 C = TypeVar("C", bound=type)
 _registered: dict[str, Any] = {}
 

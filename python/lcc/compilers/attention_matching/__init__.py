@@ -1,0 +1,1 @@
+"""Attention Matching (arXiv 2602.16284)."""

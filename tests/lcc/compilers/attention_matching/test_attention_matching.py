@@ -1,0 +1,107 @@
+"""The compiler ``attention_matching``: what it keeps, where it stands, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import lcc
+from lcc.compilers.attention_matching.compiler import Matching, _before_reader, _matching, _read
+from lcc.compilers.attention_matching.heads import SELECTIONS
+from lcc.inference.reader import Reader
+from lcc.modeling.prefill import prefill
+from lcc.modeling.scoring import Completion, completion_states, token_divergence
+from lcc.synthetic.people import document
+from lcc.text.chat_format import ChatFormat
+from tests.support.tiny_models import tiny_model
+
+PREFIX, TEXT = [1, 2], [5, 9, 12, 7, 30, 41, 8, 3, 17, 22, 11, 6]
+ASKED = [Completion((4, 5), (6, 7, 8)), Completion((10, 11, 12), (13,)), Completion((14,), (15, 16))]
+MODELS = ("llama", "qwen3", "mistral")
+
+
+@torch.no_grad()
+def matched(model, kept, select="highest_attention", fold=False):
+    """The matching of a pass, and the last hidden states of its queries."""
+    text = _before_reader(model, PREFIX, TEXT, kept)
+    matching = Matching(len(PREFIX), len(text), kept, _read(ASKED), SELECTIONS[select], fold)
+    with _matching(model, matching):
+        return matching, completion_states(model, text, ASKED)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_nothing_dropped_is_the_text_itself(name):
+    model = tiny_model(name).double()
+    with torch.no_grad():
+        text = prefill(model, [*PREFIX, *TEXT])
+        wanted = completion_states(model, text, ASKED)
+        matching, states = matched(model, len(TEXT))
+        kv = matching.kv().unrotated(model)
+    torch.testing.assert_close(states, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kv.keys, text.tail(len(TEXT)).unrotated(model).keys, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("select", SELECTIONS)
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_reader_of_the_memory_sees_what_the_pass_saw(name, select, fold):
+    model = tiny_model(name)
+    matching, states = matched(model, 5, select, fold)
+    with torch.no_grad():
+        prefix, memory = prefill(model, PREFIX), matching.kv().unrotated(model).rotated(model, len(PREFIX))
+        read = completion_states(model, memory.after(prefix), ASKED)
+    torch.testing.assert_close(read, states, rtol=1e-3, atol=1e-3)
+
+
+def compiled(model, tokenizer, text, **options):
+    return lcc.compile(
+        model, tokenizer, text, compiler="attention_matching", **({"ratio": 4, "progress": False} | options)
+    )
+
+
+def test_nothing_is_asked_and_nothing_is_left_behind(llama, tokenizer, text, data_made):
+    before = {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    attention = llama.config._attn_implementation
+    memory = compiled(llama, tokenizer, text, certify=False)
+    assert data_made == []
+    assert memory.curve == []
+    assert memory.compiler == {"name": "attention_matching"}
+    assert memory.settings["matched_keys"] == "highest_attention"
+    assert memory.settings["matched_mass"] is True
+    assert llama.config._attn_implementation == attention
+    assert not any(hasattr(module, "matching") for module in llama.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in llama.state_dict().items())
+    again = compiled(llama, tokenizer, text, certify=False)
+    assert torch.equal(memory.kv.keys, again.kv.keys)
+    assert torch.equal(memory.kv.values, again.kv.values)
+
+
+def test_it_is_nearer_to_the_text_than_the_texts_first_tokens(embedded):
+    model, tokenizer = embedded
+    chat, told = ChatFormat.of(tokenizer), document(random.Random(5), people=8, attributes=3)
+    questions = [question.text for question in told.questions()][::6]
+    memory = compiled(model, tokenizer, told.text, ratio=8, certify=False)
+    first = prefill(model, [*chat.prefix_ids, *chat.ids(told.text)[: memory.buffer_tokens]])
+    said = Reader.of_text(model, chat, told.text).say(questions, 12)
+
+    def distance(reader):
+        return token_divergence(model, said.again(reader).states, said.states).mean().item()
+
+    assert distance(Reader.of_memory(model, chat, memory)) < 0.6 * distance(Reader(model, chat, first))
+
+
+def test_reference_queries_are_within_their_tokens(llama, tokenizer, text):
+    whole, few = (compiled(llama, tokenizer, text, certify=False, matched_tokens=most) for most in (4096, 64))
+    assert not torch.equal(whole.kv.values, few.kv.values)
+    with pytest.raises(lcc.InputError, match="matched_tokens"):
+        compiled(llama, tokenizer, text, matched_tokens=0)
+    with pytest.raises(lcc.InputError, match="matched_keys"):
+        compiled(llama, tokenizer, text, matched_keys="best")
+
+
+def test_a_memory_of_any_float_dtype(llama, tokenizer, text):
+    memory = compiled(llama.to(torch.bfloat16), tokenizer, text, certify=False)
+    assert memory.kv.keys.dtype == torch.bfloat16
+    assert memory.kv.keys.isfinite().all()
