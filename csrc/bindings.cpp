@@ -21,7 +21,7 @@ namespace linear_kl = lcc::linear_kl;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kAbi = 2;  // as in lcc_kernels/library.py; both rise when an op's signature changes
+constexpr int64_t kAbi = 3;  // as in lcc_kernels/library.py; both rise when an op's signature changes
 
 int64_t abi() { return kAbi; }
 
@@ -44,8 +44,8 @@ linear_kl::Dtype kl_dtype_of(const Tensor& tensor) {
   }
 }
 
-void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> row_weight, int64_t kind, double inner,
-             double outer, bool capped, double beta, bool with_grad) {
+void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> row_weight, int64_t kind, int64_t shape,
+             double inner, double scale, double factor, double beta, bool with_grad) {
   STD_TORCH_CHECK(student.dim() == 2 && teacher.dim() == 2 && student.size(0) == teacher.size(0) &&
                       student.size(1) == teacher.size(1) && loss.numel() == student.size(0),
                   "logits must both be (rows, vocab) and loss (rows,)");
@@ -70,13 +70,14 @@ void kl_rows(Tensor student, Tensor teacher, Tensor loss, std::optional<Tensor> 
       teacher.stride(0),
       static_cast<int>(student.size(0)),
       static_cast<int>(student.size(1)),
-      {static_cast<float>(inner), static_cast<float>(outer), capped},
+      {static_cast<float>(inner), static_cast<float>(scale), static_cast<float>(factor)},
       static_cast<float>(beta),
       with_grad,
   };
   const torch::stable::accelerator::DeviceGuard guard(student.get_device_index());
   const cudaError_t error =
-      linear_kl::launch(arguments, static_cast<linear_kl::Kind>(kind), kl_dtype_of(student), current_stream(student));
+      linear_kl::launch(arguments, static_cast<linear_kl::Kind>(kind), static_cast<linear_kl::Shape>(shape),
+                        kl_dtype_of(student), current_stream(student));
   STD_TORCH_CHECK(error == cudaSuccess, "kl_rows failed: ", cudaGetErrorString(error));
 }
 
@@ -182,8 +183,8 @@ void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::
 STABLE_TORCH_LIBRARY(lcc_kernels_cuda, library) {
   library.def("abi() -> int");
   library.def(
-      "kl_rows(Tensor(a!) student, Tensor teacher, Tensor(b!) loss, Tensor? row_weight, int kind, float inner, "
-      "float outer, bool capped, float beta, bool with_grad) -> ()");
+      "kl_rows(Tensor(a!) student, Tensor teacher, Tensor(b!) loss, Tensor? row_weight, int kind, int shape, "
+      "float inner, float scale, float factor, float beta, bool with_grad) -> ()");
   library.def(
       "attach_kv(Tensor keys, Tensor values, Tensor(a!)[] key_caches, Tensor(b!)[] value_caches, Tensor slots, "
       "Tensor cos, Tensor sin, Tensor? key_scale, Tensor? value_scale, bool interleaved, bool paged) -> ()");

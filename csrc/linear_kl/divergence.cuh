@@ -1,4 +1,5 @@
 // The arithmetic of the losses on float32 logits, for one thread: no framework, no memory. Compiles as plain C++ too.
+// Exponents and logarithms are of base 2: the factor on the logits then costs one fused multiply-add.
 #pragma once
 
 #include <cmath>
@@ -13,25 +14,48 @@ namespace lcc::linear_kl {
 
 enum class Kind { kForward, kReverse, kJsd, kMse };
 
-// Below every logit, and still finite: differences are taken of logits beyond the vocabulary and of peaks.
-constexpr float kLowest = -1e38f;
+// What is done to a raw logit before it is multiplied by a scale > 0.
+enum class Shape { kPlain, kNegated, kCapped };
 
-// Raw logit x to z = outer * tanh(inner * x), or inner * outer * x where nothing is capped.
+// Where a maximum starts. It is finite, since differences are taken of maxima.
+constexpr float kLowest = -1e38f;
+constexpr float kLog2E = 1.44269504088896340736f;
+constexpr float kLn2 = 0.69314718055994530942f;
+
+// One instruction on a GPU, where exp2f takes four more for results below 2^-126, which here are as good as 0.
+LCC_HOST_DEVICE float fast_exp2(float x) {
+#if defined(__CUDACC__) && defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+
+// weight * value, 0 where the weight is 0: also of an infinite value, or of the difference of two.
+LCC_HOST_DEVICE float weighed(float weight, float value) { return weight * (weight == 0.0f ? 0.0f : value); }
+
+// Raw logit to x, where z = scale * x is what the loss is about.
 struct Transform {
   float inner;
-  float outer;
-  bool capped;
+  float scale;
+  float factor;  // dz/d(raw logit), but for the derivative of tanh
 
-  LCC_HOST_DEVICE float operator()(float x) const { return outer * (capped ? tanhf(inner * x) : inner * x); }
+  template <Shape shape>
+  LCC_HOST_DEVICE float apply(float raw) const {
+    if constexpr (shape == Shape::kCapped) return tanhf(inner * raw);
+    return shape == Shape::kNegated ? -raw : raw;
+  }
 
-  // dz/dx, given z.
-  LCC_HOST_DEVICE float slope(float z) const {
-    const float tanh = capped ? z / outer : 0.0f;
-    return inner * outer * (1.0f - tanh * tanh);
+  // dz/d(raw logit) / factor, given x.
+  template <Shape shape>
+  static LCC_HOST_DEVICE float slope(float x) {
+    return shape == Shape::kCapped ? 1.0f - x * x : 1.0f;
   }
 };
 
-// KL(lead || trail) of a row, a few logits at a time: cross / lead_sum is the mean of lead - trail under lead,
+// KL(lead || trail) of a row in bits, a few logits at a time: cross / lead_sum is the mean of lead - trail under lead,
 // everything relative to peaks that may still rise (online softmax, arXiv 1805.02867).
 struct Moments {
   float lead_peak = kLowest;
@@ -41,19 +65,19 @@ struct Moments {
   float cross = 0.0f;
 
   template <int kCount>
-  LCC_HOST_DEVICE void add(const float (&lead)[kCount], const float (&trail)[kCount]) {
-    float new_lead_peak = lead_peak, new_trail_peak = trail_peak;
-    for (int i = 0; i < kCount; ++i) {
-      new_lead_peak = fmaxf(new_lead_peak, lead[i]);
-      new_trail_peak = fmaxf(new_trail_peak, trail[i]);
+  LCC_HOST_DEVICE void add(const float (&lead)[kCount], const float (&trail)[kCount], float scale) {
+    float lead_top = lead[0], trail_top = trail[0];
+    for (int i = 1; i < kCount; ++i) {
+      lead_top = fmaxf(lead_top, lead[i]);
+      trail_top = fmaxf(trail_top, trail[i]);
     }
-    raise_to(new_lead_peak, new_trail_peak);
+    raise_to(fmaxf(lead_peak, lead_top * scale), fmaxf(trail_peak, trail_top * scale));
     for (int i = 0; i < kCount; ++i) {
-      const float l = lead[i] - lead_peak, t = trail[i] - trail_peak;
-      const float likelihood = expf(l);
+      const float l = fmaf(lead[i], scale, -lead_peak), t = fmaf(trail[i], scale, -trail_peak);
+      const float likelihood = fast_exp2(l);
       lead_sum += likelihood;
-      trail_sum += expf(t);
-      cross += likelihood * (l - t);
+      trail_sum += fast_exp2(t);
+      cross += weighed(likelihood, l - t);
     }
   }
 
@@ -65,15 +89,15 @@ struct Moments {
     cross += other.cross;
   }
 
-  LCC_HOST_DEVICE float divergence() const { return cross / lead_sum - logf(lead_sum) + logf(trail_sum); }
+  LCC_HOST_DEVICE float divergence() const { return cross / lead_sum - log2f(lead_sum) + log2f(trail_sum); }
 
  private:
   LCC_HOST_DEVICE void raise_to(float new_lead_peak, float new_trail_peak) {
-    const float moved = (new_lead_peak - new_trail_peak) - (lead_peak - trail_peak);
-    const float decay = expf(lead_peak - new_lead_peak);
-    cross = (cross - lead_sum * moved) * decay;
+    const float moved = (new_lead_peak - lead_peak) - (new_trail_peak - trail_peak);
+    const float decay = fast_exp2(lead_peak - new_lead_peak);
+    cross = weighed(decay, cross - lead_sum * moved);
     lead_sum *= decay;
-    trail_sum *= expf(trail_peak - new_trail_peak);
+    trail_sum *= fast_exp2(trail_peak - new_trail_peak);
     lead_peak = new_lead_peak;
     trail_peak = new_trail_peak;
   }
@@ -90,42 +114,53 @@ struct Sums {
   }
 };
 
-// Transformed logits to log-probabilities.
-struct Normalizer {
-  float s_peak;
-  float s_log_sum;
-  float t_peak;
-  float t_log_sum;
+// log(own / mixture), given log(other / own) and the other's share of the mixture; no overflow at any ratio.
+LCC_HOST_DEVICE float log2_share(float log_ratio, float share) {
+  const float top = fmaxf(log_ratio, 0.0f);
+  return -top - log2f((1.0f - share) * fast_exp2(-top) + share * fast_exp2(log_ratio - top));
+}
 
-  LCC_HOST_DEVICE Normalizer(const Moments& m, Kind kind)
-      : s_peak(m.trail_peak), s_log_sum(logf(m.trail_sum)), t_peak(m.lead_peak), t_log_sum(logf(m.lead_sum)) {
-    if (kind == Kind::kReverse) {
-      s_peak = m.lead_peak, s_log_sum = logf(m.lead_sum), t_peak = m.trail_peak, t_log_sum = logf(m.trail_sum);
-    }
+// A whole row's distributions: what each logit adds to the loss of kJsd, and its gradient.
+template <Kind kind>
+struct Row {
+  float scale, beta;
+  float s_peak, t_peak, s_log_sum, t_log_sum;
+  float s_factor, t_factor;  // factors of the exponentials in the gradient: a probability, times what is constant
+  float centre;              // in bits
+
+  LCC_HOST_DEVICE Row(const Moments& m, const Transform& transform, float beta) : scale(transform.scale * kLog2E), beta(beta) {
+    constexpr bool student_leads = kind == Kind::kReverse;
+    s_peak = student_leads ? m.lead_peak : m.trail_peak;
+    t_peak = student_leads ? m.trail_peak : m.lead_peak;
+    const float s_sum = student_leads ? m.lead_sum : m.trail_sum, t_sum = student_leads ? m.trail_sum : m.lead_sum;
+    s_log_sum = log2f(s_sum);
+    t_log_sum = log2f(t_sum);
+    s_factor = transform.factor / s_sum;
+    t_factor = transform.factor / t_sum;
+    if (kind != Kind::kForward) s_factor *= kLn2;
+    if (kind == Kind::kJsd) s_factor *= 1.0f - beta;
+    centre = m.cross / m.lead_sum;
   }
 
-  LCC_HOST_DEVICE float log_p(float s) const { return s - s_peak - s_log_sum; }
-  LCC_HOST_DEVICE float log_q(float t) const { return t - t_peak - t_log_sum; }
+  // One token's part of KL(student || mixture) and KL(teacher || mixture), mixture = beta teacher + (1 - beta) student.
+  LCC_HOST_DEVICE Sums mixture_terms(float s, float t) const {
+    const float log_p = s_log(s) - s_log_sum, log_q = t_log(t) - t_log_sum;
+    return {weighed(fast_exp2(log_p), log2_share(log_q - log_p, beta)),
+            weighed(fast_exp2(log_q), log2_share(log_p - log_q, 1.0f - beta))};
+  }
+
+  // Gradient of the loss in the student's raw logit, but for the derivative of tanh.
+  LCC_HOST_DEVICE float gradient(float s, float t) const {
+    const float log_p = s_log(s), log_q = t_log(t);
+    const float p = fast_exp2(log_p) * s_factor;
+    if (kind == Kind::kForward) return p - fast_exp2(log_q) * t_factor;
+    if (kind == Kind::kReverse) return weighed(p, log_p - log_q - centre);
+    return weighed(p, log2_share((log_q - t_log_sum) - (log_p - s_log_sum), beta) - centre);
+  }
+
+ private:
+  LCC_HOST_DEVICE float s_log(float s) const { return fmaf(s, scale, -s_peak); }
+  LCC_HOST_DEVICE float t_log(float t) const { return fmaf(t, scale, -t_peak); }
 };
-
-// log(own / mixture), given log(other / own) and the other's share of the mixture; no overflow at any ratio.
-LCC_HOST_DEVICE float log_share(float log_ratio, float share) {
-  const float top = fmaxf(log_ratio, 0.0f);
-  return -top - logf((1.0f - share) * expf(-top) + share * expf(log_ratio - top));
-}
-
-// One token's part of KL(student || mixture) and KL(teacher || mixture), mixture = beta teacher + (1 - beta) student.
-LCC_HOST_DEVICE Sums mixture_terms(float log_p, float log_q, float beta) {
-  return {expf(log_p) * log_share(log_q - log_p, beta), expf(log_q) * log_share(log_p - log_q, 1.0f - beta)};
-}
-
-// Gradient of a row's loss in one transformed student logit. centre: the row's KL(student || teacher) for kReverse, its
-// KL(student || mixture) for kJsd.
-LCC_HOST_DEVICE float gradient(Kind kind, float log_p, float log_q, float centre, float beta) {
-  const float p = expf(log_p);
-  if (kind == Kind::kForward) return p - expf(log_q);
-  if (kind == Kind::kReverse) return p * (log_p - log_q - centre);
-  return (1.0f - beta) * p * (log_share(log_q - log_p, beta) - centre);
-}
 
 }  // namespace lcc::linear_kl

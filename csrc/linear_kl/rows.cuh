@@ -5,6 +5,8 @@
 
 #include <cooperative_groups.h>
 
+#include <type_traits>
+
 #include "../vector.cuh"
 #include "rows.h"
 
@@ -12,6 +14,9 @@ namespace lcc::linear_kl {
 
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / 32;
+
+template <int kWidth>
+using Width = std::integral_constant<int, kWidth>;
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 struct Cluster {
@@ -65,100 +70,136 @@ __device__ V merge_all(V value, const Cluster& cluster) {
   return total;
 }
 
-template <typename T, int kWidth>
-__device__ void load(const T* row, int column, int vocab, const Transform& transform, float (&z)[kWidth]) {
-  if (column + kWidth <= vocab) {
-    const auto vector = *reinterpret_cast<const Vector<T, kWidth>*>(row + column);
-    for (int i = 0; i < kWidth; ++i) z[i] = transform(static_cast<float>(vector.values[i]));
-  } else {
-    for (int i = 0; i < kWidth; ++i) {
-      z[i] = column + i < vocab ? transform(static_cast<float>(row[column + i])) : kLowest;
+// Columns of a row for one thread: whole vectors first, and at the end a column that is left over by those.
+struct Columns {
+  int first;
+  int step;
+  int vectors_end;  // behind the last whole vector of the row
+  int leftover;     // may lie beyond the vocabulary
+  int vocab;
+
+  template <int kWidth>
+  static __device__ Columns of(const Cluster& cluster, int vocab) {
+    const int thread = cluster.rank() * kThreads + static_cast<int>(threadIdx.x);
+    const int vectors_end = vocab / kWidth * kWidth;
+    return {thread * kWidth, cluster.size() * kThreads * kWidth, vectors_end, vectors_end + thread, vocab};
+  }
+
+  // body(column, width) for each, forwards.
+  template <int kWidth, typename Body>
+  __device__ void sweep(Body body) const {
+    for (int column = first; column < vectors_end; column += step) body(column, Width<kWidth>());
+    if (leftover < vocab) body(leftover, Width<1>());
+  }
+
+  template <int kWidth, typename Body>
+  __device__ void sweep_backwards(Body body) const {
+    if (leftover < vocab) body(leftover, Width<1>());
+    if (first >= vectors_end) return;
+    for (int column = first + (vectors_end - 1 - first) / step * step; column >= first; column -= step) {
+      body(column, Width<kWidth>());
     }
   }
+};
+
+template <typename T>
+struct Floats {
+  template <int kWidth>
+  static __device__ void of(const Vector<T, kWidth>& vector, float (&x)[kWidth]) {
+    for (int i = 0; i < kWidth; ++i) x[i] = static_cast<float>(vector.values[i]);
+  }
+};
+
+template <Shape shape, typename T, int kWidth>
+__device__ void load(const T* row, int column, const Transform& transform, float (&x)[kWidth]) {
+  Floats<T>::of(*reinterpret_cast<const Vector<T, kWidth>*>(row + column), x);
+  for (int i = 0; i < kWidth; ++i) x[i] = transform.apply<shape>(x[i]);
 }
 
 template <typename T, int kWidth>
-__device__ void store(T* row, int column, int vocab, const float (&gradient)[kWidth]) {
-  if (column + kWidth <= vocab) {
-    Vector<T, kWidth> vector;
-    for (int i = 0; i < kWidth; ++i) vector.values[i] = static_cast<T>(gradient[i]);
-    *reinterpret_cast<Vector<T, kWidth>*>(row + column) = vector;
-  } else {
-    for (int i = 0; i < kWidth && column + i < vocab; ++i) row[column + i] = static_cast<T>(gradient[i]);
-  }
+__device__ void store(T* row, int column, const float (&gradient)[kWidth]) {
+  Vector<T, kWidth> vector;
+  for (int i = 0; i < kWidth; ++i) vector.values[i] = static_cast<T>(gradient[i]);
+  *reinterpret_cast<Vector<T, kWidth>*>(row + column) = vector;
 }
 
-template <typename T, Kind kind, int kWidth>
+template <Shape shape, typename T, int kWidth>
+__device__ float mean_square(T* student, const T* teacher, const Arguments& a, const Cluster& cluster) {
+  const Transform transform = a.transform;
+  const float mean = 1.0f / a.vocab, factor = 2.0f * mean * transform.factor;
+  Sums squares;
+  Columns::of<kWidth>(cluster, a.vocab).template sweep<kWidth>([&](int column, auto width) {
+    float s[width.value], t[width.value];
+    load<shape>(student, column, transform, s);
+    load<shape>(teacher, column, transform, t);
+    for (int i = 0; i < width.value; ++i) {
+      const float difference = s[i] == t[i] ? 0.0f : transform.scale * (s[i] - t[i]);
+      squares.first += difference * difference;
+      s[i] = factor * difference * Transform::slope<shape>(s[i]);
+    }
+    if (a.with_grad) store(student, column, s);
+  });
+  return merge_all(squares, cluster).first * mean;
+}
+
+template <Kind kind, Shape shape, typename T, int kWidth>
+__device__ float divergence(T* student, const T* teacher, const Arguments& a, const Cluster& cluster) {
+  const Transform transform = a.transform;
+  const Columns columns = Columns::of<kWidth>(cluster, a.vocab);
+  const float scale = transform.scale * kLog2E;
+  Moments moments;
+  columns.template sweep<kWidth>([&](int column, auto width) {
+    float s[width.value], t[width.value];
+    load<shape>(student, column, transform, s);
+    load<shape>(teacher, column, transform, t);
+    if constexpr (kind == Kind::kReverse) {
+      moments.add(s, t, scale);
+    } else {
+      moments.add(t, s, scale);
+    }
+  });
+  moments = merge_all(moments, cluster);
+  Row<kind> row(moments, transform, a.beta);
+  float loss = moments.divergence();
+
+  if constexpr (kind == Kind::kJsd) {
+    Sums sums;
+    columns.template sweep<kWidth>([&](int column, auto width) {
+      float s[width.value], t[width.value];
+      load<shape>(student, column, transform, s);
+      load<shape>(teacher, column, transform, t);
+      for (int i = 0; i < width.value; ++i) sums.merge(row.mixture_terms(s[i], t[i]));
+    });
+    sums = merge_all(sums, cluster);
+    row.centre = sums.first;
+    loss = a.beta * sums.second + (1.0f - a.beta) * sums.first;
+  }
+  if (a.with_grad) {
+    columns.template sweep_backwards<kWidth>([&](int column, auto width) {
+      float s[width.value], t[width.value];
+      load<shape>(student, column, transform, s);
+      load<shape>(teacher, column, transform, t);
+      for (int i = 0; i < width.value; ++i) s[i] = row.gradient(s[i], t[i]) * Transform::slope<shape>(s[i]);
+      store(student, column, s);
+    });
+  }
+  return loss < 0.0f ? 0.0f : loss * kLn2;  // not fmaxf, which takes 0 for a NaN
+}
+
+template <typename T, Kind kind, Shape shape, int kWidth>
 __global__ void __launch_bounds__(kThreads) divergence_rows(Arguments a) {
   const Cluster cluster;
   const int row = blockIdx.x / cluster.size();
   if (a.row_weight != nullptr && a.row_weight[row] == 0.0f) return;
   T* const student = static_cast<T*>(a.student) + row * a.student_stride;
   const T* const teacher = static_cast<const T*>(a.teacher) + row * a.teacher_stride;
-  const Transform transform = a.transform;
-  const int vocab = a.vocab;
-  const int first = (cluster.rank() * kThreads + static_cast<int>(threadIdx.x)) * kWidth;
-  const int step = cluster.size() * kThreads * kWidth;
-  const bool writes_loss = cluster.rank() == 0 && threadIdx.x == 0;
-  float s[kWidth], t[kWidth];
-
+  float loss;
   if constexpr (kind == Kind::kMse) {
-    Sums squares;
-    const float mean = 1.0f / vocab;
-    for (int column = first; column < vocab; column += step) {
-      load(student, column, vocab, transform, s);
-      load(teacher, column, vocab, transform, t);
-      for (int i = 0; i < kWidth; ++i) {
-        const float difference = s[i] - t[i];
-        squares.first += difference * difference;
-        s[i] = 2.0f * mean * difference * transform.slope(s[i]);
-      }
-      if (a.with_grad) store(student, column, vocab, s);
-    }
-    const float total = merge_all(squares, cluster).first;
-    if (writes_loss) a.loss[row] = total * mean;
-    return;
+    loss = mean_square<shape, T, kWidth>(student, teacher, a, cluster);
+  } else {
+    loss = divergence<kind, shape, T, kWidth>(student, teacher, a, cluster);
   }
-
-  Moments moments;
-  for (int column = first; column < vocab; column += step) {
-    load(student, column, vocab, transform, s);
-    load(teacher, column, vocab, transform, t);
-    if constexpr (kind == Kind::kReverse) {
-      moments.add(s, t);
-    } else {
-      moments.add(t, s);
-    }
-  }
-  moments = merge_all(moments, cluster);
-  const Normalizer normalizer(moments, kind);
-  float loss = moments.divergence(), centre = loss;
-
-  if constexpr (kind == Kind::kJsd) {
-    Sums sums;
-    for (int column = first; column < vocab; column += step) {
-      load(student, column, vocab, transform, s);
-      load(teacher, column, vocab, transform, t);
-      for (int i = 0; i < kWidth; ++i) {
-        sums.merge(mixture_terms(normalizer.log_p(s[i]), normalizer.log_q(t[i]), a.beta));
-      }
-    }
-    sums = merge_all(sums, cluster);
-    centre = sums.first;
-    loss = a.beta * sums.second + (1.0f - a.beta) * sums.first;
-  }
-  if (writes_loss) a.loss[row] = loss < 0.0f ? 0.0f : loss;  // not fmaxf, which takes 0 for a NaN
-  if (!a.with_grad || first >= vocab) return;
-
-  for (int column = first + (vocab - 1 - first) / step * step; column >= first; column -= step) {
-    load(student, column, vocab, transform, s);
-    load(teacher, column, vocab, transform, t);
-    for (int i = 0; i < kWidth; ++i) {
-      const float g = gradient(kind, normalizer.log_p(s[i]), normalizer.log_q(t[i]), centre, a.beta);
-      s[i] = g * transform.slope(s[i]);
-    }
-    store(student, column, vocab, s);
-  }
+  if (cluster.rank() == 0 && threadIdx.x == 0) a.loss[row] = loss;
 }
 
 }  // namespace lcc::linear_kl

@@ -25,6 +25,6 @@ struct Arguments {
   bool with_grad;
 };
 
-cudaError_t launch(const Arguments& arguments, Kind kind, Dtype dtype, cudaStream_t stream);
+cudaError_t launch(const Arguments& arguments, Kind kind, Shape shape, Dtype dtype, cudaStream_t stream);
 
 }  // namespace lcc::linear_kl

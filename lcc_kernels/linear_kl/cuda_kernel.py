@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .options import KLOptions
-
-# The order of csrc/linear_kl/divergence.cuh's Kind.
-KINDS = {"forward": 0, "reverse": 1, "jsd": 2, "mse": 3}
+from .options import KINDS, SHAPES, KLOptions
 
 
 def divergence_(
@@ -25,10 +22,11 @@ def divergence_(
         teacher,
         loss,
         None if row_weight is None else row_weight.float().contiguous(),
-        KINDS[options.kind],
+        KINDS.index(options.kind),
+        SHAPES.index(options.shape),
         options.inner,
-        options.outer,
-        options.softcap is not None,
+        options.scale,
+        options.factor,
         options.beta,
         with_grad,
     )

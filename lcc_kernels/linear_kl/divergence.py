@@ -11,18 +11,22 @@ from torch.nn.functional import log_softmax, softmax
 
 from .options import KLOptions
 
+RowSums = tuple[torch.Tensor, torch.Tensor | None]
+
 
 @dataclass(frozen=True)
 class Pair:
     """Some or all columns of some rows.
 
     ``student`` and ``teacher`` (rows, columns) are log-probabilities over the whole vocabulary, for ``mse`` transformed
-    logits. Exponentials are computed once, when first needed.
+    logits. Exponentials are computed once, when first needed. ``finite`` takes them to be finite, which is quicker, and
+    which finite losses then prove.
     """
 
     student: torch.Tensor
     teacher: torch.Tensor
     options: KLOptions
+    finite: bool
 
     @cached_property
     def p(self) -> torch.Tensor:
@@ -35,12 +39,18 @@ class Pair:
         return self.teacher.exp()
 
     @cached_property
+    def difference(self) -> torch.Tensor:
+        """Student minus teacher, 0 between equal infinities."""
+        difference = self.student - self.teacher
+        return difference if self.finite else difference.masked_fill_(self.student == self.teacher, 0.0)
+
+    @cached_property
     def mixture(self) -> torch.Tensor:
         """Log-probabilities of m = beta q + (1 - beta) p."""
         beta = self.options.beta
         return torch.logaddexp(self.teacher + math.log(beta), self.student + math.log1p(-beta))
 
-    def row_sums(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def row_sums(self) -> RowSums:
         """Each row's loss (rows,), for ``mse`` not yet a mean, and what ``gradient`` centres on (rows,) or None.
 
         ``forward``: KL(q || p), LCC Eqs. 2-4. ``reverse``: KL(p || q). ``jsd`` (GKD, arXiv 2306.13649):
@@ -48,26 +58,40 @@ class Pair:
         """
         kind, beta = self.options.kind, self.options.beta
         if kind == "mse":
-            return (self.student - self.teacher).square_().sum(-1), None
+            return self.difference.square().sum(-1), None
         if kind == "forward":
-            return (self.teacher - self.student).mul_(self.q).sum(-1), None
+            return self._mean(self.q, self.teacher - self.student), None
         if kind == "reverse":
-            loss = (self.student - self.teacher).mul_(self.p).sum(-1)
+            loss = self._mean(self.p, self.student - self.teacher)
             return loss, loss
-        from_teacher = (self.teacher - self.mixture).mul_(self.q).sum(-1)
-        from_student = (self.student - self.mixture).mul_(self.p).sum(-1)
+        from_teacher = self._mean(self.q, self.teacher - self.mixture)
+        from_student = self._mean(self.p, self.student - self.mixture)
         return beta * from_teacher + (1 - beta) * from_student, from_student
+
+    def _mean(self, probability: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Row sums (rows,) of their product, which a token of probability 0 is no part of; ``value`` is overwritten.
+
+        Such a token's value may be infinite, or the NaN between two logits of -inf. nansum leaves it out. The NaN of a
+        row's own logits is in all its probabilities, so that those of one column bring it back.
+        """
+        value.mul_(probability)
+        if self.finite:
+            return value.sum(-1)
+        broken = (self.student[:, :1].exp() + self.teacher[:, :1].exp()).mul_(0.0).sum(-1)
+        return value.nansum(-1).add_(broken)
 
     def gradient(self, centre: torch.Tensor | None) -> torch.Tensor:
         """Gradient (rows, columns) of the whole rows' losses in the transformed student logits."""
         if self.options.kind == "mse":
-            return (self.student - self.teacher).mul_(2.0)
+            return self.difference * 2.0
         if self.options.kind == "forward":
             return self.p - self.q
         assert centre is not None
-        if self.options.kind == "reverse":
-            return (self.student - self.teacher).sub_(centre[:, None]).mul_(self.p)
-        return (self.student - self.mixture).sub_(centre[:, None]).mul_(self.p).mul_(1 - self.options.beta)
+        other = self.teacher if self.options.kind == "reverse" else self.mixture
+        gradient = (self.student - other).sub_(centre[:, None]).mul_(self.p)
+        if not self.finite:
+            gradient.masked_fill_(self.p == 0, 0.0)
+        return gradient if self.options.kind == "reverse" else gradient.mul_(1 - self.options.beta)
 
 
 @dataclass(frozen=True)
@@ -88,9 +112,9 @@ class WholeRows(Pair):
         return softmax(self.teacher_logits, -1)
 
 
-def whole_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, options: KLOptions) -> Pair:
+def whole_rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, options: KLOptions, finite: bool) -> Pair:
     """The pair of raw logits (rows, V)."""
     student, teacher = options.transform(student_logits), options.transform(teacher_logits)
     if options.loss == "mse":
-        return Pair(student, teacher, options)
-    return WholeRows(log_softmax(student, -1), log_softmax(teacher, -1), options, student, teacher)
+        return Pair(student, teacher, options, finite)
+    return WholeRows(log_softmax(student, -1), log_softmax(teacher, -1), options, finite, student, teacher)

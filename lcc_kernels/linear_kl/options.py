@@ -10,6 +10,11 @@ import torch
 DIRECTIONS = ("forward", "reverse", "jsd")
 LOSSES = ("kl", "mse")
 
+# The order of csrc/linear_kl/divergence.cuh's Kind and Shape.
+KINDS = ("forward", "reverse", "jsd", "mse")
+SHAPES = ("plain", "negated", "capped")
+SMALLEST_SCALE = 1e-37
+
 
 @dataclass(frozen=True)
 class KLOptions:
@@ -76,21 +81,36 @@ class KLOptions:
         """Factor after the tanh; without a soft-cap ``z = inner * outer * x``."""
         return (self.softcap or 1.0) / self.temperature
 
+    @property
+    def factor(self) -> float:
+        """The derivative of ``z`` at ``x``, but for the tanh's."""
+        return self.inner * self.outer
+
+    @property
+    def shape(self) -> str:
+        """What a row kernel makes of a raw logit before it multiplies by ``scale``: one of ``SHAPES``."""
+        if self.softcap is not None:
+            return "capped"
+        return "negated" if self.factor < 0 else "plain"
+
+    @property
+    def scale(self) -> float:
+        """What is left to multiply by, > 0: of 0 times the -inf beyond a vocabulary would come NaN."""
+        return max(self.outer if self.softcap is not None else abs(self.factor), SMALLEST_SCALE)
+
     def transform(self, logits: torch.Tensor) -> torch.Tensor:
         """Raw logits to ``z``, in the precision of ``logits`` and at least float32. May return a view of them."""
         logits = logits.to(accumulation_dtype(logits.dtype))
         if self.softcap is not None:
             return (logits * self.inner).tanh_() * self.outer
-        scale = self.inner * self.outer
-        return logits if scale == 1.0 else logits * scale
+        return logits if self.factor == 1.0 else logits * self.factor
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
         """The derivative of ``transform`` at raw logits."""
-        scale = self.inner * self.outer
         if self.softcap is None:
-            return scale
+            return self.factor
         capped = (logits.to(accumulation_dtype(logits.dtype)) * self.inner).tanh_()
-        return capped.square_().neg_().add_(1.0).mul_(scale)
+        return capped.square_().neg_().add_(1.0).mul_(self.factor)
 
 
 SCHEMA = (

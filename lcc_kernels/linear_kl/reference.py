@@ -44,10 +44,14 @@ def linear_kl_rows(
 
 
 def _rows(student_logits: torch.Tensor, teacher_logits: torch.Tensor, options: KLOptions) -> torch.Tensor:
+    """Losses (rows,). A token that both ban, by a logit of -inf, is made equal in both: it adds 0."""
     student, teacher = _transform(student_logits, options), _transform(teacher_logits, options)
+    banned = (student == -math.inf) & (teacher == -math.inf)
+    if options.loss == "kl":
+        student, teacher = log_softmax(student, -1), log_softmax(teacher, -1)
+    student, teacher = student.masked_fill(banned, 0.0), teacher.masked_fill(banned, 0.0)
     if options.loss == "mse":
         return (student - teacher).square().mean(-1)
-    student, teacher = log_softmax(student, -1), log_softmax(teacher, -1)
     if options.direction == "forward":
         return _kl(teacher, student)
     if options.direction == "reverse":

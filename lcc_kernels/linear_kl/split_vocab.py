@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 
 from .chunks import budget_bytes, spans, split_rows
-from .divergence import Pair
+from .divergence import Pair, RowSums
 from .driver import Rows, outputs, project
 from .groups import reduce_
 from .options import KLOptions
 
 # Raw logits of student and teacher, (2, rows, columns), one tile of the vocabulary after the other.
 Tiles = Callable[[], Iterable[torch.Tensor]]
+
+# The peak of a tile without logits, or of which all are -inf. It is finite, since peaks are subtracted.
+LOWEST = -1e38
 
 # Of the byte budget a tile's logits get this part; the rest is for the formulas' temporaries.
 TILE_SHARE = 8
@@ -29,7 +32,7 @@ class RowStatistics:
     """What a tile's gradient needs to know of the whole row.
 
     ``peak`` and ``log_sum`` (2, rows, 1): log-probability is z - peak - log_sum; both 0 for ``mse``. ``mean`` is the
-    factor of the loss's mean over the vocabulary, ``centre`` (rows,) as in ``divergence.Pair``.
+    factor of the loss's mean over the vocabulary, ``centre`` (rows,) and ``finite`` as in ``divergence.Pair``.
     """
 
     peak: torch.Tensor | float
@@ -37,6 +40,7 @@ class RowStatistics:
     mean: torch.Tensor | float
     loss: torch.Tensor
     centre: torch.Tensor | None
+    finite: bool
 
 
 def linear_kl_rows(
@@ -54,7 +58,7 @@ def linear_kl_rows(
     columns = spans(len(weight), chunk.columns) or [slice(0, 0)]
     for span in spans(len(student), chunk.rows):
         tiles = _linear_tiles(student[span], teacher[span], weight, bias, columns)
-        statistics = _statistics(tiles, len(weight), options)
+        statistics = _statistics(tiles, len(weight), options, student.is_cpu)
         loss[span] = statistics.loss
         if with_grad:
             total = student.new_zeros(student[span].shape, dtype=loss.dtype)
@@ -72,7 +76,7 @@ def kl_rows(student: torch.Tensor, teacher: torch.Tensor, options: KLOptions, wi
     chunk = split_rows(len(student), student.shape[1], student.element_size(), budget)
     for span in spans(len(student), chunk.rows):
         tile = torch.stack((student[span], teacher[span]))
-        statistics = _statistics(_constant(tile), student.shape[1], options)
+        statistics = _statistics(_constant(tile), student.shape[1], options, student.is_cpu)
         loss[span] = statistics.loss
         if with_grad:
             gradient[span] = _gradient(tile, statistics, options)
@@ -102,14 +106,25 @@ def _constant(tile: torch.Tensor) -> Tiles:
     return lambda: [tile]
 
 
-def _statistics(tiles: Tiles, columns: int, options: KLOptions) -> RowStatistics:
+def _statistics(tiles: Tiles, columns: int, options: KLOptions, on_cpu: bool) -> RowStatistics:
+    """Of all tiles and ranks. The losses of a CPU are read; a GPU would have to be waited for."""
     peak, log_sum = (0.0, 0.0) if options.loss == "mse" else _normalizers(tiles, options)
-    sums = [_normalized(tile, peak, log_sum, options).row_sums() for tile in tiles()]
+    loss, centre = _row_sums(tiles, peak, log_sum, options, finite=on_cpu)
+    finite = on_cpu and bool(loss.isfinite().all())
+    if on_cpu and not finite:
+        loss, centre = _row_sums(tiles, peak, log_sum, options, finite=False)
+    mean = reduce_(loss.new_full((), columns), options.group).reciprocal() if options.loss == "mse" else 1.0
+    return RowStatistics(peak, log_sum, mean, loss.mul(mean).clamp_min_(0.0), centre, finite)
+
+
+def _row_sums(
+    tiles: Tiles, peak: torch.Tensor | float, log_sum: torch.Tensor | float, options: KLOptions, finite: bool
+) -> RowSums:
+    """``Pair.row_sums`` over all tiles and ranks."""
+    sums = [_normalized(tile, peak, log_sum, options, finite).row_sums() for tile in tiles()]
     losses, centres = [loss for loss, _ in sums], [centre for _, centre in sums if centre is not None]
     loss = reduce_(torch.stack(losses).sum(0), options.group)
-    centre = reduce_(torch.stack(centres).sum(0), options.group) if centres else None
-    mean = reduce_(loss.new_full((), columns), options.group).reciprocal() if options.loss == "mse" else 1.0
-    return RowStatistics(peak, log_sum, mean, loss.mul(mean).clamp_min_(0.0), centre)
+    return loss, reduce_(torch.stack(centres).sum(0), options.group) if centres else None
 
 
 def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +132,9 @@ def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.
     peaks, totals = [], []
     for tile in tiles():
         z = options.transform(tile)
-        peaks.append(z.amax(-1, keepdim=True) if z.shape[-1] else z.new_full((*z.shape[:-1], 1), -torch.inf))
+        peaks.append(z.new_full((*z.shape[:-1], 1), LOWEST))
+        if z.shape[-1]:
+            peaks[-1] = peaks[-1].maximum(z.amax(-1, keepdim=True))
         totals.append((z - peaks[-1]).exp_().sum(-1, keepdim=True))
     peak, total = torch.stack(peaks), torch.stack(totals)
     highest = reduce_(peak.amax(0), options.group, maximum=True)
@@ -126,13 +143,13 @@ def _normalizers(tiles: Tiles, options: KLOptions) -> tuple[torch.Tensor, torch.
 
 
 def _normalized(
-    logits: torch.Tensor, peak: torch.Tensor | float, log_sum: torch.Tensor | float, options: KLOptions
+    logits: torch.Tensor, peak: torch.Tensor | float, log_sum: torch.Tensor | float, options: KLOptions, finite: bool
 ) -> Pair:
     student, teacher = (options.transform(logits) - peak).sub_(log_sum)
-    return Pair(student, teacher, options)
+    return Pair(student, teacher, options, finite)
 
 
 def _gradient(logits: torch.Tensor, statistics: RowStatistics, options: KLOptions) -> torch.Tensor:
     """Gradient (rows, columns) of the losses in the raw student logits of a tile (2, rows, columns)."""
-    pair = _normalized(logits, statistics.peak, statistics.log_sum, options)
+    pair = _normalized(logits, statistics.peak, statistics.log_sum, options, statistics.finite)
     return pair.gradient(statistics.centre).mul_(options.slope(logits[0]) * statistics.mean)

@@ -13,10 +13,9 @@ import torch
 
 import lcc_kernels as lk
 from lcc_kernels.attach_kv.attachment import Attachment
-from lcc_kernels.linear_kl.cuda_kernel import KINDS
-from lcc_kernels.linear_kl.options import KLOptions
+from lcc_kernels.linear_kl.options import KINDS, SHAPES, KLOptions
 from tests.lcc_kernels.attach_kv import attach_cases
-from tests.lcc_kernels.linear_kl.kl_cases import logits_with_nans
+from tests.lcc_kernels.linear_kl.kl_cases import VARIANTS, banned_logits, check_banned, logits_with_nans
 
 ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
@@ -118,16 +117,18 @@ def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad
     padded[0, :, :vocab], padded[1, :, :vocab] = student, teacher
     loss = torch.full((rows,), torch.nan)
     pointers = [ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in (*padded, loss, row_weight)]
-    floats = [ctypes.c_float(x) for x in (options.inner, options.outer, options.beta)]
-    sizes = rows, vocab, padded.stride(1), KINDS[options.kind]
-    run_rows(*pointers, *sizes, *floats[:2], options.softcap is not None, floats[2], with_grad, blocks, wide)
+    floats = [ctypes.c_float(x) for x in (options.inner, options.scale, options.factor, options.beta)]
+    sizes = rows, vocab, padded.stride(1), KINDS.index(options.kind), SHAPES.index(options.shape)
+    run_rows(*pointers, *sizes, *floats, with_grad, blocks, wide)
     assert padded[0, :, vocab:].isnan().all()
     return loss, padded[0, :, :vocab]
 
 
 @needs_compiler
 @pytest.mark.parametrize("kind", [{"direction": d} for d in ("forward", "reverse", "jsd")] + [{"loss": "mse"}])
-@pytest.mark.parametrize("transform", [{}, {"softcap": 3.0, "temperature": 1.5, "logit_scale": -0.8}])
+@pytest.mark.parametrize(
+    "transform", [{}, {"logit_scale": -0.7}, {"softcap": 3.0, "temperature": 1.5, "logit_scale": -0.8}]
+)
 @pytest.mark.parametrize(
     ("vocab", "size", "blocks", "wide"),
     [(1, 1.0, 1, True), (257, 1e4, 1, False), (5003, 3.0, 1, True), (1, 1.0, 2, True), (9001, 3.0, 3, True)],
@@ -168,3 +169,12 @@ def test_row_kernel_gives_nan_for_nan(run_rows, kind, blocks):
     loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**kind), blocks=blocks)
     assert loss.isfinite().tolist() == [False] * 4 + [True]
     assert gradient.isfinite().all(1).tolist() == [False] * 4 + [True]
+
+
+@needs_compiler
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse"])
+@pytest.mark.parametrize(("vocab", "blocks"), [(70, 1), (9001, 2)])
+def test_row_kernel_leaves_banned_tokens_out(run_rows, variant, vocab, blocks):
+    student, teacher = (logits.detach() for logits in banned_logits(vocab))
+    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions(**VARIANTS[variant]), blocks=blocks)
+    check_banned(variant, (loss, gradient * torch.arange(1, 5)[:, None]), vocab)

@@ -18,6 +18,7 @@ VARIANTS = {
     "softcap": {"softcap": 3.0, "logit_scale": 0.7, "temperature": 1.3},
     "softcap-reverse": {"softcap": 3.0, "direction": "reverse"},
     "softcap-jsd": {"softcap": 3.0, "direction": "jsd", "logit_scale": -1.5},
+    "negative-scale": {"logit_scale": -0.7, "direction": "reverse"},
     "padded": {"vocab_size": 30},
 }
 
@@ -126,3 +127,29 @@ def check_nan_in_nan_out(vocab=70, **call):
     assert rows.isnan().tolist() == expected
     assert gradient[:4].isfinite().all(1).tolist() == [False] * 4
     assert gradient[4].isfinite().all()
+
+
+# Rows of ``banned_logits`` whose loss is infinite: one gives probability where the other gives none.
+INFINITE = {"forward": [3], "reverse": [2], "jsd": [], "mse": [2, 3]}
+
+
+def banned_logits(vocab=70):
+    """Student and teacher logits (4, vocab) with -inf: in both, in both in one half, in the teacher, in the student."""
+    generator = torch.Generator().manual_seed(13)
+    student, teacher = (torch.randn(4, vocab, generator=generator) for _ in range(2))
+    for logits in (student, teacher):
+        logits[0, [0, vocab // 2, vocab - 1]] = -torch.inf
+        logits[1, : vocab // 2] = -torch.inf
+    teacher[2, 0] = student[3, vocab - 1] = -torch.inf
+    return student.requires_grad_(), teacher
+
+
+def check_banned(name, ours, vocab):
+    """Losses and gradients of ``banned_logits`` are those of logits so low that their probability is 0 in float64."""
+    student, teacher = (logits.detach().double().clamp(min=-1e4) for logits in banned_logits(vocab))
+    truth = loss_and_gradient(naive_rows(student.requires_grad_(), teacher, **VARIANTS[name]), student)
+    finite = [row for row in range(4) if row not in INFINITE[name]]
+    for mine, exact in zip(ours, truth, strict=True):
+        torch.testing.assert_close(mine[finite].double(), exact[finite], rtol=1e-5, atol=1e-6)
+    assert (ours[0][INFINITE[name]] == torch.inf).all()
+    assert (ours[1][1, : vocab // 2] == 0).all()

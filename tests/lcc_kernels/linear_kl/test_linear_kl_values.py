@@ -11,6 +11,8 @@ import lcc_kernels as lk
 
 from .kl_cases import (
     VARIANTS,
+    banned_logits,
+    check_banned,
     check_linear,
     check_logits,
     check_nan_in_nan_out,
@@ -128,3 +130,25 @@ def test_non_contiguous_inputs():
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_in_nan_out(variant, backend):
     check_nan_in_nan_out(backend=backend, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_banned_tokens(variant, backend):
+    student, teacher = banned_logits()
+    rows = lk.kl_from_logits(student, teacher, reduction="none", backend=backend, **VARIANTS[variant])
+    check_banned(variant, loss_and_gradient(rows, student), 70)
+
+
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd", "mse"])
+@pytest.mark.parametrize("chunk_bytes", CHUNKS.values(), ids=CHUNKS)
+@pytest.mark.parametrize("banned", [slice(0, 17), slice(20, 33)])
+def test_tokens_banned_by_the_bias(variant, chunk_bytes, banned):
+    student, teacher, weight, bias = make_head(7, 16, 33, torch.float64)
+    kept = torch.ones(33, dtype=torch.bool)
+    kept[banned], bias[banned] = False, -torch.inf
+    rows = lk.linear_kl(student, teacher, weight, bias, reduction="none", chunk_bytes=chunk_bytes, **VARIANTS[variant])
+    expected = lk.linear_kl(student, teacher, weight[kept], bias[kept], reduction="none", **VARIANTS[variant])
+    if variant == "mse":
+        expected *= kept.double().mean()
+    torch.testing.assert_close(loss_and_gradient(rows, student), loss_and_gradient(expected, student))
