@@ -11,8 +11,8 @@ from .batch import PrefixBatch
 
 
 def _triton() -> ModuleType:
-    """The kernel's module, imported when first needed."""
-    return import_module(".triton_kernel", __package__)
+    """What launches the kernel, imported when first needed: it imports triton."""
+    return import_module(".launch", __package__)
 
 
 def _triton_refuses(batch: PrefixBatch) -> str | None:

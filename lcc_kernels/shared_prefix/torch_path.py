@@ -1,12 +1,14 @@
-"""Shared-prefix attention in matrix products: the prefix is read once for the whole batch, never expanded over it.
+"""Shared-prefix attention in matrix products: a prefix is read once for all its sequences, never expanded over them.
 
-All (batch, group, q_len) rows of a key head attend to the prefix in one product. A short prefix stands beside the own
-keys in one softmax. A long one is attended to on its own, and its softmax joins that over the own keys as one key
-more, whose score is the prefix's log-sum-exp and whose value is the prefix's output.
+All (batch, group, q_len) rows of a key head attend to their prefix in one product. A short prefix stands beside the own
+keys in one softmax, and so does one whose scores take a bias or give an entropy. A long one is attended to on its own,
+and its softmax joins that over the own keys as one key more, whose score is the prefix's log-sum-exp and whose value is
+the prefix's output.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import isfinite
 
 import torch
@@ -17,50 +19,105 @@ from .batch import PrefixBatch
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
 
 
-def forward(b: PrefixBatch) -> torch.Tensor:
-    """Return out like q."""
-    q = b.q
-    if q.numel() == 0:
-        return q.new_empty(q.shape)
-    scores = q.shape[1] * q.shape[2] * (min(b.shared_k.shape[1], SHORT_PREFIX) + b.own_k.shape[2])  # of a sequence
-    at_once = max(1, plain_attention.BLOCK_SCORES // max(1, scores))
-    if at_once >= len(q):
+def forward(b: PrefixBatch) -> list[torch.Tensor]:
+    """Return out like q, then lse and entropy if wanted.
+
+    Several prefixes are told apart by reading ``shared_lengths`` and ``shared_starts``, wherever they are.
+    """
+    if b.q.numel() == 0:
+        return b.outputs()
+    if b.shared_lengths is None and _at_once(b) >= len(b.q):
         return _forward(b)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    for first in range(0, len(q), at_once):
-        some = slice(first, first + at_once)
-        out[some] = _forward(b.part(some))
-    return out
+    outputs = b.outputs()
+    for some, part in _parts(b):
+        for whole, piece in zip(outputs, _forward(part), strict=True):
+            whole[some] = piece
+    return outputs
 
 
-def _forward(b: PrefixBatch) -> torch.Tensor:
-    """``forward`` of sequences few enough to hold all their scores at once."""
+def _parts(b: PrefixBatch) -> Iterator[tuple[slice | list[int], PrefixBatch]]:
+    """Sequences of one prefix, few enough to hold all their scores at once."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, prefix in enumerate(b.prefixes()):
+        alike.setdefault(prefix, []).append(number)
+    for (first, length), sequences in alike.items():
+        over = b.over(first, first + length)
+        step = _at_once(over)
+        for start in range(0, len(sequences), step):
+            some = _sliced(sequences[start : start + step])
+            yield some, over.part(some)
+
+
+def _sliced(numbers: list[int]) -> slice | list[int]:
+    """Ascending numbers as a slice, which copies nothing, if they follow one another."""
+    return slice(numbers[0], numbers[-1] + 1) if numbers[-1] - numbers[0] == len(numbers) - 1 else numbers
+
+
+def _at_once(b: PrefixBatch) -> int:
+    """How many sequences' scores may be alive."""
+    shared = b.shared_k.shape[1] if _in_one_softmax(b) else 1
+    scores = b.q.shape[1] * b.q.shape[2] * (shared + b.own_k.shape[2])  # of a sequence
+    return max(1, plain_attention.BLOCK_SCORES // max(1, scores))
+
+
+def _in_one_softmax(b: PrefixBatch) -> bool:
+    return b.shared_k.shape[1] <= SHORT_PREFIX or b.shared_bias is not None or b.sinks is not None
+
+
+def _forward(b: PrefixBatch) -> list[torch.Tensor]:
+    """``forward`` of sequences over one prefix, few enough to hold all their scores at once."""
     q, shared_k, shared_v = b.q, b.shared_k, b.shared_v
     wide = torch.promote_types(q.dtype, torch.float32)
     kv_heads, shared_len, head_dim = shared_k.shape
     queries = q.reshape(len(q), kv_heads, -1, head_dim)
     scaled = queries.to(wide) * b.scale
-    if shared_len <= SHORT_PREFIX:
+    together = _in_one_softmax(b)
+    if together:
         shared_scores = _pack(scaled) @ shared_k.to(wide).mT
+        if b.shared_bias is not None:
+            shared_scores += b.shared_bias[:, None]
     else:
         prefix, lse = plain_attention.attend(
             _pack(queries)[:, None], shared_k[:, None], shared_v[:, None], False, b.scale
         )
         shared_scores = lse[:, 0, :, None]
 
-    keys, values, unseen = _own_rows(b)
+    first_row, keys, values, unseen = _own_rows(b)
     own_scores = scaled @ keys.to(wide).mT
     if unseen is not None:
         _as_heads(own_scores, q).masked_fill_(unseen, -torch.inf)
-    weights = torch.cat([_unpack(shared_scores, len(q)), own_scores], -1).softmax(-1)
-    if shared_len == 0 and unseen is not None:  # a row that sees nothing has no softmax
-        _as_heads(weights, q).masked_fill_(unseen, 0.0)
+    scores = torch.cat([_unpack(shared_scores, len(q)), own_scores], -1)
+    weights = scores.softmax(-1)
+    if (shared_len == 0 and unseen is not None) or b.shared_bias is not None:  # a row that sees nothing has no softmax
+        weights.masked_fill_(scores == -torch.inf, 0.0)
 
     columns = shared_scores.shape[-1]
     shared_weights = _pack(weights[..., :columns])
-    shared = shared_weights @ shared_v.to(wide) if shared_len <= SHORT_PREFIX else shared_weights * prefix[:, 0]
+    shared = shared_weights @ shared_v.to(wide) if together else shared_weights * prefix[:, 0]
     out = _mix(weights[..., columns:], values.to(wide), unseen) + _unpack(shared, len(q))
-    return out.to(q.dtype).view(q.shape)
+    outputs = [out.to(q.dtype).view(q.shape)]
+    if b.return_lse:
+        outputs.append(scores.logsumexp(-1).view(q.shape[:3]))
+    if b.sinks is not None:
+        outputs.append(_entropy(b, b.sinks, scores, weights, first_row).view(q.shape[:3]))
+    return outputs
+
+
+def _entropy(b: PrefixBatch, sinks: int, scores: torch.Tensor, weights: torch.Tensor, first_row: int) -> torch.Tensor:
+    """Entropy of the softmax over keys other than a sequence's first ``sinks``, (batch, kv_heads, rows).
+
+    ``scores`` and ``weights`` are over [prefix | own rows from ``first_row`` on].
+    """
+    if sinks:
+        shared_len = b.shared_k.shape[1]
+        scores = scores[..., min(sinks, shared_len) :]
+        if sinks > shared_len:
+            rows = torch.arange(first_row, first_row + scores.shape[-1], device=scores.device)
+            starts = torch.zeros_like(b.own_lengths) if b.own_starts is None else b.own_starts.clamp(min=0)
+            is_sink = rows < (starts + (sinks - shared_len))[:, None]
+            scores = scores.masked_fill(is_sink[:, None, None], -torch.inf)
+        weights = scores.softmax(-1).masked_fill_(scores == -torch.inf, 0.0)
+    return torch.special.entr(weights).sum(-1)
 
 
 def _pack(rows: torch.Tensor) -> torch.Tensor:
@@ -78,10 +135,10 @@ def _as_heads(rows: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     return rows.view(*q.shape[:3], rows.shape[-1])
 
 
-def _own_rows(b: PrefixBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Own keys and values cut to the rows in use, and which a query does not see, (batch, 1, q_len, rows), if any.
+def _own_rows(b: PrefixBatch) -> tuple[int, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The first own row in use, own keys and values from there to the last, and which a query does not see, if any.
 
-    Away from the CPU the lengths are not read, which would wait for the device.
+    The latter is (batch, 1, q_len, rows). Away from the CPU the lengths are not read, which would wait for the device.
     """
     first, last, alike = 0, b.own_k.shape[2], False
     if b.own_lengths.device.type == "cpu":
@@ -91,7 +148,7 @@ def _own_rows(b: PrefixBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor 
         alike = b.q.shape[2] == 1 and first == max(starts) and last == min(stops)
     rows = slice(first, last)
     unseen = None if alike else b.hidden(torch.arange(first, last, device=b.own_k.device))[:, None]
-    return b.own_k[:, :, rows], b.own_v[:, :, rows], unseen
+    return first, b.own_k[:, :, rows], b.own_v[:, :, rows], unseen
 
 
 def _mix(weights: torch.Tensor, values: torch.Tensor, unseen: torch.Tensor | None) -> torch.Tensor:

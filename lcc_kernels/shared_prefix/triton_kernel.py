@@ -1,15 +1,16 @@
 """Shared-prefix attention in one launch (FlashAttention-2's running softmax over the prefix, then the own keys).
 
-A program holds a tile of rows of one key head, taken from (batch, group, q_len) in that order, so that the prefix is
-read once a tile and not once a sequence: with 8 key heads of 128 in bfloat16, a prefix of 2,048 and 32 sequences in
-groups of 4, the tiles read 34 MB (4 tiles of 32 rows) where one attention a sequence reads 268 MB. The own keys of the
-tile's sequences follow in the same running softmax, each under a mask of its rows: a tile of 64 rows spends 64
-operations a byte on them where a GPU has over 160 to spare, so they cost what reading them costs.
+A program holds a tile of rows of one key head, taken from (batch, group, q_len) in that order. Its keys come in runs:
+each prefix of its sequences, then each sequence's own rows. A run is read in blocks, under a mask of the rows that see
+it. So a prefix is read once a tile and not once a sequence: with 8 key heads of 128 in bfloat16, a prefix of 2,048 and
+32 sequences in groups of 4, the tiles read 34 MB (4 tiles of 32 rows) where one attention a sequence reads 268 MB.
 
-When tiles are too few for the GPU, several programs share one, each with a part of its keys. The last to finish, told
-by a counter, adds their partial sums in a fixed order: still one launch, and two runs give the same bits.
+When tiles are too few for the GPU, several programs share one, each with a part of its blocks; a tile of few blocks
+is shared by fewer. The last to finish, told by a counter, adds their partial sums in a fixed order: still one launch,
+and two runs give the same bits.
 
-A nan in a sequence's own rows may reach the other sequences of its tile, as in any tiled attention.
+A nan in a sequence's own rows, or in one prefix of several, may reach the other sequences of its tile, as in any tiled
+attention.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,96 +18,10 @@ A nan in a sequence's own rows may reach the other sequences of its tile, as in 
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 
-from ..dispatch import interpreting
-from ..tiles import Tile, architecture
-from .batch import PrefixBatch
-from .tiles import Work, plan, tiles
-
 LOG2E = tl.constexpr(1.4426950408889634)
-WIDEST = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}  # head_dim, by dtype
-_counters: dict[tuple[torch.device, int], torch.Tensor] = {}
-
-
-def forward(b: PrefixBatch) -> torch.Tensor:
-    """Return out like q."""
-    q = b.q
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    if out.numel() == 0:
-        return out
-    inputs = [x if x.stride(-1) == 1 else x.contiguous() for x in b[:5]]
-    starts = None if b.own_starts is None else b.own_starts.contiguous()
-    (batch, heads, q_len, head_dim), kv_heads = q.shape, len(b.shared_k)
-    per_sequence = heads // kv_heads * q_len
-    work = Work(kv_heads, batch * per_sequence, per_sequence, b.shared_k.shape[1], b.own_k.shape[2])
-    tile, splits = _plan(q, work)
-    grid = triton.cdiv(work.rows, tile.rows), splits, kv_heads
-    strides = [stride for x in inputs for stride in x.stride()[:-1]]
-    with torch.cuda.device_of(q):
-        _forward[grid](
-            *inputs, out, b.own_lengths.contiguous(), starts, *_scratch(q, grid, tile),
-            b.scale, batch, heads // kv_heads, q_len, work.shared, work.own, *strides,
-            **constants(head_dim, q.dtype, tile), num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-    return out
-
-
-def refuses(b: PrefixBatch) -> str | None:
-    """Why the kernel cannot take these sequences, or None."""
-    q = b.q
-    if q.dtype not in WIDEST:
-        return f"{q.dtype} has no tensor-core path: use float16, bfloat16 or float32, or backend='torch'"
-    if not 16 <= q.shape[-1] <= WIDEST[q.dtype]:
-        return f"head_dim {q.shape[-1]} is outside 16 ... {WIDEST[q.dtype]} in {q.dtype}: use backend='torch'"
-    if interpreting() and q.dtype == torch.bfloat16:
-        return "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 in it"
-    return None
-
-
-def constants(head_dim: int, dtype: torch.dtype, tile: Tile) -> dict[str, int | str]:
-    """What the kernel is compiled for: the padded head, the tile, and how float32 products are split."""
-    return {
-        "HEAD_DIM": head_dim,
-        "WIDTH": triton.next_power_of_2(head_dim),
-        "ROWS": tile.rows,
-        "KEYS": tile.keys,
-        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
-    }
-
-
-def _plan(q: torch.Tensor, work: Work) -> tuple[Tile, int]:
-    processors = 4 if interpreting() else torch.cuda.get_device_properties(q.device).multi_processor_count
-    return plan(tiles(architecture(q.device), q.shape[-1], q.dtype), work, processors)
-
-
-def _scratch(q: torch.Tensor, grid: tuple[int, int, int], tile: Tile) -> tuple[torch.Tensor | None, ...]:
-    """Partial means (kv_heads, tiles, splits, ROWS, WIDTH), their peaks and masses (..., ROWS), and tiles' counters.
-
-    All None where no tile is split: the kernel is then compiled without a merge.
-    """
-    row_tiles, splits, kv_heads = grid
-    if splits == 1:
-        return (None,) * 4
-    width = triton.next_power_of_2(q.shape[-1])
-    mean = torch.empty(kv_heads, row_tiles, splits, tile.rows, width, dtype=torch.float32, device=q.device)
-    peak, mass = mean.new_empty(2, *mean.shape[:-1])
-    return mean, peak, mass, _zero_counters(q.device, kv_heads * row_tiles)
-
-
-def _zero_counters(device: torch.device, count: int) -> torch.Tensor:
-    """Zeros (count,) int32, which the kernel leaves as it found them: they are kept, a set for each stream.
-
-    A captured graph gets its own, since what is allocated and filled under capture is filled on replay alone.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    key = device, torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    if key not in _counters or len(_counters[key]) < count:
-        _counters[key] = torch.zeros(max(1024, 2 * count), dtype=torch.int32, device=device)
-    return _counters[key]
 
 
 @triton.jit
@@ -124,9 +39,21 @@ def _finite(peak):
 
 
 @triton.jit
-def _fold(query, keys, values, seen, peak, mass, mean, factor, PRECISION: tl.constexpr):
-    """Fold keys into the running softmax where ``seen`` (rows, keys)."""
-    scores = tl.where(seen, tl.dot(query, keys.T, input_precision=PRECISION) * factor, -float("inf"))
+def _nothing(ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Peak, mass and mean of a softmax over no keys."""
+    return tl.full([ROWS], -float("inf"), tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, WIDTH], tl.float32)
+
+
+@triton.jit
+def _join(peak, other):
+    """The higher of two peaks, and what sums under each of them fade to under it."""
+    higher = tl.maximum(peak, other)
+    return higher, tl.exp2(peak - _finite(higher)), tl.exp2(other - _finite(higher))
+
+
+@triton.jit
+def _fold(scores, values, peak, mass, mean, PRECISION: tl.constexpr):
+    """Fold keys of these scores (rows, keys) into the running softmax."""
     higher = tl.maximum(peak, tl.max(scores, 1))
     weights = tl.exp2(scores - _finite(higher)[:, None])
     fade = tl.exp2(peak - _finite(higher))
@@ -135,109 +62,281 @@ def _fold(query, keys, values, seen, peak, mass, mean, factor, PRECISION: tl.con
 
 
 @triton.jit
-def _own_rows(own_lengths, own_starts, sequence, live):
-    """First own row of sequences, and the row after their last, as given: they may lie outside the cache."""
-    length = tl.load(own_lengths + sequence, mask=live, other=0).to(tl.int32)
-    first = length * 0
-    if own_starts is not None:
-        first = tl.load(own_starts + sequence, mask=live, other=0).to(tl.int32)
+def _times(mass, factor):
+    """``mass * factor``, 0 where there is no mass and the factor may be infinite."""
+    return tl.where(mass == 0.0, 0.0, mass * factor)
+
+
+@triton.jit
+def _join_entropy(top, bulk, drop, other_top, other_bulk, other_drop):
+    """Two parts' states of the entropy (see ``_fold_entropy``) in one."""
+    higher, fade, other_fade = _join(top, other_top)
+    drop = fade * (drop + _times(bulk, top - _finite(higher)))
+    other_drop = other_fade * (other_drop + _times(other_bulk, other_top - _finite(higher)))
+    return higher, bulk * fade + other_bulk * other_fade, drop + other_drop
+
+
+@triton.jit
+def _fold_entropy(scores, top, bulk, drop):
+    """Fold scores (rows, keys), -inf for keys that do not count, into the entropy's own running softmax.
+
+    ``top`` is the highest score, ``bulk`` the sum of w = 2 ** (score - top), and ``drop`` that of w * (score - top).
+    Sinks must not set its top, or what they leave over would vanish beside them.
+    """
+    block_top = tl.max(scores, 1)
+    below = scores - _finite(block_top)[:, None]
+    weights = tl.exp2(below)
+    block_drop = tl.sum(_times(weights, below), 1)
+    return _join_entropy(top, bulk, drop, block_top, tl.sum(weights, 1), block_drop)
+
+
+@triton.jit
+def _nats(bulk, drop):
+    """Entropy from its state in powers of two; 0 for a row without a key, and never below."""
+    some = tl.where(bulk == 0.0, 1.0, bulk)
+    nats = (tl.log2(some) - drop / some) / LOG2E
+    return tl.where(nats < 0.0, 0.0, nats)
+
+
+@triton.jit
+def _span(lengths, starts, sequence, live, whole):
+    """First row of sequences' keys and the row after the last, as given: they may lie outside of what there is.
+
+    Without lengths they are ``whole``, without starts 0.
+    """
+    first = sequence * 0
+    length = first + whole
+    if lengths is not None:
+        length = tl.load(lengths + sequence, mask=live, other=0).to(tl.int32)
+    if starts is not None:
+        first = tl.load(starts + sequence, mask=live, other=0).to(tl.int32)
     return first, first + length
 
 
 @triton.jit
-def _clip(row, max_len):
-    return tl.minimum(tl.maximum(row, 0), max_len)
+def _clip(row, rows):
+    return tl.minimum(tl.maximum(row, 0), rows)
+
+
+@triton.jit
+def _runs(lengths, starts, sequence, live, whole, KEYS: tl.constexpr):
+    """First row of sequences' keys, the row after the last, and in how many blocks these are read."""
+    first, stop = _span(lengths, starts, sequence, live, whole)
+    first, stop = _clip(first, whole), _clip(stop, whole)
+    return first, stop, tl.where(live, tl.maximum(tl.cdiv(stop - first, KEYS), 0), 0)
+
+
+@triton.jit
+def _begins_prefix(lengths, starts, sequence, live, first_sequence):
+    """Whether a sequence has another prefix than the one before it, or is the first of the tile."""
+    begins = live & (sequence == first_sequence)
+    if lengths is not None:
+        first, stop = _span(lengths, starts, sequence, live, 0)
+        before = live & (sequence > first_sequence)
+        other_first, other_stop = _span(lengths, starts, tl.where(before, sequence - 1, sequence), before, 0)
+        begins = begins | (before & ((first != other_first) | (stop != other_stop)))
+    return begins
+
+
+@triton.jit
+def _prefixes(lengths, starts, number, there, first_sequence, sequence, whole, KEYS: tl.constexpr):
+    """The runs of sequences' prefixes, a prefix of neighbours once, and their numbers in the tile: also of its rows."""
+    first, stop, blocks = _runs(lengths, starts, number, there, whole, KEYS)
+    begins = _begins_prefix(lengths, starts, number, there, first_sequence).to(tl.int32)
+    row_prefix = tl.sum(tl.where(number[None, :] <= sequence[:, None], begins[None, :], 0), 1)
+    return first, stop, blocks * begins, tl.cumsum(begins, 0), row_prefix
+
+
+@triton.jit
+def _pick(chosen, values):
+    """The one of ``values`` that is ``chosen``."""
+    return tl.sum(tl.where(chosen, values, 0), 0)
+
+
+@triton.jit
+def _find(block, first, stop, blocks, stops, KEYS: tl.constexpr):
+    """Which run a block belongs to, as a mask, the KEYS rows that it reads, and which of them are the run's."""
+    chosen = (stops - blocks <= block) & (block < stops)
+    column = _pick(chosen, first + (block - stops + blocks) * KEYS) + tl.arange(0, KEYS)
+    return chosen, column, column < _pick(chosen, stop)
+
+
+@triton.jit
+def _step(
+    query, k, v, k_row, v_row, column, inside, seen, bias, counts, factor, peak, mass, mean, top, bulk, drop,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, ENTROPY: tl.constexpr,
+):  # fmt: skip
+    """Fold the rows ``column`` of k and v into the softmax where ``seen``, and into the entropy if they count, too.
+
+    ``bias`` points to the rows' biases, or is None; ``counts`` (keys,) is for the entropy, if it is wanted.
+    """
+    keys = _load_rows(k, column, k_row, inside, HEAD_DIM, WIDTH)
+    values = _load_rows(v, column, v_row, inside, HEAD_DIM, WIDTH)
+    scores = tl.dot(query, keys.T, input_precision=PRECISION) * factor
+    if bias is not None:
+        scores += (tl.load(bias + column, mask=inside, other=0.0) * LOG2E)[None, :]
+    scores = tl.where(seen, scores, -float("inf"))
+    if ENTROPY:
+        top, bulk, drop = _fold_entropy(tl.where(counts[None, :], scores, -float("inf")), top, bulk, drop)
+    peak, mass, mean = _fold(scores, values, peak, mass, mean, PRECISION)
+    return peak, mass, mean, top, bulk, drop
 
 
 @triton.jit
 def _hand_in(
-    mean_parts, peak_parts, mass_parts, counter, slot, peak, mass, mean, ROWS: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Write this split's partial softmax; whether it was the tile's last. ``slot`` is that of the first split."""
+    mean_parts, state_parts, counter, parts, slot, slots, peak, mass, mean, top, bulk, drop,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ENTROPY: tl.constexpr,
+):  # fmt: skip
+    """Write this part's softmax; whether it was the last of the tile's ``parts``, whose first has ``slot``."""
     flat = (slot + tl.program_id(1)) * ROWS + tl.arange(0, ROWS)
-    tl.store(peak_parts + flat, peak)
-    tl.store(mass_parts + flat, mass)
+    tl.store(state_parts + flat, peak)
+    tl.store(state_parts + slots * ROWS + flat, mass)
+    if ENTROPY:
+        tl.store(state_parts + 2 * slots * ROWS + flat, top)
+        tl.store(state_parts + 3 * slots * ROWS + flat, bulk)
+        tl.store(state_parts + 4 * slots * ROWS + flat, drop)
     tl.store(mean_parts + flat[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :], mean)
     tl.debug_barrier()  # every thread has written before one of them counts
-    return tl.atomic_add(counter, 1) == tl.num_programs(1) - 1
+    return tl.atomic_add(counter, 1) == parts - 1
 
 
 @triton.jit
-def _merge(mean_parts, peak_parts, mass_parts, slot, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Sum the partial softmaxes of all splits in order; ``slot`` is that of the first."""
+def _handed_in(state_parts, number, slots, flat, ROWS: tl.constexpr):
+    return tl.load(state_parts + number * slots * ROWS + flat, cache_modifier=".cg")
+
+
+@triton.jit
+def _merge(mean_parts, state_parts, parts, slot, slots, ROWS: tl.constexpr, WIDTH: tl.constexpr, ENTROPY: tl.constexpr):
+    """Sum the partial softmaxes of a tile's parts in order, those of the entropy too; ``slot`` is that of the first."""
     rows = tl.arange(0, ROWS)
     inside = rows[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    mass = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, WIDTH], tl.float32)
-    for split in range(tl.num_programs(1)):
-        flat = (slot + split) * ROWS
-        part_peak = tl.load(peak_parts + flat + rows, cache_modifier=".cg")
-        part_mass = tl.load(mass_parts + flat + rows, cache_modifier=".cg")
-        part_mean = tl.load(mean_parts + flat * WIDTH + inside, cache_modifier=".cg")
-        higher = tl.maximum(peak, part_peak)
-        fade, part_fade = tl.exp2(peak - _finite(higher)), tl.exp2(part_peak - _finite(higher))
+    peak, mass, mean = _nothing(ROWS, WIDTH)
+    top, bulk, drop = peak, mass, mass
+    for part in range(parts):
+        flat = (slot + part) * ROWS + rows
+        part_mean = tl.load(mean_parts + (slot + part) * ROWS * WIDTH + inside, cache_modifier=".cg")
+        peak, fade, part_fade = _join(peak, _handed_in(state_parts, 0, slots, flat, ROWS))
+        mass = mass * fade + _handed_in(state_parts, 1, slots, flat, ROWS) * part_fade
         mean = mean * fade[:, None] + part_mean * part_fade[:, None]
-        mass = mass * fade + part_mass * part_fade
-        peak = higher
-    return mass, mean
+        if ENTROPY:
+            part_top = _handed_in(state_parts, 2, slots, flat, ROWS)
+            part_bulk = _handed_in(state_parts, 3, slots, flat, ROWS)
+            part_drop = _handed_in(state_parts, 4, slots, flat, ROWS)
+            top, bulk, drop = _join_entropy(top, bulk, drop, part_top, part_bulk, part_drop)
+    return peak, mass, mean, bulk, drop
 
 
-@triton.jit(do_not_specialize=["batch", "q_len", "shared_len", "max_len"])
-def _forward(
-    q, shared_k, shared_v, own_k, own_v, out, own_lengths, own_starts, mean_parts, peak_parts, mass_parts, counters,
-    scale, batch, group, q_len, shared_len, max_len,
-    q_batch, q_head, q_row, sk_head, sk_row, sv_head, sv_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
-    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
+@triton.jit
+def _share(
+    mean_parts, state_parts, counters, parts, peak, mass, mean, top, bulk, drop,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the (batch, group, q_len) rows of one key head, over this split's part of the keys they see."""
+    """Whether this program finishes the tile of ``parts`` programs, and if so the softmax over all of its keys."""
+    finished = True
+    if parts > 1:
+        tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        slot = tile.to(tl.int64) * tl.num_programs(1)
+        slots = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) * tl.num_programs(2)
+        finished = _hand_in(
+            mean_parts, state_parts, counters + tile, parts, slot, slots, peak, mass, mean, top, bulk, drop,
+            ROWS, WIDTH, ENTROPY,
+        )  # fmt: skip
+        if finished:
+            tl.store(counters + tile, 0)
+            peak, mass, mean, bulk, drop = _merge(mean_parts, state_parts, parts, slot, slots, ROWS, WIDTH, ENTROPY)
+    return finished, peak, mass, mean, bulk, drop
+
+
+@triton.jit
+def _store(
+    out, lse, entropy, flat, live, peak, mass, mean, bulk, drop, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Write the rows ``flat`` of the outputs; a row that sees nothing gives zeros."""
+    columns = tl.arange(0, WIDTH)
+    within = live[:, None] & (columns < HEAD_DIM)[None, :]
+    mean = mean / tl.where(mass == 0.0, 1.0, mass)[:, None]
+    tl.store(out + flat[:, None] * HEAD_DIM + columns[None, :], mean.to(out.dtype.element_ty), mask=within)
+    if lse is not None:
+        tl.store(lse + flat, (peak + tl.log2(mass)) / LOG2E, mask=live)
+    if entropy is not None:
+        tl.store(entropy + flat, _nats(bulk, drop), mask=live)
+
+
+@triton.jit(do_not_specialize=["batch", "q_len", "shared_len", "max_len", "sinks"])
+def attention(
+    q, shared_k, shared_v, own_k, own_v, out, lse, entropy,
+    own_lengths, own_starts, shared_lengths, shared_starts, shared_bias, mean_parts, state_parts, counters,
+    scale, batch, group, q_len, shared_len, max_len, sinks,
+    q_batch, q_head, q_row, sk_head, sk_row, sv_head, sv_row, k_batch, k_head, k_row, v_batch, v_head, v_row, bias_head,
+    HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SEQUENCES: tl.constexpr,
+    PART: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One tile of the (batch, group, q_len) rows of one key head, over this part of the keys that they see."""
     kv_head = tl.program_id(2).to(tl.int64)
     per_sequence = group * q_len
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < batch * per_sequence
     sequence, member = row // per_sequence, row % per_sequence
     head, step_back = kv_head * group + member // q_len, q_len - member % q_len
+
+    first_sequence = tl.program_id(0) * ROWS // per_sequence
+    number = first_sequence + tl.arange(0, SEQUENCES)
+    there = number <= (tl.minimum(tl.program_id(0) * ROWS + ROWS, batch * per_sequence) - 1) // per_sequence
+    first, stop, run_blocks, prefix, row_prefix = _prefixes(
+        shared_lengths, shared_starts, number, there, first_sequence, sequence, shared_len, KEYS
+    )
+    prefix_blocks, prefix_len = tl.sum(run_blocks, 0), tl.maximum(stop - first, 0)
+    own_first, own_stop, own_blocks = _runs(own_lengths, own_starts, number, there, max_len, KEYS)
+    blocks = prefix_blocks + tl.sum(own_blocks, 0)
+
+    part, parts = 0, 1
+    if counters is not None:
+        part, parts = tl.program_id(1), tl.minimum(tl.maximum(blocks // PART, 1), tl.num_programs(1))
+        if part >= parts:
+            return
     places = sequence.to(tl.int64) * q_batch + head * q_head + (member % q_len).to(tl.int64) * q_row
     query = _load_rows(q, places, 1, live, HEAD_DIM, WIDTH)
-    first, stop = _own_rows(own_lengths, own_starts, sequence, live)
-    last = stop - step_back  # the last own row that a row sees
-    peak = tl.full([ROWS], -float("inf"), tl.float32)
-    mass = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS, WIDTH], tl.float32)
-    factor = scale * LOG2E
+    last = _span(own_lengths, own_starts, sequence, live, max_len)[1] - step_back  # the last own row that a row sees
+    peak, mass, mean = _nothing(ROWS, WIDTH)
+    top, bulk, drop = peak, mass, mass
+    from_block, to_block = part * blocks // parts, (part + 1) * blocks // parts
 
-    prefix_blocks = tl.cdiv(shared_len, KEYS)
-    longest = tl.max(_clip(stop, max_len) - _clip(first, max_len))
-    own_blocks = tl.maximum(tl.cdiv(longest, KEYS), 0)
-    first_sequence, last_sequence = tl.min(sequence), tl.max(tl.where(live, sequence, 0))
-    blocks = prefix_blocks + (last_sequence - first_sequence + 1) * own_blocks
-    split, splits = tl.program_id(1), tl.num_programs(1)
-    for block in range(split * blocks // splits, (split + 1) * blocks // splits):
-        shared = block < prefix_blocks
-        number = first_sequence + tl.where(shared, 0, (block - prefix_blocks) // tl.maximum(own_blocks, 1))
-        own_first, own_stop = _own_rows(own_lengths, own_starts, number, True)
-        own_start = _clip(own_first, max_len) + (block - prefix_blocks) % tl.maximum(own_blocks, 1) * KEYS
-        column = tl.where(shared, block * KEYS, own_start) + tl.arange(0, KEYS)
-        inside = column < tl.where(shared, shared_len, _clip(own_stop, max_len))
-        k = tl.where(shared, shared_k + kv_head * sk_head, own_k + number.to(tl.int64) * k_batch + kv_head * k_head)
-        v = tl.where(shared, shared_v + kv_head * sv_head, own_v + number.to(tl.int64) * v_batch + kv_head * v_head)
-        keys = _load_rows(k, column, tl.where(shared, sk_row, k_row), inside, HEAD_DIM, WIDTH)
-        values = _load_rows(v, column, tl.where(shared, sv_row, v_row), inside, HEAD_DIM, WIDTH)
-        bound = tl.where(shared, shared_len - 1, tl.where(sequence == number, last, -1))  # the last key a row sees
-        seen = inside[None, :] & (column[None, :] <= bound[:, None])
-        peak, mass, mean = _fold(query, keys, values, seen, peak, mass, mean, factor, PRECISION)
+    run_stops = tl.cumsum(run_blocks, 0)
+    head_k, head_v = shared_k + kv_head * sk_head, shared_v + kv_head * sv_head
+    bias = None if shared_bias is None else shared_bias + kv_head * bias_head
+    for block in range(from_block, tl.minimum(to_block, prefix_blocks)):
+        if shared_lengths is None:  # one prefix, which all rows see
+            column = block * KEYS + tl.arange(0, KEYS)
+            inside = column < shared_len
+            seen, counts = inside[None, :], column >= sinks
+        else:
+            chosen, column, inside = _find(block, first, stop, run_blocks, run_stops, KEYS)
+            seen = inside[None, :] & (row_prefix == _pick(chosen, prefix))[:, None]
+            counts = column >= _pick(chosen, first) + sinks
+        peak, mass, mean, top, bulk, drop = _step(
+            query, head_k, head_v, sk_row, sv_row, column, inside, seen, bias, counts, scale * LOG2E,
+            peak, mass, mean, top, bulk, drop, HEAD_DIM, WIDTH, PRECISION, entropy is not None,
+        )  # fmt: skip
+
+    run_stops = prefix_blocks + tl.cumsum(own_blocks, 0)
+    for block in range(tl.maximum(from_block, prefix_blocks), to_block):
+        chosen, column, inside = _find(block, own_first, own_stop, own_blocks, run_stops, KEYS)
+        owner = _pick(chosen, number)
+        seen = inside[None, :] & (column[None, :] <= tl.where(sequence == owner, last, -1)[:, None])
+        counts = column >= _pick(chosen, own_first + tl.maximum(sinks - prefix_len, 0))
+        its_k = own_k + owner.to(tl.int64) * k_batch + kv_head * k_head
+        its_v = own_v + owner.to(tl.int64) * v_batch + kv_head * v_head
+        peak, mass, mean, top, bulk, drop = _step(
+            query, its_k, its_v, k_row, v_row, column, inside, seen, None, counts, scale * LOG2E,
+            peak, mass, mean, top, bulk, drop, HEAD_DIM, WIDTH, PRECISION, entropy is not None,
+        )  # fmt: skip
 
     finished = True
     if counters is not None:
-        tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
-        slot = tile.to(tl.int64) * splits
-        finished = _hand_in(mean_parts, peak_parts, mass_parts, counters + tile, slot, peak, mass, mean, ROWS, WIDTH)
-        if finished:
-            mass, mean = _merge(mean_parts, peak_parts, mass_parts, slot, ROWS, WIDTH)
-            tl.store(counters + tile, 0)
+        finished, peak, mass, mean, bulk, drop = _share(
+            mean_parts, state_parts, counters, parts, peak, mass, mean, top, bulk, drop, ROWS, WIDTH,
+            entropy is not None,
+        )  # fmt: skip
     if finished:
-        columns = tl.arange(0, WIDTH)
         flat = (sequence.to(tl.int64) * tl.num_programs(2) * group + head) * q_len + member % q_len
-        mean = mean / tl.where(mass == 0.0, 1.0, mass)[:, None]  # a row that sees nothing gives zeros
-        inside = live[:, None] & (columns < HEAD_DIM)[None, :]
-        tl.store(out + flat[:, None] * HEAD_DIM + columns[None, :], mean.to(out.dtype.element_ty), mask=inside)
+        _store(out, lse, entropy, flat, live, peak, mass, mean, bulk, drop, HEAD_DIM, WIDTH)

@@ -17,11 +17,13 @@ def arguments(**changed):
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])
-@pytest.mark.parametrize("starts", [None, (1, 2)])
-def test_opcheck(backend, starts):
-    inputs = batch((5, 2), q_len=2, starts=starts)
-    tensors = inputs.q, *inputs.shared, *inputs.own, inputs.lengths, inputs.starts
-    torch.library.opcheck(torch.ops.lcc_kernels.shared_prefix_attention.default, (*tensors, 0.5, backend))
+@pytest.mark.parametrize("every", [False, True], ids=["no option", "every option"])
+def test_opcheck(backend, every):
+    inputs = batch((5, 2), q_len=2, starts=(1, 2) if every else None, biased=every)
+    prefixes = torch.tensor([7, 3]), torch.tensor([0, 16])
+    tensors = inputs.q, *inputs.shared, *inputs.own, inputs.lengths
+    options = (inputs.starts, *prefixes, inputs.bias, 0.5, True, 2) if every else (*[None] * 4, 0.5, False, None)
+    torch.library.opcheck(torch.ops.lcc_kernels.shared_prefix_attention.default, (*tensors, *options, backend))
 
 
 def test_compiles_whole_and_new_lengths_do_not_recompile():
@@ -62,6 +64,20 @@ def test_compiles_whole_and_new_lengths_do_not_recompile():
         ({"own_starts": torch.tensor([0, 4])}, "sequence 1 owns 3 rows from row 4 on"),
         ({"own_starts": torch.tensor([-1, 0])}, "from row -1 on"),
         ({"own_starts": torch.tensor([0])}, r"own_starts must be \(2,\)"),
+        ({"shared_starts": LENGTHS}, "give shared_lengths too"),
+        ({"shared_lengths": torch.tensor([5])}, r"shared_lengths must be \(2,\)"),
+        ({"shared_lengths": torch.tensor([5.0, 3.0])}, "int32 or int64"),
+        ({"shared_lengths": LENGTHS, "shared_starts": LENGTHS[:, None]}, r"shared_starts must be \(2,\)"),
+        ({"shared_lengths": torch.tensor([5, 6])}, "sequence 1 has 6 rows from row 0 on for its prefix"),
+        ({"shared_lengths": torch.tensor([5, -1])}, "sequence 1 has -1 rows"),
+        ({"shared_lengths": torch.tensor([4, 3]), "shared_starts": torch.tensor([2, 0])}, "sequence 0 has 4 rows from"),
+        ({"shared_lengths": torch.tensor([4, 3]), "shared_starts": torch.tensor([-1, 0])}, "from row -1 on"),
+        ({"shared_bias": torch.zeros(5)}, r"shared_bias must be \(2, 5\), float32"),
+        ({"shared_bias": torch.zeros(2, 5).double()}, "float32"),
+        ({"shared_bias": torch.zeros(2, 5, device="meta")}, "on meta"),
+        ({"shared_bias": torch.zeros(2, 5, requires_grad=True)}, "detach shared_bias"),
+        ({"return_entropy": True, "sinks": -1}, "0 or more, got -1"),
+        ({"sinks": 3}, "sinks are keys that the entropy leaves out: pass return_entropy=True"),
         ({"backend": "cuda"}, "has no backend 'cuda'"),
     ],
 )
@@ -82,3 +98,7 @@ def test_empty_batches_and_no_queries():
     none = {name: shape if name.startswith("shared") else (0, *shape[1:]) for name, shape in SHAPES.items()}
     out = lk.shared_prefix_attention(**arguments(**none, own_lengths=LENGTHS[:0]))
     assert out.shape == (0, 4, 1, 8)
+    _, lse, entropy = lk.shared_prefix_attention(
+        **arguments(q=(2, 4, 0, 8)), return_lse=True, return_entropy=True, shared_lengths=LENGTHS - 1
+    )
+    assert lse.shape == entropy.shape == (2, 4, 0)

@@ -37,35 +37,35 @@ def test_these_tests_in_the_interpreter():
 )
 def test_splits_add_up(case, splits, monkeypatch):
     """However many programs share a tile, more than it has keys included: the same sums, and twice the same bits."""
-    from lcc_kernels.shared_prefix import triton_kernel
+    from lcc_kernels.shared_prefix import launch
 
-    monkeypatch.setattr(triton_kernel, "plan", lambda choices, work, processors: (choices[0], splits))
+    monkeypatch.setattr(launch, "plan", lambda choices, work, processors: (choices[0], splits))
     inputs = batch(**case)
     once, twice = inputs.ours("triton"), inputs.ours("triton")
     assert torch.equal(once, twice)
     torch.testing.assert_close(once, inputs.ours("reference"))
-    assert not any(counters.any() for counters in triton_kernel._counters.values())
+    assert not any(counters.any() for counters in launch._counters.values())
 
 
 @runs_kernels
 @pytest.mark.parametrize("starts", [None, (-3, 2, 2**31 - 2)])
 def test_own_rows_outside_the_cache_are_not_read(starts):
     """A GPU does not wait for lengths to be checked, so the kernel clips them."""
-    from lcc_kernels.shared_prefix import triton_kernel
+    from lcc_kernels.shared_prefix import launch
 
     inputs = batch((9, 9, 9), q_len=2, spare=0)
     own_starts = None if starts is None else torch.tensor(starts, device=DEVICE)
     lengths = torch.tensor([20, -5, 11], device=DEVICE)
-    sequences = PrefixBatch(inputs.q, *inputs.shared, *inputs.own, lengths, own_starts, SCALE)
-    torch.testing.assert_close(triton_kernel.forward(sequences), reference.forward(sequences))
+    sequences = PrefixBatch(inputs.q, *inputs.shared, *inputs.own, lengths, own_starts, None, None, None, SCALE)
+    torch.testing.assert_close(launch.forward(sequences), reference.forward(sequences))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not GPU, reason="needs a CUDA device")
 def test_a_captured_graph_counts_for_itself(monkeypatch):
-    from lcc_kernels.shared_prefix import triton_kernel
+    from lcc_kernels.shared_prefix import launch
 
-    monkeypatch.setattr(triton_kernel, "plan", lambda choices, work, processors: (choices[0], 4))
+    monkeypatch.setattr(launch, "plan", lambda choices, work, processors: (choices[0], 4))
     inputs = batch((5, 40, 0), shared=300)
     eager = inputs.ours("triton")
     graph = torch.cuda.CUDAGraph()
@@ -80,13 +80,13 @@ def test_a_captured_graph_counts_for_itself(monkeypatch):
 
 @pytest.mark.skipif(interpreting(), reason="the interpreter compiles nothing")
 def test_lengths_are_not_compiled_in():
-    from lcc_kernels.shared_prefix import triton_kernel
+    from lcc_kernels.shared_prefix.triton_kernel import attention
 
-    parameters = triton_kernel._forward.params
-    fixed = {"HEAD_DIM", "WIDTH", "ROWS", "KEYS", "PRECISION"}
+    parameters = attention.params
+    fixed = {"HEAD_DIM", "WIDTH", "ROWS", "KEYS", "SEQUENCES", "PART", "PRECISION"}
     assert {parameter.name for parameter in parameters if parameter.is_constexpr} == fixed
     general = {parameter.name for parameter in parameters if parameter.do_not_specialize}
-    assert {"batch", "q_len", "shared_len", "max_len"} <= general
+    assert {"batch", "q_len", "shared_len", "max_len", "sinks"} <= general
 
 
 @runs_kernels
