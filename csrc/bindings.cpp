@@ -88,17 +88,44 @@ attach::Dtype attach_dtype_of(const Tensor& tensor) {
     case ScalarType::BFloat16: return attach::Dtype::kBFloat16;
     case ScalarType::Char: return attach::Dtype::kInt8;
     case ScalarType::Float8_e4m3fn: return attach::Dtype::kE4M3;
-    default: STD_TORCH_CHECK(false, "memories must be float32, float16, bfloat16, int8 or float8_e4m3fn"); return {};
+    case ScalarType::Byte: return attach::Dtype::kInt4;
+    default: STD_TORCH_CHECK(false, "memories must be float32, float16, bfloat16, int8, float8_e4m3fn or uint8"); return {};
   }
 }
 
-template <typename T>
-const T* table(const Tensor& tensor, const Tensor& memory, ScalarType dtype, int64_t numel) {
-  STD_TORCH_CHECK(beside(tensor, memory) && tensor.is_contiguous() && tensor.scalar_type() == dtype &&
-                      tensor.numel() == numel,
-                  "slots must be int64, cos, sin and scales float32, all contiguous, of the right size and on the GPU "
-                  "of the memory");
-  return static_cast<const T*>(tensor.const_data_ptr());
+attach::Factors factors_of(const Tensor& tensor, const Tensor& memory) {
+  STD_TORCH_CHECK(beside(tensor, memory), "cos, sin and scales must be on the GPU of the memory");
+  attach::Factors factors{};
+  factors.numbers = tensor.const_data_ptr();
+  factors.dtype = tensor.scalar_type() == ScalarType::Double ? attach::Dtype::kDouble : attach_dtype_of(tensor);
+  STD_TORCH_CHECK(factors.dtype <= attach::Dtype::kDouble, "cos, sin and scales must be floating-point");
+  factors.token_run = factors.channel_run = 1;
+  return factors;
+}
+
+// cos or sin, (tokens, rotary_dim).
+attach::Factors rotary_of(const Tensor& table, const Tensor& memory) {
+  attach::Factors factors = factors_of(table, memory);
+  factors.token = table.stride(0);
+  factors.channel = table.stride(1);
+  return factors;
+}
+
+// Scales, (layers, heads, runs of tokens, runs of channels), from layer first on.
+attach::Factors scale_of(const Tensor& scale, const Tensor& memory, int64_t first, int64_t token_run, int64_t channels) {
+  const int64_t runs = (memory.size(2) + token_run - 1) / token_run;
+  STD_TORCH_CHECK(scale.dim() == 4 && scale.size(0) == memory.size(0) && scale.size(1) == memory.size(1) &&
+                      scale.size(2) == runs && scale.size(3) > 0 && channels % scale.size(3) == 0,
+                  "scales must be (layers, heads, runs of tokens, runs of channels)");
+  attach::Factors factors = factors_of(scale, memory);
+  factors.numbers = static_cast<const char*>(factors.numbers) + first * scale.stride(0) * scale.element_size();
+  factors.layer = scale.stride(0);
+  factors.head = scale.stride(1);
+  factors.token = scale.stride(2);
+  factors.channel = scale.stride(3);
+  factors.token_run = static_cast<int>(token_run);
+  factors.channel_run = static_cast<int>(channels / scale.size(3));
+  return factors;
 }
 
 // One side of layers first ... first + layers.
@@ -109,6 +136,7 @@ attach::Side side_of(const Tensor& memory, const std::vector<Tensor>& caches, in
   side.memory_layer = memory.stride(0);
   side.memory_head = memory.stride(1);
   side.memory_token = memory.stride(2);
+  side.memory_channel = memory.stride(3);
   side.cache_block = like.stride(0);
   side.cache_head = like.stride(1);
   side.cache_row = like.stride(2);
@@ -118,60 +146,70 @@ attach::Side side_of(const Tensor& memory, const std::vector<Tensor>& caches, in
 }
 
 void check_caches(const Tensor& memory, const std::vector<Tensor>& caches, const Tensor& like) {
-  STD_TORCH_CHECK(beside(memory, like) && memory.dim() == 4 && memory.stride(3) == 1,
-                  "a memory must be 4-D on the GPU of its caches");
+  STD_TORCH_CHECK(beside(memory, like) && memory.dim() == 4, "a memory must be 4-D on the GPU of its caches");
   STD_TORCH_CHECK(static_cast<int64_t>(caches.size()) == memory.size(0), "there must be a cache a layer");
+  const int64_t head_dim = memory.size(3) * (memory.scalar_type() == ScalarType::Byte ? 2 : 1);
   for (const Tensor& cache : caches) {
     STD_TORCH_CHECK(beside(cache, like) && cache.dim() == 4 && cache.scalar_type() == like.scalar_type() &&
                         cache.size(0) == like.size(0) && cache.size(1) == memory.size(1) &&
-                        cache.size(2) == like.size(2) && cache.size(3) == memory.size(3),
+                        cache.size(2) == like.size(2) && cache.size(3) == head_dim,
                     "caches must be (blocks, kv_heads, block_size, head_dim) of one shape and dtype on one GPU");
   }
 }
 
+// What all layers share.
+attach::Arguments arguments_of(const Tensor& keys, const Tensor& like, const Tensor& slots, const Tensor& cos,
+                               const Tensor& sin, bool interleaved, bool paged) {
+  const int64_t tokens = keys.size(2), head_dim = like.size(3), block_size = like.size(2), blocks = like.size(0);
+  STD_TORCH_CHECK(cos.dim() == 2 && sin.dim() == 2 && cos.size(0) == tokens && sin.size(0) == tokens &&
+                      cos.size(1) == sin.size(1) && cos.size(1) % 2 == 0 && cos.size(1) <= head_dim,
+                  "cos and sin must be (tokens, rotary_dim), rotary_dim even and at most head_dim");
+  const int64_t capacity = block_size * (paged ? blocks : 1);
+  STD_TORCH_CHECK(std::max({keys.size(1) * head_dim, tokens, capacity, blocks}) <= std::numeric_limits<int>::max(),
+                  "too much for one launch");
+  attach::Arguments a{};
+  a.narrow = slots.scalar_type() == ScalarType::Int;
+  STD_TORCH_CHECK(beside(slots, keys) && slots.dim() == 1 && slots.size(0) == tokens &&
+                      (a.narrow || slots.scalar_type() == ScalarType::Long),
+                  "slots must be (tokens,) int32 or int64 on the GPU of the memory");
+  a.slots = slots.const_data_ptr();
+  a.slot_step = slots.stride(0);
+  a.cos = rotary_of(cos, keys);
+  a.sin = rotary_of(sin, keys);
+  a.block_size = static_cast<int>(block_size);
+  a.capacity = static_cast<int>(capacity);
+  a.heads = static_cast<int>(keys.size(1));
+  a.tokens = static_cast<int>(tokens);
+  a.head_dim = static_cast<int>(head_dim);
+  a.rotary_dim = static_cast<int>(cos.size(1));
+  a.copies = static_cast<int>(paged ? 1 : blocks);
+  a.interleaved = interleaved;
+  return a;
+}
+
 void attach_kv(Tensor keys, Tensor values, std::vector<Tensor> key_caches, std::vector<Tensor> value_caches,
                Tensor slots, Tensor cos, Tensor sin, std::optional<Tensor> key_scale,
-               std::optional<Tensor> value_scale, bool interleaved, bool paged) {
+               std::optional<Tensor> value_scale, bool interleaved, bool paged, std::optional<int64_t> key_group) {
   STD_TORCH_CHECK(!key_caches.empty() && keys.scalar_type() == values.scalar_type() &&
                       key_scale.has_value() == value_scale.has_value(),
                   "there must be a layer, and keys and values must be of one kind");
   check_caches(keys, key_caches, key_caches[0]);
   check_caches(values, value_caches, key_caches[0]);
-  const int64_t layers = keys.size(0), heads = keys.size(1), tokens = keys.size(2), head_dim = keys.size(3);
   for (int i = 0; i < 4; ++i) STD_TORCH_CHECK(values.size(i) == keys.size(i), "keys and values must be of one shape");
-  STD_TORCH_CHECK(cos.dim() == 2 && cos.size(1) % 2 == 0 && cos.size(1) <= head_dim, "rotary_dim must fit head_dim");
-  STD_TORCH_CHECK(std::max(heads * head_dim, tokens) <= std::numeric_limits<int>::max(), "too much for one launch");
   if (keys.numel() == 0) return;
-  const int64_t block_size = key_caches[0].size(2), blocks = key_caches[0].size(0);
-  const auto floats = [&keys](const Tensor& tensor, int64_t numel) {
-    return table<float>(tensor, keys, ScalarType::Float, numel);
-  };
+  const int64_t layers = keys.size(0), tokens = keys.size(2), head_dim = key_caches[0].size(3);
+  const int64_t run = std::min(key_group.value_or(tokens), tokens);
+  STD_TORCH_CHECK(run > 0, "key_group must be at least 1");
+  attach::Arguments a = arguments_of(keys, key_caches[0], slots, cos, sin, interleaved, paged);
   const torch::stable::accelerator::DeviceGuard guard(keys.get_device_index());
   for (int64_t first = 0; first < layers; first += attach::kMaxLayers) {
-    const int64_t count = std::min<int64_t>(layers - first, attach::kMaxLayers);
-    attach::Arguments a{};
-    a.sides[0] = side_of(keys, key_caches, first, count);
-    a.sides[1] = side_of(values, value_caches, first, count);
-    a.sides[0].rotary_dim = static_cast<int>(cos.size(1));
+    a.layers = static_cast<int>(std::min<int64_t>(layers - first, attach::kMaxLayers));
+    a.sides[0] = side_of(keys, key_caches, first, a.layers);
+    a.sides[1] = side_of(values, value_caches, first, a.layers);
     if (key_scale.has_value()) {
-      a.sides[0].scale = floats(*key_scale, layers * heads * head_dim) + first * heads * head_dim;
-      a.sides[0].scale_head = head_dim;
-      a.sides[0].scale_channel = 1;
-      a.sides[1].scale = floats(*value_scale, layers * heads * tokens) + first * heads * tokens;
-      a.sides[1].scale_head = tokens;
-      a.sides[1].scale_token = 1;
+      a.sides[0].scale = scale_of(*key_scale, keys, first, run, head_dim);
+      a.sides[1].scale = scale_of(*value_scale, keys, first, 1, head_dim);
     }
-    a.slots = table<int64_t>(slots, keys, ScalarType::Long, tokens);
-    a.cos = floats(cos, tokens * cos.size(1));
-    a.sin = floats(sin, tokens * cos.size(1));
-    a.block_size = block_size;
-    a.capacity = block_size * (paged ? blocks : 1);
-    a.layers = static_cast<int>(count);
-    a.heads = static_cast<int>(heads);
-    a.tokens = static_cast<int>(tokens);
-    a.head_dim = static_cast<int>(head_dim);
-    a.copies = static_cast<int>(paged ? 1 : blocks);
-    a.interleaved = interleaved;
     const cudaError_t error =
         attach::launch(a, attach_dtype_of(keys), attach_dtype_of(key_caches[0]), current_stream(keys));
     STD_TORCH_CHECK(error == cudaSuccess, "attach_kv failed: ", cudaGetErrorString(error));
@@ -187,7 +225,8 @@ STABLE_TORCH_LIBRARY(lcc_kernels_cuda, library) {
       "float inner, float scale, float factor, float beta, bool with_grad) -> ()");
   library.def(
       "attach_kv(Tensor keys, Tensor values, Tensor(a!)[] key_caches, Tensor(b!)[] value_caches, Tensor slots, "
-      "Tensor cos, Tensor sin, Tensor? key_scale, Tensor? value_scale, bool interleaved, bool paged) -> ()");
+      "Tensor cos, Tensor sin, Tensor? key_scale, Tensor? value_scale, bool interleaved, bool paged, int? key_group) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lcc_kernels_cuda, CompositeExplicitAutograd, library) {

@@ -1,6 +1,6 @@
 """Kernels for Latent Context Compilation: tensors in, tensors out; no models, tokenizers or files."""
 
-from .attach_kv import attach_kv, slot_mapping
+from .attach_kv import attach_kv, pack_int4, slot_mapping, unpack_int4
 from .bottleneck import BottleneckLayout, bottleneck_attention
 from .dispatch import BackendUnavailableError, available_backends
 from .linear_kl import kl_from_logits, linear_kl
@@ -17,7 +17,9 @@ __all__ = [
     "bottleneck_attention",
     "kl_from_logits",
     "linear_kl",
+    "pack_int4",
     "shared_prefix_attention",
     "slot_mapping",
     "undo_rotary",
+    "unpack_int4",
 ]

@@ -13,6 +13,12 @@ def _quarter_turn(x: torch.Tensor, interleaved: bool) -> torch.Tensor:
     return torch.cat((-right, left), dim=-1)
 
 
+def pair_entries(x: torch.Tensor, interleaved: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the first and of the second channel of every pair, (..., rotary_dim / 2) each."""
+    half = x.shape[-1] // 2
+    return (x[..., ::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+
+
 def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool = False) -> torch.Tensor:
     """Rotate the first ``rotary_dim`` channels of ``x``.
 

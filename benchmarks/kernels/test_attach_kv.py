@@ -8,6 +8,8 @@ the statistics those of a caller who waits.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ import lcc_kernels as lk
 from benchmarks.common.timing import in_turn, peak_bytes, replayed_seconds, synchronized
 from benchmarks.kernels.attach_kv_cases import CPU_CASES, CPU_TARGET, GPU_CASES, AttachCase
 from benchmarks.kernels.attach_kv_peers import calls
+from lcc_kernels import dispatch
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDS = 30 if DEVICE == "cuda" else 11
@@ -45,6 +48,20 @@ def test_attach_kv(benchmark, case: AttachCase, backend: str):
     if reason is not None:
         pytest.skip(reason)
     _run(benchmark, case, backend)
+
+
+@pytest.mark.parametrize("layout", ["listed", "stacked"])
+@pytest.mark.parametrize("layers", [1, 16, 32, 64])
+def test_host_work(benchmark, monkeypatch, layers: int, layout: str):
+    """What a call takes before a backend begins: its checks and the way through torch's dispatcher."""
+    case = AttachCase(f"host-{2 * layers}-caches", layers, 2, 8, 64, torch.float32, torch.float32)
+    arguments = case.tensors(DEVICE)
+    if layout == "listed":
+        arguments |= {name: list(arguments[name]) for name in ("key_cache", "value_cache")}
+    monkeypatch.setitem(dispatch._OPS, "attach_kv", {"nothing": dispatch.Backend(lambda attachment: None)})
+    benchmark.extra_info.update(op="attach_kv", case=case.name, peer=layout, device="host", direction="nothing")
+    call = partial(lk.attach_kv, **arguments, backend="nothing", validate=False)
+    benchmark.pedantic(call, rounds=500, warmup_rounds=20)
 
 
 @pytest.mark.skipif(DEVICE != "cpu", reason="the target is the CPU's")

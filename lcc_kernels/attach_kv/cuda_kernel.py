@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .attachment import Attachment
 
 
 def attach(a: Attachment) -> None:
-    """Write every layer's keys and values to their slots."""
-    torch.ops.lcc_kernels_cuda.attach_kv(*a.for_kernels().arguments)
+    """Write every layer's keys and values to their slots, reading every tensor by its own strides."""
+    torch.ops.lcc_kernels_cuda.attach_kv(*prepared(a).arguments)
+
+
+def prepared(a: Attachment) -> Attachment:
+    """The same with scales of four dimensions, as views."""
+    key_scale, value_scale = a.scales or (None, None)
+    return replace(a, key_scale=key_scale, value_scale=value_scale)
 
 
 def refuses(a: Attachment) -> str | None:

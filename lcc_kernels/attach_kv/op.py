@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import filterfalse
 
 import torch
 
@@ -26,6 +27,7 @@ def attach_kv(
     *,
     interleaved: bool = False,
     paged: bool = False,
+    key_group: int | None = None,
     validate: bool = True,
 ) -> None:
     """Dequantise a memory, rotate its keys (RoFormer, Eq. 34) and write both into preallocated caches, in place.
@@ -34,7 +36,8 @@ def attach_kv(
     once. Rows of the caches other than ``slots`` are left alone. There is no gradient.
 
     Args:
-        keys: (layers, kv_heads, K, head_dim), not rotated: floating point, int8 or float8_e4m3fn; any strides.
+        keys: (layers, kv_heads, K, head_dim), not rotated: floating point, int8 or float8_e4m3fn, or uint8
+            (layers, kv_heads, K, head_dim / 2) of ``pack_int4``; any strides.
         values: like keys.
         key_cache: (layers, batch, kv_heads, max_len, head_dim), or a layer's (batch, kv_heads, max_len, head_dim) each,
             all of one shape and one set of strides, floating point. The memory is written to every sequence of the
@@ -43,12 +46,16 @@ def attach_kv(
         slots: (K,) int32 or int64, the target rows, no two alike; with ``paged`` block * block_size + offset, as
             ``slot_mapping`` gives them.
         cos, sin: (K, rotary_dim) at the target positions, as a transformers rotary module returns them (without its
-            batch dimension), attention scaling included; channels from rotary_dim on are not rotated.
-        key_scale: (layers, kv_heads, head_dim) positive factors of quantised keys, None for floating-point ones.
-        value_scale: (layers, kv_heads, K) positive factors of quantised values, likewise.
+            batch dimension), attention scaling included; channels from rotary_dim on are not rotated. Both channels of
+            a pair have one angle, so kernels read the entry of the first.
+        key_scale: (layers, kv_heads, head_dim) positive factors of quantised keys, None for floating-point ones. With
+            ``key_group`` (layers, kv_heads, ceil(K / key_group), head_dim).
+        value_scale: (layers, kv_heads, K) positive factors of quantised values, likewise; or (layers, kv_heads, K,
+            groups), one for each of as many equal parts of head_dim.
         backend: ``auto``, or one of ``available_backends("attach_kv")``.
         interleaved: rotate channels (0, 1), (2, 3), ... instead of (0, rotary_dim / 2), ..., with tables that hold each
             value twice in a row, as Cohere's do.
+        key_group: neighbouring tokens whose keys share a scale, from the first token on; None: all of them.
         validate: read slots, tables and scales to refuse bad ones, for which a GPU has to finish first. False leaves
             that out, for CUDA graphs: triton and cuda then skip slots that are out of range, torch may write anywhere.
 
@@ -57,18 +64,17 @@ def attach_kv(
             itself, or a gradient is wanted. Caches that overlap in part, or overlap the memory, are not noticed.
         BackendUnavailableError: ``backend`` cannot run here or on these tensors.
     """
-    attachment = Attachment(
-        keys, values, list(key_cache), list(value_cache), slots, cos, sin, key_scale, value_scale, interleaved, paged
-    )
-    check(attachment)
-    torch.ops.lcc_kernels.attach_kv(*attachment.arguments, validate, backend)
+    stacked = isinstance(key_cache, torch.Tensor) and isinstance(value_cache, torch.Tensor)
+    caches, scales = (_layers(key_cache), _layers(value_cache)), (key_scale, value_scale)
+    attachment = Attachment(keys, values, *caches, slots, cos, sin, *scales, interleaved, paged, key_group)
+    check(attachment, stacked)
+    _OP(*attachment.arguments, validate, backend)
 
 
-@torch.library.custom_op(
-    "lcc_kernels::attach_kv",
-    mutates_args=("key_caches", "value_caches"),
-    schema=f"({SCHEMA}, bool validate, str backend) -> ()",
-)
+def _layers(caches: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return list(caches.unbind(0) if isinstance(caches, torch.Tensor) else caches)
+
+
 def _attach(*arguments: object) -> None:
     *fields, validate, backend = arguments
     attachment = Attachment(*fields)  # type: ignore[arg-type]
@@ -76,8 +82,17 @@ def _attach(*arguments: object) -> None:
     if validate:
         check_values(attachment)
     select("attach_kv", str(backend), attachment)(attachment)
+    written = *attachment.key_caches, *attachment.value_caches
+    torch.autograd.graph.increment_version(filterfalse(torch.is_inference, written))
 
 
-@_attach.register_fake
+# Defined by hand: ``torch.library.custom_op`` looks at every tensor in Python and takes longer than all the rest.
+_LIBRARY = torch.library.Library("lcc_kernels", "FRAGMENT")
+_LIBRARY.define(f"attach_kv({SCHEMA}, bool validate, str backend) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
+_LIBRARY.impl("attach_kv", _attach, "CompositeExplicitAutograd")
+_OP = torch.ops.lcc_kernels.attach_kv.default
+
+
+@torch.library.register_fake("lcc_kernels::attach_kv", lib=_LIBRARY)
 def _(*arguments: object) -> None:
     return None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 
 from .attachment import Attachment
+from .int4 import unpack_int4
 
 
 def attach(a: Attachment) -> None:
     """Write every layer's keys and values to their slots."""
     cos, sin, rows = a.cos.to(a.wide), a.sin.to(a.wide), _rows(a)
-    unscaled = [None] * len(a.keys)
-    key_scale = unscaled if a.key_scale is None else a.key_scale.to(a.wide)[:, :, None, :]
-    value_scale = unscaled if a.value_scale is None else a.value_scale.to(a.wide)[:, :, :, None]
+    key_scale, value_scale = a.factors or ([None] * len(a.keys),) * 2
     for keys, scale, cache in zip(a.keys, key_scale, a.key_caches, strict=True):
         turned = _rotated(_dequantised(keys, scale, a.wide), cos, sin, a.interleaved)
         _write(cache, rows, turned, a.paged)
@@ -33,6 +32,8 @@ def _rows(a: Attachment) -> tuple[torch.Tensor | slice, ...]:
 def _dequantised(memory: torch.Tensor, scale: torch.Tensor | None, wide: torch.dtype) -> torch.Tensor:
     if scale is None:
         return memory.to(wide)
+    if memory.dtype == torch.uint8:
+        return unpack_int4(memory).to(wide).mul_(scale)
     if memory.dtype == torch.float8_e4m3fn:
         return _from_table(memory, wide).mul_(scale)
     return memory.to(wide).mul_(scale)

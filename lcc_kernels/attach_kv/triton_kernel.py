@@ -9,13 +9,12 @@ between memory and cache stays in registers, in float32.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 import triton
 import triton.language as tl
 
 from ..dispatch import interpreting
+from .addresses import is_known, step, table
 from .attachment import Attachment
 from .checks import strides
 
@@ -25,20 +24,26 @@ BUSY = 8  # programs a multiprocessor; heads are grouped only where there are mo
 
 
 def attach(a: Attachment) -> None:
-    """Write every layer's keys and values to their slots."""
-    layers, heads, tokens, head_dim = a.keys.shape
+    """Write every layer's keys and values to their slots, in one launch that reads every tensor by its own strides."""
+    layers, heads, tokens, _ = a.shape
     if not a.keys.numel():
         return
-    a = a.for_kernels()
-    keys, values = _readable(a.keys), _readable(a.values)
-    fixed = constants(head_dim, a.cos.shape[1], a.interleaved, a.keys.dtype, a.key_caches + a.value_caches)
+    fixed = constants(a)
     blocks = triton.cdiv(tokens, fixed["TOKENS"])
-    group = _group(heads, blocks * layers, keys.device)
-    with torch.cuda.device_of(keys):
+    group = _group(heads, blocks * layers, a.keys.device)
+    steps = _steps(a)
+    scattered = None if steps else table(a.addresses, a.keys.device)
+    no_strides = 0, 0, 0, 0
+    key_scale, value_scale = a.scales or (None, None)
+    with torch.cuda.device_of(a.keys):
         _attach[(blocks, triton.cdiv(heads, group), layers)](
-            keys, values, a.key_caches[0], _table(a.key_caches), _table(a.value_caches), a.slots, a.cos, a.sin,
-            a.key_scale, a.value_scale, tokens, heads, group, a.copies, a.block_size, a.capacity,
-            *keys.stride()[:3], *values.stride()[:3], *strides(a.key_caches[0]), *strides(a.value_caches[0]),
+            _readable(a.keys), _readable(a.values), a.key_caches[0], a.value_caches[0], *(steps or (0, 0)), scattered,
+            a.slots, a.cos, a.sin, key_scale, value_scale,
+            tokens, heads, group, a.copies, a.block_size, a.capacity, a.key_run,
+            *a.keys.stride(), *a.values.stride(), *strides(a.key_caches[0]), *strides(a.value_caches[0]),
+            a.slots.stride(0), *a.cos.stride(), *a.sin.stride(),
+            *(no_strides if key_scale is None else key_scale.stride()),
+            *(no_strides if value_scale is None else value_scale.stride()),
             **fixed, num_warps=WARPS,
         )  # fmt: skip
 
@@ -47,22 +52,29 @@ def refuses(a: Attachment) -> str | None:
     """Why the kernel cannot take these arguments, or None."""
     if a.wide == torch.float64:
         return "it computes in float32; float64 runs on backend 'torch'"
+    if a.packed and not a.interleaved and a.cos.shape[1] % 4:
+        return "a byte of the memory holds the last channel of one half and the first of the other: use backend 'torch'"
     if interpreting() and a.keys.is_cuda:
         return "Triton's interpreter cannot follow addresses on a GPU: move the tensors to the CPU"
-    if a.keys.is_cuda and torch.cuda.is_current_stream_capturing() and not _evenly_spaced(a):
-        return "a CUDA graph cannot capture a list of scattered layers: allocate them as one 5-D tensor"
+    if a.keys.is_cuda and torch.cuda.is_current_stream_capturing() and _needs_copy(a):
+        return (
+            "a CUDA graph cannot capture the copy of a table of scattered layers: attach to these caches once before "
+            "capturing, or allocate the layers as one 5-D tensor"
+        )
     return None
 
 
-def constants(head_dim, rotary_dim, interleaved, dtype, caches) -> dict:
-    """What the kernel is compiled for, given the memory's dtype and all caches."""
+def constants(a: Attachment) -> dict:
+    """What the kernel is compiled for."""
     return {
-        "HEAD_DIM": head_dim,
-        "ROTARY": rotary_dim,
-        "INTERLEAVED": interleaved,
-        "SCALED": dtype in (torch.int8, torch.float8_e4m3fn),
-        "ALIGNED": all(cache.data_ptr() % 16 == 0 for cache in caches),
-        "TOKENS": tokens(head_dim),
+        "HEAD_DIM": a.shape[3],
+        "ROTARY": a.cos.shape[1],
+        "INTERLEAVED": a.interleaved,
+        "PACKED": a.packed,
+        "KEY_RUNS": a.key_run < a.shape[2],
+        "VALUE_RUN": a.value_run,
+        "ALIGNED": not any(address % 16 for address in a.addresses),
+        "TOKENS": tokens(a.shape[3]),
     }
 
 
@@ -82,28 +94,21 @@ def _group(heads: int, programs: int, device: torch.device) -> int:
     return min(max(heads * programs // (BUSY * processors), 1), heads)
 
 
-def _steps(caches: list[torch.Tensor]) -> set[int]:
-    return {after.data_ptr() - before.data_ptr() for before, after in pairwise(caches)}
+def _steps(a: Attachment) -> tuple[int, int] | None:
+    """From one layer to the next, of the key and of the value caches; None if some lie at uneven distances."""
+    layers, itemsize = len(a.key_caches), a.key_caches[0].itemsize
+    keys, values = step(a.addresses[:layers], itemsize), step(a.addresses[layers:], itemsize)
+    return None if keys is None or values is None else (keys, values)
 
 
-def _evenly_spaced(a: Attachment) -> bool:
-    return max(len(_steps(a.key_caches)), len(_steps(a.value_caches))) <= 1
-
-
-def _table(caches: list[torch.Tensor]) -> torch.Tensor:
-    """Where each layer's cache begins, (layers,) int64 on the device, which is not waited for."""
-    steps, first, device = _steps(caches), caches[0].data_ptr(), caches[0].device
-    if len(steps) <= 1:
-        step = next(iter(steps), 1)
-        return torch.arange(first, first + step * len(caches), step, device=device)
-    return torch.tensor([cache.data_ptr() for cache in caches]).to(device, non_blocking=True)
+def _needs_copy(a: Attachment) -> bool:
+    return _steps(a) is None and not is_known(a.addresses, a.keys.device)
 
 
 @triton.jit
-def _load(pointer, places, inside):
-    """Numbers at ``places`` in float32; bytes are e4m3 numbers."""
-    x = tl.load(pointer + places, mask=inside, other=0)
-    if pointer.dtype.element_ty == tl.uint8:
+def _wide(x):
+    """Numbers in float32; bytes are e4m3 numbers."""
+    if x.dtype == tl.uint8:
         # As float16 an e4m3 number is 2 ** 8 too small; 0x7F, its NaN, has to be said.
         bits = x.to(tl.uint16)
         wide = ((bits & 0x80) << 8 | (bits & 0x7F) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -112,23 +117,51 @@ def _load(pointer, places, inside):
 
 
 @triton.jit
-def _load_pairs(pointer, rows, inside, ROWS: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
-    """Both channels of every pair, (ROWS, padded ROTARY / 2) each; ``rows`` and ``inside`` are (ROWS, 1)."""
-    HALF: tl.constexpr = triton.next_power_of_2(ROTARY // 2)
+def _load(pointer, rows, inside, channel, FIRST: tl.constexpr, COUNT: tl.constexpr, PACKED: tl.constexpr):
+    """Channels FIRST ... FIRST + COUNT of ``rows`` (ROWS, 1) in float32, (ROWS, padded COUNT); two a byte if PACKED."""
+    PADDED: tl.constexpr = triton.next_power_of_2(COUNT)
+    if PACKED:
+        columns = tl.arange(0, PADDED // 2)[None, :]
+        places = rows + (columns + FIRST // 2).to(tl.int64) * channel
+        x = tl.load(pointer + places, mask=inside & (columns < COUNT // 2), other=0).to(tl.int32)
+        low, high = x << 28 >> 28, x << 24 >> 28
+        return tl.reshape(tl.join(low, high), (rows.shape[0], PADDED)).to(tl.float32)
+    columns = tl.arange(0, PADDED)[None, :]
+    places = rows + (columns + FIRST).to(tl.int64) * channel
+    return _wide(tl.load(pointer + places, mask=inside & (columns < COUNT), other=0))
+
+
+@triton.jit
+def _load_pairs(
+    pointer, rows, inside, channel, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr
+):  # fmt: skip
+    """Both channels of every pair, (ROWS, padded ROTARY / 2) each."""
     if INTERLEAVED:
-        columns = tl.arange(0, 2 * HALF)[None, :]
-        x = _load(pointer, rows + columns, inside & (columns < ROTARY))
-        left, right = tl.split(tl.reshape(x, (ROWS, HALF, 2)))
+        x = _load(pointer, rows, inside, channel, 0, ROTARY, PACKED)
+        left, right = tl.split(tl.reshape(x, (rows.shape[0], triton.next_power_of_2(ROTARY) // 2, 2)))
     else:
-        columns = tl.arange(0, HALF)[None, :]
-        inside = inside & (columns < ROTARY // 2)
-        left = _load(pointer, rows + columns, inside)
-        right = _load(pointer, rows + columns + ROTARY // 2, inside)
+        left = _load(pointer, rows, inside, channel, 0, ROTARY // 2, PACKED)
+        right = _load(pointer, rows, inside, channel, ROTARY // 2, ROTARY // 2, PACKED)
     return left, right
 
 
 @triton.jit
-def _store(pointer, places, x, inside, copies, copy_stride):
+def _load_factors(table, rows, inside, channel, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr):
+    """A rotary table's entry of every pair, (ROWS, padded ROTARY / 2): the same for both of its channels."""
+    if INTERLEAVED:
+        factors, _ = _load_pairs(table, rows, inside, channel, ROTARY, INTERLEAVED, False)
+    else:
+        factors = _load(table, rows, inside, channel, 0, ROTARY // 2, False)
+    return factors
+
+
+@triton.jit
+def _store(
+    pointer, rows, inside, channel, x, copies, copy_stride, FIRST: tl.constexpr, COUNT: tl.constexpr
+):  # fmt: skip
+    """Channels FIRST ... FIRST + COUNT of ``rows``, in each of the copies."""
+    columns = tl.arange(0, triton.next_power_of_2(COUNT))[None, :]
+    places, inside = rows + (columns + FIRST).to(tl.int64) * channel, inside & (columns < COUNT)
     x = x.to(pointer.dtype.element_ty)
     for _ in range(copies):
         tl.store(pointer + places, x, mask=inside)
@@ -136,77 +169,68 @@ def _store(pointer, places, x, inside, copies, copy_stride):
 
 
 @triton.jit
-def _store_pairs(
-    pointer, rows, channel, left, right, inside, copies, copy_stride,
-    ROWS: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr,
-):  # fmt: skip
-    HALF: tl.constexpr = triton.next_power_of_2(ROTARY // 2)
-    if INTERLEAVED:
-        columns = tl.arange(0, 2 * HALF)[None, :]
-        x = tl.reshape(tl.join(left, right), (ROWS, 2 * HALF))
-        _store(pointer, rows + columns.to(tl.int64) * channel, x, inside & (columns < ROTARY), copies, copy_stride)
-    else:
-        columns = tl.arange(0, HALF)[None, :]
-        inside = inside & (columns < ROTARY // 2)
-        _store(pointer, rows + columns.to(tl.int64) * channel, left, inside, copies, copy_stride)
-        _store(pointer, rows + (columns + ROTARY // 2).to(tl.int64) * channel, right, inside, copies, copy_stride)
-
-
-@triton.jit
-def _layer(table, layer, like, ALIGNED: tl.constexpr):
-    """The layer's entry of a table of addresses, as a pointer like ``like``."""
-    pointer = tl.load(table + layer).to(like.dtype)
+def _layer(first, layer_step, table, entry, layer, ALIGNED: tl.constexpr):
+    """Where a layer's cache begins."""
+    pointer = first + layer * layer_step if table is None else tl.load(table + entry).to(first.dtype)
     return tl.multiple_of(pointer, 16) if ALIGNED else pointer
 
 
-@triton.jit(do_not_specialize=["tokens", "heads", "group", "copies", "capacity"])
+@triton.jit(do_not_specialize=["tokens", "heads", "group", "copies", "capacity", "key_run"])
 def _attach(
-    keys, values, like, key_table, value_table, slots, cos, sin, key_scale, value_scale,
-    tokens, heads, group, copies, block_size, capacity,
-    k_layer, k_head, k_token, v_layer, v_head, v_token,
+    keys, values, key_cache, value_cache, kc_layer, vc_layer, table, slots, cos, sin, key_scale, value_scale,
+    tokens, heads, group, copies, block_size, capacity, key_run,
+    k_layer, k_head, k_token, k_channel, v_layer, v_head, v_token, v_channel,
     kc_block, kc_head, kc_row, kc_channel, vc_block, vc_head, vc_row, vc_channel,
-    HEAD_DIM: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, SCALED: tl.constexpr,
-    ALIGNED: tl.constexpr, TOKENS: tl.constexpr,
+    slot_token, cos_token, cos_channel, sin_token, sin_channel,
+    ks_layer, ks_head, ks_run, ks_channel, vs_layer, vs_head, vs_token, vs_run,
+    HEAD_DIM: tl.constexpr, ROTARY: tl.constexpr, INTERLEAVED: tl.constexpr, PACKED: tl.constexpr,
+    KEY_RUNS: tl.constexpr, VALUE_RUN: tl.constexpr, ALIGNED: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
     """keys and values (layers, heads, tokens, HEAD_DIM) to rows ``slots`` of every layer's caches."""
     layer, first = tl.program_id(2).to(tl.int64), tl.program_id(1) * group
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    slot = tl.load(slots + token, mask=token < tokens, other=-1)
+    slot = tl.load(slots + token * slot_token, mask=token < tokens, other=-1).to(tl.int64)
     block, row = slot // block_size, slot % block_size
     key_rows, value_rows = (block * kc_block + row * kc_row)[:, None], (block * vc_block + row * vc_row)[:, None]
-    known, inside = token < tokens, ((slot >= 0) & (slot < capacity))[:, None]
-    rows, reading = token[:, None], known[:, None]
-    key_cache, value_cache = _layer(key_table, layer, like, ALIGNED), _layer(value_table, layer, like, ALIGNED)
-    cos_left, cos_right = _load_pairs(cos, rows * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
-    sin_left, sin_right = _load_pairs(sin, rows * ROTARY, reading, TOKENS, ROTARY, INTERLEAVED)
+    rows, reading, inside = token[:, None], (token < tokens)[:, None], ((slot >= 0) & (slot < capacity))[:, None]
+    key_target = _layer(key_cache, kc_layer, table, layer, layer, ALIGNED)
+    value_target = _layer(value_cache, vc_layer, table, layer + tl.num_programs(2), layer, ALIGNED)
+    cosine = _load_factors(cos, rows * cos_token, reading, cos_channel, ROTARY, INTERLEAVED)
+    sine = _load_factors(sin, rows * sin_token, reading, sin_channel, ROTARY, INTERLEAVED)
     head = first.to(tl.int64)
     for _ in range(tl.minimum(group, heads - first)):
+        # All of a head is read before any of it is written: the caches might be the memory, for all the compiler knows.
         source = keys + layer * k_layer + head * k_head
-        target = key_cache + head * kc_head
-        left, right = _load_pairs(source, rows * k_token, reading, TOKENS, ROTARY, INTERLEAVED)
-        scales = key_scale
-        if SCALED:
-            scales += (layer * heads + head) * HEAD_DIM
-            always = tl.full((1, 1), True, tl.int1)
-            left_scale, right_scale = _load_pairs(scales, tl.zeros((1, 1), tl.int64), always, 1, ROTARY, INTERLEAVED)
-            left, right = left * left_scale, right * right_scale
-        turned_left, turned_right = left * cos_left - right * sin_left, right * cos_right + left * sin_right
-        _store_pairs(
-            target, key_rows, kc_channel, turned_left, turned_right, inside, copies, kc_block,
-            TOKENS, ROTARY, INTERLEAVED,
-        )  # fmt: skip
+        left, right = _load_pairs(source, rows * k_token, reading, k_channel, ROTARY, INTERLEAVED, PACKED)
         if ROTARY < HEAD_DIM:
-            columns = ROTARY + tl.arange(0, triton.next_power_of_2(HEAD_DIM - ROTARY))[None, :]
-            rest = _load(source, rows * k_token + columns, reading & (columns < HEAD_DIM))
-            if SCALED:
-                rest *= tl.load(scales + columns, mask=columns < HEAD_DIM, other=0.0)
-            places = key_rows + columns.to(tl.int64) * kc_channel
-            _store(target, places, rest, inside & (columns < HEAD_DIM), copies, kc_block)
-        columns = tl.arange(0, triton.next_power_of_2(HEAD_DIM))[None, :]
+            rest = _load(source, rows * k_token, reading, k_channel, ROTARY, HEAD_DIM - ROTARY, PACKED)
         source = values + layer * v_layer + head * v_head
-        value = _load(source, rows * v_token + columns, reading & (columns < HEAD_DIM))
-        if SCALED:
-            value *= tl.load(value_scale + (layer * heads + head) * tokens + token, mask=known, other=0.0)[:, None]
-        places = value_rows + columns.to(tl.int64) * vc_channel
-        _store(value_cache + head * vc_head, places, value, inside & (columns < HEAD_DIM), copies, vc_block)
+        value = _load(source, rows * v_token, reading, v_channel, 0, HEAD_DIM, PACKED)
+        if key_scale is not None:
+            scales = key_scale + layer * ks_layer + head * ks_head
+            if KEY_RUNS:
+                scale_rows, known = (rows.to(tl.int32) // key_run).to(tl.int64) * ks_run, reading
+            else:
+                scale_rows, known = tl.zeros((1, 1), tl.int64), tl.full((1, 1), True, tl.int1)
+            left_scale, right_scale = _load_pairs(scales, scale_rows, known, ks_channel, ROTARY, INTERLEAVED, False)
+            left, right = left * left_scale, right * right_scale
+            if ROTARY < HEAD_DIM:
+                rest *= _load(scales, scale_rows, known, ks_channel, ROTARY, HEAD_DIM - ROTARY, False)
+        turned, right = left * cosine - right * sine, right * cosine + left * sine
+        if value_scale is not None:
+            scales = value_scale + layer * vs_layer + head * vs_head + rows * vs_token
+            if VALUE_RUN < HEAD_DIM:
+                runs = tl.arange(0, triton.next_power_of_2(HEAD_DIM))[None, :] // VALUE_RUN
+                scales += tl.minimum(runs, (HEAD_DIM - 1) // VALUE_RUN).to(tl.int64) * vs_run
+            value *= tl.load(scales, mask=reading, other=0).to(tl.float32)
+        target = key_target + head * kc_head
+        if INTERLEAVED:
+            both = tl.reshape(tl.join(turned, right), (TOKENS, triton.next_power_of_2(ROTARY)))
+            _store(target, key_rows, inside, kc_channel, both, copies, kc_block, 0, ROTARY)
+        else:
+            _store(target, key_rows, inside, kc_channel, turned, copies, kc_block, 0, ROTARY // 2)
+            _store(target, key_rows, inside, kc_channel, right, copies, kc_block, ROTARY // 2, ROTARY // 2)
+        if ROTARY < HEAD_DIM:
+            _store(target, key_rows, inside, kc_channel, rest, copies, kc_block, ROTARY, HEAD_DIM - ROTARY)
+        _store(value_target + head * vc_head, value_rows, inside, vc_channel, value, copies, vc_block, 0, HEAD_DIM)
         head += 1

@@ -13,11 +13,15 @@ import torch
 
 import lcc_kernels as lk
 from lcc_kernels.attach_kv.attachment import Attachment
+from lcc_kernels.attach_kv.cuda_kernel import prepared
 from lcc_kernels.linear_kl.options import KINDS, SHAPES, KLOptions
 from tests.lcc_kernels.attach_kv import attach_cases
 from tests.lcc_kernels.linear_kl.kl_cases import VARIANTS, banned_logits, check_banned, logits_with_nans
 
 ROOT = Path(__file__).parents[2]
+# As the kernel's Dtype counts them.
+FACTORS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+MEMORIES = {torch.float32: 0, torch.int8: 4, torch.float8_e4m3fn: 5, torch.uint8: 6}
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
 
 
@@ -54,26 +58,33 @@ def attach_on_the_host(tmp_path_factory):
     """``run_attach`` of host_attach.cpp, for an ``Attachment``."""
     library = _compiled_for_the_host(tmp_path_factory.mktemp("host"), "host_attach")
 
+    def factors(tensor, strides, runs):
+        dtype = 0 if tensor is None else FACTORS[tensor.dtype]
+        return [dtype, *(strides if tensor is not None else (0, 0, 0, 0)), *runs]
+
     def attach(attachment, wide, group):
-        a = attachment.for_kernels()
-        (layers, heads, tokens, head_dim), zeros = a.keys.shape, (0, 0, 0)
-        sides = [(a.keys, a.key_scale, a.key_caches, zeros if a.key_scale is None else (head_dim, 0, 1))]
-        sides += [(a.values, a.value_scale, a.value_caches, zeros if a.value_scale is None else (tokens, 1, 0))]
+        a = prepared(attachment)
+        layers, heads, tokens, head_dim = a.shape
+        numbers = [a.slots.stride(0), a.slots.dtype == torch.int32, a.block_size, a.capacity, layers, heads, tokens]
+        numbers += [head_dim, a.cos.shape[1], a.copies, group, a.interleaved]
+        for table in (a.cos, a.sin):
+            numbers += factors(table, (0, 0, *table.stride()), (1, 1))
         tensors = [a.slots, a.cos, a.sin]
-        numbers = [a.block_size, a.capacity, layers, heads, tokens, head_dim, a.copies, group, a.interleaved]
-        numbers.append(a.cos.shape[1])
-        for memory, scale, caches, scale_strides in sides:
+        sides = (a.keys, a.key_scale, a.key_caches, (a.key_run, 1)), (
+            a.values, a.value_scale, a.value_caches, (1, a.value_run),
+        )  # fmt: skip
+        for memory, scale, caches, runs in sides:
             tensors += [memory, scale, *caches]
-            numbers += [*memory.stride()[:3], *scale_strides, *caches[0].stride()]
+            numbers += [*memory.stride(), *factors(scale, scale is not None and scale.stride(), runs)]
+            numbers += caches[0].stride()
         pointers = (ctypes.c_void_p * len(tensors))(*(x.data_ptr() if x is not None else None for x in tensors))
-        kinds = {torch.int8: 3, torch.float8_e4m3fn: 4}
-        library.run_attach(pointers, (ctypes.c_int64 * len(numbers))(*numbers), kinds.get(a.keys.dtype, 0), wide)
+        library.run_attach(pointers, (ctypes.c_int64 * len(numbers))(*numbers), MEMORIES[a.keys.dtype], wide)
 
     return attach
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", MEMORIES)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
     ("layout", "shape", "rotary_dim", "wide", "group"),
@@ -82,13 +93,46 @@ def attach_on_the_host(tmp_path_factory):
         ("paged_nhd", (2, 3, 5, 24), 8, True, 2),
         ("paged_hnd", (1, 5, 24, 64), 64, True, 3),
         ("sliced", (2, 3, 5, 10), 6, False, 1),
-        ("channels_first", (1, 2, 9, 7), 2, False, 2),
+        ("channels_first", (1, 2, 9, 8), 2, False, 2),
     ],
 )
 def test_attach_kernel_on_the_host(attach_on_the_host, dtype, interleaved, layout, shape, rotary_dim, wide, group):
     torch.manual_seed(0)
     run = partial(attach_on_the_host, wide=wide, group=group)
     attach_cases.check(run, layout, dtype, shape=shape, rotary_dim=rotary_dim, interleaved=interleaved)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+@pytest.mark.parametrize(("key_group", "value_groups"), [(1, None), (4, 1), (32, 4), (None, 8), (3, 16)])
+def test_attach_kernel_spreads_scales(attach_on_the_host, dtype, wide, key_group, value_groups):
+    run = partial(attach_on_the_host, wide=wide, group=2)
+    check = partial(attach_cases.check, run, "paged_hnd", dtype, key_group=key_group, value_groups=value_groups)
+    for interleaved in (False, True):
+        check(rotary_dim=8, interleaved=interleaved)
+
+
+@needs_compiler
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_attach_kernel_reads_tables_of_any_dtype(attach_on_the_host, dtype, interleaved, wide):
+    run = partial(attach_on_the_host, wide=wide, group=1)
+    attach_cases.check(run, interleaved=interleaved, table_dtype=dtype)
+
+
+@needs_compiler
+def test_attach_kernel_follows_every_stride(attach_on_the_host):
+    """Channels of the memory apart, tables transposed, narrow slots with a gap."""
+    keys, values = (torch.randn(2, 5, 8, 3).permute(0, 3, 1, 2) for _ in range(2))
+    cos, sin = (x.T.contiguous().T for x in attach_cases.tables(5, 8, False))
+    slots = torch.tensor([8, 0, 1, 0, 2, 0, 3, 0, 5, 0], dtype=torch.int32)[::2]
+    caches = torch.zeros(2, 2, 2, 1, 3, 9, 8)
+    arguments = slots, cos, sin, None, None, False, False
+    attach_on_the_host(Attachment(keys, values, *map(list, caches[0]), *arguments), wide=False, group=2)
+    lk.attach_kv(keys, values, *caches[1], slots, cos, sin, backend="reference")
+    torch.testing.assert_close(*caches)
 
 
 @needs_compiler

@@ -10,18 +10,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from triton.compiler import CompiledKernel
+
 from lcc_kernels.attach_kv import triton_kernel
 from tests.lcc_kernels.ahead_of_time import build, main
 from tests.lcc_kernels.ahead_of_time import resources as resources_of
 
 TABLE = Path(__file__).with_name("resources.json")
 CACHES = ("bf16", "fp16", "fp32")
-MEMORIES = {"same": None, "i8": "i8", "fp8": "u8"}
+MEMORIES = {"same": None, "i8": "i8", "fp8": "u8", "i4": "u8"}
 HEAD_DIMS = (64, 96, 128, 256)
 ROTATIONS = {"plain": (1, False), "partial": (2, False), "interleaved": (1, True)}  # head_dim / rotary_dim, pairs
 CONFIGS = [
     f"{arch}:{head_dim}:{cache}:{memory}:{rotation}"
-    for arch in (80, 90)
+    for arch in (80, 90, 100)
     for head_dim in HEAD_DIMS
     for cache in CACHES
     for memory in MEMORIES
@@ -30,24 +32,38 @@ CONFIGS = [
 ]
 
 
-def resources(config: str) -> dict[str, int]:
-    """Registers, spilled bytes, shared memory, and the memory accesses of 16 bytes and of all sizes."""
+def strides_of(kernel) -> list[str]:
+    """The arguments that are multiplied by an index."""
+    return [name for name in kernel.arg_names if re.match("(k|v|kc|vc|ks|vs|slot|cos|sin)_", name)]
+
+
+def compiled(config: str) -> CompiledKernel:
+    """The kernel for a stacked cache, channels side by side in every tensor; scales of packed memories have runs."""
     arch, head_dim, cache, memory, rotation = config.split(":")
     share, interleaved = ROTATIONS[rotation]
-    kernel, quantised = triton_kernel._attach, MEMORIES[memory] is not None
+    kernel, packed = triton_kernel._attach, memory == "i4"
+    width = int(head_dim)
     constants = {
-        "HEAD_DIM": int(head_dim), "ROTARY": int(head_dim) // share, "INTERLEAVED": interleaved, "SCALED": quantised,
-        "ALIGNED": True, "TOKENS": triton_kernel.tokens(int(head_dim)), "kc_channel": 1, "vc_channel": 1,
+        "HEAD_DIM": width, "ROTARY": width // share, "INTERLEAVED": interleaved, "PACKED": packed, "KEY_RUNS": packed,
+        "VALUE_RUN": 32 if packed else width, "ALIGNED": True, "TOKENS": triton_kernel.tokens(width), "table": None,
+        "slot_token": 1,
     }  # fmt: skip
-    pointers = dict.fromkeys(("keys", "values"), f"*{MEMORIES[memory] or cache}") | {"like": f"*{cache}"}
-    pointers |= dict.fromkeys(("key_table", "value_table", "slots"), "*i64") | {"cos": "*fp32", "sin": "*fp32"}
-    if quantised:
-        pointers |= {"key_scale": "*fp32", "value_scale": "*fp32"}
-    else:
+    constants |= {name: 1 for name in kernel.arg_names if name.endswith("_channel")}
+    pointers = dict.fromkeys(("keys", "values"), f"*{MEMORIES[memory] or cache}")
+    pointers |= dict.fromkeys(("key_cache", "value_cache"), f"*{cache}")
+    pointers |= {"slots": "*i64", "cos": "*fp32", "sin": "*fp32"}
+    if memory == "same":
         constants |= {"key_scale": None, "value_scale": None}
-    strides = [name for name in kernel.arg_names if re.match("(k|v|kc|vc)_", name) and name not in constants]
+    else:
+        pointers |= {"key_scale": "*fp32", "value_scale": "*fp32"}
+    strides = [name for name in strides_of(kernel) if name not in constants]
     types = dict.fromkeys(kernel.arg_names, "i32") | pointers
-    built = build(kernel, types, constants, [*pointers, *strides], int(arch), num_warps=triton_kernel.WARPS)
+    return build(kernel, types, constants, [*pointers, *strides], int(arch), num_warps=triton_kernel.WARPS)
+
+
+def resources(config: str) -> dict[str, int]:
+    """Registers, spilled bytes, shared memory, and the memory accesses of 16 bytes and of all sizes."""
+    built = compiled(config)
     widths = re.findall(r"(?:ld|st)\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)", built.asm["ptx"])
     sizes = [int(lanes or 1) * int(bits) for lanes, bits in widths]
     return {**resources_of(built), "wide": sizes.count(128), "accesses": len(sizes)}

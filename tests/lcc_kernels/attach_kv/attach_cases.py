@@ -85,26 +85,50 @@ def tables(tokens, rotary_dim, interleaved, dtype=torch.float32):
     return laid_out(cos, (0, 1), gap=16), laid_out(sin, (0, 1), gap=32)
 
 
-def memory(layers, heads, tokens, head_dim, dtype):
+def memory(layers, heads, tokens, head_dim, dtype, key_group=None, value_groups=None):
     """keys, values, key_scale, value_scale, no two of the same strides; the scales are None for a float ``dtype``."""
     shape = 2, layers, heads, tokens, head_dim
-    if dtype == torch.int8:
+    if dtype == torch.uint8:
+        pair = lk.pack_int4(torch.randint(-8, 8, shape, dtype=torch.int8))
+    elif dtype == torch.int8:
         pair = torch.randint(-128, 128, shape, dtype=dtype)
     else:
         pair = (torch.randn(shape) * (100 if dtype == torch.float8_e4m3fn else 1)).to(dtype)
     keys, values = pair.to(DEVICE)
     scales = [None, None]
-    if dtype in (torch.int8, torch.float8_e4m3fn):
-        scales = [0.001 + 0.03 * torch.rand(layers, heads, size, device=DEVICE) for size in (head_dim, tokens)]
-        scales = [laid_out(scales[0], (1, 0, 2), gap=16), laid_out(scales[1], (0, 2, 1), gap=1)]
+    if not dtype.is_floating_point or dtype == torch.float8_e4m3fn:
+        groups = -(-tokens // key_group) if key_group else 1, value_groups or 1
+        sizes = (groups[0], head_dim), (tokens, groups[1])
+        scales = [0.001 + 0.03 * torch.rand(layers, heads, *size, device=DEVICE) for size in sizes]
+        scales = [laid_out(scales[0], (1, 2, 0, 3), gap=16), laid_out(scales[1], (3, 0, 2, 1), gap=1)]
+        scales = [scales[0] if key_group else scales[0][:, :, 0], scales[1] if value_groups else scales[1][..., 0]]
     return laid_out(keys, (0, 1, 2, 3), gap=16), laid_out(values, (0, 2, 1, 3), gap=32), *scales
 
 
-def truth(keys, values, key_scale, value_scale, cos, sin, interleaved):
+def _nibbles(packed):
+    """Both halves of every byte, the low one first, as the signed numbers that they are."""
+    signed = torch.tensor([*range(8), *range(-8, 0)], device=packed.device)
+    return torch.stack([signed[x.long()] for x in (packed % 16, packed // 16)], dim=-1).flatten(-2)
+
+
+def _dequantised(keys, values, key_scale, value_scale, key_group):
+    """Every number times its scale, looked up one by one."""
+    if key_scale is None:
+        return keys, values
+    tokens, head_dim = keys.shape[2:]
+    of_token = [token // (key_group or tokens) for token in range(tokens)]
+    key_scale = (key_scale if key_group else key_scale[:, :, None])[:, :, of_token]
+    value_scale = value_scale if value_scale.ndim == 4 else value_scale[..., None]
+    of_channel = [channel * value_scale.shape[3] // head_dim for channel in range(head_dim)]
+    return keys * key_scale.double(), values * value_scale[..., of_channel].double()
+
+
+def truth(keys, values, key_scale, value_scale, cos, sin, interleaved, key_group=None):
     """What must stand in the cache, (layers, kv_heads, K, head_dim) in float64: channel by channel, by the formula."""
+    if keys.dtype == torch.uint8:
+        keys, values = _nibbles(keys), _nibbles(values)
     keys, values, cos, sin = (x.double() for x in (keys, values, cos, sin))
-    if key_scale is not None:
-        keys, values = keys * key_scale.double().unsqueeze(2), values * value_scale.double().unsqueeze(3)
+    keys, values = _dequantised(keys, values, key_scale, value_scale, key_group)
     rotary_dim, half = cos.shape[1], cos.shape[1] // 2
     turned = keys.clone()
     for a in range(0, rotary_dim, 2) if interleaved else range(half):
@@ -126,13 +150,15 @@ def rows(cache, paged):
     return cache.transpose(0, 1).flatten(1, 2)[None] if paged else cache
 
 
-def attach(backend, *arguments, **options):
+def attach(backend, *arguments, key_group=None, **options):
     """Attach by these ``arguments`` of an ``Attachment``; ``backend`` is a name, or a function that takes one."""
     keys, values, key_cache, value_cache, *others, interleaved, paged = arguments
     if callable(backend):
-        backend(Attachment(keys, values, list(key_cache), list(value_cache), *others, interleaved, paged), **options)
+        caches = list(key_cache), list(value_cache)
+        attachment = Attachment(keys, values, *caches, *others, interleaved, paged, key_group)
+        backend(attachment, **options)
     else:
-        options |= {"backend": backend, "interleaved": interleaved, "paged": paged}
+        options |= {"backend": backend, "interleaved": interleaved, "paged": paged, "key_group": key_group}
         lk.attach_kv(keys, values, key_cache, value_cache, *others, **options)
 
 
@@ -145,17 +171,19 @@ def check(
     rotary_dim=None,
     interleaved=False,
     table_dtype=torch.float32,
+    key_group=None,
+    value_groups=None,
     **options,
 ):
     """Attach a random memory of ``shape`` (layers, kv_heads, K, head_dim) and look at every row of the caches."""
     layers, heads, tokens, head_dim = shape
     paged = layout.startswith("paged")
-    keys, values, *scales = memory(*shape, memory_dtype)
+    keys, values, *scales = memory(*shape, memory_dtype, key_group, value_groups)
     cos, sin = tables(tokens, rotary_dim or head_dim, interleaved, table_dtype)
     caches = LAYOUTS[layout]((layers, heads, head_dim), cache_dtype)
     slots = laid_out(torch.randperm(MAX_LEN, device=DEVICE)[:tokens, None], (0, 1), gap=1)[:, 0]
-    attach(backend, keys, values, *caches, slots, cos, sin, *scales, interleaved, paged, **options)
-    expected = truth(keys, values, *scales, cos, sin, interleaved)
+    attach(backend, keys, values, *caches, slots, cos, sin, *scales, interleaved, paged, key_group=key_group, **options)
+    expected = truth(keys, values, *scales, cos, sin, interleaved, key_group)
     others = torch.ones(MAX_LEN, dtype=torch.bool, device=DEVICE).index_fill_(0, slots, False)
     floor = 1e-12 if cache_dtype == torch.float64 else 2e-6 * max(x.abs().max().item() for x in expected)
     for name, cache, wanted in zip(("keys", "values"), caches, expected, strict=True):

@@ -1,4 +1,4 @@
-"""The kernel compiles for sm_80 and sm_90 with no spilled register and with 16-byte accesses: see resources.json."""
+"""The kernel compiles for sm_80 to sm_100 with no spilled register and with 16-byte accesses: see resources.json."""
 
 import json
 import os

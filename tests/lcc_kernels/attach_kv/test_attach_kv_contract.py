@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 import pytest
@@ -83,6 +84,11 @@ VALUES = [
     ({"slots": torch.tensor([3, 1, 2, 3])}, "must not repeat"),
     ({"cos": with_value((TOKENS, 8), torch.nan)}, "cos and sin must be finite"),
     ({"sin": with_value((TOKENS, 8), torch.inf)}, "cos and sin must be finite"),
+    ({"sin": with_value((TOKENS, 8), 0.9)}, r"as of \(0, 4\): is interleaved=True meant"),
+    (
+        {"cos": torch.tensor([1.0, 2.0]).repeat(TOKENS, 4), "interleaved": True},
+        r"as of \(0, 1\): is interleaved=False",
+    ),
 ]
 SCALES = [
     *(({"key_scale": with_value((LAYERS, HEADS, HEAD_DIM), x)}, "key_scale must be finite and > 0")
@@ -133,6 +139,16 @@ def test_tensors_with_gradients_pass_where_none_is_recorded():
     assert call["key_cache"].any()
 
 
+@pytest.mark.parametrize("context", [contextlib.nullcontext, torch.no_grad, torch.inference_mode])
+def test_autograd_sees_the_caches_change(context):
+    call = arguments()
+    cache = call["key_cache"]
+    version = cache._version
+    with context():
+        lk.attach_kv(**call | {"value_cache": [torch.zeros(CACHE[1:]) for _ in range(LAYERS)]})
+    assert cache._version > version
+
+
 @pytest.mark.parametrize("quantised", [False, True])
 @pytest.mark.parametrize("paged", [False, True])
 def test_opcheck(quantised, paged):
@@ -140,7 +156,7 @@ def test_opcheck(quantised, paged):
     caches = list(call["key_cache"]), list(call["value_cache"])
     scales = call.get("key_scale"), call.get("value_scale")
     tensors = call["keys"], call["values"], *caches, call["slots"], call["cos"], call["sin"], *scales
-    torch.library.opcheck(torch.ops.lcc_kernels.attach_kv.default, (*tensors, False, paged, True, "torch"))
+    torch.library.opcheck(torch.ops.lcc_kernels.attach_kv.default, (*tensors, False, paged, None, True, "torch"))
 
 
 @pytest.mark.parametrize("listed", [False, True])

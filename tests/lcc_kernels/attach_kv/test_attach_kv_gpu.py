@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -44,16 +45,24 @@ def test_a_graph_attaches_at_new_slots(arguments, backend):
     torch.testing.assert_close(caches, expected)
 
 
-def test_scattered_layers_are_refused_in_a_graph_where_their_table_would_be_a_copy(arguments, backend):
+def test_a_graph_attaches_to_scattered_layers_that_were_attached_to_before(arguments, backend):
     if backend == "cuda":
         pytest.skip("its addresses are kernel arguments")
-    scattered = [torch.zeros(n + 1, 2, 32, 64, device="cuda")[:2] for n in (1, 9, 2, 30)]
-    call = [*arguments[:2], scattered, list(arguments[3]), *arguments[4:]]
-    lk.attach_kv(*call, backend=backend, validate=False)
+    scattered, new = ([torch.zeros(n + 1, 2, 32, 64, device="cuda")[:2] for n in (1, 9, 2, 30)] for _ in range(2))
     steps = {b.data_ptr() - a.data_ptr() for a, b in pairwise(scattered)}
     assert len(steps) > 1
+    attach = partial(lk.attach_kv, backend=backend, validate=False)
+    attach(*arguments[:2], scattered, *arguments[3:])
+    expected = [x.clone() for x in scattered]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        attach(*arguments[:2], scattered, *arguments[3:])
+    for cache in scattered:
+        cache.zero_()
+    graph.replay()
+    torch.testing.assert_close(scattered, expected)
     with pytest.raises(lk.BackendUnavailableError, match="scattered layers"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        lk.attach_kv(*call, backend=backend, validate=False)
+        attach(*arguments[:2], new, *arguments[3:])
 
 
 def test_nothing_waits_for_the_device(arguments, backend):

@@ -51,6 +51,33 @@ def test_unchecked_slots_that_are_out_of_range_are_skipped(slots, paged):
 
 
 @runs
+def test_caches_that_are_replaced_are_the_ones_written():
+    """Scattered layers, whose table is kept: one is replaced, two change places, all are freed and made anew."""
+    keys, slots = torch.randn(4, 2, 4, 8, device=DEVICE), torch.tensor([6, 0, 2, 1], device=DEVICE)
+
+    def scattered():
+        return [torch.zeros(layer**2 + 1, 2, 7, 8, device=DEVICE)[:1] for layer in range(4)]
+
+    def attach(memory, layers, others):
+        lk.attach_kv(memory, memory, layers, others, slots, *tables(4, 8, False), backend="triton")
+        for layer, expected in zip(others, memory, strict=True):
+            assert torch.equal(layer[0, :, slots], expected)
+
+    layers, others = scattered(), scattered()
+    attach(keys, layers, others)
+    old = others[2]
+    others[2] = torch.zeros(1, 2, 7, 8, device=DEVICE)
+    attach(-keys, layers, others)
+    assert torch.equal(old[0, :, slots], keys[2])
+    others[0], others[3] = others[3], others[0]
+    attach(keys, layers, others)
+    for scale in range(2, 5):
+        layers = others = old = None
+        layers, others = scattered(), scattered()
+        attach(scale * keys, layers, others)
+
+
+@runs
 def test_unaligned_caches():
     """Caches that begin between 16-byte boundaries, and layers at uneven distances."""
     store = torch.zeros(4, 2 * 7 * 8 + 8, device=DEVICE)

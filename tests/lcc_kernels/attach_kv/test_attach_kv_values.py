@@ -7,7 +7,7 @@ import torch
 
 import lcc_kernels as lk
 
-from .attach_cases import BACKENDS, DEVICE, LAYOUTS, check, tables
+from .attach_cases import BACKENDS, DEVICE, LAYOUTS, check, laid_out, memory, tables
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 MEMORIES = [*FLOATS, torch.int8, torch.float8_e4m3fn]
@@ -61,8 +61,29 @@ def test_strided_memory_and_tables_and_narrow_integers(backend):
     torch.testing.assert_close(caches[:2], caches[2:])
 
 
-def test_tables_of_the_models_dtype(backend):
-    check(backend, cache_dtype=torch.bfloat16, table_dtype=torch.bfloat16)
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("apart", [False, True], ids=["expanded", "apart"])
+def test_vectors_that_do_not_lie_side_by_side(backend, apart, interleaved):
+    """Slots, tables and scales with a gap after every number, or with one number for all."""
+    shape = layers, heads, tokens, head_dim = 2, 3, 5, 8
+
+    def placed(x):
+        return laid_out(x[..., None], range(x.ndim + 1), gap=2)[..., 0] if apart else x[:1, ..., :1].expand(x.shape)
+
+    cos, sin = (placed(x) for x in tables(tokens, head_dim, interleaved))
+    slots = placed(torch.tensor([8, 0, 1, 2, 6], device=DEVICE)) if apart else torch.arange(tokens, device=DEVICE)
+    keys, values, *scales = memory(*shape, torch.int8)
+    scales = [placed(x) for x in scales]
+    caches = torch.zeros(2, 2, layers, 1, heads, 9, head_dim, device=DEVICE)
+    for target, name, copy in zip(caches, (backend, "reference"), (lambda x: x, torch.Tensor.contiguous), strict=True):
+        inputs = [copy(x) for x in (slots, cos, sin, *scales)]
+        lk.attach_kv(keys, values, *target, *inputs, backend=name, interleaved=interleaved)
+    torch.testing.assert_close(*caches)
+
+
+@pytest.mark.parametrize("table_dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_tables_of_other_dtypes(backend, table_dtype):
+    check(backend, cache_dtype=torch.bfloat16, table_dtype=table_dtype)
 
 
 def test_unchecked_values(backend):
