@@ -12,7 +12,7 @@ from .gpu import gpu_missing
 from .jit import BuildError, built_library
 
 PATH = Path(__file__).with_name("_C.so")
-ABI = 3  # as in csrc/bindings.cpp; both rise when an op's signature changes
+ABI = 4  # as in csrc/bindings.cpp; both rise when an op's signature changes
 REMEDY = (
     "build it where nvcc and a CUDA torch are installed: pip install --no-build-isolation --force-reinstall "
     "--no-deps . in a checkout, or LCC_KERNELS_JIT=1 to build at first use"

@@ -115,7 +115,7 @@ def test_binding(built, tmp_path, monkeypatch):
     slots = torch.zeros(1, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="on the GPU of its caches"):
         kernels.attach_kv.default.redispatch(
-            on_gpu, memory, memory, *caches, slots, table, table, None, None, False, False
+            on_gpu, memory, memory, *caches, slots, table, table, None, None, False, False, None
         )
 
     monkeypatch.setattr(library, "ABI", library.ABI + 1)
