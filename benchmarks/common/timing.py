@@ -1,4 +1,4 @@
-"""How long a call takes, and what it allocates at its worst."""
+"""How long a call takes, on its device and on the host, and what it allocates at its worst."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
+from typing import NamedTuple
 
 import torch
 
 from lcc.utils.device_memory import peak_bytes
 
-__all__ = ["copies", "in_turn", "peak_bytes", "replayed_seconds", "rotation", "synchronized"]
+__all__ = [
+    "Queued",
+    "copies",
+    "in_turn",
+    "peak_bytes",
+    "queued_seconds",
+    "replayed_seconds",
+    "rotation",
+    "synchronized",
+]
 
 GRAPH_CALLS = 32  # in a graph, at least: a replay's own start counts little then
+MEASUREMENT = 0.1  # seconds that a measurement of calls in a row should take
+LONGEST_ROW = 50
 
 Call = Callable[[], object]
 
@@ -72,7 +84,27 @@ def replayed_seconds(calls: Sequence[Call], device: str, rounds: int = 20) -> fl
         run = _one_after_the_other(calls)
     for _ in range(2):
         run()
-    return median(_seconds(run, device) for _ in range(rounds)) / len(calls)
+    return median(_measured(run, device).device for _ in range(rounds)) / len(calls)
+
+
+class Queued(NamedTuple):
+    """Seconds of one call: of the device, and until the host had queued it. Close together, the host was the slower."""
+
+    device: float
+    host: float
+
+
+def queued_seconds(call: Call, device: str, rounds: int = 3) -> Queued:
+    """Median seconds of a call among calls that follow one another without waiting; of a fraction of a second or so.
+
+    For calls that keep a GPU busy for longer than the host takes to queue them; see ``replayed_seconds`` for others.
+    """
+    call()
+    first = _measured(call, device).device
+    calls = min(max(int(MEASUREMENT / first), 1), LONGEST_ROW)
+    run = _one_after_the_other([call] * calls)
+    times = [_measured(run, device) for _ in range(rounds)]
+    return Queued(*(median(column) / calls for column in zip(*times, strict=True)))
 
 
 def _one_after_the_other(calls: Sequence[Call]) -> Callable[[], None]:
@@ -83,17 +115,20 @@ def _one_after_the_other(calls: Sequence[Call]) -> Callable[[], None]:
     return run
 
 
-def _seconds(run: Call, device: str) -> float:
+def _measured(run: Call, device: str) -> Queued:
     if device != "cuda":
         began = time.perf_counter()
         run()
-        return time.perf_counter() - began
+        return Queued(*[time.perf_counter() - began] * 2)
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    began = time.perf_counter()
     start.record()
     run()
     stop.record()
+    host = time.perf_counter() - began
     torch.cuda.synchronize()
-    return start.elapsed_time(stop) / 1e3
+    return Queued(start.elapsed_time(stop) / 1e3, host)
 
 
 def _captured(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:

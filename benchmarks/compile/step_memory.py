@@ -17,6 +17,7 @@ import torch
 
 import lcc_kernels as lk
 from benchmarks.common.environment import describe
+from benchmarks.common.models import SHAPES
 from benchmarks.common.results_file import write_rows
 from benchmarks.common.timing import peak_bytes
 from benchmarks.compile import step_speed
@@ -82,7 +83,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["embedded", "llama-8b-shape"], default="embedded")
+    parser.add_argument("--model", choices=["embedded", *SHAPES], default="embedded")
     parser.add_argument("--contexts", type=int, nargs="+", default=[256, 512, 1024, 2048])
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)

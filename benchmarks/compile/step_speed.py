@@ -22,16 +22,17 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 import lcc
 from benchmarks.common.data import synthetic_data
 from benchmarks.common.environment import describe
+from benchmarks.common.models import SHAPES, random_model, tokenizer_of
 from benchmarks.common.timing import synchronized
 from benchmarks.compile.float64 import exact
 from lcc.compilers.lora import LoraCompiler, LoraMemory
 from lcc.data.samples import Sample
-from lcc.embedded_model import EMBEDDED, load_embedded
+from lcc.embedded_model import load_embedded
 from lcc.modeling.kv import decoder
 from lcc.modeling.prefill import prefill
 from lcc.pipeline.settings import CompileSettings, make_settings
@@ -44,16 +45,6 @@ Engine = Callable[["Job"], list[torch.Tensor]]
 Times = dict[str, list[float]]
 
 AGREEMENT = 1e-9
-LLAMA_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
-}
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bfloat16
 
 
@@ -125,7 +116,7 @@ def prepare(model: PreTrainedModel, arguments: argparse.Namespace) -> Iterator[J
 
 def _context(model: PreTrainedModel, arguments: argparse.Namespace) -> Context:
     """Documents of the embedded model's world, one behind the other, cut at ``arguments.context`` tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED, trust_remote_code=False)
+    tokenizer = tokenizer_of(model)
     rng, text = random.Random(arguments.seed), ""
     while len(tokenizer(text).input_ids) < arguments.context:
         text += " " + document(rng, people=5, attributes=7).text
@@ -245,7 +236,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def load(arguments: argparse.Namespace, dtype: torch.dtype) -> PreTrainedModel:
-    """The embedded model, or random weights in the shape of Llama-3.1-8B, on the GPU if there is one.
+    """The embedded model, or random weights in the shape of a real one, on the GPU if there is one.
 
     In float64 the latter is two layers of its shape: gradients are compared, not timed, and the whole would not fit.
     """
@@ -253,16 +244,13 @@ def load(arguments: argparse.Namespace, dtype: torch.dtype) -> PreTrainedModel:
     if arguments.model == "embedded":
         return load_embedded(dtype)[0].to(device)
     if device == "cpu":
-        raise SystemExit("llama-8b-shape needs a GPU")
-    shape = LLAMA_8B | ({"num_hidden_layers": 2} if dtype == torch.float64 else {})
-    with torch.device(device):
-        config = AutoConfig.for_model("llama", **shape)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+        raise SystemExit(f"{arguments.model} needs a GPU")
+    return random_model(arguments.model, dtype, device, **({"num_hidden_layers": 2} if dtype == torch.float64 else {}))
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["embedded", "llama-8b-shape"], default="embedded")
+    parser.add_argument("--model", choices=["embedded", *SHAPES], default="embedded")
     parser.add_argument("--context", type=int, default=1024, help="tokens of text")
     parser.add_argument("--ratio", type=int, default=16, help="tokens of text a buffer token")
     parser.add_argument("--batch", type=int, default=64, help="samples a step, half of them reconstruction")

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lcc_kernels as lk
 
-CHECKPOINT_ROWS = 256
+CHECKPOINT_ROWS, COMPILED_ROWS = 256, 1024
 
 
 def naive(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -24,10 +24,7 @@ def naive(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) ->
 
 def checkpointed(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Chunks of rows whose logits are computed again in the backward, as TRL's chunked losses do it."""
-    total = student.new_zeros((), dtype=torch.float32)
-    for rows in zip(student.split(CHECKPOINT_ROWS), teacher.split(CHECKPOINT_ROWS), strict=True):
-        total = total + checkpoint(naive, *rows, weight, use_reentrant=False) * len(rows[0])
-    return total / len(student)
+    return _in_chunks(naive, CHECKPOINT_ROWS, student, teacher, weight)
 
 
 @cache
@@ -38,6 +35,18 @@ def _compiled() -> Callable:
 def compiled(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """``naive`` through Inductor."""
     return _compiled()(student, teacher, weight)
+
+
+def compiled_chunks(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """``checkpointed`` with chunks that Inductor compiles, large ones, so that few kernels wait for one another."""
+    return _in_chunks(_compiled(), COMPILED_ROWS, student, teacher, weight)
+
+
+def _in_chunks(loss: Callable, rows: int, student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor):
+    total = student.new_zeros((), dtype=torch.float32)
+    for chunk in zip(student.split(rows), teacher.split(rows), strict=True):
+        total = total + checkpoint(loss, *chunk, weight, use_reentrant=False) * len(chunk[0])
+    return total / len(student)
 
 
 def liger(student: torch.Tensor, teacher: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -53,6 +62,7 @@ PEERS: dict[str, Callable] = {
     "cuda": partial(lk.linear_kl, backend="cuda"),
     "naive": naive,
     "compiled": compiled,
+    "compiled_chunks": compiled_chunks,
     "checkpointed": checkpointed,
     "liger": liger,
 }

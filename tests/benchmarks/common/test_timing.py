@@ -87,6 +87,15 @@ def test_a_graph_is_captured_of_calls_that_have_run_on_a_stream_of_their_own(mon
     assert said == ["wait", "into stream", "a", "b", "out", "wait", "into graph", "a", "b", "out"]
 
 
+def test_calls_in_a_row_are_timed_by_the_device_and_by_the_host(monkeypatch, clock, graphs):
+    made = []
+    assert timing.queued_seconds(taking(clock, 0.02, "a", made), "cpu") == pytest.approx((0.02, 0.02))
+    assert len(made) == 2 + 3 * 5  # a tenth of a second in a row
+    measured = timing.queued_seconds(taking(clock, 0.5, "b", made), "cuda")
+    assert measured == pytest.approx((0.5, 0.5))
+    assert made.count("b") == 2 + 3
+
+
 def test_on_a_gpu_buffers_exceed_its_cache_twice(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(L2_cache_size=60))
     assert [timing.rotation(moved, "cuda") for moved in (1, 7, 60, 119, 120, 121, 999)] == [120, 18, 2, 2, 1, 1, 1]
