@@ -1,4 +1,4 @@
-"""Turn pytest-benchmark JSON, or one file of benchmarks.{fidelity,ablations,real}, into Markdown and a plot.
+"""Turn pytest-benchmark JSON, or one run of benchmarks.{fidelity,ablations,real,gpu}, into Markdown and a plot.
 
 A results file says its kind; pytest-benchmark JSON is what has none.
 
@@ -6,6 +6,7 @@ A results file says its kind; pytest-benchmark JSON is what has none.
     python -m benchmarks.report benchmarks/results/fidelity/fidelity.json -o docs/fidelity/table
     python -m benchmarks.report benchmarks/results/fidelity/ablations.json -o docs/fidelity/ablations
     python -m benchmarks.report benchmarks/results/real/stories.json -o docs/real/table
+    python -m benchmarks.report DIR -o PAGE
 
 writes DIR/report.md and DIR/report.png. A file is a run; figures of different runs are never compared.
 """
@@ -28,12 +29,13 @@ from benchmarks.ablations import report as ablations_report
 from benchmarks.common.report_parts import head, line, where
 from benchmarks.common.results_file import load_details
 from benchmarks.fidelity import report as fidelity_report
+from benchmarks.gpu import report as gpu_report
 from benchmarks.real import report as real_report
 
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
 # By the kind that a results file says of itself.
-REPORTS = {report.KIND: report for report in (ablations_report, fidelity_report, real_report)}
+REPORTS = {report.KIND: report for report in (ablations_report, fidelity_report, gpu_report, real_report)}
 REMEDY = "make one with: pytest benchmarks/kernels/test_bottleneck.py --benchmark-only --benchmark-json=FILE.json"
 
 
@@ -148,7 +150,8 @@ def _grouped(rows: list[Row], key: Callable[[Row], tuple[str, ...]]) -> list[tup
 
 
 def _report_of(path: Path) -> ModuleType | None:
-    """What reports the file by itself; None for pytest-benchmark's, and for what cannot be read."""
+    """What reports a file, or a GPU run's folder, alone; None for pytest-benchmark's, and for what cannot be read."""
+    path = path / gpu_report.FILE if path.is_dir() else path
     try:
         return REPORTS.get(load_details(path).get("kind"))
     except (OSError, ValueError, AttributeError):
