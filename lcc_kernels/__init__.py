@@ -3,7 +3,7 @@
 from .attach_kv import attach_kv, pack_int4, slot_mapping, unpack_int4
 from .bottleneck import BottleneckLayout, bottleneck_attention
 from .dispatch import BackendUnavailableError, available_backends
-from .linear_kl import kl_from_logits, linear_kl
+from .linear_kl import LinearKL, kl_from_logits, linear_kl
 from .rotary import apply_rotary, undo_rotary
 from .shared_prefix import shared_prefix_attention
 
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendUnavailableError",
     "BottleneckLayout",
+    "LinearKL",
     "apply_rotary",
     "attach_kv",
     "available_backends",
