@@ -29,7 +29,7 @@ def _linear_refused(
     *_: object,
 ) -> str | None:
     budget = budget_bytes(options.chunk_bytes, student.device)
-    if not row_fits(len(weight), student.element_size(), budget):
+    if not row_fits(len(weight), options.of_logits(weight.dtype).itemsize, budget):
         return f"one row of both logits exceeds chunk_bytes={budget}; backend 'torch' also splits the vocabulary"
     return _refused(student, options)
 

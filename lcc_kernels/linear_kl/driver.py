@@ -20,6 +20,9 @@ RowKernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None, KLOptions
 # In elements: Triton makes 16-byte accesses only where it knows the stride to be a multiple of 16.
 GPU_ROW_ALIGNMENT = 16
 
+# Of a weight that is cast: 4 MiB of float32 at a time.
+CAST_ELEMENTS = 2**20
+
 
 def linear_kl_rows(
     kernel: RowKernel,
@@ -34,14 +37,17 @@ def linear_kl_rows(
     """Hidden states (rows, H) to losses (rows,) and their gradients (rows, H), or (0, H) without ``with_grad``."""
     loss, gradient = outputs(student, with_grad)
     budget = budget_bytes(options.chunk_bytes, student.device)
-    rows = rows_per_chunk(len(student), len(weight), student.element_size(), budget)
-    buffer = _logits_buffer(2 * rows, len(weight), student)
+    dtype = options.of_logits(weight.dtype)
+    rows = rows_per_chunk(len(student), len(weight), dtype.itemsize, budget)
+    buffer = _logits_buffer(2 * rows, len(weight), dtype, student.device)
     for span in spans(len(student), rows):
         hidden = torch.cat((student[span], teacher[span]))
         student_logits, teacher_logits = project(hidden, weight, bias, buffer[: len(hidden)]).chunk(2)
         weights = None if row_weight is None else row_weight[span]
         loss[span] = kernel(student_logits, teacher_logits, weights, options, with_grad)
         if with_grad:
+            if dtype != weight.dtype:  # the teacher's logits are done with: the gradient is rounded into their place
+                student_logits = teacher_logits.view(weight.dtype)[:, : len(weight)].copy_(student_logits)
             torch.mm(student_logits, weight, out=gradient[span])
     return loss, gradient
 
@@ -98,12 +104,25 @@ def outputs(student: torch.Tensor, with_grad: bool) -> Rows:
 
 
 def project(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
-    """Raw logits (rows, V) of ``hidden`` (rows, H), written to ``out``."""
+    """Raw logits (rows, V) of ``hidden`` (rows, H), written to ``out``, which may be of a higher precision."""
+    if out.dtype != weight.dtype:
+        _project_wide(hidden, weight, out)
+        return out if bias is None else out.add_(bias)
     if bias is None:
         return torch.mm(hidden, weight.t(), out=out)
     return torch.addmm(bias, hidden, weight.t(), out=out)
 
 
-def _logits_buffer(rows: int, vocab: int, like: torch.Tensor) -> torch.Tensor:
-    alignment = GPU_ROW_ALIGNMENT if like.is_cuda else 1
-    return like.new_empty(rows, -(-vocab // alignment) * alignment)[:, :vocab]
+def _project_wide(hidden: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """``hidden @ weight.T`` in the dtype of ``out``: CUDA has a GEMM for it; elsewhere the weight is cast in tiles."""
+    if out.is_cuda:
+        torch.mm(hidden, weight.t(), out_dtype=out.dtype, out=out)
+        return
+    hidden = hidden.to(out.dtype)
+    for part in spans(len(weight), max(CAST_ELEMENTS // weight.shape[1], 1)):
+        torch.mm(hidden, weight[part].to(out.dtype).t(), out=out[:, part])
+
+
+def _logits_buffer(rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    alignment = GPU_ROW_ALIGNMENT if device.type == "cuda" else 1
+    return torch.empty(rows, -(-vocab // alignment) * alignment, dtype=dtype, device=device)[:, :vocab]

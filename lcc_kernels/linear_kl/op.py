@@ -32,6 +32,7 @@ def linear_kl(
     loss: str = "kl",
     process_group: ProcessGroup | None = None,
     chunk_bytes: int | None = None,
+    logit_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Divergence of the next-token distributions of two hidden states behind one frozen lm_head.
 
@@ -59,6 +60,9 @@ def linear_kl(
         process_group: ranks that hold equal slices of the vocabulary in order; every rank passes all rows and gets
             the whole loss and the whole gradient.
         chunk_bytes: bound on the logits that exist at one time (64 MiB on a CPU, 512 MiB on a GPU).
+        logit_dtype: None keeps the logits in the dtype of ``weight``. ``torch.float32`` forms those of a lower
+            precision in float32, at twice the bytes: bfloat16 rounds a logit by up to 1/256 of itself, which near a KL
+            of 1e-3 makes much of the gradient noise.
 
     Returns:
         The loss, in float32 (float64 for float64 inputs).
@@ -75,7 +79,7 @@ def linear_kl(
     weight = weight.detach()[:columns]
     bias = None if bias is None else bias.detach()[:columns]
     options = KLOptions(
-        temperature, softcap, logit_scale, direction, beta, loss, chunk_bytes, _group_name(process_group)
+        temperature, softcap, logit_scale, direction, beta, loss, chunk_bytes, _group_name(process_group), logit_dtype
     )
     pair = student_hidden, teacher_hidden
     if backend == "reference":

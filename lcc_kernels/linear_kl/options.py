@@ -34,6 +34,7 @@ class KLOptions:
     loss: str = "kl"
     chunk_bytes: int | None = None
     group: str | None = None
+    logit_dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.direction not in DIRECTIONS or self.loss not in LOSSES:
@@ -51,6 +52,8 @@ class KLOptions:
             )
         if self.chunk_bytes is not None and self.chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be at least 1; got {self.chunk_bytes}")
+        if self.logit_dtype not in (None, torch.float32):
+            raise ValueError(f"logit_dtype must be None or torch.float32; got {self.logit_dtype}")
 
     @property
     def arguments(self) -> tuple:
@@ -64,7 +67,12 @@ class KLOptions:
             self.loss,
             self.chunk_bytes,
             self.group,
+            self.logit_dtype,
         )
+
+    def of_logits(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the raw logits behind a weight of ``dtype``."""
+        return torch.promote_types(dtype, self.logit_dtype or dtype)
 
     @property
     def kind(self) -> str:
@@ -115,7 +123,7 @@ class KLOptions:
 
 SCHEMA = (
     "float temperature, float? softcap, float logit_scale, str direction, float beta, str loss, "
-    "int? chunk_bytes, str? group"
+    "int? chunk_bytes, str? group, ScalarType? logit_dtype"
 )
 
 

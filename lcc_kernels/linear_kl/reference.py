@@ -39,7 +39,11 @@ def linear_kl_rows(
 ) -> torch.Tensor:
     """``kl_rows`` of hidden states (rows, H) behind ``weight`` (V, H) and ``bias`` (V,)."""
     weight, bias = gather(weight, options.group, 0), None if bias is None else gather(bias, options.group, 0)
-    student_logits, teacher_logits = (linear(hidden, weight, bias) for hidden in (student_hidden, teacher_hidden))
+    dtype = options.of_logits(weight.dtype)
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+    student_logits, teacher_logits = (
+        linear(hidden.to(dtype), weight, bias) for hidden in (student_hidden, teacher_hidden)
+    )
     return kl_rows(student_logits, teacher_logits, row_weight, replace(options, group=None))
 
 

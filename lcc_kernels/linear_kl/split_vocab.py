@@ -54,10 +54,11 @@ def linear_kl_rows(
     """``driver.linear_kl_rows`` in tiles; ``weight`` (columns, H) and ``bias`` (columns,) are this rank's shard."""
     loss, gradient = outputs(student, with_grad)
     budget = budget_bytes(options.chunk_bytes, student.device) // TILE_SHARE
-    chunk = split_rows(len(student), len(weight), student.element_size(), budget)
+    dtype = options.of_logits(weight.dtype)
+    chunk = split_rows(len(student), len(weight), dtype.itemsize, budget)
     columns = spans(len(weight), chunk.columns) or [slice(0, 0)]
     for span in spans(len(student), chunk.rows):
-        tiles = _linear_tiles(student[span], teacher[span], weight, bias, columns)
+        tiles = _linear_tiles(student[span], teacher[span], weight, bias, columns, dtype)
         statistics = _statistics(tiles, len(weight), options, student.is_cpu)
         loss[span] = statistics.loss
         if with_grad:
@@ -89,11 +90,12 @@ def _linear_tiles(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
     columns: list[slice],
+    dtype: torch.dtype,
 ) -> Tiles:
     hidden = torch.cat((student, teacher))
 
     def compute(part: slice) -> torch.Tensor:
-        logits = hidden.new_empty(len(hidden), part.stop - part.start)
+        logits = hidden.new_empty(len(hidden), part.stop - part.start, dtype=dtype)
         project(hidden, weight[part], None if bias is None else bias[part], logits)
         return logits.view(2, len(student), logits.shape[1])
 

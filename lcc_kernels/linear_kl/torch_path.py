@@ -57,7 +57,7 @@ def linear_kl_rows(
 ) -> Rows:
     """``driver.linear_kl_rows``, with a split vocabulary where ranks share it or one row exceeds the budget."""
     budget = budget_bytes(options.chunk_bytes, student.device)
-    if options.group is not None or not row_fits(len(weight), student.element_size(), budget):
+    if options.group is not None or not row_fits(len(weight), options.of_logits(weight.dtype).itemsize, budget):
         return split_vocab.linear_kl_rows(student, teacher, weight, bias, options, with_grad)
     return driver.linear_kl_rows(divergence_, student, teacher, weight, bias, row_weight, options, with_grad)
 

@@ -84,6 +84,27 @@ def check_linear(student, teacher, weight, bias, variant, **call):
     assert_as_good_as_torch(ours, naive, truth)
 
 
+def check_wide_logits(student, teacher, weight, bias, variant, **call):
+    """Of inputs in half precision, ``logit_dtype=torch.float32`` loses nothing before the gradient is rounded."""
+    rows = lk.linear_kl(student, teacher, weight, bias, reduction="none", logit_dtype=torch.float32, **variant, **call)
+    loss, gradient = loss_and_gradient(rows, student)
+    doubles = [None if x is None else x.detach().double() for x in (student, teacher, weight, bias)]
+    doubles[0].requires_grad_()
+    true_loss, true_gradient = loss_and_gradient(naive_linear_rows(*doubles, **variant), doubles[0])
+    torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-5)
+    assert gradient.dtype == student.dtype
+    error = (gradient.double() - true_gradient).norm() / true_gradient.norm()
+    assert error <= torch.finfo(student.dtype).eps
+
+
+def close_heads(rows, width=256, vocab=4096, distance=0.008):
+    """bfloat16 student, teacher (rows, width) and weight: logits of a few units, KL of some 1e-4."""
+    generator = torch.Generator().manual_seed(5)
+    teacher, noise, weight = (torch.randn(n, width, generator=generator) for n in (rows, rows, vocab))
+    student = teacher + distance * noise
+    return student.bfloat16(), teacher.bfloat16(), (3 * width**-0.5 * weight).bfloat16()
+
+
 def check_logits(student, teacher, variant, **call):
     """``lk.kl_from_logits`` against naive torch in the same dtype and in float64."""
     rows = lk.kl_from_logits(student, teacher, reduction="none", **variant, **call)

@@ -198,11 +198,11 @@ def test_compiles_without_a_graph_break(dynamic):
 
 
 class Recorder(TorchDispatchMode):
-    """Names of the operators that ran, and the size of the largest new tensor."""
+    """Names of the operators that ran, and the elements and bytes of the largest new tensor."""
 
     def __init__(self):
         super().__init__()
-        self.names, self.largest = set(), 0
+        self.names, self.largest, self.largest_bytes = set(), 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -210,6 +210,7 @@ class Recorder(TorchDispatchMode):
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             if isinstance(tensor, torch.Tensor) and not func.is_view:
                 self.largest = max(self.largest, tensor.numel())
+                self.largest_bytes = max(self.largest_bytes, tensor.nbytes)
         return result
 
 

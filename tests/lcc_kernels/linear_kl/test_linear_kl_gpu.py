@@ -7,7 +7,7 @@ import torch
 
 import lcc_kernels as lk
 
-from .kl_cases import VARIANTS, check_linear, check_logits, extreme_logits, make_head
+from .kl_cases import VARIANTS, check_linear, check_logits, check_wide_logits, extreme_logits, make_head
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 BACKENDS = ("torch", "triton", "cuda")
@@ -31,6 +31,14 @@ def on_gpu(student, *rest):
 @pytest.mark.parametrize("vocab", [33, 5000, 128257])
 def test_linear_kl(backend, variant, dtype, vocab):
     check_linear(*on_gpu(*make_head(9, 64, vocab, dtype)), variant, backend=backend)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocab", [33, 128257])
+def test_logits_in_float32(backend, variant, dtype, vocab):
+    for bias in (True, False):
+        check_wide_logits(*on_gpu(*make_head(9, 64, vocab, dtype, bias=bias)), variant, backend=backend)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)

@@ -18,6 +18,7 @@ from .kl_cases import (
     check_linear,
     check_logits,
     check_nan_in_nan_out,
+    check_wide_logits,
     extreme_logits,
     loss_and_gradient,
     make_head,
@@ -49,6 +50,13 @@ def test_vocabularies(variant, vocab):
     variant = {**variant, "vocab_size": min(variant.get("vocab_size", vocab), vocab)}
     student, teacher = (3 * torch.randn(2, vocab) for _ in range(2))
     check_logits(student.requires_grad_(), teacher, variant, backend="triton")
+
+
+@interpreted
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_logits_in_float32(variant, dtype):
+    check_wide_logits(*make_head(5, 16, 33, dtype), variant, backend="triton", chunk_bytes=2000)
 
 
 @interpreted
