@@ -112,7 +112,8 @@ struct Floats {
 
 template <Shape shape, typename T, int kWidth>
 __device__ void load(const T* row, int column, const Transform& transform, float (&x)[kWidth]) {
-  Floats<T>::of(*reinterpret_cast<const Vector<T, kWidth>*>(row + column), x);
+  const auto vector = *reinterpret_cast<const Vector<T, kWidth>*>(row + column);
+  Floats<T>::of(vector, x);
   for (int i = 0; i < kWidth; ++i) x[i] = transform.apply<shape>(x[i]);
 }
 

@@ -20,8 +20,13 @@ def innermost_loops(cubin: bytes) -> dict[str, list[list[str]]]:
     """Instructions of each loop that holds no other, of each kernel by its (mangled) name, in the code's order."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(cubin)
-        command = [str(CUOBJDUMP), "--dump-sass", file.name]
-        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return loops_in_file(Path(file.name))
+
+
+def loops_in_file(path: Path, *options: str) -> dict[str, list[list[str]]]:
+    """``innermost_loops`` of what cuobjdump reads from ``path`` with these ``options``."""
+    command = [str(CUOBJDUMP), "--dump-sass", *options, str(path)]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     _, *parts = re.split(r"^\s*Function : (\S+)$", code, flags=re.MULTILINE)
     return {name: _innermost(body) for name, body in zip(parts[::2], parts[1::2], strict=True)}
 

@@ -16,6 +16,7 @@ import torch
 
 from lcc_kernels import cuda_build, library
 from lcc_kernels.attach_kv.attachment import Attachment
+from lcc_kernels.linear_kl.options import KINDS, SHAPES
 
 ROOT = Path(__file__).parents[2]
 needs_nvcc = pytest.mark.skipif(cuda_build.toolkit() is None, reason="nvcc is not on the PATH")
@@ -56,6 +57,31 @@ def test_compiles_for_every_gpu_without_spills(built):
     cuobjdump = pytest.importorskip("tests.lcc_kernels.ahead_of_time").CUOBJDUMP
     listed = subprocess.run([cuobjdump, "-lelf", "-lptx", path], capture_output=True, text=True, check=True).stdout
     assert sorted(re.findall(r"sm_\w+\.\w+", listed)) == ["sm_80.cubin"] * 2 + ["sm_90.cubin"] * 2 + ["sm_90.ptx"] * 2
+
+
+# Of the kernels of a GPU: type, kind, shape and the logits that a thread takes in one access.
+ROW_KERNEL = re.compile(r"divergence_rowsI(\w+?)LN\w+?4KindE(\d)ELN\w+?5ShapeE(\d)ELi(\d)E")
+SWEEPS = {"forward": 2, "reverse": 2, "jsd": 3, "mse": 1}
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("gpu", ["sm_80", "sm_90"])
+def test_sweeps_over_logits_are_short_and_never_wait(built, gpu):
+    sass = pytest.importorskip("tests.lcc_kernels.sass")
+    path, _ = built
+    of_kernel = {ROW_KERNEL.search(name): loops for name, loops in sass.loops_in_file(path, "-arch", gpu).items()}
+    wide = {kernel: loops for kernel, loops in of_kernel.items() if kernel and kernel[4] != "1"}
+    assert len(wide) == 36  # 3 dtypes, 4 kinds, 3 shapes
+    for kernel, loops in wide.items():
+        kind, shape, width = KINDS[int(kernel[2])], SHAPES[int(kernel[3])], int(kernel[4])
+        sweeps = [loop for loop in loops if sass.count(loop, "LDG")]
+        assert len(sweeps) >= SWEEPS[kind]
+        for loop in sweeps:
+            assert sass.count(loop, "BAR") == 0
+            assert sass.count(loop, r"LD[GSL]|ST[GSL]") == sass.count(loop, r"(LDG|STG)\.E\.128")
+        if (kind, shape, width) == ("forward", "plain", 8):
+            assert sum(sass.instructions_a_pair(loop, 2) for loop in sweeps) <= 30
 
 
 @needs_nvcc
