@@ -20,7 +20,10 @@ def attend(
     """Return out like q and lse (n, group, rows), float32 or better; ``causal`` aligns the first row and key."""
     if q.device.type == "cpu":
         q, keys, values = _for_fused(q, k, v)
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, keys, values, 0.0, causal, scale=scale)
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, lse = fused(q, keys, values, 0.0, causal, scale=scale)
+        _keep_nan(out, lse, q, keys)
+        return out, lse
     return attend_in_blocks(q, k, v, causal, scale)
 
 
@@ -36,6 +39,13 @@ def attend_backward(
         _row_major(grad), q, keys, values, out, lse, 0.0, causal, scale=scale
     )
     return grad_q, _over_group(grad_k), _over_group(grad_v)
+
+
+def _keep_nan(out: torch.Tensor, lse: torch.Tensor, q: torch.Tensor, keys: torch.Tensor) -> None:
+    """The fused CPU attention takes a row whose few scores are all NaN for one without keys, with 0 for out and lse."""
+    if not lse.all():
+        lost = (lse == 0) & (q * keys[:, :, :1]).sum(-1).isnan()
+        out[lost] = lse[lost] = torch.nan
 
 
 def _over_group(grad: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,14 @@ AWKWARD = {
     ),
 }
 
+LARGE = {  # tiles of every kind with neighbours of every kind, whatever their size
+    "one document": BottleneckLayout(5, 700, 90, (700, *range(30, 40))),
+    "packed": BottleneckLayout.pack(
+        [BottleneckLayout(3, 450, 261, (333, 1, 64)), BottleneckLayout(0, 129, 16, (300,), False)]
+    ),
+    "long": BottleneckLayout(7, 1_500, 300, (1_600, 0, *[3] * 100), keep_prefix=False),
+}
+
 lengths = st.integers(0, 4)
 documents = st.builds(BottleneckLayout, lengths, lengths, lengths, st.lists(lengths, max_size=3), st.booleans())
 small_layouts = st.lists(documents, max_size=2).map(BottleneckLayout.pack).filter(lambda layout: layout.total <= 32)

@@ -3,47 +3,13 @@
 import pytest
 import torch
 from hypothesis import given, settings
-from torch.nn.functional import scaled_dot_product_attention
 
 import lcc_kernels as lk
 from tests.lcc_kernels.bottleneck.layouts import AWKWARD, role_mask, small_layouts
-from tests.support.float64 import assert_as_accurate
+from tests.lcc_kernels.bottleneck.truth import DEVICE, FLOOR, WHAT, assert_near_dense, ours, run, tensors
 
 NAMES = [name for name, reason in lk.available_backends("bottleneck_attention").items() if reason is None]
 BACKENDS = [name for name in NAMES if name != "flash_attn"]  # half precision alone: test_bottleneck_flash
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-SCALE = 0.3
-
-
-def tensors(layout, heads=2, kv_heads=1, head_dim=32, dtype=torch.float32, batch=1):
-    """q, k, v and an upstream gradient, all different from one another and not contiguous."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, layout.total, h, head_dim) for h in (heads, kv_heads, kv_heads, heads)]
-    made = (torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype) for shape in shapes)
-    return [tensor.transpose(1, 2).requires_grad_() for tensor in made]
-
-
-def run(attend, q, k, v, grad):
-    """[out, lse, dq, dk, dv]"""
-    out, lse = attend(q, k, v)
-    return [out.detach(), lse.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
-
-
-def dense(layout):
-    """Same-dtype torch, as a user would write it."""
-
-    def attend(q, k, v):
-        mask = layout.dense_mask(q.device)
-        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=SCALE, enable_gqa=True)
-        scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], 1).mT * SCALE
-        return out, scores.masked_fill(~mask, -torch.inf).logsumexp(-1)
-
-    return attend
-
-
-def ours(layout, backend):
-    return lambda q, k, v: lk.bottleneck_attention(q, k, v, layout, SCALE, return_lse=True, backend=backend)
 
 
 def supported(backend, dtype):
@@ -58,14 +24,7 @@ def test_as_accurate_as_torch(name, backend, dtype):
     if not supported(backend, dtype):
         pytest.skip("not a dtype of this backend here")
     layout = AWKWARD[name]
-    inputs = tensors(layout, dtype=dtype)
-    got = run(ours(layout, backend), *inputs)
-    plain = run(dense(layout), *inputs)
-    truth = run(dense(layout), *(x.detach().double().requires_grad_() for x in inputs))
-    assert got[1].dtype == torch.promote_types(dtype, torch.float32)
-    for what, mine, same, true in zip(("out", "lse", "dq", "dk", "dv"), got, plain, truth, strict=True):
-        if layout.total:
-            assert_as_accurate(mine, same, true, FLOOR[dtype], what)
+    assert_near_dense(layout, backend, tensors(layout, dtype=dtype))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -73,11 +32,7 @@ def test_as_accurate_as_torch(name, backend, dtype):
 @pytest.mark.parametrize("head_dim", [32, 40, 96])
 def test_heads_and_dims(backend, heads, head_dim):
     layout = lk.BottleneckLayout(2, 9, 5, (7, 3))
-    inputs = tensors(layout, *heads, head_dim, batch=2)
-    truth = run(dense(layout), *(x.detach().double().requires_grad_() for x in inputs))
-    plain = run(dense(layout), *inputs)
-    for mine, same, true in zip(run(ours(layout, backend), *inputs), plain, truth, strict=True):
-        assert_as_accurate(mine, same, true, FLOOR[torch.float32])
+    assert_near_dense(layout, backend, tensors(layout, *heads, head_dim, batch=2))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -117,3 +72,26 @@ def test_nothing_of_the_context_reaches_a_segment(backend, poison):
     for clean, poisoned in zip(segment_part(k, v), segment_part(bad_k, bad_v), strict=True):
         assert clean.isfinite().all()
         assert torch.equal(clean, poisoned)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("place", [24, 26], ids=["of B", "the first of P', which sees itself alone"])
+@pytest.mark.parametrize(
+    ("where", "reaches"),
+    [
+        ("q", {"out": "itself", "lse": "itself", "dq": "itself", "dk": "seen", "dv": "seen"}),
+        ("k", {"out": "readers", "lse": "readers", "dq": "readers", "dk": "itself", "dv": "itself"}),
+        ("v", {"out": "readers", "dq": "readers", "dk": "itself"}),
+        ("grad", {"dq": "itself", "dk": "seen", "dv": "seen"}),
+    ],
+)
+def test_a_nan_comes_out_wherever_it_is_seen(where, reaches, place, backend):
+    layout = AWKWARD["packed"]
+    inputs = dict(zip(("q", "k", "v", "grad"), tensors(layout), strict=True))
+    inputs[where].data[0, 0, place, 3] = torch.nan
+    mask = layout.dense_mask()
+    rows = {"itself": torch.arange(layout.total) == place, "readers": mask[:, place], "seen": mask[place]}
+    for name, tensor in zip(WHAT, run(ours(layout, backend), *inputs.values()), strict=True):
+        if name in reaches:
+            nan = tensor[0, 0].isnan().cpu()
+            assert (nan if name == "lse" else nan.any(-1))[rows[reaches[name]]].all(), name

@@ -10,10 +10,8 @@ from hypothesis import HealthCheck, given, settings
 import lcc_kernels as lk
 from lcc_kernels import dispatch
 from lcc_kernels.bottleneck import flash_path, reference
-from tests.lcc_kernels.bottleneck import flash_stand_in
-from tests.lcc_kernels.bottleneck import test_bottleneck_backends as truth
+from tests.lcc_kernels.bottleneck import flash_stand_in, truth
 from tests.lcc_kernels.bottleneck.layouts import AWKWARD, small_layouts
-from tests.support.float64 import assert_as_accurate
 
 SCALE = 0.3
 REASON = lk.available_backends("bottleneck_attention")["flash_attn"]
@@ -26,10 +24,8 @@ def stand_in(monkeypatch):
 
 
 def tensors(layout, batch=1):
-    """q, k, v and an upstream gradient in float64, not contiguous."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, layout.total, heads, 8) for heads in (4, 2, 2, 4)]
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).transpose(1, 2) for shape in shapes]
+    """q, k, v and an upstream gradient."""
+    return [x.detach() for x in truth.tensors(layout, 4, 2, 8, torch.float64, batch)]
 
 
 def run(backend, layout, q, k, v, grad):
@@ -99,13 +95,7 @@ def test_thousands_of_segments_are_two_calls(monkeypatch):
 @pytest.mark.parametrize("name", AWKWARD)
 def test_kernels_are_as_accurate_as_torch(name, dtype):
     layout = AWKWARD[name]
-    inputs = truth.tensors(layout, dtype=dtype)
-    got = truth.run(truth.ours(layout, "flash_attn"), *inputs)
-    plain = truth.run(truth.dense(layout), *inputs)
-    exact = truth.run(truth.dense(layout), *(x.detach().double().requires_grad_() for x in inputs))
-    for mine, same, true in zip(got, plain, exact, strict=True):
-        if layout.total:
-            assert_as_accurate(mine, same, true, truth.FLOOR[dtype])
+    truth.assert_near_dense(layout, "flash_attn", truth.tensors(layout, dtype=dtype))
 
 
 def test_says_what_is_missing(monkeypatch):

@@ -5,14 +5,13 @@ import torch
 
 import lcc_kernels as lk
 from lcc_kernels import plain_attention
+from tests.lcc_kernels.bottleneck.truth import tensors
 
 LAYOUT = lk.BottleneckLayout(1, 5, 2, (3, 1))
 
 
-def leaves(layout, dtype=torch.float64, heads=2, kv_heads=1, head_dim=4):
-    torch.manual_seed(0)
-    shapes = [(1, h, layout.total, head_dim) for h in (heads, kv_heads, kv_heads)]
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+def leaves(layout, dtype=torch.float64):
+    return tensors(layout, head_dim=4, dtype=dtype)[:3]
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch"])

@@ -81,3 +81,12 @@ def test_context_tiles_are_never_listed_for_segments():
     start, stop, low, high = layout.spans.unbind(-1)
     visible = ((stop - start) * (stop - start + 1) // 2 + (stop - start) * (high - low)).sum()
     assert listed <= 1.15 * visible
+
+
+def test_the_longest_tile_starts_first():
+    spans = spans_of(BottleneckLayout(3, 700, 90, (500, *[30] * 20)))
+    rows = [stop - own_lo + high - low for _, stop, own_lo, _, low, high in schedule.query_tiles(spans, 64, 64)]
+    keys = [last - first for _, _, first, _, last, _ in schedule.key_tiles(spans, 64, 64)[0]]
+    assert rows == sorted(rows, reverse=True)
+    assert keys == sorted(keys, reverse=True)
+    assert min(len(set(rows)), len(set(keys))) > 3
