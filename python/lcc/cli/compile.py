@@ -64,6 +64,9 @@ def compile_command(
     recipe: RecipeOption = "default",
     compiler: CompilerOption = DEFAULT,
     queries: QueriesOption = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A memory of the same text and ratio to go on from.", metavar="MEMORY")
+    ] = None,
     questions: Annotated[
         str | None,
         typer.Option(help="Questions to measure the memory on: JSONL with question, and where known answer."),
@@ -94,7 +97,7 @@ def compile_command(
         return
     if real_steps:
         raise InputError("--real-steps goes with --dry-run")
-    options |= {"certify": certify, "questions": questions, "target": target}
+    options |= {"certify": certify, "questions": questions, "target": target, "start": start}
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):

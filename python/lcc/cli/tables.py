@@ -115,6 +115,8 @@ def show_memory(memory: Memory, path: Path) -> None:
     for name, digest in memory.fingerprint.items():
         table.add_row(shown(name.replace("_", " ")), shown(digest[:16]))
     table.add_row("compiler", _pairs(memory.compiler))
+    for ancestor in memory.lineage:
+        table.add_row("went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}")
     table.add_row("settings", _pairs(memory.settings))
     for tried in (memory.ratio_search or {"tried": []})["tried"]:
         kept = f"keeps {_percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"

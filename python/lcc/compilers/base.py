@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..data.samples import DistillationData
 from ..memory.payload import KVPayload, Payload
+from ..modeling.kv import KV
 from ..text.context import Context
 from ..training.checkpoint import Checkpoint
 from ..training.execution import autocast
@@ -36,6 +37,7 @@ class CompileTask:
         seed: torch is seeded with it already.
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
+        start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
     """
 
     model: PreTrainedModel
@@ -49,6 +51,7 @@ class CompileTask:
     checkpoint: Checkpoint | None = None
     checkpoint_every: int = 50
     ranks: Ranks = ALONE
+    start: KV | None = None
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,16 @@ class NoSettings(SettingsGroup):
 
 
 class BaseCompiler(ABC):
-    """A ``Compiler`` with the usual answers: no settings of its own, no other defaults, no learned weights."""
+    """A ``Compiler`` with the usual answers: no settings of its own, no other defaults, no learned weights.
+
+    Attributes:
+        goes_on: it takes ``CompileTask.start``.
+    """
 
     name: ClassVar[str]
     Settings: ClassVar[type[SettingsGroup]] = NoSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
+    goes_on: ClassVar[bool] = False
 
     def fingerprint(self) -> dict[str, str]:
         """No learned weights."""
@@ -109,6 +117,8 @@ class BaseCompiler(ABC):
 
 class TrainedCompiler(BaseCompiler):
     """A compiler that optimises a ``TrainableMemory`` on the distillation data."""
+
+    goes_on: ClassVar[bool] = True
 
     @abstractmethod
     def trainable(
@@ -130,6 +140,6 @@ class TrainedCompiler(BaseCompiler):
         ):
             kv, curve = train(
                 memory, task.data(), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
-                task.checkpoint_every, task.ranks,
+                task.checkpoint_every, task.ranks, task.start,
             )  # fmt: skip
         return Compiled(KVPayload(kv), tuple(curve))

@@ -105,6 +105,7 @@ class LoraMemory(AdaptedMemory):
         embeddings = model.get_input_embeddings().weight
         mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
+        self._offset: KV | None = None
         with torch.no_grad():
             ids = torch.tensor([context.context_ids], device=embeddings.device)
             self._context_embeddings = model.get_input_embeddings()(ids)
@@ -130,6 +131,12 @@ class LoraMemory(AdaptedMemory):
             ids = torch.tensor([self.context.context_ids[place] for place in places], device=embeddings.device)
             self.buffer.copy_(embeddings[ids].to(self.buffer.dtype))
 
+    def start_from(self, start: KV) -> None:
+        """Add to every encode what ``start`` is away from the first one."""
+        with torch.no_grad():
+            first = self.encode()
+        self._offset = KV(start.keys - first.keys, start.values - first.values)
+
     @cached_property
     def _copied_prefix(self) -> KV:
         """K and V of P': those of P, moved by as many positions as the text has tokens (identity 7)."""
@@ -147,17 +154,25 @@ class LoraMemory(AdaptedMemory):
         cache = SharedCache(self.prefix)
         with self.applied():
             decoder(self.model)(inputs_embeds=inputs, position_ids=positions[None], past_key_values=cache)
-        return cache.kv().tail(self.context.buffer).unrotated(self.model)
+        return self._moved(cache.kv().tail(self.context.buffer).unrotated(self.model))
 
-    def encode_rows(self) -> EncodeRows:
-        """[C | B] as rows of the packed pass."""
+    def _moved(self, buffer: KV) -> KV:
+        """``buffer`` as far from the first encode as before, and that much from the start."""
+        if self._offset is None:
+            return buffer
+        return KV(buffer.keys + self._offset.keys, buffer.values + self._offset.values)
+
+    def encode_rows(self) -> EncodeRows | None:
+        """[C | B] as rows of the packed pass. None behind a start: what is added to K and V has no rows."""
+        if self._offset is not None:
+            return None
         return EncodeRows(self._embeddings(), len(self.context.context_ids), self._copied_prefix)
 
     def encode_chunked(self, tokens: int) -> KV:
         """``encode``, with the text read ``tokens`` at a time (see ``prefill_in_chunks``); the gradient is the same."""
         embeddings, text = self._embeddings(), len(self.context.context_ids)
         chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
-        return prefill_in_chunks(self.model, chunks, self.prefix, self.applied).unrotated(self.model)
+        return self._moved(prefill_in_chunks(self.model, chunks, self.prefix, self.applied).unrotated(self.model))
 
 
 @register

@@ -14,9 +14,10 @@ from ..errors import InputError, MemoryFileError
 from ..modeling.fingerprint import fingerprint, require_same, tokenizer_fingerprint
 from ..modeling.kv import KV
 from ..text.chat_format import Query
+from ..utils.hashing import json_digest, tensor_digest
 from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
-from .metadata import check_metadata
+from .metadata import Ancestor, check_metadata
 from .payload import KVPayload, Payload
 
 
@@ -41,6 +42,8 @@ class Memory:
         quantization: the measured cost of quantising; see ``lcc.quantize``.
         certificate: what the memory keeps and changes, measured when it was compiled; see docs/memory-format.md.
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
+        lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
+            its ``compiler``.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -64,6 +67,7 @@ class Memory:
     ratio_search: dict[str, Any] | None = None
     asking: dict[str, Any] | None = None
     date: str | None = None
+    lineage: list[Ancestor] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -119,6 +123,11 @@ class Memory:
     def kv_bytes(self) -> int:
         """Bytes of the buffer tokens' K and V, scales included."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def with_ancestors(self) -> list[Ancestor]:
+        """The lineage of a memory that goes on from this one."""
+        digests = {name: tensor_digest(tensor).hex() for name, tensor in self.tensors().items()}
+        return [Ancestor(digest=json_digest(digests), compiler=self.compiler), *self.lineage]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The payload's tensors, under the names that they have in the file."""

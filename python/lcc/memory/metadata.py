@@ -157,6 +157,13 @@ class RatioSearch(TypedDict):
     tried: list[Tried]
 
 
+class Ancestor(TypedDict):
+    """A memory that another one went on from: the digest of its tensors, and what its ``compiler`` field said."""
+
+    digest: str
+    compiler: dict[str, str]
+
+
 METADATA: dict[str, Any] = {
     "prefix_ids": tuple[int, ...],
     "ratio": float,
@@ -173,6 +180,7 @@ METADATA: dict[str, Any] = {
     "ratio_search": RatioSearch | None,
     "asking": Asking | None,
     "date": str | None,
+    "lineage": list[Ancestor],
 }
 # Token ids end below this: more than any vocabulary, and what an index of torch holds.
 TOKEN_IDS = 2**31

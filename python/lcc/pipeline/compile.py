@@ -38,6 +38,7 @@ def compile(
     certify: bool = True,
     questions: Questions | None = None,
     target: float | None = None,
+    start: Memory | str | os.PathLike | None = None,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -51,7 +52,8 @@ def compile(
         tokenizer: the model's own, with a chat template.
         text: the document.
         recipe: ``default``, ``fast`` (110 steps of 16 queries, not 300 of 64), or ``paper`` (its streams and steps).
-        compiler: ``lcc``, ``direct_kv``, a name that ``lcc.register`` made known, or a ``Compiler``.
+        compiler: ``lcc``, ``direct_kv``, ``attention_matching`` and ``gradmem`` (no data is made), a name that
+            ``lcc.register`` made known, or a ``Compiler``.
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own. ``self``: the model
             writes them.
         checkpoint: a folder to go on from after a kill. It is removed at the end.
@@ -67,6 +69,8 @@ def compile(
             were held out.
         target: with ``ratio="auto"``, the share of the full text's score on those questions that the memory must keep;
             0.98 by default.
+        start: a memory of the same text and ratio, or its file, to go on from: with the compilers ``lcc`` and
+            ``direct_kv``. It is measured first, so that what is kept is never worse on what was held out.
         **settings: ``ratio``, ``seed``, and the fields of ``DataSettings``, ``TrainingSettings``, ``ExecutionSettings``
             and of the compiler's ``Settings``. ``ratio="auto"`` tries 32, 16, 8, 4 and 2 until the target is met.
 
@@ -78,7 +82,7 @@ def compile(
         MemoryFileError: a checkpoint cannot be read or written.
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates, distributed)
-    options = CompileOptions.of(recipe, compiler, queries, questions, certify, target, **settings)
+    options = CompileOptions.of(recipe, compiler, queries, questions, certify, target, start, **settings)
     with reporting(run.ranks.main and progress) as reporter:
         memory = require_target(make_memory(model, tokenizer, text, options, run, reporter))
     if run.checkpoint and run.ranks.main:

@@ -27,7 +27,7 @@ from ..training.checkpoint import Checkpoint
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
 from ..utils.resumable import begun_on
-from .compiler_checks import check_compiled
+from .compiler_checks import check_compiled, check_start
 from .distillation import DataOnDemand, distillation_data
 from .identity import Identity, require_own
 from .options import CompileOptions, Run
@@ -69,11 +69,14 @@ def compile_once(
     questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
     digests = fingerprint(model, tokenizer)
     queries = options.queries_for(tokenizer)
-    identity = Identity.of(settings, options.compiler, context, digests, queries)
+    identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage)
     ranks.require_same(identity.compilation)
     if folder is not None and not run.restart:
         ranks.from_main(lambda: require_own(folder, identity))
     task, data = _task(model, context, settings, queries, run, identity, reporter)
+    if options.start is not None:
+        check_start(options.start, context, _prefix_ids(context, settings), digests)
+        task = replace(task, start=options.start.to(model.device).kv)
     with seeded(model.device, settings.seed):
         compiled = check_compiled(options.compiler.compile(task), options.compiler, model, context, digests)
     memory = _memory(model, context, compiled, data.made, options, digests)
@@ -123,6 +126,11 @@ def _task(
     return task, data
 
 
+def _prefix_ids(context: Context, settings: CompileSettings) -> tuple[int, ...]:
+    """What stands before the memory."""
+    return context.prefix_ids if settings.training.keep_prefix else ()
+
+
 def _memory(
     model: PreTrainedModel,
     context: Context,
@@ -134,7 +142,7 @@ def _memory(
     settings = options.settings
     memory = Memory(
         payload=compiled.payload,
-        prefix_ids=context.prefix_ids if settings.training.keep_prefix else (),
+        prefix_ids=_prefix_ids(context, settings),
         ratio=settings.ratio,
         source_tokens=len(context.context_ids),
         source_sha256=context.sha256,
@@ -146,5 +154,6 @@ def _memory(
         questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
         asking=data.asking if data else None,
         date=context.chat.date,
+        lineage=options.lineage,
     )
     return memory.to(model.device, model.dtype)

@@ -83,8 +83,12 @@ def is_wanted(
     """
     if memory is not None:
         search = memory.ratio_search or {"target": None}
-        recorded = memory.settings | {"compiler": memory.compiler, "target": search["target"]}
-        stored = recorded | {"text": memory.source_sha256}
+        recorded = memory.settings | {
+            "compiler": memory.compiler,
+            "target": search["target"],
+            "lineage": memory.lineage,
+        }
+        stored = recorded | {"target": search["target"], "text": memory.source_sha256}
         wanted = {"text": text_digest(text)} | json.loads(json.dumps(options.recorded))
         others = [name for name, value in wanted.items() if stored.get(name) != value]
         others += differing(memory.fingerprint, digests)

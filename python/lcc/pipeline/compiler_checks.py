@@ -8,9 +8,33 @@ from transformers import PreTrainedModel
 
 from ..compilers.base import Compiled, Compiler
 from ..errors import InputError
+from ..memory.memory import Memory
 from ..memory.payload import KVPayload
-from ..modeling.fingerprint import differing, fingerprint
+from ..modeling.fingerprint import differing, fingerprint, require_same
 from ..text.context import Context
+
+
+def check_start(start: Memory, context: Context, prefix_ids: tuple[int, ...], digests: dict[str, str]) -> None:
+    """Refuse a memory to go on from.
+
+    Args:
+        prefix_ids: that stand before the memory that is made.
+        digests: the fingerprint of the model and the tokenizer.
+
+    Raises:
+        InputError: it is a memory of another text or of another size.
+        MismatchError: it is another model's.
+    """
+    require_same(start.fingerprint, digests)
+    if start.source_sha256 != context.sha256:
+        raise InputError("start is a memory of another text: compile this one anew, or give its own memory")
+    if start.buffer_tokens != context.buffer:
+        raise InputError(
+            f"start has {start.buffer_tokens} buffer tokens, and at this ratio there are {context.buffer}: "
+            f"compile at its ratio, {start.ratio:g}"
+        )
+    if start.prefix_ids != prefix_ids:
+        raise InputError("start was compiled behind another prefix, of another date or keep_prefix: compile anew")
 
 
 def check_compiled(

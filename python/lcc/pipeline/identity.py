@@ -11,6 +11,7 @@ from typing import Any
 from ..compilers.base import Compiler
 from ..compilers.registry import record
 from ..errors import MismatchError
+from ..memory.metadata import Ancestor
 from ..text.context import Context
 from ..training.checkpoint import DIVERGED
 from ..utils.hashing import json_digest
@@ -34,12 +35,14 @@ class Identity:
         context: Context,
         fingerprint: dict[str, str],
         queries: Sequence[str] | str,
+        lineage: Sequence[Ancestor] = (),
     ) -> Identity:
         """The identity of compiling ``context``.
 
         Args:
             fingerprint: of the model and the tokenizer.
             queries: context-agnostic ones; or ``SELF``.
+            lineage: of the memory to be made.
         """
         data = asdict(settings.effective_data) | {"seed": settings.seed, "precision": settings.execution.precision}
         data |= {"text": context.sha256, "queries": json_digest(queries)} | fingerprint
@@ -47,7 +50,7 @@ class Identity:
         if chat.date is not None:
             # What the template writes on another day is another chat, and the tokenizer's fingerprint is the same.
             data |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
-        compilation = data | settings.flat() | {"compiler": record(compiler)}
+        compilation = data | settings.flat() | {"compiler": record(compiler), "lineage": list(lineage)}
         return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)))
 
 

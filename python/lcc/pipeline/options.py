@@ -14,6 +14,8 @@ from ..compilers import registry
 from ..compilers.base import Compiler
 from ..errors import InputError
 from ..evaluation.certificate import Questions
+from ..memory.memory import Memory
+from ..memory.metadata import Ancestor
 from ..text.queries import load_queries, named_queries
 from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
@@ -39,6 +41,7 @@ class CompileOptions:
         queries: context-agnostic ones; None: the package's own, see ``queries_for``; or ``SELF``.
         questions: rows to measure memories on; None: those that the model asked itself and that were held out.
         certify: whether to measure.
+        start: a memory of the same text to go on from.
     """
 
     settings: CompileSettings
@@ -47,6 +50,7 @@ class CompileOptions:
     queries: list[str] | str | None
     questions: list[str | Mapping[str, Any]] | None
     certify: bool
+    start: Memory | None = None
 
     @classmethod
     def of(
@@ -57,6 +61,7 @@ class CompileOptions:
         questions: Questions | None = None,
         certify: bool = True,
         target: float | None = None,
+        start: Memory | str | os.PathLike | None = None,
         **settings: Any,
     ) -> CompileOptions:
         """The options of ``lcc.compile``.
@@ -64,6 +69,7 @@ class CompileOptions:
         Raises:
             InputError: a setting that cannot be used, options that do not go together, or queries or questions that
                 cannot be read.
+            MemoryFileError: ``start`` is the path of a file that is no memory.
         """
         if not certify and questions is not None:
             raise InputError("questions are for the certificate: leave certify on, or leave them out")
@@ -78,7 +84,11 @@ class CompileOptions:
         if questions is not None:
             named = isinstance(questions, (str, Path))
             rows = load_rows(str(questions), "test") if named else list(questions)  # type: ignore[arg-type]
-        return cls(chosen, registry.get(compiler), target, named_queries(queries), rows, certify)
+        method = registry.get(compiler)
+        if start is not None:
+            start = start if isinstance(start, Memory) else Memory.load(start)
+            require_start(start, method, searched)
+        return cls(chosen, method, target, named_queries(queries), rows, certify, start)
 
     def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
         """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""
@@ -89,12 +99,17 @@ class CompileOptions:
         return replace(self, settings=self.settings.replace(ratio=ratio), target=None)
 
     @property
+    def lineage(self) -> list[Ancestor]:
+        """That of a memory made with these options."""
+        return [] if self.start is None else self.start.with_ancestors()
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """What a memory records of the options: two memories that differ in it are different memories."""
         settings = self.settings.flat() | {"compiler": registry.record(self.compiler)}
         if self.target is not None:
             del settings["ratio"]
-        return settings | {"target": self.target}
+        return settings | {"target": self.target, "lineage": self.lineage}
 
 
 @dataclass(frozen=True)
@@ -142,6 +157,20 @@ class Run:
             InputError: ``distributed`` is asked for, and there is no group of processes.
         """
         return Ranks.of_group() if self.distributed else ALONE
+
+
+def require_start(start: Memory, compiler: Compiler, searched: bool) -> None:
+    """Refuse a memory to start from, whatever the text.
+
+    Raises:
+        InputError: saying why.
+    """
+    if not getattr(compiler, "goes_on", False):
+        raise InputError(f"the compiler {compiler.name!r} takes no start: leave it out, or take direct_kv or lcc")
+    if start.quantized:
+        raise InputError(f"start is a {start.dtype} memory: go on from the float one, and quantise at the end")
+    if searched:
+        raise InputError('ratio="auto" makes memories of many sizes: name the ratio of start')
 
 
 def check_search(settings: CompileSettings, target: float, questions_given: bool, certify: bool) -> None:

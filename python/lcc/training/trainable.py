@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
+from ..errors import InputError
 from ..modeling.kv import KV
 from ..modeling.packed_decoder import PackedDecoder
 from ..modeling.prefill import prefill
@@ -61,6 +62,14 @@ class TrainableMemory(ABC):
     def initialize(self) -> None:
         """Set the parameters' values before the first step."""
         return
+
+    def start_from(self, start: KV) -> None:
+        """Make ``encode`` give ``start``, K tokens with unrotated keys; called behind ``initialize``.
+
+        Raises:
+            InputError: this kind of memory cannot.
+        """
+        raise InputError(f"{type(self).__name__} cannot go on from another memory: leave start out")
 
     @abstractmethod
     def encode(self) -> KV:

@@ -39,11 +39,13 @@ def train(
     checkpoint: Checkpoint | None = None,
     checkpoint_every: int = 50,
     ranks: Ranks = ALONE,
+    start: KV | None = None,
 ) -> tuple[KV, list[dict[str, float]]]:
     """Train ``memory`` on ``data`` to the end, or to an early stop.
 
     Args:
         checkpoint: where the state is kept every ``checkpoint_every`` steps, and found after a kill.
+        start: what to go on from, keys unrotated. It is measured first, and kept if nothing better comes.
 
     Returns:
         K and V of B, keys unrotated, of the best state; and the measurements.
@@ -61,7 +63,7 @@ def train(
     # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
     free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
     execution = resolve_auto(memory, _longest_step(data, training.samples), execution, free)
-    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks)
+    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start)
     return trainer.run(reporter, checkpoint_every), trainer.curve
 
 
@@ -86,10 +88,13 @@ class Trainer:
         seed: int,
         checkpoint: Checkpoint | None = None,
         ranks: Ranks = ALONE,
+        start: KV | None = None,
     ):
         self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
-        self.checkpoint, self.ranks = checkpoint, ranks
+        self.checkpoint, self.ranks, self.goes_on = checkpoint, ranks, start is not None
         memory.initialize()
+        if start is not None:
+            memory.start_from(start)
         groups = memory.parameter_groups(training)
         self.optimizers = [build_optimizer(momentum=training.momentum, **group) for group in groups]
         self._optimizer_of = {
@@ -121,6 +126,8 @@ class Trainer:
 
     def _run(self, reporter: Reporter, checkpoint_every: int) -> KV:
         reporter.start("compiling", self.training.steps, self.step)
+        if self.goes_on and not self.step and self.data.held_out:
+            self._measure()
         try:
             while self.step < self.training.steps and not self._stale():
                 loss = self.advance()
@@ -197,12 +204,13 @@ class Trainer:
         turn, place = divmod(self.step, len(pieces))
         return random.Random(f"{self.seed} repetition {turn}").sample(pieces, len(pieces))[place]
 
-    def _measure(self, loss: float) -> None:
-        """Append to the curve, and keep this state if it is the best so far."""
+    def _measure(self, loss: float = math.inf) -> None:
+        """Append to the curve, and keep this state if it is the best so far; before any step there is no ``loss``."""
         kl = chosen_by = loss
         if held_out := self.data.held_out:
             measured = validation(self.memory, self.data.reconstruction, held_out, self.training, self.execution)
             kl, chosen_by = self.ranks.first(measured)
+        loss = loss if self.step else chosen_by
         self._require_finite("held-out KL", kl)
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
         self.stale += 1

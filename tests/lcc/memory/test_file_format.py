@@ -38,14 +38,14 @@ def test_a_file_of_version_1_loads_and_answers_the_same(memory, llama, tokenizer
 
 
 def test_optional_fields_of_a_newer_version_are_kept_and_written_back(memory, tmp_path):
-    added = {"lineage": {"parents": ["ab"], "operation": "update"}, "signed": None}
+    added = {"history": {"parents": ["ab"], "operation": "update"}, "signed": None}
     newer = lcc.Memory.load(write(tmp_path / "newer", memory, **added))
     assert newer.extra == added
     newer.save(tmp_path / "again")
     metadata = load_tensors(tmp_path / "again", FORMAT)[1]
     assert {name: metadata[name] for name in added} == added
     assert lcc.Memory.load(tmp_path / "again").extra == added
-    assert newer.summary()["lineage"] == added["lineage"]
+    assert newer.summary()["history"] == added["history"]
     assert replace(newer, ratio=4.0).extra == added
 
 
