@@ -36,9 +36,9 @@ def forward(
     plan, sizes = _plan(q, spans)
     strides = [stride for x in (q, k, v) for stride in x.stride()[:3]]
     with torch.cuda.device_of(q):
-        _forward[(batch * heads, len(plan.query))](
-            q, k, v, out, lse, plan.query, plan.row_start, scale, heads, heads // k.shape[1], total, *strides,
-            **_constants(q, sizes.forward),
+        _forward[(batch * heads * len(plan.query),)](
+            q, k, v, out, lse, plan.query, plan.row_start, scale, batch * heads, heads, heads // k.shape[1], total,
+            *strides, **_constants(q, sizes.forward),
         )  # fmt: skip
     return out, lse
 
@@ -65,17 +65,17 @@ def backward(
     partial = lse.new_empty(2, plan.slots, batch * kv_heads, sizes.grad_kv.keys, width)
     strides = [stride for x in (grad, q, k, v) for stride in x.stride()[:3]]
     with torch.cuda.device_of(q):
-        _grad_q[(batch * heads, len(plan.grad_q))](
+        _grad_q[(batch * heads * len(plan.grad_q),)](
             grad, q, k, v, out, lse, delta, grads[0], plan.grad_q, plan.row_start,
-            scale, heads, heads // kv_heads, total, *strides, **_constants(q, sizes.grad_q),
+            scale, batch * heads, heads, heads // kv_heads, total, *strides, **_constants(q, sizes.grad_q),
         )  # fmt: skip
-        _grad_kv[(batch * kv_heads, len(plan.grad_kv))](
+        _grad_kv[(batch * kv_heads * len(plan.grad_kv),)](
             grad, q, k, v, lse, delta, *grads[1:], *partial, plan.grad_kv, plan.row_start,
-            scale, kv_heads, heads // kv_heads, total, *strides, **_constants(q, sizes.grad_kv),
+            scale, batch * kv_heads, kv_heads, heads // kv_heads, total, *strides, **_constants(q, sizes.grad_kv),
         )  # fmt: skip
         if plan.slots:
-            _reduce[(batch * kv_heads, len(plan.reduce))](
-                *partial, *grads[1:], plan.reduce, total, q.shape[-1], width, sizes.grad_kv.keys
+            _reduce[(batch * kv_heads * len(plan.reduce),)](
+                *partial, *grads[1:], plan.reduce, batch * kv_heads, total, q.shape[-1], width, sizes.grad_kv.keys
             )
     return grads[0], grads[1], grads[2]
 
@@ -88,6 +88,8 @@ def refuses(*arguments: object) -> str | None:
         return f"{q.dtype} has no tensor-core path: use float16, bfloat16 or float32, or backend='torch'"
     if not 16 <= q.shape[-1] <= WIDEST[q.dtype]:
         return f"head_dim {q.shape[-1]} is outside 16 ... {WIDEST[q.dtype]} in {q.dtype}: use backend='torch'"
+    if not arguments[-1] > 0:  # type: ignore[operator]  # the highest score is found before it is scaled
+        return f"scale must be above 0; got {arguments[-1]}: use backend='torch'"
     if interpreting() and q.dtype == torch.bfloat16:
         return "Triton's interpreter multiplies bfloat16 wrongly: use float16 or float32 in it"
     return None
@@ -118,11 +120,18 @@ def constants(head_dim: int, dtype: torch.dtype, tile: Tile) -> dict[str, int | 
 
 
 @triton.jit
+def _program(pairs, heads):
+    """Batch, head and tile of this program: all ``pairs`` of the first two start a tile before any starts the next."""
+    pair = tl.program_id(0) % pairs
+    return (pair // heads).to(tl.int64), (pair % heads).to(tl.int64), tl.program_id(0) // pairs
+
+
+@triton.jit
 def _load_rows(pointer, first, row_stride, bound, TILE: tl.constexpr, HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr):
     """Rows first ... first + TILE of a (rows, HEAD_DIM) matrix as (TILE, WIDTH), zero from ``bound`` (or None) on."""
     rows = tl.arange(0, TILE)
     columns = tl.arange(0, WIDTH)
-    places = pointer + first.to(tl.int64) * row_stride + rows[:, None] * row_stride + columns[None, :]
+    places = pointer + first.to(tl.int64) * row_stride + rows.to(tl.int64)[:, None] * row_stride + columns[None, :]
     if bound is not None:
         inside = (first + rows < bound)[:, None] & (columns < HEAD_DIM)[None, :]
         return tl.load(places, mask=inside, other=0.0)
@@ -166,15 +175,15 @@ def _masked_step(step, own_hi, stop, tail, shared_hi, rows, own, KEYS: tl.conste
 
 @triton.jit
 def _fold(query, keys, values, seen, peak, mass, mean, factor, PRECISION: tl.constexpr):
-    """Fold keys into the running softmax; ``seen`` (rows, keys) or None for all."""
-    scores = tl.dot(query, keys.T, input_precision=PRECISION) * factor
+    """Fold keys into the running softmax; ``seen`` (rows, keys) or None for all. ``factor`` must be above 0."""
+    scores = tl.dot(query, keys.T, input_precision=PRECISION)
     if seen is not None:
         scores = tl.where(seen, scores, -float("inf"))
-    higher = tl.maximum(peak, tl.max(scores, 1))
+    higher = tl.maximum(peak, tl.max(scores, 1) * factor)
     base = higher
     if seen is not None:  # a row that has seen nothing yet must not subtract infinities
         base = tl.where(higher == -float("inf"), 0.0, higher)
-    weights = tl.exp2(scores - base[:, None])
+    weights = tl.exp2(scores * factor - base[:, None])
     fade = tl.exp2(peak - base)
     mean = tl.dot(weights.to(values.dtype), values, mean * fade[:, None], input_precision=PRECISION)
     return higher, mass * fade + tl.sum(weights, 1), mean
@@ -182,13 +191,13 @@ def _fold(query, keys, values, seen, peak, mass, mean, factor, PRECISION: tl.con
 
 @triton.jit(do_not_specialize=["total"])
 def _forward(
-    q, k, v, out, lse, table, row_start, scale, heads, group, total,
+    q, k, v, out, lse, table, row_start, scale, pairs, heads, group, total,
     q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one head: out (batch, heads, total, HEAD_DIM) and lse (batch, heads, total)."""
-    batch, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
-    table += tl.program_id(1) * 6
+    batch, head, tile = _program(pairs, heads)
+    table += tile * 6
     start, stop, own_lo = tl.load(table), tl.load(table + 1), tl.load(table + 2)
     own_hi, shared_lo, shared_hi = tl.load(table + 3), tl.load(table + 4), tl.load(table + 5)
     k += batch * k_batch + head // group * k_head
@@ -233,13 +242,13 @@ def _gain_q(query, above, keys, values, seen, log_mass, delta, gained, factor, P
 
 @triton.jit(do_not_specialize=["total"])
 def _grad_q(
-    grad, q, k, v, out, lse, delta, grad_q, table, row_start, scale, heads, group, total,
+    grad, q, k, v, out, lse, delta, grad_q, table, row_start, scale, pairs, heads, group, total,
     g_batch, g_head, g_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows of one head: grad_q, and delta = grad . out, (batch, heads, total), for ``_grad_kv``."""
-    batch, head = (tl.program_id(0) // heads).to(tl.int64), (tl.program_id(0) % heads).to(tl.int64)
-    table += tl.program_id(1) * 6
+    batch, head, tile = _program(pairs, heads)
+    table += tile * 6
     start, stop, own_lo = tl.load(table), tl.load(table + 1), tl.load(table + 2)
     own_hi, shared_lo, shared_hi = tl.load(table + 3), tl.load(table + 4), tl.load(table + 5)
     k += batch * k_batch + head // group * k_head
@@ -289,15 +298,16 @@ def _gain_kv(query, above, keys, values, seen, log_mass, delta, gained_k, gained
 
 @triton.jit(do_not_specialize=["total"])
 def _grad_kv(
-    grad, q, k, v, lse, delta, grad_k, grad_v, partial_k, partial_v, table, row_start, scale, kv_heads, group, total,
+    grad, q, k, v, lse, delta, grad_k, grad_v, partial_k, partial_v, table, row_start, scale,
+    pairs, kv_heads, group, total,
     g_batch, g_head, g_row, q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys of one key/value head, summed over some of the rows that see it and the heads of its group."""
-    batch, kv_head = (tl.program_id(0) // kv_heads).to(tl.int64), (tl.program_id(0) % kv_heads).to(tl.int64)
-    table += tl.program_id(1) * 6
+    batch, kv_head, tile = _program(pairs, kv_heads)
+    table += tile * 6
     start, stop, first = tl.load(table), tl.load(table + 1), tl.load(table + 2)
-    masked, last, slot = tl.load(table + 3), tl.load(table + 4), tl.load(table + 5).to(tl.int64)
+    masked, last = tl.load(table + 3), tl.load(table + 4)
     keys = _load_rows(k + batch * k_batch + kv_head * k_head, start, k_row, stop, KEYS, HEAD_DIM, WIDTH)
     values = _load_rows(v + batch * v_batch + kv_head * v_head, start, v_row, stop, KEYS, HEAD_DIM, WIDTH)
     columns = start + tl.arange(0, KEYS)
@@ -336,11 +346,12 @@ def _grad_kv(
             query, above, keys, values, None, log_mass, dot, gained_k, gained_v, factor, PRECISION
         )
 
+    slot = tl.load(table + 5)
     if slot < 0:
         _store_rows(grad_k + flat_kv * total * HEAD_DIM, gained_k * scale, start, HEAD_DIM, stop, KEYS, HEAD_DIM, WIDTH)
         _store_rows(grad_v + flat_kv * total * HEAD_DIM, gained_v, start, HEAD_DIM, stop, KEYS, HEAD_DIM, WIDTH)
     else:
-        where = (slot * tl.num_programs(0) + flat_kv) * KEYS * WIDTH
+        where = (slot.to(tl.int64) * pairs + flat_kv) * KEYS * WIDTH
         inside = tl.arange(0, KEYS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
         tl.store(partial_k + where + inside, gained_k * scale)
         tl.store(partial_v + where + inside, gained_v)
@@ -348,17 +359,17 @@ def _grad_kv(
 
 @triton.jit(do_not_specialize=["total"])
 def _reduce(
-    partial_k, partial_v, grad_k, grad_v, table, total,
+    partial_k, partial_v, grad_k, grad_v, table, pairs, total,
     HEAD_DIM: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """One tile of shared keys of one key/value head: its partial sums, added in a fixed order."""
-    flat = tl.program_id(0).to(tl.int64)
-    table += tl.program_id(1) * 4
+    flat, _, tile = _program(pairs, 1)
+    table += tile * 4
     start, stop, slot_lo, slot_hi = tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3)
     sum_k = tl.zeros([KEYS, WIDTH], tl.float32)
     sum_v = tl.zeros([KEYS, WIDTH], tl.float32)
     inside = tl.arange(0, KEYS)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    slot_size = tl.num_programs(0).to(tl.int64) * KEYS * WIDTH
+    slot_size = tl.cast(pairs, tl.int64) * KEYS * WIDTH
     for slot in range(slot_lo, slot_hi):
         where = slot * slot_size + flat * KEYS * WIDTH + inside
         sum_k += tl.load(partial_k + where)

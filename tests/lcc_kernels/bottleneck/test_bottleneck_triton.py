@@ -52,12 +52,43 @@ def test_token_counts_are_not_compiled_in():
         assert "total" in {parameter.name for parameter in parameters if parameter.do_not_specialize}
 
 
+def test_any_number_of_tiles_is_one_axis_of_programs(monkeypatch):
+    """Only the first axis of a launch may have more than 65,535 programs."""
+    from lcc_kernels.bottleneck import triton_kernel
+
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *arguments, **options: None
+
+    for name in ("_forward", "_grad_q", "_grad_kv", "_reduce"):
+        monkeypatch.setattr(triton_kernel, name, Kernel())
+    monkeypatch.setattr(triton_kernel, "architecture", lambda device: 90)
+    alone = lk.BottleneckLayout(0, 0, 0, [1] * 70_000)
+    layout = lk.BottleneckLayout.pack([alone, lk.BottleneckLayout(0, 5, 2, (200,))])
+    q, k = torch.zeros(1, 4, layout.total, 16), torch.zeros(1, 2, layout.total, 16)
+    out, lse = triton_kernel.forward(q, k, k, layout.spans, 0.3)
+    triton_kernel.backward(q, q, k, k, out, lse, layout.spans, 0.3)
+    plan, _ = triton_kernel._plan(q, layout.spans)
+    tables = ((4, plan.query), (4, plan.grad_q), (2, plan.grad_kv), (2, plan.reduce))
+    assert grids == [(heads * len(table),) for heads, table in tables]
+    assert len(plan.query) > 65_535
+
+
 @pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")
 @pytest.mark.parametrize(
-    ("dtype", "head_dim", "reason"), [(torch.float64, 32, "tensor-core"), (torch.float32, 160, "outside 16 ... 128")]
+    ("dtype", "head_dim", "scale", "reason"),
+    [
+        (torch.float64, 32, None, "tensor-core"),
+        (torch.float32, 160, None, "outside 16 ... 128"),
+        (torch.float32, 32, 0.0, "above 0"),
+        (torch.float32, 32, -0.5, "above 0"),
+    ],
 )
-def test_refuses_what_it_cannot_run(dtype, head_dim, reason):
+def test_refuses_what_it_cannot_run(dtype, head_dim, scale, reason):
     layout = lk.BottleneckLayout(0, 2, 1)
     q = torch.zeros(1, 1, 3, head_dim, dtype=dtype, device="cuda" if GPU else "cpu")
     with pytest.raises(lk.BackendUnavailableError, match=reason):
-        lk.bottleneck_attention(q, q, q, layout, backend="triton")
+        lk.bottleneck_attention(q, q, q, layout, scale, backend="triton")
