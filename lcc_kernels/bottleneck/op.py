@@ -36,7 +36,8 @@ def bottleneck_attention(
     Raises:
         ValueError: shapes, dtypes or devices do not fit one another or the layout, or the backend is unknown.
         BackendUnavailableError: ``backend`` cannot run here or on these tensors.
-        RuntimeError: a transform of ``torch.func`` differentiates it, or forward mode.
+        RuntimeError: a transform of ``torch.func`` differentiates it, or forward mode; or ``triton`` is captured in a
+            CUDA graph on a layout that is new. Layouts that are captured keep their tables for ever.
     """
     _check(q, k, v, layout)
     refuse_transforms("bottleneck_attention", q, k, v)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from struct import iter_unpack
 
@@ -19,6 +18,7 @@ from .tiles import Tiles
 
 SPLIT_ROWS = 2048  # segment rows that one program reduces into a buffer tile, about a tile's own causal work at 2k
 SPLITS = 8  # at most, so that partial sums stay below the gradients themselves
+RECENT = 64  # layouts whose schedules are remembered
 
 Span = tuple[int, int, int, int]  # start, stop, shared start, shared stop
 
@@ -46,32 +46,64 @@ class Schedule:
     slots: int
 
 
+Key = tuple[bytes, Tiles, torch.device]  # spans as int64 bytes, which hash fast when there are thousands
+
+_recent: dict[tuple[Key, int], Schedule] = {}  # and the stream that the tables are uploaded and freed on; newest last
+_captured: dict[Key, Schedule] = {}  # for ever: a graph reads its tables whenever it is replayed
+
+
 def schedule(spans: torch.Tensor, tiles: Tiles, device: torch.device) -> Schedule:
-    """The programs of ``BottleneckLayout.spans`` under ``tiles``; those of recent layouts are remembered."""
-    return _schedule(as_bytes(spans), tiles, device)
+    """The programs of ``BottleneckLayout.spans`` under ``tiles``; those of recent layouts are remembered.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured and the layout is not among the recent ones.
+    """
+    key = as_bytes(spans), tiles, device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _for_a_graph(key)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    plan = _recent.pop((key, stream), None) or _schedule(*key)
+    _recent[key, stream] = plan
+    if len(_recent) > RECENT:
+        del _recent[next(iter(_recent))]
+    return plan
 
 
-@lru_cache(maxsize=64)
+def _for_a_graph(key: Key) -> Schedule:
+    """A schedule of any stream: nothing can be uploaded during a capture, and its start waits for what was."""
+    if key not in _captured:
+        known = [plan for (other, _), plan in _recent.items() if other == key]
+        if not known:
+            raise RuntimeError(
+                "bottleneck_attention: a CUDA graph cannot capture a layout that is new: run it once before the capture"
+            )
+        _captured[key] = known[0]
+    return _captured[key]
+
+
 def _schedule(packed: bytes, tiles: Tiles, device: torch.device) -> Schedule:
-    """``schedule`` of spans as int64 bytes, which hash fast when there are thousands."""
+    """``schedule`` of what a key holds."""
     spans: tuple[Span, ...] = tuple(iter_unpack("=4q", packed))
     lengths = torch.tensor([stop - start for start, stop, *_ in spans])
     row_start = torch.tensor([span[0] for span in spans], dtype=torch.int32).repeat_interleave(lengths)
-    query = query_tiles(spans, tiles.forward.rows, tiles.forward.keys)
-    grad_q = query_tiles(spans, tiles.grad_q.rows, tiles.grad_q.keys)
-    grad_kv, reduce = key_tiles(spans, tiles.grad_kv.rows, tiles.grad_kv.keys)
-    return Schedule(
-        row_start.to(device),
-        _table(query, 6, device),
-        _table(grad_q, 6, device),
-        _table(grad_kv, 6, device),
-        _table(reduce, 4, device),
-        slots=max((slot_stop for *_, slot_stop in reduce), default=0),
-    )
+    queries, grads = (query_tiles(spans, tile.rows, tile.keys) for tile in (tiles.forward, tiles.grad_q))
+    keys, sums = key_tiles(spans, tiles.grad_kv.rows, tiles.grad_kv.keys)
+    tables = [row_start, _table(queries, 6), _table(grads, 6), _table(keys, 6), _table(sums, 4)]
+    row_start, query, grad_q, grad_kv, reduce = _upload(tables, device)
+    return Schedule(row_start, query, grad_q, grad_kv, reduce, max((slot_stop for *_, slot_stop in sums), default=0))
 
 
-def _table(rows: list[tuple[int, ...]], columns: int, device: torch.device) -> torch.Tensor:
-    return torch.tensor(rows, dtype=torch.int32).view(-1, columns).to(device)
+def _table(rows: list[tuple[int, ...]], columns: int) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.int32).view(-1, columns)
+
+
+def _upload(tables: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+    """Tables of int32 on the device, in one copy from pinned memory, which does not wait for the GPU."""
+    numbers = torch.cat([table.flatten() for table in tables])
+    if device.type == "cuda":
+        numbers = numbers.pin_memory()
+    parts = numbers.to(device, non_blocking=True).split([table.numel() for table in tables])
+    return [part.view(table.shape) for part, table in zip(parts, tables, strict=True)]
 
 
 def query_tiles(spans: tuple[Span, ...], rows: int, keys: int) -> list[tuple[int, ...]]:
