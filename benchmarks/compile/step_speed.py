@@ -70,7 +70,7 @@ def per_sample(job: Job) -> list[torch.Tensor]:
     sizes = [len(sample.response_ids) for sample in samples]
     for sample, weight in zip(samples, weights.split(sizes), strict=True):
         hidden = reference_hidden(job.memory, [sample], job.settings.training.keep_prefix)
-        loss = divergence(job.memory.model, hidden, [sample], weight, "kl")
+        loss = divergence(job.memory.model, hidden, [sample], weight, "kl", job.settings.execution)
         total = [summed + gradient for summed, gradient in zip(total, _gradients(loss, job), strict=True)]
     return total
 

@@ -58,10 +58,19 @@ def completion_states(model: PreTrainedModel, visible: KV, completions: Sequence
 
 
 def state_divergence(
-    model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, loss: str
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    teacher: torch.Tensor,
+    weights: torch.Tensor,
+    loss: str,
+    logit_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Weighted sum of the divergence from ``teacher`` to ``hidden``, both last hidden states, (rows, H)."""
-    return _divergence(model, hidden, teacher, row_weight=weights.to(_head(model).weight.dtype), loss=loss)
+    """Weighted sum of the divergence from ``teacher`` to ``hidden``, both last hidden states, (rows, H).
+
+    ``logit_dtype`` is that of ``lk.linear_kl``.
+    """
+    row_weight = weights.to(_head(model).weight.dtype)
+    return _divergence(model, hidden, teacher, row_weight=row_weight, loss=loss, logit_dtype=logit_dtype)
 
 
 def token_divergence(model: PreTrainedModel, hidden: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

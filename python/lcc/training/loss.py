@@ -35,7 +35,7 @@ def step_loss(
     """
     hidden = student_hidden(memory, samples, training.keep_prefix, execution)
     weights = token_weights(samples, training, all_samples).to(hidden.device)
-    return divergence(memory.model, hidden, samples, weights, training.loss)
+    return divergence(memory.model, hidden, samples, weights, training.loss, execution)
 
 
 def held_out_kl(
@@ -45,7 +45,7 @@ def held_out_kl(
     with torch.no_grad():
         hidden = student_hidden(memory, samples, training.keep_prefix, execution)
         weights = torch.full((len(hidden),), 1 / len(hidden), device=hidden.device)
-        return divergence(memory.model, hidden, samples, weights, "kl").item()
+        return divergence(memory.model, hidden, samples, weights, "kl", execution).item()
 
 
 def validation(
@@ -64,10 +64,10 @@ def validation(
     with torch.no_grad():
         hidden = student_hidden(memory, samples, training.keep_prefix, execution)
         weights = token_weights(samples, training).to(hidden.device)
-        chosen_by = divergence(memory.model, hidden, samples, weights, "kl").item()
+        chosen_by = divergence(memory.model, hidden, samples, weights, "kl", execution).item()
         tokens = sum(len(sample.response_ids) for sample in held_out)
         mean = torch.full((tokens,), 1 / tokens, device=hidden.device)
-        return divergence(memory.model, hidden[-tokens:], held_out, mean, "kl").item(), chosen_by
+        return divergence(memory.model, hidden[-tokens:], held_out, mean, "kl", execution).item(), chosen_by
 
 
 def stream_weights(training: TrainingSettings) -> dict[str, float]:
@@ -89,9 +89,14 @@ def token_weights(
 
 
 def divergence(
-    model: PreTrainedModel, hidden: torch.Tensor, samples: Sequence[Sample], weights: torch.Tensor, loss: str
+    model: PreTrainedModel,
+    hidden: torch.Tensor,
+    samples: Sequence[Sample],
+    weights: torch.Tensor,
+    loss: str,
+    execution: ExecutionSettings,
 ) -> torch.Tensor:
     """Weighted sum of the divergence from the samples' teacher to ``hidden``, (supervised tokens, H)."""
     # States past the teacher's budget are on the CPU, wherever the model is.
     teacher = torch.cat([sample.teacher_hidden.to(hidden.device) for sample in samples])
-    return state_divergence(model, hidden, teacher, weights, loss)
+    return state_divergence(model, hidden, teacher, weights, loss, execution.logit_dtype(hidden.device))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from ..utils.settings import AUTO, SettingsGroup
 from ..utils.values import require
 
@@ -79,6 +81,8 @@ class ExecutionSettings(SettingsGroup):
         gradient_checkpointing: compute a layer's activations again in the backward. ``auto``: if a step would not fit.
         encode_chunk: tokens of text that are encoded at a time, and once more in the backward. 0: all at once.
             ``auto``: if a step would not fit with ``gradient_checkpointing`` either.
+        float32_logits: hold the logits of the loss in float32 though the model is in half precision, which blurs a KL
+            below some 1e-3 nats. ``auto``: on GPUs; a CPU takes several times as long for such a product.
         torch_compile: run the layers of the packed pass through ``torch.compile``.
         teacher_gigabytes: GiB of teacher states that are held in memory. The rest is memory-mapped from disk.
     """
@@ -87,6 +91,7 @@ class ExecutionSettings(SettingsGroup):
     engine: Literal["packed", "reference"] = "packed"
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     encode_chunk: int | Literal["auto"] = "auto"
+    float32_logits: bool | Literal["auto"] = "auto"
     torch_compile: bool = False
     teacher_gigabytes: float = 4.0
 
@@ -94,6 +99,11 @@ class ExecutionSettings(SettingsGroup):
     def chunk(self) -> int:
         """``encode_chunk`` as a number: 0 for the whole text at once, and while ``auto`` is not resolved."""
         return 0 if self.encode_chunk == AUTO else int(self.encode_chunk)
+
+    def logit_dtype(self, device: torch.device) -> torch.dtype | None:
+        """That of ``lk.linear_kl`` on ``device``."""
+        wide = device.type != "cpu" if self.float32_logits == AUTO else self.float32_logits
+        return torch.float32 if wide else None
 
     @property
     def teacher_bytes(self) -> int:
