@@ -7,6 +7,7 @@ from itertools import filterfalse
 
 import torch
 
+from .._ops import NAMESPACE, add_op_namespace_prefix, ops
 from ..dispatch import select
 from . import backends  # noqa: F401  registers them
 from .attachment import SCHEMA, Attachment
@@ -87,12 +88,12 @@ def _attach(*arguments: object) -> None:
 
 
 # Defined by hand: ``torch.library.custom_op`` looks at every tensor in Python and takes longer than all the rest.
-_LIBRARY = torch.library.Library("lcc_kernels", "FRAGMENT")
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 _LIBRARY.define(f"attach_kv({SCHEMA}, bool validate, str backend) -> ()", tags=(torch.Tag.pt2_compliant_tag,))
 _LIBRARY.impl("attach_kv", _attach, "CompositeExplicitAutograd")
-_OP = torch.ops.lcc_kernels.attach_kv.default
+_OP = ops.attach_kv.default
 
 
-@torch.library.register_fake("lcc_kernels::attach_kv", lib=_LIBRARY)
+@torch.library.register_fake(add_op_namespace_prefix("attach_kv"), lib=_LIBRARY)
 def _(*arguments: object) -> None:
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .._ops import add_op_namespace_prefix, ops
 from ..dispatch import select
 from ..modes import refuse_transforms
 from . import backends  # noqa: F401  registers them
@@ -42,7 +43,7 @@ def bottleneck_attention(
     _check(q, k, v, layout)
     refuse_transforms("bottleneck_attention", q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    out, lse = torch.ops.lcc_kernels.bottleneck_attention(q, k, v, layout.spans, scale, backend)
+    out, lse = ops.bottleneck_attention(q, k, v, layout.spans, scale, backend)
     return (out, lse) if return_lse else out
 
 
@@ -63,14 +64,14 @@ def _check(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Bottleneck
         )
 
 
-@torch.library.custom_op("lcc_kernels::bottleneck_attention", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("bottleneck_attention"), mutates_args=())
 def _attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, spans: torch.Tensor, scale: float, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return select("bottleneck_attention", backend, q, k, v, spans, scale)(q, k, v, spans, scale)
 
 
-@torch.library.custom_op("lcc_kernels::bottleneck_attention_backward", mutates_args=())
+@torch.library.custom_op(add_op_namespace_prefix("bottleneck_attention_backward"), mutates_args=())
 def _attention_backward(
     grad: torch.Tensor,
     q: torch.Tensor,
@@ -106,7 +107,7 @@ def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, grad, _):  # type: ignore[no-untyped-def]
     q, k, v, out, lse, spans = ctx.saved_tensors
-    grads = torch.ops.lcc_kernels.bottleneck_attention_backward(grad, q, k, v, out, lse, spans, ctx.scale, ctx.backend)
+    grads = ops.bottleneck_attention_backward(grad, q, k, v, out, lse, spans, ctx.scale, ctx.backend)
     return *grads, None, None, None
 
 

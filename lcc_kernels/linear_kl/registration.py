@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.library import custom_op
 
+from .._ops import add_op_namespace_prefix
 from ..dispatch import select
 from .driver import Rows, live_rows, outputs
 from .options import SCHEMA, KLOptions
@@ -13,7 +14,7 @@ _ROW_ARGUMENTS = f"Tensor? row_weight, str backend, bool with_grad, {SCHEMA}"
 
 
 @custom_op(
-    "lcc_kernels::linear_kl_rows",
+    add_op_namespace_prefix("linear_kl_rows"),
     mutates_args=(),
     schema=f"(Tensor student, Tensor teacher, Tensor weight, Tensor? bias, {_ROW_ARGUMENTS}) -> (Tensor, Tensor)",
 )
@@ -38,7 +39,7 @@ def linear_kl_rows(
 
 
 @custom_op(
-    "lcc_kernels::kl_rows",
+    add_op_namespace_prefix("kl_rows"),
     mutates_args=(),
     schema=f"(Tensor student, Tensor teacher, {_ROW_ARGUMENTS}) -> (Tensor, Tensor)",
 )

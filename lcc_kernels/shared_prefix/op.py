@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from .._ops import add_op_namespace_prefix, ops
 from ..dispatch import select
 from . import backends  # noqa: F401  registers them
 from .batch import PrefixBatch
 
-_NAME = "lcc_kernels::shared_prefix_attention"
+_NAME = add_op_namespace_prefix("shared_prefix_attention")
 
 
 def shared_prefix_attention(
@@ -89,7 +90,7 @@ def shared_prefix_attention(
     if sinks and not return_entropy:
         raise ValueError("sinks are keys that the entropy leaves out: pass return_entropy=True")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    outputs = torch.ops.lcc_kernels.shared_prefix_attention(
+    outputs = ops.shared_prefix_attention(
         *inputs.values(), own_lengths, own_starts, shared_lengths, shared_starts, shared_bias,
         scale, return_lse, sinks if return_entropy else None, backend,
     )  # fmt: skip
