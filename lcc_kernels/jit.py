@@ -32,6 +32,10 @@ def built_library() -> Path:
     Raises:
         BuildError: something that the build needs is missing, or a compiler failed.
     """
+    # A wheel has the sources in the package, a checkout beside it; a build for the kernel hub has none.
+    sources = next(filter(Path.is_dir, (PACKAGE / "csrc", PACKAGE.parent / "csrc")), None)
+    if sources is None:
+        raise BuildError(f"{PACKAGE} came without the CUDA sources: pip install lcc-kernels has them")
     try:
         from torch.utils.cpp_extension import get_default_build_root
 
@@ -40,8 +44,6 @@ def built_library() -> Path:
         raise BuildError(f"building needs setuptools ({error}): pip install setuptools ninja") from error
     if cuda_build.toolkit() is None:
         raise BuildError("building needs nvcc, which is neither on the PATH nor under CUDA_HOME")
-    # A wheel has the sources in the package, a checkout beside it.
-    sources = next(folder for folder in (PACKAGE / "csrc", PACKAGE.parent / "csrc") if folder.is_dir())
     root = Path(setting("TORCH_EXTENSIONS_DIR") or get_default_build_root())
     folder = root / f"lcc_kernels-{cuda_build.fingerprint(sources)}"
     library = folder / "_C.so"
