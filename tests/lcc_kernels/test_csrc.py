@@ -17,6 +17,7 @@ from lcc_kernels.attach_kv.cuda_kernel import prepared
 from lcc_kernels.linear_kl.options import KINDS, SHAPES, KLOptions
 from tests.lcc_kernels.attach_kv import attach_cases
 from tests.lcc_kernels.linear_kl.kl_cases import VARIANTS, banned_logits, check_banned, logits_with_nans
+from tests.support.far_apart import far_apart
 
 ROOT = Path(__file__).parents[2]
 # As the kernel's Dtype counts them.
@@ -136,6 +137,17 @@ def test_attach_kernel_follows_every_stride(attach_on_the_host):
 
 
 @needs_compiler
+@pytest.mark.parametrize("dim", [0, 1, 2], ids=["layers", "heads", "tokens"])
+def test_attach_kernel_finds_numbers_that_lie_far_apart(attach_on_the_host, dim):
+    keys, values = torch.randint(-9, 9, (2, 3, 3, 3, 4), dtype=torch.int8)
+    caches, scales = torch.zeros(2, 2, 3, 1, 3, 3, 4), (torch.ones(3, 3, 4), torch.ones(3, 3, 3))
+    others = torch.tensor([2, 0, 1]), torch.full((3, 4), 0.6), torch.full((3, 4), 0.8), *scales, False, False
+    for target, place in zip(caches, (partial(far_apart, dim=dim), torch.clone), strict=True):
+        attach_on_the_host(Attachment(place(keys), place(values), *map(list, target), *others), wide=False, group=2)
+    torch.testing.assert_close(*caches)
+
+
+@needs_compiler
 def test_attach_kernel_reads_every_e4m3_number(attach_on_the_host):
     memory = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 4, 64).view(torch.float8_e4m3fn)
     caches, ones = torch.zeros(2, 1, 1, 1, 4, 64), torch.ones(1, 1, 64)
@@ -155,17 +167,28 @@ def test_attach_kernel_skips_foreign_slots(attach_on_the_host, slots, paged, wid
 
 
 def _on_the_host(run_rows, student, teacher, options, row_weight=None, with_grad=True, blocks=1, wide=True):
-    """The kernel's losses (rows,), and what it leaves in the student's logits, whose rows are padded to 16 bytes."""
+    """The kernel's losses (rows,), and what it leaves in the student's logits.
+
+    Rows are padded to 16 bytes, the teacher's once more.
+    """
     rows, vocab = student.shape
-    padded = torch.full((2, rows, -(-vocab // 4) * 4), torch.nan)
-    padded[0, :, :vocab], padded[1, :, :vocab] = student, teacher
-    loss = torch.full((rows,), torch.nan)
-    pointers = [ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in (*padded, loss, row_weight)]
+    width = -(-vocab // 4) * 4
+    padded, other = torch.full((rows, width), torch.nan), torch.full((rows, width + 4), torch.nan)
+    padded[:, :vocab], other[:, :vocab] = student, teacher
+    loss = run_on_the_host(run_rows, padded, other, vocab, options, row_weight, with_grad, blocks, wide)
+    assert padded[:, vocab:].isnan().all()
+    return loss, padded[:, :vocab]
+
+
+def run_on_the_host(run_rows, student, teacher, vocab, options, row_weight=None, with_grad=True, blocks=1, wide=True):
+    """The kernel's losses (rows,) of the first ``vocab`` logits where they lie."""
+    loss = torch.full((len(student),), torch.nan)
+    pointers = [ctypes.c_void_p(x.data_ptr() if x is not None else None) for x in (student, teacher, loss, row_weight)]
+    strides = [ctypes.c_int64(x.stride(0)) for x in (student, teacher)]
     floats = [ctypes.c_float(x) for x in (options.inner, options.scale, options.factor, options.beta)]
-    sizes = rows, vocab, padded.stride(1), KINDS.index(options.kind), SHAPES.index(options.shape)
-    run_rows(*pointers, *sizes, *floats, with_grad, blocks, wide)
-    assert padded[0, :, vocab:].isnan().all()
-    return loss, padded[0, :, :vocab]
+    kind, shape = KINDS.index(options.kind), SHAPES.index(options.shape)
+    run_rows(*pointers, len(student), vocab, *strides, kind, shape, *floats, with_grad, blocks, wide)
+    return loss
 
 
 @needs_compiler
@@ -190,6 +213,15 @@ def test_row_kernel_on_the_host(run_rows, kind, transform, vocab, size, blocks, 
     torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-4, atol=2e-6 * max(1.0, truth.max().item()))
     assert (loss >= 0).all()
     assert loss[0] <= 1e-6
+
+
+@needs_compiler
+def test_row_kernel_finds_rows_that_lie_far_apart(run_rows):
+    student, teacher = torch.randn(3, 8), torch.randn(3, 8)
+    loss, gradient = _on_the_host(run_rows, student, teacher, KLOptions())
+    logits = far_apart(student, 0)
+    torch.testing.assert_close(run_on_the_host(run_rows, logits, far_apart(teacher, 0), 8, KLOptions()), loss)
+    torch.testing.assert_close(logits, gradient)
 
 
 @needs_compiler

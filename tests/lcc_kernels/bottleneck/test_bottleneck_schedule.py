@@ -65,6 +65,17 @@ def test_split_reductions(name, split, monkeypatch):
     assert torch.equal(visits_of_keys(layout, 16, 8), layout.dense_mask().long())
 
 
+def test_the_longest_programs_start_first():
+    """They fill the GPU best in this order (Graham's LPT rule)."""
+    spans = spans_of(BottleneckLayout(5, 300, 128, (300, *[64] * 5)))
+    table, _ = schedule.key_tiles(spans, 64, 128)
+    rows = [last - first for _, _, first, _, last, _ in table]
+    keys = [stop - own_lo + high - low for _, stop, own_lo, _, low, high in schedule.query_tiles(spans, 64, 64)]
+    for work in (rows, keys):
+        assert work == sorted(work, reverse=True)
+        assert work[0] > work[-1]
+
+
 def test_a_buffer_tile_is_split_into_programs_of_bounded_length():
     layout = BottleneckLayout(4, 16_384, 1_024, (16_384, *[256] * 32))
     table, reduce = schedule.key_tiles(spans_of(layout), 64, 128)

@@ -8,6 +8,7 @@ import torch
 import lcc_kernels as lk
 from lcc_kernels.bottleneck import schedule
 from lcc_kernels.dispatch import interpreting
+from lcc_kernels.tiles import Tile
 from tests.lcc_kernels.other_process import run_interpreted
 
 pytest.importorskip("triton")
@@ -24,9 +25,9 @@ def test_these_tests_in_the_interpreter():
 @pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")
 def test_split_reductions_add_up(monkeypatch):
     """Buffer tiles reduced by several programs: the gradients of one program, twice the same bits."""
-    layout = lk.BottleneckLayout(2, 9, 19, (30, 3, 25))
+    layout = lk.BottleneckLayout(2, 3, 19, (30, 3))
     torch.manual_seed(0)
-    shapes = [(1, heads, layout.total, 16) for heads in (2, 1, 1)]
+    shapes = [(2, heads, layout.total, 16) for heads in (2, 1, 1)]
     leaves = [torch.randn(shape, device="cuda" if GPU else "cpu", requires_grad=True) for shape in shapes]
 
     def gradients(backend):
@@ -75,6 +76,12 @@ def test_any_number_of_tiles_is_one_axis_of_programs(monkeypatch):
     tables = ((4, plan.query), (4, plan.grad_q), (2, plan.grad_kv), (2, plan.reduce))
     assert grids == [(heads * len(table),) for heads, table in tables]
     assert len(plan.query) > 65_535
+
+
+def test_float32_products_are_never_cut_to_tf32():
+    from lcc_kernels.bottleneck.triton_kernel import constants
+
+    assert constants(64, torch.float32, Tile(32, 32, 4, 1))["PRECISION"] == "tf32x3"
 
 
 @pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")

@@ -92,6 +92,17 @@ def test_identical_teacher_and_student(variant):
 
 
 @interpreted
+@pytest.mark.parametrize("variant", ["forward", "reverse", "jsd"])
+def test_rounding_makes_no_loss_negative(variant):
+    """Of logits that differ by a rounding error half the sums would be below 0."""
+    generator = torch.Generator().manual_seed(0)
+    student, noise = (torch.randn(32, 300, generator=generator) for _ in range(2))
+    loss = lk.kl_from_logits(student, student + 1e-6 * noise, reduction="none", backend="triton", **VARIANTS[variant])
+    assert (loss >= 0).all()
+    assert loss.max() <= 1e-6
+
+
+@interpreted
 def test_no_rows_no_gradient_and_strided_logits():
     assert lk.kl_from_logits(torch.zeros(0, 5), torch.zeros(0, 5), backend="triton") == 0
     student, teacher = torch.randn(41, 5).t().requires_grad_(), torch.randn(10, 41)[::2]

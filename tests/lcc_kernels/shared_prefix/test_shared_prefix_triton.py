@@ -9,6 +9,7 @@ import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.shared_prefix import reference
 from lcc_kernels.shared_prefix.batch import PrefixBatch
+from lcc_kernels.tiles import Tile
 from tests.lcc_kernels.other_process import run_interpreted
 from tests.lcc_kernels.shared_prefix.batches import DEVICE, SCALE, batch
 
@@ -87,6 +88,12 @@ def test_lengths_are_not_compiled_in():
     assert {parameter.name for parameter in parameters if parameter.is_constexpr} == fixed
     general = {parameter.name for parameter in parameters if parameter.do_not_specialize}
     assert {"batch", "q_len", "shared_len", "max_len", "sinks"} <= general
+
+
+def test_float32_products_are_never_cut_to_tf32():
+    from lcc_kernels.shared_prefix.launch import constants
+
+    assert constants(64, torch.float32, Tile(32, 32, 4, 1), 1)["PRECISION"] == "tf32x3"
 
 
 @runs_kernels

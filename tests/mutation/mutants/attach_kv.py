@@ -12,6 +12,7 @@ LAYOUTS = f"{VALUES} -k 'triton and (layouts or strided)'"
 TRITON = f"{TESTS}/test_attach_kv_triton.py"
 INT4 = f"{TESTS}/test_attach_kv_int4.py -k triton"
 HOST = "tests/lcc_kernels/test_csrc.py -k attach_kernel"
+FAR = "tests/lcc_kernels/test_far_apart.py -k attach_kv_triton"
 
 kernel = partial(Mutant, file="lcc_kernels/attach_kv/triton_kernel.py", interpreted=True, tests=LAYOUTS)
 cuda = partial(Mutant, file="csrc/attach_kv/attach.cuh", tests=HOST)
@@ -55,28 +56,26 @@ MUTANTS = (
         "attach_kv/int32-token-offsets",
         old="token = tl.program_id(0).to(tl.int64) * TOKENS",
         new="token = tl.program_id(0) * TOKENS",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
     kernel(
         "attach_kv/int32-layer-offsets",
         old="layer, first = tl.program_id(2).to(tl.int64),",
         new="layer, first = tl.program_id(2),",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
-    kernel(
-        "attach_kv/int32-head-offsets", old="head = first.to(tl.int64)", new="head = first", tests=f"{TRITON} -k apart"
-    ),
+    kernel("attach_kv/int32-head-offsets", old="head = first.to(tl.int64)", new="head = first", tests=FAR),
     kernel(
         "attach_kv/int32-channel-offsets",
         old="places, inside = rows + (columns + FIRST).to(tl.int64) * channel,",
         new="places, inside = rows + (columns + FIRST) * channel,",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
     kernel(
         "attach_kv/int32-slots",
         old="other=-1).to(tl.int64)",
         new="other=-1).to(tl.int32)",
-        tests=f"{TRITON} -k 'apart or out_of_range'",
+        tests=FAR,
     ),
     kernel(
         "attach_kv/second-half-of-cos-and-sin-is-the-first",

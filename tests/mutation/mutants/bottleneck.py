@@ -13,6 +13,8 @@ SPLITS = f"{TESTS}/test_bottleneck_triton.py -k split_reductions"
 HEADS = f"{BACKENDS} -k 'triton and heads_and_dims'"
 TORCH = f"{BACKENDS} -k 'torch and as_accurate and float32'"
 SCHEDULE = f"{TESTS}/test_bottleneck_schedule.py"
+FAR = "tests/lcc_kernels/test_far_apart.py -k bottleneck_triton"
+PRECISION = f"{TESTS}/test_bottleneck_triton.py -k never_cut"
 
 kernel = partial(Mutant, file="lcc_kernels/bottleneck/triton_kernel.py", interpreted=True)
 schedule = partial(Mutant, file="lcc_kernels/bottleneck/schedule.py", tests=SCHEDULE)
@@ -32,15 +34,21 @@ MUTANTS = (
         "bottleneck/int32-row-offsets-of-inputs",
         old="first.to(tl.int64) * row_stride + rows[:, None] * row_stride + columns",
         new="first * row_stride + rows[:, None] * row_stride + columns",
-        tests=LAYOUTS,
+        tests=FAR,
     ),
     kernel(
         "bottleneck/int32-row-offsets-of-outputs",
         old="origin = pointer + first.to(tl.int64) * row_stride",
         new="origin = pointer + first * row_stride",
-        tests=LAYOUTS,
+        tests=FAR,
     ),
-    kernel("bottleneck/one-tf32-product-for-float32", old='"tf32x3" if', new='"tf32" if', tests=LAYOUTS),
+    kernel(
+        "bottleneck/one-tf32-product-for-float32",
+        old='"tf32x3" if',
+        new='"tf32" if',
+        tests=PRECISION,
+        interpreted=False,
+    ),
     schedule(
         "bottleneck/shortest-tile-first",
         old="return sorted(table, key=lambda tile: tile[2] - tile[1] + tile[4] - tile[5])",
@@ -117,7 +125,7 @@ MUTANTS = (
         "bottleneck/whole-step-skips-the-first-shared-block",
         old="shared_lo + (step - own_steps) * KEYS)",
         new="shared_lo + (step - own_steps + 1) * KEYS)",
-        tests=LAYOUTS,
+        tests=SPLITS,
     ),
     schedule(
         "bottleneck/whole-keys-one-tile-too-far",

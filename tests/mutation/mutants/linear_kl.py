@@ -11,7 +11,9 @@ TRITON = f"{TESTS}/test_linear_kl_triton.py"
 VOCABULARIES = f"{TRITON} -k 'vocabularies and 9001'"
 CONTRACT = f"{TESTS}/test_linear_kl_contract.py"
 VALUES = f"{TESTS}/test_linear_kl_values.py"
+WEIGHTS = f"{TESTS}/test_linear_kl_weights.py"
 HOST = "tests/lcc_kernels/test_csrc.py -k row_kernel"
+FAR = "tests/lcc_kernels/test_far_apart.py -k linear_kl_triton"
 
 kernel = partial(Mutant, file="lcc_kernels/linear_kl/triton_kernel.py", interpreted=True)
 driver = partial(Mutant, file="lcc_kernels/linear_kl/driver.py")
@@ -30,21 +32,19 @@ MUTANTS = (
         "linear_kl/loss-not-clamped",
         old="tl.where(divergence < 0, 0.0, divergence * LN_2)",
         new="divergence * LN_2",
-        tests=f"{TRITON} -k identical",
+        tests=f"{TRITON} -k rounding",
     ),
     driver(
         "linear_kl/every-chunk-takes-the-first-weights",
         old="None if row_weight is None else row_weight[span]",
         new="None if row_weight is None else row_weight[: len(hidden) // 2]",
-        tests=f"{TRITON} {CONTRACT} -k weight",
-        interpreted=True,
+        tests=WEIGHTS,
     ),
     driver(
         "linear_kl/dead-rows-keep-their-gradient-on-a-gpu",
         old="gradient.masked_fill_(dead[: len(gradient), None], 0.0)",
         new="gradient",
-        tests=f"{TRITON} {CONTRACT} -k weight",
-        interpreted=True,
+        tests=WEIGHTS,
     ),
     driver(
         "linear_kl/live-rows-in-the-wrong-places",
@@ -68,7 +68,7 @@ MUTANTS = (
         "linear_kl/int32-row-offsets",
         old="row = tl.program_id(0).to(tl.int64)",
         new="row = tl.program_id(0)",
-        tests=f"{TRITON} -k 'strided or apart'",
+        tests=FAR,
     ),
     kernel(
         "linear_kl/tanh-by-its-series-to-0.6",

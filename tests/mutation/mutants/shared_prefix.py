@@ -14,6 +14,7 @@ SINKS = f"{TESTS}/test_shared_prefix_options.py -k 'triton and sinks'"
 TRITON = f"{TESTS}/test_shared_prefix_triton.py"
 SPLITS = f"{TRITON} -k splits"
 TORCH = f"{TESTS}/test_shared_prefix_values.py {TESTS}/test_shared_prefix_options.py -k 'torch and float32'"
+FAR = "tests/lcc_kernels/test_far_apart.py -k shared_prefix_triton"
 
 kernel = partial(Mutant, file="lcc_kernels/shared_prefix/triton_kernel.py", interpreted=True, tests=OPTIONS)
 launch = partial(Mutant, file="lcc_kernels/shared_prefix/launch.py", interpreted=True, tests=VALUES)
@@ -42,7 +43,13 @@ MUTANTS = (
         new="if key not in _counters:",
         tests=TRITON,
     ),
-    launch("shared_prefix/one-tf32-product-for-float32", old='"tf32x3" if', new='"tf32" if'),
+    launch(
+        "shared_prefix/one-tf32-product-for-float32",
+        old='"tf32x3" if',
+        new='"tf32" if',
+        tests=f"{TRITON} -k never_cut",
+        interpreted=False,
+    ),
     launch("shared_prefix/bias-of-the-first-head", old="0 if bias is None else bias.stride(0)", new="0", tests=OPTIONS),
     launch("shared_prefix/states-too-few-for-an-entropy", old="2 if b.sinks is None else 5", new="2", tests=OPTIONS),
     kernel(
@@ -113,25 +120,25 @@ MUTANTS = (
         "shared_prefix/int32-row-offsets",
         old="rows.to(tl.int64)[:, None] * row_stride",
         new="rows[:, None] * row_stride",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
     kernel(
         "shared_prefix/int32-sequence-offsets-of-q",
         old="places = sequence.to(tl.int64) * q_batch",
         new="places = sequence * q_batch",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
     kernel(
         "shared_prefix/int32-sequence-offsets-of-own-values",
         old="its_v = own_v + owner.to(tl.int64) * v_batch",
         new="its_v = own_v + owner * v_batch",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
     kernel(
         "shared_prefix/int32-head-offsets",
         old="kv_head = tl.program_id(2).to(tl.int64)",
         new="kv_head = tl.program_id(2)",
-        tests=f"{TRITON} -k apart",
+        tests=FAR,
     ),
     kernel(
         "shared_prefix/query-heads-of-the-next-group",

@@ -28,10 +28,10 @@ void run_shape(const Arguments& arguments, Shape shape, int row, int blocks, boo
 }  // namespace
 
 extern "C" void run_rows(float* student, const float* teacher, float* loss, const float* row_weight, int rows, int vocab,
-                         int stride, int kind, int shape, float inner, float scale, float factor, float beta,
+                         int64_t student_stride, int64_t teacher_stride, int kind, int shape, float inner, float scale, float factor, float beta,
                          bool with_grad, int blocks, bool wide) {
-  const Arguments arguments{student, teacher, loss,  row_weight,              stride, stride,
-                            rows,    vocab,   {inner, scale, factor}, beta,   with_grad};
+  const Arguments arguments{student, teacher, loss, row_weight, student_stride, teacher_stride,
+                            rows, vocab, {inner, scale, factor}, beta, with_grad};
   for (int row = 0; row < rows; ++row) {
     switch (static_cast<Kind>(kind)) {
       case Kind::kForward: run_shape<Kind::kForward>(arguments, Shape(shape), row, blocks, wide); break;
