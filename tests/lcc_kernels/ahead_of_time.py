@@ -44,6 +44,15 @@ def resources(built: CompiledKernel) -> dict[str, int]:
     return {"registers": registers, "spilled": stack + local, "shared": built.metadata.shared}
 
 
+def narrow_products(built: CompiledKernel) -> set[str]:
+    """Arguments by which the PTX multiplies in 32 bits, and keeps the lower half of the product."""
+    names = [name for name, type_ in built.src.signature.items() if type_ != "constexpr"]
+    loads = re.findall(r"ld\.param\.b32\s+(%r\d+), \[\w+_param_(\d+)\]", built.asm["ptx"])
+    arguments = {register: names[int(number)] for register, number in loads if int(number) < len(names)}
+    products = re.findall(r"(?:mul|mad)\.lo\.\w32\s+%r\d+, (%r\d+), (%?r?\d+)", built.asm["ptx"])
+    return {arguments[factor] for factors in products for factor in factors if factor in arguments}
+
+
 def main(usage: str | None, path: Path, configs: Sequence[str], resources_of: Callable[[str], dict]) -> None:
     """The command of an op's table: print it as JSON, a configuration a line, and with ``--write`` make it ``path``."""
     parser = argparse.ArgumentParser(description=usage, formatter_class=argparse.RawDescriptionHelpFormatter)

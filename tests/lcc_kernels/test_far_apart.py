@@ -15,7 +15,10 @@ from lcc_kernels.linear_kl.torch_path import divergence_ as torch_divergence_
 from tests.lcc_kernels.other_process import run_interpreted
 from tests.support.far_apart import far_apart
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+tl = triton.language
+from lcc_kernels.bottleneck.triton_kernel import _store_rows  # noqa: E402
+
 interpreted = pytest.mark.skipif(not interpreting(), reason="a GPU would need memory for all that lies in between")
 normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
 close = partial(torch.testing.assert_close, rtol=2e-3, atol=2e-3)
@@ -46,6 +49,20 @@ def test_bottleneck_triton(dim, shape):
     grad, *inputs = (far_apart(x, dim) for x in (grad, *inputs))
     outputs = triton_kernel.forward(*inputs, layout.spans, 0.3)
     close([*outputs, *triton_kernel.backward(grad, *inputs, *outputs, layout.spans, 0.3)], wanted, check_dtype=False)
+
+
+@triton.jit
+def _store_ones(pointer, row_stride):
+    first = tl.program_id(0)
+    _store_rows(pointer, tl.full([16, 16], 1.0, tl.float32), first, row_stride, first + 1, 16, 16, 16)
+
+
+@interpreted
+def test_bottleneck_triton_stores():
+    """Outputs, which nobody can hand over with such strides."""
+    rows = far_apart(torch.zeros(3, 16).half(), 0)
+    _store_ones[(3,)](rows, rows.stride(0))
+    assert (rows == 1).all()
 
 
 @interpreted

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from triton.compiler import CompiledKernel
+
 from lcc_kernels.linear_kl import triton_kernel
 from lcc_kernels.linear_kl.options import KINDS, SHAPES
 from tests.lcc_kernels.ahead_of_time import build, main
@@ -28,8 +30,8 @@ CONFIGS = [
 ]
 
 
-def resources(config: str) -> dict[str, object]:
-    """Registers, spilled bytes, shared memory; the sweeps' instructions a logit pair, barriers and narrow accesses."""
+def compiled(config: str) -> CompiledKernel:
+    """The kernel for a configuration, weighted and with a gradient."""
     arch, dtype, kind, shape = config.split(":")
     kernel, size = triton_kernel.row_kernel, triton_kernel.tile(VOCAB, ITEMSIZE[dtype])
     pointers = {"student": f"*{dtype}", "teacher": f"*{dtype}", "loss": "*fp32", "row_weight": "*fp32"}
@@ -40,12 +42,17 @@ def resources(config: str) -> dict[str, object]:
         "LANES": size.lanes, "WIDTH": size.width,
     }  # fmt: skip
     aligned = "student", "teacher", "loss", "student_stride", "teacher_stride"
-    built = build(kernel, types, constants, aligned, int(arch), num_warps=size.num_warps)
+    return build(kernel, types, constants, aligned, int(arch), num_warps=size.num_warps)
+
+
+def resources(config: str) -> dict[str, object]:
+    """Registers, spilled bytes, shared memory; the sweeps' instructions a logit pair, barriers and narrow accesses."""
+    built, itemsize = compiled(config), ITEMSIZE[config.split(":")[1]]
     (loops,) = innermost_loops(built.asm["cubin"]).values()
     sweeps = [loop for loop in loops if count(loop, "LDG")]
     return {
         **resources_of(built),
-        "instructions": [instructions_a_pair(loop, ITEMSIZE[dtype]) for loop in sweeps],
+        "instructions": [instructions_a_pair(loop, itemsize) for loop in sweeps],
         "barriers": sum(count(loop, "BAR") for loop in sweeps),
         "narrow": sum(count(loop, r"LD[GSL]|ST[GSL]") - count(loop, r"(LDG|STG)\.E\.128") for loop in sweeps),
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lcc_kernels.dispatch import interpreting
 from tests.lcc_kernels.other_process import run_compiled
 
 pytest.importorskip("triton")
@@ -45,3 +46,13 @@ def test_recorded_resources(config):
 def test_a_fresh_compilation_agrees(configs, tmp_path):
     found = run_compiled("tests.lcc_kernels.shared_prefix.aot", RECORDED, configs, tmp_path)
     assert all(needs["spilled"] <= spill_allowed(config) for config, needs in found.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(interpreting(), reason="the interpreter compiles nothing")
+def test_all_threads_have_stored_their_sums_before_one_of_them_counts():
+    from tests.lcc_kernels.shared_prefix.aot import compiled
+
+    before, counted, _ = compiled("90:128:bfloat16:16").asm["ptx"].partition("atom.global.gpu.acq_rel.add")
+    assert counted
+    assert "bar.sync" in before[before.rindex("st.global") :]

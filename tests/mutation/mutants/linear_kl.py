@@ -19,7 +19,11 @@ kernel = partial(Mutant, file="lcc_kernels/linear_kl/triton_kernel.py", interpre
 driver = partial(Mutant, file="lcc_kernels/linear_kl/driver.py")
 rows = partial(Mutant, file="csrc/linear_kl/rows.cuh", tests=HOST)
 divergence = partial(Mutant, file="csrc/linear_kl/divergence.cuh", tests=HOST)
-split = partial(Mutant, file="lcc_kernels/linear_kl/split_vocab.py", tests=f"{VALUES} -k 'not real_vocabulary'")
+split = partial(
+    Mutant,
+    file="lcc_kernels/linear_kl/split_vocab.py",
+    tests=f"{VALUES} -k 'test_linear_kl and tiles and float32 and not softcap'",
+)
 
 MUTANTS = (
     kernel(

@@ -56,7 +56,9 @@ MUTANTS = (
         "shared_prefix/no-barrier-before-the-counter",
         old="    tl.debug_barrier()  # every thread has written before one of them counts\n",
         new="",
-        tests=SPLITS,
+        tests=f"{TESTS}/test_shared_prefix_aot.py -k all_threads",
+        interpreted=False,
+        harmless="Triton 3.7 puts a barrier of its own before every atomic: the PTX is the same",
     ),
     kernel("shared_prefix/counter-not-reset", old="            tl.store(counters + tile, 0)\n", new="", tests=SPLITS),
     kernel(
