@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import lcc_kernels as lk
+from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.dispatch import interpreting
 from tests.lcc_kernels.other_process import run_interpreted
 
@@ -86,3 +87,16 @@ def test_unaligned_caches():
     lk.attach_kv(keys, keys, views[:2], views[2:], slots, *tables(4, 8, False), backend="triton")
     assert torch.equal(torch.stack(views[2:])[:, 0, :, slots], keys)
     assert store.count_nonzero() == 2 * keys.numel()
+
+
+@runs
+def test_alignment_is_promised_for_all_caches_or_for_none():
+    """To the compiler, which then writes 16 bytes at a time."""
+    from lcc_kernels.attach_kv.triton_kernel import constants
+
+    memory, store = torch.zeros(2, 1, 2, 8, device=DEVICE), torch.zeros(4, 40, device=DEVICE)
+    for offsets, promised in (((0, 4, 8, 0), True), ((0, 4, 9, 0), False)):
+        caches = [x[start : start + 24].view(1, 1, 3, 8) for x, start in zip(store, offsets, strict=True)]
+        others = torch.arange(2, device=DEVICE), *tables(2, 8, False), None, None, False, False
+        attachment = Attachment(memory, memory, caches[:2], caches[2:], *others)
+        assert constants(attachment)["ALIGNED"] is promised

@@ -86,6 +86,14 @@ def test_tables_of_other_dtypes(backend, table_dtype):
     check(backend, cache_dtype=torch.bfloat16, table_dtype=table_dtype)
 
 
+def test_slots_that_ascend_with_gaps(backend):
+    keys, values = torch.randn(2, 1, 2, 3, 8, device=DEVICE)
+    caches, slots = torch.zeros(2, 1, 1, 2, 7, 8, device=DEVICE), torch.tensor([1, 2, 5], device=DEVICE)
+    lk.attach_kv(keys, values, *caches, slots, *tables(3, 8, False), backend=backend)
+    assert torch.equal(caches[1, 0, 0][:, slots], values[0])
+    assert (caches[:, :, :, :, [0, 3, 4, 6]] == 0).all()
+
+
 def test_unchecked_values(backend):
     check(backend, validate=False)
 

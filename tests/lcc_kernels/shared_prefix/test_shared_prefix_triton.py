@@ -90,6 +90,18 @@ def test_lengths_are_not_compiled_in():
     assert {"batch", "q_len", "shared_len", "max_len", "sinks"} <= general
 
 
+def test_counters_grow_with_the_tiles(monkeypatch):
+    from lcc_kernels.shared_prefix import launch
+
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(launch, "_counters", {})
+    few, many = launch._zero_counters(cpu, 3), launch._zero_counters(cpu, 5000)
+    assert len(few) >= 3
+    assert len(many) >= 5000
+    assert not many.any()
+    assert launch._zero_counters(cpu, 4000) is many
+
+
 def test_float32_products_are_never_cut_to_tf32():
     from lcc_kernels.shared_prefix.launch import constants
 

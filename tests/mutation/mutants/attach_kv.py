@@ -143,7 +143,7 @@ MUTANTS = (
         "attach_kv/unaligned-caches-are-said-to-be-aligned",
         old='"ALIGNED": not any(address % 16 for address in a.addresses)',
         new='"ALIGNED": True',
-        tests=f"{TRITON} -k unaligned",
+        tests=f"{TRITON} -k promised",
     ),
     Mutant(
         "attach_kv/uneven-layers-taken-for-even",
