@@ -12,6 +12,7 @@ LAYOUTS = f"{BACKENDS} -k 'triton and float32 and (packed or zero)'"
 SPLITS = f"{TESTS}/test_bottleneck_triton.py -k split_reductions"
 HEADS = f"{BACKENDS} -k 'triton and heads_and_dims'"
 TORCH = f"{BACKENDS} -k 'torch and as_accurate and float32'"
+BLOCKS = f"{TESTS}/test_bottleneck_op.py -k blocks_equal"
 SCHEDULE = f"{TESTS}/test_bottleneck_schedule.py"
 FAR = "tests/lcc_kernels/test_far_apart.py -k bottleneck_triton"
 PRECISION = f"{TESTS}/test_bottleneck_triton.py -k never_cut"
@@ -144,8 +145,8 @@ MUTANTS = (
         tests=SPLITS,
         interpreted=True,
     ),
-    plain("bottleneck/torch-causal-off-by-one", old="triu(rows.start + 1)", new="triu(rows.start)"),
-    plain("bottleneck/torch-delta-dropped", old="(grad_weights - delta)", new="grad_weights"),
+    plain("bottleneck/torch-causal-off-by-one", old="triu(rows.start + 1)", new="triu(rows.start)", tests=BLOCKS),
+    plain("bottleneck/torch-delta-dropped", old="(grad_weights - delta)", new="grad_weights", tests=BLOCKS),
     plain("bottleneck/torch-merge-forgets-a-weight", old="piece * (piece_lse - both).exp()[..., None]", new="piece"),
     plain("bottleneck/torch-gradient-of-one-of-the-group", old="grad.sum(1, keepdim=True)", new="grad[:, :1]"),
 )

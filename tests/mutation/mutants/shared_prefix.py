@@ -216,6 +216,7 @@ MUTANTS = (
         "shared_prefix/torch-first-own-row-forgotten",
         old="rows = torch.arange(first_row, first_row + scores.shape[-1]",
         new="rows = torch.arange(0, scores.shape[-1]",
+        tests=f"{TESTS}/test_shared_prefix_options.py -k 'torch and sinks'",
     ),
     torch_path(
         "shared_prefix/torch-hidden-nan-times-0",
