@@ -33,8 +33,8 @@ MUTANTS = (
     ),
     kernel(
         "bottleneck/int32-row-offsets-of-inputs",
-        old="first.to(tl.int64) * row_stride + rows[:, None] * row_stride + columns",
-        new="first * row_stride + rows[:, None] * row_stride + columns",
+        old="first.to(tl.int64) * row_stride + rows.to(tl.int64)[:, None] * row_stride",
+        new="first * row_stride + rows[:, None] * row_stride",
         tests=FAR,
     ),
     kernel(
@@ -118,8 +118,8 @@ MUTANTS = (
     ),
     kernel(
         "bottleneck/partial-sums-of-another-head",
-        old="where = (slot * tl.num_programs(0) + flat_kv) * KEYS * WIDTH",
-        new="where = (slot * tl.num_programs(0) + kv_head) * KEYS * WIDTH",
+        old="(slot.to(tl.int64) * pairs + flat_kv)",
+        new="(slot.to(tl.int64) * pairs + kv_head)",
         tests=SPLITS,
     ),
     kernel(
@@ -139,9 +139,9 @@ MUTANTS = (
         new="diagonal = start + (stop - start) // rows * rows",
     ),
     schedule(
-        "bottleneck/tiles-too-few-slots",
-        old="slots=max((slot_stop for",
-        new="slots=-1 + max((slot_stop for",
+        "bottleneck/tiles-that-share-a-slot",
+        old="slots += 1 + len(splits)",
+        new="slots += len(splits)",
         tests=SPLITS,
         interpreted=True,
     ),
