@@ -21,7 +21,9 @@ def main(kind: str) -> None:
     run_ops()
     said = "nothing"
     try:
-        import lcc  # noqa: F401
+        import lcc
+
+        lcc.compile  # noqa: B018  imported when it is looked up
     except ModuleNotFoundError as error:
         said = str(error)
     assert "lcc-kernels[lcc]" in said, f"import lcc says {said}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+from .utils.extra import naming_the_extra
 
 if TYPE_CHECKING:
     from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
@@ -68,21 +69,6 @@ __all__ = [
     "remove_checkpoint",
 ]
 
-# What the extra ``lcc`` of the distribution installs.
-_NEEDED = (
-    "transformers",
-    "peft",
-    "accelerate",
-    "filelock",
-    "safetensors",
-    "tokenizers",
-    "numpy",
-    "typer",
-    "rich",
-)
-if _missing := [name for name in _NEEDED if find_spec(name) is None]:
-    raise ModuleNotFoundError(f"lcc needs {', '.join(_missing)}: pip install 'lcc-kernels[lcc]'")
-
 # The file of each public name.
 _FILES = {
     "BaseCompiler": "compilers.base",
@@ -126,7 +112,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name, and torch with it, when it is first used."""
     if name not in _FILES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_FILES[name]}", __name__), name)
+    with naming_the_extra():
+        value = globals()[name] = getattr(import_module(f".{_FILES[name]}", __name__), name)
     return value
 
 

@@ -7,15 +7,14 @@ import sys
 from contextlib import suppress
 from typing import NoReturn
 
+from ..utils.extra import naming_the_extra
 from .exit_codes import INTERRUPTED
 
 
 def main() -> None:
     """Entry point. An interrupt ends it with one line, also while it is still being imported."""
     try:
-        from .app import run
-
-        run()
+        _run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         _leave()
@@ -23,6 +22,15 @@ def main() -> None:
         if end.code == INTERRUPTED:
             _leave()
         raise
+
+
+def _run() -> None:
+    try:
+        with naming_the_extra():
+            from .app import run
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {error}")
+    run()
 
 
 def _leave() -> NoReturn:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..data.samples import STREAMS, Sample
 from ..modeling.scoring import state_divergence
+from ..utils.settings import AUTO
 from .settings import ExecutionSettings, TrainingSettings
 from .student import student_hidden
 from .trainable import TrainableMemory
@@ -99,4 +100,6 @@ def divergence(
     """Weighted sum of the divergence from the samples' teacher to ``hidden``, (supervised tokens, H)."""
     # States past the teacher's budget are on the CPU, wherever the model is.
     teacher = torch.cat([sample.teacher_hidden.to(hidden.device) for sample in samples])
-    return state_divergence(model, hidden, teacher, weights, loss, execution.logit_dtype(hidden.device))
+    wide = execution.float32_logits
+    wide = hidden.device.type != "cpu" if wide == AUTO else wide
+    return state_divergence(model, hidden, teacher, weights, loss, torch.float32 if wide else None)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
-
 from ..utils.settings import AUTO, SettingsGroup
 from ..utils.values import require
 
@@ -99,11 +97,6 @@ class ExecutionSettings(SettingsGroup):
     def chunk(self) -> int:
         """``encode_chunk`` as a number: 0 for the whole text at once, and while ``auto`` is not resolved."""
         return 0 if self.encode_chunk == AUTO else int(self.encode_chunk)
-
-    def logit_dtype(self, device: torch.device) -> torch.dtype | None:
-        """That of ``lk.linear_kl`` on ``device``."""
-        wide = device.type != "cpu" if self.float32_logits == AUTO else self.float32_logits
-        return torch.float32 if wide else None
 
     @property
     def teacher_bytes(self) -> int:

@@ -56,4 +56,3 @@ def test_float32_logits_tell_near_states_of_a_half_precision_model_apart():
     blurred, sharp = (loss(head, hidden, float32_logits=wide) for wide in (False, True))
     assert abs(sharp / wanted - 1) < 0.02 < abs(blurred / wanted - 1)
     assert loss(head, hidden) == blurred  # auto, on a CPU
-    assert ExecutionSettings().logit_dtype(torch.device("cuda")) == torch.float32
