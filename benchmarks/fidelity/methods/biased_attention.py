@@ -11,8 +11,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from lcc.modeling.attention import attending
-from lcc.modeling.kv import decoder
+from lcc.modeling.attention import attending_with_state
 
 IMPLEMENTATION = "biased_attention"
 
@@ -28,16 +27,9 @@ class Biased:
 @contextmanager
 def attending_with(model: PreTrainedModel, bias: torch.Tensor) -> Iterator[list[Biased]]:
     """Let ``model`` add ``bias``, (layers, kv_heads, tokens), to the scores of its first keys inside the block."""
-    modules = [layer.self_attn for layer in decoder(model).layers]
     layers = [Biased(of_layer) for of_layer in bias]
-    for module, layer in zip(modules, layers, strict=True):
-        module.biased = layer
-    try:
-        with attending(model, IMPLEMENTATION):
-            yield layers
-    finally:
-        for module in modules:
-            del module.biased
+    with attending_with_state(model, IMPLEMENTATION, "biased", layers):
+        yield layers
 
 
 def biased_attention(

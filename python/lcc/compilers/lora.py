@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.chunked_prefill import prefill_in_chunks
 from ..modeling.kv import KV, decoder
-from ..modeling.lora import lora_model
+from ..modeling.lora import LoraSwitch, lora_model
 from ..modeling.shared_cache import SharedCache
 from ..text.context import Context
 from ..training.settings import TrainingSettings
@@ -64,26 +64,13 @@ class AdaptedMemory(TrainableMemory):
     """
 
     def __init__(self, model: PreTrainedModel, context: Context, layers: list[BaseTunerLayer]):
-        self._layers = layers
-        self.lora = [parameter for layer in layers for parameter in _adapter_parameters(layer)]
-        self._enable(False)
+        self._switch = LoraSwitch(layers)
+        self.lora = self._switch.parameters
         super().__init__(model, context)
 
-    @contextmanager
-    def applied(self, on: bool = True) -> Iterator[None]:
+    def applied(self, on: bool = True) -> AbstractContextManager[None]:
         """Switch the LoRA on inside the block."""
-        self._enable(on)
-        try:
-            yield
-        finally:
-            self._enable(False)
-
-    def _enable(self, on: bool) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(on)
-            for parameter in _adapter_parameters(layer):
-                # peft freezes a layer that it switches off; its gradient is still wanted from the encode.
-                parameter.requires_grad_(True)
+        return self._switch.applied(on)
 
 
 class LoraMemory(AdaptedMemory):
@@ -189,10 +176,6 @@ class LoraCompiler(TrainedCompiler):
         """A fresh LoRA and fresh buffer embeddings."""
         with lora_model(model, settings.rank, settings.alpha, settings.targets) as layers:
             yield LoraMemory(model, context, layers, settings, seed)
-
-
-def _adapter_parameters(layer: BaseTunerLayer) -> list[torch.nn.Parameter]:
-    return [p for name in layer.adapter_layer_names for p in getattr(layer, name).parameters()]
 
 
 def trainable_dtype(dtype: torch.dtype) -> torch.dtype:

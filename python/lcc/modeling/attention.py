@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
+
+from .kv import decoder
 
 UNSUPPORTED = {"sliding_window": "a sliding window", "softcap": "soft-capped scores", "s_aux": "attention sinks"}
 
@@ -20,6 +22,22 @@ def attending(model: PreTrainedModel, implementation: str) -> Iterator[None]:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+@contextmanager
+def attending_with_state(
+    model: PreTrainedModel, implementation: str, name: str, states: Iterable[object]
+) -> Iterator[None]:
+    """``attending``, and each layer's attention module has its state as the attribute ``name`` inside the block."""
+    modules = [layer.self_attn for layer in decoder(model).layers]
+    for module, state in zip(modules, states, strict=False):
+        setattr(module, name, state)
+    try:
+        with attending(model, implementation):
+            yield
+    finally:
+        for module in modules:
+            delattr(module, name)
 
 
 def refuse_variants(module: torch.nn.Module, name: str, options: Mapping[str, object], remedy: str) -> None:

@@ -83,6 +83,40 @@ def lora_model(
                 delattr(model, name)
 
 
+class LoraSwitch:
+    """Switches the LoRA of ``lora_model`` on and off. It is off at first.
+
+    Attributes:
+        parameters: of the LoRA. They want a gradient whether it is on or off.
+    """
+
+    def __init__(self, layers: Sequence[BaseTunerLayer]):
+        self._layers = layers
+        self.parameters = [
+            parameter
+            for layer in layers
+            for name in layer.adapter_layer_names
+            for parameter in getattr(layer, name).parameters()
+        ]
+        self._enable(False)
+
+    @contextmanager
+    def applied(self, on: bool = True) -> Iterator[None]:
+        """Switch it on inside the block."""
+        self._enable(on)
+        try:
+            yield
+        finally:
+            self._enable(False)
+
+    def _enable(self, on: bool) -> None:
+        for layer in self._layers:
+            layer.enable_adapters(on)
+        for parameter in self.parameters:
+            # peft freezes a layer that it switches off; its gradient is still wanted from where it was on.
+            parameter.requires_grad_(True)
+
+
 def _wrap(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     """``get_peft_model`` without the warning about a name that peft reads off transformers, not the caller."""
     with warnings.catch_warnings():

@@ -6,9 +6,10 @@ next one as a reader of the memory would have them (the paper's on-policy querie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -19,8 +20,8 @@ from transformers.masking_utils import eager_mask
 from ...data.reconstruction import repetitions
 from ...data.settings import DataSettings
 from ...memory.payload import KVPayload
-from ...modeling.attention import attending, refuse_variants
-from ...modeling.kv import KV, decoder
+from ...modeling.attention import attending_with_state, refuse_variants
+from ...modeling.kv import KV
 from ...modeling.lora import frozen
 from ...modeling.prefill import prefill
 from ...modeling.scoring import Completion, completion_states
@@ -125,17 +126,9 @@ AttentionInterface.register(IMPLEMENTATION, matching_attention)
 AttentionMaskInterface.register(IMPLEMENTATION, eager_mask)
 
 
-@contextmanager
-def _matching(model: PreTrainedModel, matching: Matching) -> Iterator[None]:
-    modules = [layer.self_attn for layer in decoder(model).layers]
-    for module in modules:
-        module.matching = matching
-    try:
-        with attending(model, IMPLEMENTATION):
-            yield
-    finally:
-        for module in modules:
-            del module.matching
+def _matching(model: PreTrainedModel, matching: Matching) -> AbstractContextManager[None]:
+    """Let all layers of ``model`` be matched, one after the other, by the pass that runs inside the block."""
+    return attending_with_state(model, IMPLEMENTATION, "matching", repeat(matching))
 
 
 @register

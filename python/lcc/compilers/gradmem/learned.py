@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ...errors import MemoryFileError, MismatchError
 from ...modeling.fingerprint import fingerprint
 from ...modeling.kv import KV
-from ...modeling.lora import frozen, lora_model
+from ...modeling.lora import LoraSwitch, frozen, lora_model
 from ...modeling.prefill import prefill
 from ...utils.tensor_files import load_tensors, save_tensors
 from ...utils.values import quoted
@@ -151,31 +151,6 @@ class Learned:
         return cls(parts["start"], log_rates, parts["projection"], parts["lora"])
 
 
-class WriteLora:
-    """A LoRA that acts in writes alone, while ``applied`` says so."""
-
-    def __init__(self, layers: list[Any]):
-        self._layers = layers
-        self._enable(False)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Switch it on inside the block."""
-        self._enable(True)
-        try:
-            yield
-        finally:
-            self._enable(False)
-
-    def _enable(self, on: bool) -> None:
-        for layer in self._layers:
-            layer.enable_adapters(on)
-            for name, parameter in layer.named_parameters():
-                if "lora_" in name:
-                    # peft freezes a layer that it switches off; its gradient is still wanted from the writes.
-                    parameter.requires_grad_(True)
-
-
 @contextmanager
 def writing_model(model: PreTrainedModel, lora: Tensors, rank: int = 0) -> Iterator[tuple[Any, Tensors]]:
     """The frozen model, for the block with the LoRA of its writes, if there is one.
@@ -202,4 +177,4 @@ def writing_model(model: PreTrainedModel, lora: Tensors, rank: int = 0) -> Itera
         with torch.no_grad():
             for name, tensor in lora.items():
                 parameters[name].copy_(tensor)
-        yield WriteLora(layers).applied, parameters
+        yield LoraSwitch(layers).applied, parameters
