@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,3 +41,9 @@ def run_compiled(module: str, recorded: dict, configs: Sequence[str], cache: Pat
         for config, needs in found.items():
             assert needs == recorded[config], f"{config} changed: run python -m {module} --write"
     return found
+
+
+def quick_and_rest(quick: list[str], rest: list[str], takes: str) -> pytest.MarkDecorator:
+    """Parametrises ``configs``: those that every run compiles, and those that only CI does, as it ``takes`` long."""
+    in_ci = pytest.mark.skipif("CI" not in os.environ, reason=f"{takes} of compilation: in CI")
+    return pytest.mark.parametrize("configs", [quick, pytest.param(rest, marks=in_ci)], ids=["quick", "rest"])

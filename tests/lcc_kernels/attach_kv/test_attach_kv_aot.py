@@ -1,12 +1,11 @@
 """The kernel compiles for sm_80 to sm_100 with no spilled register and with 16-byte accesses: see resources.json."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.lcc_kernels.other_process import run_compiled
+from tests.lcc_kernels.other_process import quick_and_rest, run_compiled
 
 pytest.importorskip("triton")
 
@@ -22,17 +21,7 @@ def test_recorded_resources(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "configs",
-    [
-        QUICK,
-        pytest.param(
-            sorted(TABLE.keys() - set(QUICK))[::3],
-            marks=pytest.mark.skipif("CI" not in os.environ, reason="half a minute of compilation: in CI"),
-        ),
-    ],
-    ids=["quick", "every third"],
-)
+@quick_and_rest(QUICK, sorted(TABLE.keys() - set(QUICK))[::3], "half a minute")
 def test_a_fresh_compilation_agrees(configs, tmp_path):
     found = run_compiled("tests.lcc_kernels.attach_kv.aot", RECORDED, configs, tmp_path)
     assert all(needs["spilled"] == 0 for needs in found.values())

@@ -1,12 +1,11 @@
 """The row kernel compiles for sm_80, sm_90 and sm_100 to loops that are short and never wait: see resources.json."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
-from tests.lcc_kernels.other_process import run_compiled
+from tests.lcc_kernels.other_process import quick_and_rest, run_compiled
 
 pytest.importorskip("triton")
 
@@ -31,17 +30,7 @@ def test_recorded_resources(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "configs",
-    [
-        QUICK,
-        pytest.param(
-            sorted(TABLE.keys() - set(QUICK)),
-            marks=pytest.mark.skipif("CI" not in os.environ, reason="two minutes of compilation: in CI"),
-        ),
-    ],
-    ids=["quick", "all"],
-)
+@quick_and_rest(QUICK, sorted(TABLE.keys() - set(QUICK)), "two minutes")
 def test_a_fresh_compilation_agrees(configs, tmp_path):
     for config, needs in run_compiled("tests.lcc_kernels.linear_kl.aot", RECORDED, configs, tmp_path).items():
         check(config, needs)

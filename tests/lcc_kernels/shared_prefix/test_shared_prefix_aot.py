@@ -1,13 +1,12 @@
 """The kernel compiles without spilled registers and with asynchronous copies: see resources.json."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from lcc_kernels.dispatch import interpreting
-from tests.lcc_kernels.other_process import run_compiled
+from tests.lcc_kernels.other_process import quick_and_rest, run_compiled
 
 pytest.importorskip("triton")
 
@@ -32,17 +31,7 @@ def test_recorded_resources(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "configs",
-    [
-        QUICK,
-        pytest.param(
-            sorted(TABLE.keys() - set(QUICK)),
-            marks=pytest.mark.skipif("CI" not in os.environ, reason="two minutes of compilation: in CI"),
-        ),
-    ],
-    ids=["quick", "all"],
-)
+@quick_and_rest(QUICK, sorted(TABLE.keys() - set(QUICK)), "two minutes")
 def test_a_fresh_compilation_agrees(configs, tmp_path):
     found = run_compiled("tests.lcc_kernels.shared_prefix.aot", RECORDED, configs, tmp_path)
     assert all(needs["spilled"] <= spill_allowed(config) for config, needs in found.items())
