@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+if dist.is_available():
+    # Its functions have the default group as a default argument. torch imports it when a custom op first runs: then
+    # they would hold a group that exists already, and its threads, to the end of the process, which can abort there.
+    import torch.distributed.nn
+
 
 def resolve(name: str) -> dist.ProcessGroup:
     """The process group of this name (custom ops take names: their schemas have no process groups)."""

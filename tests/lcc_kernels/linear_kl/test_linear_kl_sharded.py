@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,9 @@ def _run_rank(rank, store):
             for backend in BACKENDS:
                 _check(rank, vocab_size, VARIANTS[name], backend=backend, process_group=dist.group.WORLD)
             _check(rank, vocab_size, VARIANTS[name], process_group=dist.group.WORLD, chunk_bytes=2**14)
+    group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
+    assert group() is None, "the ops hold the group"
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
