@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcc.training.execution import autocast
-from lcc.training.trainer import train
+from lcc.training.train import train
 from lcc.utils.progress import Reporter
 
 from .adapter import Adapter, AdapterMethod, Trained

@@ -67,6 +67,13 @@ def compile_command(
     start: Annotated[
         Path | None, typer.Option(help="A memory of the same text and ratio to go on from.", metavar="MEMORY")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="Time to compile in, such as 90s, 10m or 2h: a memory to ask comes at once, better ones replace it.",
+            metavar="TIME",
+        ),
+    ] = None,
     questions: Annotated[
         str | None,
         typer.Option(help="Questions to measure the memory on: JSONL with question, and where known answer."),
@@ -92,12 +99,14 @@ def compile_command(
     options |= chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
     if dry_run and options["ratio"] == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
+    if dry_run and budget is not None:
+        raise InputError("a budget plans by itself: leave --dry-run out")
     if dry_run:
         _plan(texts, model, options | {"real_steps": real_steps}, as_json)
         return
     if real_steps:
         raise InputError("--real-steps goes with --dry-run")
-    options |= {"certify": certify, "questions": questions, "target": target, "start": start}
+    options |= {"certify": certify, "questions": questions, "target": target, "start": start, "budget": budget}
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):

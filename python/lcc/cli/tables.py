@@ -117,6 +117,9 @@ def show_memory(memory: Memory, path: Path) -> None:
     table.add_row("compiler", _pairs(memory.compiler))
     for ancestor in memory.lineage:
         table.add_row("went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}")
+    if memory.budget:
+        state = "finished" if memory.budget["finished"] else "unfinished: run the command again to go on"
+        table.add_row("budget", f"{memory.budget['seconds']:g} s, {state}")
     table.add_row("settings", _pairs(memory.settings))
     for tried in (memory.ratio_search or {"tried": []})["tried"]:
         kept = f"keeps {_percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"

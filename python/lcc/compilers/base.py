@@ -17,8 +17,9 @@ from ..text.context import Context
 from ..training.checkpoint import Checkpoint
 from ..training.execution import autocast
 from ..training.settings import ExecutionSettings, TrainingSettings
+from ..training.train import seconds_taken, train
 from ..training.trainable import TrainableMemory
-from ..training.trainer import train
+from ..training.trainer import OnBetter
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from ..utils.settings import SettingsGroup
@@ -38,6 +39,7 @@ class CompileTask:
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
         start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
+        on_better: called with K and V of K tokens, and the curve, whenever a compiler that trains has better ones.
     """
 
     model: PreTrainedModel
@@ -52,6 +54,7 @@ class CompileTask:
     checkpoint_every: int = 50
     ranks: Ranks = ALONE
     start: KV | None = None
+    on_better: OnBetter | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,14 @@ class TrainedCompiler(BaseCompiler):
         ):
             kv, curve = train(
                 memory, task.data(), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
-                task.checkpoint_every, task.ranks, task.start,
+                task.checkpoint_every, task.ranks, task.start, task.on_better,
             )  # fmt: skip
         return Compiled(KVPayload(kv), tuple(curve))
+
+    def seconds_taken(self, task: CompileTask) -> tuple[float, float]:
+        """Seconds of an optimiser step and of a measurement on the task's data; nothing is kept of them."""
+        with (
+            self.trainable(task.model, task.context, task.settings, task.seed) as memory,
+            autocast(task.model, task.execution),
+        ):
+            return seconds_taken(memory, task.data(), task.training, task.execution, task.seed, task.ranks)

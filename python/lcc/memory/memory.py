@@ -17,7 +17,7 @@ from ..text.chat_format import Query
 from ..utils.hashing import json_digest, tensor_digest
 from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
-from .metadata import Ancestor, check_metadata
+from .metadata import Ancestor, Budget, check_metadata
 from .payload import KVPayload, Payload
 
 
@@ -42,6 +42,8 @@ class Memory:
         quantization: the measured cost of quantising; see ``lcc.quantize``.
         certificate: what the memory keeps and changes, measured when it was compiled; see docs/memory-format.md.
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
+        budget: with ``budget=``, its ``seconds``, whether this is the last memory (``finished``), and all options that
+            were ``asked`` for.
         lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
             its ``compiler``.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
@@ -65,6 +67,7 @@ class Memory:
     quantization: dict[str, Any] | None = None
     certificate: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None
+    budget: Budget | None = None
     asking: dict[str, Any] | None = None
     date: str | None = None
     lineage: list[Ancestor] = field(default_factory=list)

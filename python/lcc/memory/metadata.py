@@ -157,6 +157,14 @@ class RatioSearch(TypedDict):
     tried: list[Tried]
 
 
+class Budget(TypedDict):
+    """The seconds that a compilation was given, whether the memory is its last one, and all that was asked for."""
+
+    seconds: float
+    finished: bool
+    asked: dict[str, Any]
+
+
 class Ancestor(TypedDict):
     """A memory that another one went on from: the digest of its tensors, and what its ``compiler`` field said."""
 
@@ -178,6 +186,7 @@ METADATA: dict[str, Any] = {
     "quantization": Quantization | None,
     "certificate": Certificate | None,
     "ratio_search": RatioSearch | None,
+    "budget": Budget | None,
     "asking": Asking | None,
     "date": str | None,
     "lineage": list[Ancestor],

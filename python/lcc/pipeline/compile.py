@@ -16,7 +16,8 @@ from ..evaluation.certificate import Questions
 from ..memory.memory import Memory
 from ..utils.progress import Reporter, reporting
 from ..utils.resumable import remove_checkpoint
-from .compile_once import compile_once
+from .budget import compile_within
+from .compile_once import Keep, compile_once
 from .options import CompileOptions, Run
 from .ratio_search import require_target, search_ratio
 
@@ -39,6 +40,7 @@ def compile(
     questions: Questions | None = None,
     target: float | None = None,
     start: Memory | str | os.PathLike | None = None,
+    budget: float | str | None = None,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -71,6 +73,9 @@ def compile(
             0.98 by default.
         start: a memory of the same text and ratio, or its file, to go on from: with the compilers ``lcc`` and
             ``direct_kv``. It is measured first, so that what is kept is never worse on what was held out.
+        budget: seconds, or a text such as ``90s``, ``10m`` or ``2h``, that the call may take: an instant memory comes
+            first, and ``compiler`` goes on from it. The budget decides the settings that the recipe ``fast`` names, and
+            takes that recipe where the default one does not fit.
         **settings: ``ratio``, ``seed``, and the fields of ``DataSettings``, ``TrainingSettings``, ``ExecutionSettings``
             and of the compiler's ``Settings``. ``ratio="auto"`` tries 32, 16, 8, 4 and 2 until the target is met.
 
@@ -82,7 +87,7 @@ def compile(
         MemoryFileError: a checkpoint cannot be read or written.
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates, distributed)
-    options = CompileOptions.of(recipe, compiler, queries, questions, certify, target, start, **settings)
+    options = CompileOptions.of(recipe, compiler, queries, questions, certify, target, start, budget, **settings)
     with reporting(run.ranks.main and progress) as reporter:
         memory = require_target(make_memory(model, tokenizer, text, options, run, reporter))
     if run.checkpoint and run.ranks.main:
@@ -99,11 +104,17 @@ def make_memory(
     options: CompileOptions,
     run: Run,
     reporter: Reporter,
+    keep: Keep | None = None,
 ) -> Memory:
-    """Compile ``text`` at one ratio or search one; the checkpoint is left.
+    """Compile ``text`` at one ratio, within a time, or search a ratio; the checkpoint is left.
+
+    Args:
+        keep: with a budget, called with each memory that is better than those before it.
 
     Returns:
         The memory. After a search that met no target it is the one that keeps most: see ``require_target``.
     """
+    if options.budget is not None:
+        return compile_within(model, tokenizer, text, options, run, reporter, keep)
     make = compile_once if options.target is None else search_ratio
     return make(model, tokenizer, text, options, run, reporter)

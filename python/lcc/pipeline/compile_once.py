@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,12 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..compilers.base import Compiled, CompileTask
 from ..compilers.registry import record
 from ..data.cache import DataCache
-from ..data.samples import DistillationData
 from ..errors import InputError
-from ..evaluation.certificate import measure, read_questions
+from ..evaluation.certificate import Question, measure, read_questions
 from ..memory.memory import Memory
+from ..memory.payload import KVPayload
 from ..modeling.architecture import check_architecture
 from ..modeling.fingerprint import fingerprint
+from ..modeling.kv import KV
 from ..modeling.model_copy import share_weights
 from ..modeling.sharding import is_sharded
 from ..modeling.weights import loaded_model
@@ -24,6 +25,7 @@ from ..text.chat_format import turns_of
 from ..text.context import Context, build_context
 from ..text.queries import SELF, load_queries
 from ..training.checkpoint import Checkpoint
+from ..training.trainer import Curve
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
 from ..utils.resumable import begun_on
@@ -33,6 +35,9 @@ from .identity import Identity, require_own
 from .options import CompileOptions, Run
 from .settings import CompileSettings
 
+# Called with a memory that is better than those before it.
+Keep = Callable[[Memory], None]
+
 
 def compile_once(
     model: PreTrainedModel,
@@ -41,56 +46,121 @@ def compile_once(
     options: CompileOptions,
     run: Run,
     reporter: Reporter,
+    keep: Keep | None = None,
 ) -> Memory:
     """Compile ``text`` at the ratio of ``options.settings``. Whoever keeps the memory removes the checkpoint.
+
+    Args:
+        keep: called with each memory, without a certificate, that is better than those before it.
 
     Raises:
         InputError, DivergedError, MismatchError, MemoryFileError: as ``lcc.compile``.
     """
-    settings, ranks = options.settings, run.ranks
-    model = loaded_model(model)
-    check_architecture(model)
-    if is_sharded(model) and not (run.distributed and settings.execution.engine == "packed"):
-        raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
-    model = share_weights(model)
-    folder = run.checkpoint
-    date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
-    data_settings = settings.data
-    context = build_context(
-        model,
-        tokenizer,
-        text,
-        settings.ratio,
-        data_settings.max_response_tokens,
-        date,
-        data_settings.parse_special_tokens,
-    )
-    settings = settings.for_text(len(context.context_ids))
-    questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
-    digests = fingerprint(model, tokenizer)
-    queries = options.queries_for(tokenizer)
-    identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage)
-    ranks.require_same(identity.compilation)
-    if folder is not None and not run.restart:
-        ranks.from_main(lambda: require_own(folder, identity))
-    task, data = _task(model, context, settings, queries, run, identity, reporter)
-    if options.start is not None:
-        check_start(options.start, context, _prefix_ids(context, settings), digests)
-        task = replace(task, start=options.start.to(model.device).kv)
-    with seeded(model.device, settings.seed):
-        compiled = check_compiled(options.compiler.compile(task), options.compiler, model, context, digests)
-    memory = _memory(model, context, compiled, data.made, options, digests)
-    if not options.certify:
-        return memory
+    return Compilation.of(model, tokenizer, text, options, run, reporter).memory(keep)
 
-    def certificate() -> dict[str, Any]:
-        return measure(
-            model, tokenizer, text, memory, data.made, data_settings, settings.seed,
-            load_queries(None, tokenizer) if queries == SELF else queries, questions,
-            reporter.count,
-        )  # fmt: skip
 
-    return replace(memory, certificate=ranks.from_main(certificate, together=is_sharded(model)))
+@dataclass(frozen=True)
+class Compilation:
+    """One text at one ratio, checked and ready to be compiled.
+
+    Attributes:
+        digests: the fingerprint of the model and the tokenizer.
+        questions: to certify with, if they are given.
+        task: what the compiler is given; ``task.model`` is private to the compilation.
+        data: that of the task.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    text: str
+    options: CompileOptions
+    settings: CompileSettings
+    digests: dict[str, str]
+    queries: Sequence[str] | str
+    questions: list[Question] | None
+    task: CompileTask
+    data: DataOnDemand
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str,
+        options: CompileOptions,
+        run: Run,
+        reporter: Reporter,
+    ) -> Compilation:
+        """Check all that is given; no work is done yet. For what is raised see ``compile_once``."""
+        settings, ranks = options.settings, run.ranks
+        model = loaded_model(model)
+        check_architecture(model)
+        if is_sharded(model) and not (run.distributed and settings.execution.engine == "packed"):
+            raise InputError("the model's weights are sharded: compile needs distributed=True and engine='packed'")
+        model = share_weights(model)
+        folder = run.checkpoint
+        date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
+        longest, special = settings.data.max_response_tokens, settings.data.parse_special_tokens
+        context = build_context(model, tokenizer, text, settings.ratio, longest, date, special)
+        settings = settings.for_text(len(context.context_ids))
+        questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
+        digests = fingerprint(model, tokenizer)
+        queries = options.queries_for(tokenizer)
+        identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage)
+        ranks.require_same(identity.compilation)
+        if folder is not None and not run.restart:
+            ranks.from_main(lambda: require_own(folder, identity))
+        task, data = _task(model, context, settings, queries, run, identity, reporter)
+        if options.start is not None:
+            check_start(options.start, context, _prefix_ids(context, settings), digests)
+            task = replace(task, start=options.start.to(model.device).kv)
+        return cls(tokenizer, text, options, settings, digests, queries, questions, task, data)
+
+    def memory(self, keep: Keep | None = None) -> Memory:
+        """Compile, and certify if that is asked for."""
+        task, compiler = self.task, self.options.compiler
+
+        def keep_better(kv: KV, curve: Curve) -> None:
+            assert keep is not None
+            keep(self._memory(Compiled(KVPayload(kv), tuple(curve))))
+
+        with seeded(task.model.device, self.settings.seed):
+            compiled = compiler.compile(replace(task, on_better=keep and keep_better))
+            compiled = check_compiled(compiled, compiler, task.model, task.context, self.digests)
+        memory = self._memory(compiled)
+        return self._certified(memory) if self.options.certify else memory
+
+    def _certified(self, memory: Memory) -> Memory:
+        model, settings = self.task.model, self.settings
+
+        def certificate() -> dict[str, Any]:
+            return measure(
+                model, self.tokenizer, self.text, memory, self.data.made, settings.data, settings.seed,
+                load_queries(None, self.tokenizer) if self.queries == SELF else self.queries, self.questions,
+                self.task.reporter.count,
+            )  # fmt: skip
+
+        return replace(memory, certificate=self.task.ranks.from_main(certificate, together=is_sharded(model)))
+
+    def _memory(self, compiled: Compiled) -> Memory:
+        settings, context, model = self.settings, self.task.context, self.task.model
+        data = self.data.made
+        memory = Memory(
+            payload=compiled.payload,
+            prefix_ids=_prefix_ids(context, settings),
+            ratio=settings.ratio,
+            source_tokens=len(context.context_ids),
+            source_sha256=context.sha256,
+            rope=dict(model.config.rope_parameters),
+            fingerprint=self.digests,
+            settings=self.options.settings.flat(),
+            compiler=record(self.options.compiler),
+            curve=list(compiled.curve),
+            questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
+            asking=data.asking if data else None,
+            date=context.chat.date,
+            lineage=self.options.lineage,
+        )
+        return memory.to(model.device, model.dtype)
 
 
 def _task(
@@ -129,31 +199,3 @@ def _task(
 def _prefix_ids(context: Context, settings: CompileSettings) -> tuple[int, ...]:
     """What stands before the memory."""
     return context.prefix_ids if settings.training.keep_prefix else ()
-
-
-def _memory(
-    model: PreTrainedModel,
-    context: Context,
-    compiled: Compiled,
-    data: DistillationData | None,
-    options: CompileOptions,
-    digests: dict[str, str],
-) -> Memory:
-    settings = options.settings
-    memory = Memory(
-        payload=compiled.payload,
-        prefix_ids=_prefix_ids(context, settings),
-        ratio=settings.ratio,
-        source_tokens=len(context.context_ids),
-        source_sha256=context.sha256,
-        rope=dict(model.config.rope_parameters),
-        fingerprint=digests,
-        settings=settings.flat(),
-        compiler=record(options.compiler),
-        curve=list(compiled.curve),
-        questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
-        asking=data.asking if data else None,
-        date=context.chat.date,
-        lineage=options.lineage,
-    )
-    return memory.to(model.device, model.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from ..memory.file_format import READABLE
 from ..memory.memory import Memory
 from ..memory.store import Claim, FileStore, get_or_make
 from ..modeling.fingerprint import differing, fingerprint
+from ..utils.distributed import Ranks
 from ..utils.hashing import text_digest
 from ..utils.outputs import Output
 from ..utils.progress import Reporter
@@ -58,7 +60,9 @@ def compile_to(
 
     def make(claim: Claim) -> Memory:
         here = replace(run, checkpoint=claim.checkpoint)
-        kept.append(make_memory(model, tokenizer, text, options, here, reporter))
+        # What is asked meanwhile gets the best memory so far.
+        keep = partial(_replace, output, ranks)
+        kept.append(make_memory(model, tokenizer, text, options, here, reporter, keep))
         return kept[0]
 
     def accepts(memory: Memory | None) -> bool:
@@ -69,6 +73,10 @@ def compile_to(
     for memory in kept:
         require_target(memory, f", which is in {output}")
     return status
+
+
+def _replace(output: Output, ranks: Ranks, memory: Memory) -> None:
+    ranks.from_main(lambda: memory.save(output))
 
 
 def is_wanted(
@@ -82,16 +90,16 @@ def is_wanted(
         TargetError: it is what compiling would give, a memory that misses the target.
     """
     if memory is not None:
-        search = memory.ratio_search or {"target": None}
-        recorded = memory.settings | {
-            "compiler": memory.compiler,
-            "target": search["target"],
-            "lineage": memory.lineage,
-        }
-        stored = recorded | {"target": search["target"], "text": memory.source_sha256}
+        target = (memory.ratio_search or {"target": None})["target"]
+        recorded = {"compiler": memory.compiler, "target": target, "budget": None, "lineage": memory.lineage}
+        stored = memory.budget["asked"] if memory.budget else memory.settings | recorded
+        stored = stored | {"text": memory.source_sha256}
         wanted = {"text": text_digest(text)} | json.loads(json.dumps(options.recorded))
         others = [name for name, value in wanted.items() if stored.get(name) != value]
         others += differing(memory.fingerprint, digests)
+        if not others and memory.budget and not memory.budget["finished"]:
+            output.check()
+            return False
         if not others:
             require_target(memory, f", which is in {output}")
             return True

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..compilers import registry
-from ..compilers.base import Compiler
+from ..compilers.base import Compiler, TrainedCompiler
 from ..errors import InputError
 from ..evaluation.certificate import Questions
 from ..memory.memory import Memory
@@ -19,16 +19,43 @@ from ..memory.metadata import Ancestor
 from ..text.queries import load_queries, named_queries
 from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
-from ..utils.settings import MOST
+from ..utils.settings import LARGEST, MOST
 from ..utils.values import check, require
-from .settings import AUTO, CompileSettings, make_settings
+from .settings import AUTO, DEFAULT_RECIPE, RECIPES, SMALLEST, CompileSettings, make_settings
 
 # The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
 TARGET = 0.98
+UNITS = {"s": 1, "m": 60, "h": 3600}
 NOTHING_TO_MEASURE = (
     'ratio="auto" has nothing to measure: give questions, or let the model ask itself more (self_study_questions, '
     "self_study_weight) and hold more of that out (held_out); only what the full text settles counts"
 )
+
+
+# What a budget decides: all that the smallest recipe names.
+PLANNED = tuple(RECIPES[SMALLEST])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that a compilation may take.
+
+    Attributes:
+        recipes: settings to choose from, the best and slowest first. The last ones may be made smaller still.
+    """
+
+    seconds: float
+    recipes: tuple[CompileSettings, ...]
+
+    @classmethod
+    def of(cls, given: float | str, recipe: str, compiler: str | Compiler, settings: Mapping[str, Any]) -> Budget:
+        """Seconds, or a text such as ``90s``, ``10m`` or ``2h``. The default recipe may become the smallest one.
+
+        Raises:
+            InputError: it is no time, or a setting cannot be used.
+        """
+        names = dict.fromkeys((recipe, SMALLEST) if recipe == DEFAULT_RECIPE else (recipe,))
+        return cls(parse_seconds(given), tuple(make_settings(name, compiler, **settings) for name in names))
 
 
 @dataclass(frozen=True)
@@ -42,6 +69,7 @@ class CompileOptions:
         questions: rows to measure memories on; None: those that the model asked itself and that were held out.
         certify: whether to measure.
         start: a memory of the same text to go on from.
+        budget: the time to compile in.
     """
 
     settings: CompileSettings
@@ -51,6 +79,7 @@ class CompileOptions:
     questions: list[str | Mapping[str, Any]] | None
     certify: bool
     start: Memory | None = None
+    budget: Budget | None = None
 
     @classmethod
     def of(
@@ -62,6 +91,7 @@ class CompileOptions:
         certify: bool = True,
         target: float | None = None,
         start: Memory | str | os.PathLike | None = None,
+        budget: float | str | None = None,
         **settings: Any,
     ) -> CompileOptions:
         """The options of ``lcc.compile``.
@@ -88,7 +118,11 @@ class CompileOptions:
         if start is not None:
             start = start if isinstance(start, Memory) else Memory.load(start)
             require_start(start, method, searched)
-        return cls(chosen, method, target, named_queries(queries), rows, certify, start)
+        time = None
+        if budget is not None:
+            check_budget(method, searched, start is not None)
+            time = Budget.of(budget, recipe, compiler, settings)
+        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time)
 
     def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
         """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""
@@ -109,7 +143,10 @@ class CompileOptions:
         settings = self.settings.flat() | {"compiler": registry.record(self.compiler)}
         if self.target is not None:
             del settings["ratio"]
-        return settings | {"target": self.target, "lineage": self.lineage}
+        if self.budget is not None:
+            settings = {name: value for name, value in settings.items() if name not in PLANNED}
+            return settings | {"target": None, "budget": self.budget.seconds}
+        return settings | {"target": self.target, "budget": None, "lineage": self.lineage}
 
 
 @dataclass(frozen=True)
@@ -171,6 +208,35 @@ def require_start(start: Memory, compiler: Compiler, searched: bool) -> None:
         raise InputError(f"start is a {start.dtype} memory: go on from the float one, and quantise at the end")
     if searched:
         raise InputError('ratio="auto" makes memories of many sizes: name the ratio of start')
+
+
+def parse_seconds(given: float | str) -> float:
+    """The seconds of a budget.
+
+    Raises:
+        InputError: it is no time.
+    """
+    number, unit = (given[:-1], given[-1]) if isinstance(given, str) and given[-1:] in UNITS else (given, "s")
+    try:
+        seconds = float(number) * UNITS[unit]
+    except (TypeError, ValueError):
+        seconds = 0.0
+    require(0 < seconds < LARGEST, "budget", given, "a time above 0, such as 90s, 10m or 2h")
+    return seconds
+
+
+def check_budget(compiler: Compiler, searched: bool, started: bool) -> None:
+    """Refuse a budget that goes with no other option.
+
+    Raises:
+        InputError: saying why.
+    """
+    if not isinstance(compiler, TrainedCompiler):
+        raise InputError(f"the compiler {compiler.name!r} has no steps to fill a budget with: take lcc or direct_kv")
+    if searched:
+        raise InputError('ratio="auto" compiles many memories: name a ratio, or leave the budget out')
+    if started:
+        raise InputError("a budget makes its own start: leave one of the two out")
 
 
 def check_search(settings: CompileSettings, target: float, questions_given: bool, certify: bool) -> None:

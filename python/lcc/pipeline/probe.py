@@ -47,6 +47,19 @@ ASKED_PROMPT, ASKED, KEPT = 24, 12, 0.7
 
 
 @dataclass(frozen=True)
+class TeacherCost:
+    """Seconds of the teacher's work: reading the text, answering a query, and asking a question that is kept."""
+
+    reading: float
+    answering: float
+    asking: float
+
+    def seconds(self, samples: int, asked: int) -> float:
+        """Of the data: ``samples`` answers, ``asked`` of them to questions of the model's own."""
+        return self.reading + samples * self.answering + asked * self.asking
+
+
+@dataclass(frozen=True)
 class Probe:
     """Measured on the text itself.
 
@@ -82,7 +95,7 @@ def probe(
         real_steps: run steps with all layers.
     """
     with seeded(model.device, settings.seed):
-        answered, seconds = _teach(model, context, settings, queries, samples)
+        answered, cost = teacher_cost(model, context, settings, queries)
         queries_of_step = step_queries(settings, samples)
         queries_of_step = queries_of_step if real_steps else min(SHORT_BATCH, queries_of_step)
         batch = [_repetition(model, context, settings), *islice(cycle(answered), queries_of_step)]
@@ -93,7 +106,7 @@ def probe(
     return Probe(
         query_tokens=statistics.mean(len(sample.query_ids) for sample in answered),
         response_tokens=statistics.mean(_response_tokens(sample, settings) for sample in answered),
-        teacher_seconds=seconds,
+        teacher_seconds=cost.seconds(samples, settings.effective_data.asked),
         step_seconds=step_seconds,
         step_samples=queries_of_step,
         step_bytes=step_bytes,
@@ -101,10 +114,10 @@ def probe(
 
 
 @torch.no_grad()
-def _teach(
-    model: PreTrainedModel, context: Context, settings: CompileSettings, queries: Sequence[str], samples: int
-) -> tuple[list[Sample], float]:
-    """A few answered queries, and the seconds that the teacher would take for all samples."""
+def teacher_cost(
+    model: PreTrainedModel, context: Context, settings: CompileSettings, queries: Sequence[str]
+) -> tuple[list[Sample], TeacherCost]:
+    """A few answered queries, and what the teacher takes for more."""
     teacher_copy, device = teacher_model(model, settings), model.device
     prefix = prefill(teacher_copy, context.prefix_ids)
     text_kv, reading = _timed(lambda: prefill(teacher_copy, context.context_ids, prefix), device)
@@ -118,11 +131,10 @@ def _teach(
     read_a_token, write_a_token = reading / len(context.context_ids), writing / (ROWS * (WRITTEN + 1))
     query = statistics.mean(len(sample.query_ids) for sample in answered)
     response = statistics.mean(_response_tokens(sample, settings) for sample in answered)
-    answering = samples * (query * read_a_token + response * write_a_token)
-    asked = settings.effective_data.asked
-    asking = asked / KEPT * (ASKED_PROMPT * read_a_token + ASKED * write_a_token)
-    scoring = asked * (query + TELLING) * read_a_token
-    return answered, reading + answering + asking + scoring
+    answering = query * read_a_token + response * write_a_token
+    asking = (ASKED_PROMPT * read_a_token + ASKED * write_a_token) / KEPT
+    scoring = (query + TELLING) * read_a_token
+    return answered, TeacherCost(reading, answering, asking + scoring)
 
 
 def _response_tokens(sample: Sample, settings: CompileSettings) -> int:

@@ -23,7 +23,7 @@ SEEDS = range(-(2**63), 2**64)
 # Other keywords of ``lcc.compile``.
 KEYWORDS = frozenset({
     "model", "tokenizer", "text", "recipe", "compiler", "queries", "checkpoint", "checkpoint_every", "restart",
-    "surrogates", "progress", "distributed", "certify", "questions", "target", "start",
+    "surrogates", "progress", "distributed", "certify", "questions", "target", "start", "budget",
 })  # fmt: skip
 GROUPS = {"data": DataSettings, "training": TrainingSettings, "execution": ExecutionSettings}
 
@@ -99,10 +99,11 @@ class CompileSettings:
 
 OWN: dict[str, Any] = {"ratio": float, "seed": int}
 
+DEFAULT_RECIPE, SMALLEST = "default", "fast"
 RECIPES: dict[str, dict[str, Any]] = {
-    "default": {},
+    DEFAULT_RECIPE: {},
     # For a model of 100 million parameters and a text of some pages: under half an hour on two cores.
-    "fast": {
+    SMALLEST: {
         "steps": 110,
         "batch": AUTO,
         "evaluate_every": 55,

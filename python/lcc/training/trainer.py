@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from heapq import nlargest
 from typing import Any
@@ -13,64 +13,21 @@ from typing import Any
 import torch
 
 from ..data.samples import DistillationData, Sample
-from ..errors import DivergedError, InputError
+from ..errors import DivergedError
 from ..modeling.kv import KV
-from ..modeling.sharding import is_sharded
-from ..utils.device_memory import available_bytes
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from ..utils.resumable import sound
 from ..utils.values import require
 from .checkpoint import Checkpoint, mark_diverged
-from .execution import resolve_auto
 from .loss import step_loss, stream_weights, validation
 from .optimizers import build_optimizer
 from .settings import ExecutionSettings, TrainingSettings
 from .trainable import TrainableMemory
 
-
-def train(
-    memory: TrainableMemory,
-    data: DistillationData,
-    training: TrainingSettings,
-    execution: ExecutionSettings,
-    seed: int,
-    reporter: Reporter,
-    checkpoint: Checkpoint | None = None,
-    checkpoint_every: int = 50,
-    ranks: Ranks = ALONE,
-    start: KV | None = None,
-) -> tuple[KV, list[dict[str, float]]]:
-    """Train ``memory`` on ``data`` to the end, or to an early stop.
-
-    Args:
-        checkpoint: where the state is kept every ``checkpoint_every`` steps, and found after a kill.
-        start: what to go on from, keys unrotated. It is measured first, and kept if nothing better comes.
-
-    Returns:
-        K and V of B, keys unrotated, of the best state; and the measurements.
-
-    Raises:
-        InputError: there is no sample to train on.
-        DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite; the last checkpoint stands.
-        MismatchError: the checkpoint belongs to another compilation.
-        MemoryFileError: a checkpoint cannot be read or written.
-    """
-    if not data.train and not training.reconstruction_weight:
-        raise InputError(
-            "there is no sample to train on: raise general_queries, self_study_questions or reconstruction_weight"
-        )
-    # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
-    free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
-    execution = resolve_auto(memory, _longest_step(data, training.samples), execution, free)
-    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start)
-    return trainer.run(reporter, checkpoint_every), trainer.curve
-
-
-def _longest_step(data: DistillationData, batch: int) -> int:
-    """Tokens of a step's samples, if its queries are the longest."""
-    queries = sorted((len(sample.input_ids) for sample in data.train), reverse=True)
-    return max(len(piece.input_ids) for piece in data.reconstruction) + sum(queries[:batch])
+Curve = list[dict[str, float]]
+# K and V of B, keys unrotated, and the measurements so far.
+OnBetter = Callable[[KV, Curve], None]
 
 
 class Trainer:
@@ -89,7 +46,9 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         ranks: Ranks = ALONE,
         start: KV | None = None,
+        on_better: OnBetter | None = None,
     ):
+        self.on_better = on_better
         self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
         self.checkpoint, self.ranks, self.goes_on = checkpoint, ranks, start is not None
         memory.initialize()
@@ -105,7 +64,7 @@ class Trainer:
         self.parameters = list(self._optimizer_of)
         self.pools = self._pools()
         self.step, self.seconds, self._updating = 0, 0.0, False
-        self.curve: list[dict[str, float]] = []
+        self.curve: Curve = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = self.best_kl = math.inf
         self.stale = 0
@@ -127,12 +86,12 @@ class Trainer:
     def _run(self, reporter: Reporter, checkpoint_every: int) -> KV:
         reporter.start("compiling", self.training.steps, self.step)
         if self.goes_on and not self.step and self.data.held_out:
-            self._measure()
+            self.measure()
         try:
             while self.step < self.training.steps and not self._stale():
                 loss = self.advance()
                 if self.step % self.training.evaluate_every == 0 or self.step == self.training.steps:
-                    self._measure(loss)
+                    self.measure(loss)
                 reporter.step(self.step, loss, self.best_kl)
                 if self.checkpoint and self.step % checkpoint_every == 0:
                     self.save()
@@ -144,6 +103,10 @@ class Trainer:
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
+        return self._encoded()
+
+    def _encoded(self) -> KV:
+        with torch.no_grad():
             buffer = self.memory.encode()
         for name, tensor in (("keys", buffer.keys), ("values", buffer.values)):
             self._require_finite(f"largest of the {name}", tensor.abs().max().item())
@@ -204,7 +167,7 @@ class Trainer:
         turn, place = divmod(self.step, len(pieces))
         return random.Random(f"{self.seed} repetition {turn}").sample(pieces, len(pieces))[place]
 
-    def _measure(self, loss: float = math.inf) -> None:
+    def measure(self, loss: float = math.inf) -> None:
         """Append to the curve, and keep this state if it is the best so far; before any step there is no ``loss``."""
         kl = chosen_by = loss
         if held_out := self.data.held_out:
@@ -217,6 +180,8 @@ class Trainer:
         if chosen_by < self.best_loss or not held_out or not self.training.patience:
             self.best_loss, self.best_kl, self.stale = chosen_by, kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
+            if self.on_better and self.step:
+                self.on_better(self._encoded(), list(self.curve))
 
     def _stale(self) -> bool:
         return 0 < self.training.patience <= self.stale

@@ -20,11 +20,12 @@ from .terminal import first_line
 from .values import check, is_date
 
 # Names of the files in a checkpoint folder, and of the folders in it that are checkpoints themselves.
-STATE_FILE, DATA_FILE = "state", "surrogate"
+STATE_FILE, DATA_FILE, PLAN_FILE = "state", "surrogate", "plan"
 PART = "ratio-"
 # What stands between the name of a data file and that of a part of it.
 DATA_PART = "-part-"
-_FILE = re.compile(f"({STATE_FILE}|{DATA_FILE}(-[0-9a-f]{{16}})?({DATA_PART}[0-9a-f]{{16}})?)\\.safetensors")
+_DATA = f"{DATA_FILE}(-[0-9a-f]{{16}})?({DATA_PART}[0-9a-f]{{16}})?"
+_FILE = re.compile(f"({STATE_FILE}|{PLAN_FILE}|{_DATA})\\.safetensors")
 _PARTIAL_FILE = re.compile(f"\\.{_FILE.pattern}\\.[0-9a-f]{{8}}\\{PARTIAL}")
 # Their metadata always has it: what must be the same for a run to go on from the file.
 IDENTITY = "identity"
@@ -130,7 +131,7 @@ def other_run(folder: Path, differing: list[str]) -> MismatchError:
 
 def begun_on(folder: str | os.PathLike) -> str | None:
     """The date that the run in ``folder`` told its chat template: it goes on with it on another day."""
-    files = [Path(folder, f"{name}.safetensors") for name in (STATE_FILE, DATA_FILE)]
+    files = [Path(folder, f"{name}.safetensors") for name in (STATE_FILE, DATA_FILE, PLAN_FILE)]
     files += sorted(Path(folder).glob(f"{DATA_FILE}{DATA_PART}*.safetensors"))[:1]
     dates = [load_metadata(file).get("date") for file in files]
     return next((date for date in dates if is_date(date)), None)
