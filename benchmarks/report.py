@@ -1,6 +1,6 @@
-"""Turn pytest-benchmark JSON, or one run of benchmarks.{fidelity,ablations,real,gpu}, into Markdown and a plot.
+"""Turn pytest-benchmark JSON, or one run of another benchmark, into Markdown and a plot.
 
-A results file says its kind; pytest-benchmark JSON is what has none.
+A results file says its kind (see ``REPORTS``); pytest-benchmark JSON is what has none.
 
     python -m benchmarks.report bottleneck.json [linear_kl.json ...] [-o DIR]
     python -m benchmarks.report benchmarks/results/fidelity/fidelity.json -o docs/fidelity/table
@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from benchmarks.ablations import report as ablations_report
 from benchmarks.common.report_parts import head, line, where
 from benchmarks.common.results_file import load_details
+from benchmarks.compile import starts_report
 from benchmarks.fidelity import report as fidelity_report
 from benchmarks.gpu import report as gpu_report
 from benchmarks.real import report as real_report
@@ -35,7 +36,9 @@ from benchmarks.real import report as real_report
 WHERE = ("device", "driver", "torch", "triton", "transformers", "commit", "date")
 THROUGHPUTS = ("active_tflops", "three_gemm_tflops")
 # By the kind that a results file says of itself.
-REPORTS = {report.KIND: report for report in (ablations_report, fidelity_report, gpu_report, real_report)}
+REPORTS = {
+    report.KIND: report for report in (ablations_report, fidelity_report, gpu_report, real_report, starts_report)
+}
 REMEDY = "make one with: pytest benchmarks/kernels/test_bottleneck.py --benchmark-only --benchmark-json=FILE.json"
 
 
