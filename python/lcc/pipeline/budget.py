@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers import registry
 from ..compilers.base import TrainedCompiler
-from ..errors import InputError
+from ..errors import InputError, MismatchError
 from ..evaluation.certificate import GENERAL_QUERIES
 from ..memory.memory import Memory
 from ..memory.metadata import Budget
@@ -151,7 +151,7 @@ class _Within:
         for name in INSTANT:
             try:
                 return self._compiled_at_once(name, certify=False)
-            except InputError:
+            except (InputError, MismatchError):
                 continue
         return None
 
