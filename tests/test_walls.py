@@ -24,7 +24,7 @@ ROOMS = {
     ),
     "pipeline": ("compilers", "evaluation", "inference", "memory", "training", "data"),
     "serving": ("bank", "inference", "memory"),
-    "compilers": ("training", "data", "memory"),
+    "compilers": ("training", "data", "memory", "embedded_model"),
     "evaluation": ("inference", "data", "memory", "synthetic"),
     "bank": ("inference", "memory"),
     "training": ("data",),

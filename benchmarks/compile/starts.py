@@ -74,12 +74,16 @@ CHAINS = {
     "gradmem, nothing learned": Chain("gradmem", {"learned": "none"}),
     "attention_matching": Chain("attention_matching", {}),
     "attention_matching omp": Chain("attention_matching", {"matched_keys": "omp"}),
+    "flashmem": Chain("flashmem", {}),
+    "flashmem last": Chain("flashmem", {"consolidator": "last"}),
     "direct_kv 30": _trained("direct_kv", 30),
     "direct_kv 110": _trained("direct_kv", 110),
     "attention_matching > direct_kv 30": _trained("direct_kv", 30, "attention_matching", learning_rate=0.03),
+    "flashmem > direct_kv 30": _trained("direct_kv", 30, "flashmem", learning_rate=0.03),
     "lcc 30": _trained("lcc", 30),
     "lcc 110": _trained("lcc", 110),
     "attention_matching > lcc 30": _trained("lcc", 30, "attention_matching"),
+    "flashmem > lcc 30": _trained("lcc", 30, "flashmem"),
 }
 
 

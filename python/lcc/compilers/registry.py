@@ -26,6 +26,7 @@ _FILES = {
     "direct_kv": "direct_kv",
     "attention_matching": "attention_matching.compiler",
     "gradmem": "gradmem.compiler",
+    "flashmem": "flashmem.compiler",
 }
 C = TypeVar("C", bound=type)
 _registered: dict[str, Any] = {}

@@ -140,11 +140,17 @@ def check_one_rope(model: PreTrainedModel, start: int, end: int) -> None:
         )
 
 
-@torch.no_grad()
 def rotary_tables(
     model: PreTrainedModel, start: int, tokens: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The model's own cos and sin at the positions from ``start`` on, (tokens, rotary_dim)."""
-    positions = torch.arange(start, start + tokens, device=model.device)
+    return rotary_tables_at(model, torch.arange(start, start + tokens, device=model.device), dtype)
+
+
+@torch.no_grad()
+def rotary_tables_at(
+    model: PreTrainedModel, positions: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The model's own cos and sin at ``positions``, (tokens,) int64; each (tokens, rotary_dim)."""
     cos, sin = decoder(model).rotary_emb(torch.empty(0, dtype=dtype, device=model.device), positions[None])
     return cos[0], sin[0]

@@ -9,3 +9,5 @@ QUERIES = 20_000
 DEMO = 1_000_000
 # Suites of ``lcc eval``.
 SUITES = 9_000_000
+# Texts for whatever is trained beside the embedded model, and all seeds above.
+FRESH = 1_000_000_000
