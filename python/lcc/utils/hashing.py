@@ -1,14 +1,18 @@
-"""Digests: of a text, of what JSON can say, and of a tensor's numbers."""
+"""Digests: of a text, of a file, of what JSON can say, and of a tensor's numbers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+from ..errors import MemoryFileError, MismatchError
 
 # Words in a row, and rows that are hashed at once: on a CPU as many as stay in its cache.
 ROW = 1 << 15
@@ -18,6 +22,22 @@ CPU_ROWS, OTHER_ROWS = 1 << 3, 1 << 9
 def text_digest(text: str) -> str:
     """SHA-256 of the text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: str | os.PathLike, expected: str | None = None) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        MemoryFileError: the file cannot be read.
+        MismatchError: the digest is not the expected one.
+    """
+    try:
+        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise MemoryFileError(f"cannot read {path}: {error.strerror}") from error
+    if expected not in (None, digest):
+        raise MismatchError(f"{path} is not the file that it was: its digest is {digest}")
+    return digest
 
 
 def json_digest(value: Any) -> str:

@@ -5,18 +5,17 @@ That a memory is compiled is this package's adaptation: the paper appends latent
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from ...errors import InputError, MemoryFileError, MismatchError
+from ...errors import InputError
 from ...memory.payload import KVPayload
 from ...modeling.lora import frozen
 from ...modeling.prefill import prefill
 from ...training.execution import autocast
+from ...utils.hashing import file_digest
 from ...utils.settings import AUTO, SettingsGroup
 from ..base import BaseCompiler, Compiled, CompileTask
 from ..registry import register
@@ -43,15 +42,8 @@ class FlashMemSettings(SettingsGroup):
 
     def check_ranges(self) -> None:
         """Refuse a file that is missing or another one."""
-        if self.learned is None:
-            return
-        try:
-            digest = hashlib.sha256(Path(self.learned).read_bytes()).hexdigest()
-        except OSError as error:
-            raise MemoryFileError(f"cannot read {self.learned}: {error.strerror}") from error
-        if self.learned_digest not in (None, digest):
-            raise MismatchError(f"{self.learned} is not the file that it was: its digest is {digest}")
-        object.__setattr__(self, "learned_digest", digest)
+        if self.learned is not None:
+            object.__setattr__(self, "learned_digest", file_digest(self.learned, self.learned_digest))
 
 
 @register

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from ...errors import InputError, MemoryFileError, MismatchError
 from ...modeling.fingerprint import fingerprint
 from ...modeling.kv import KV
 from ...modeling.lora import frozen
+from ...utils.hashing import file_digest
 from ...utils.tensor_files import load_metadata, load_tensors, save_tensors
 from .consolidator import FORMS, Consolidator, Form, LastLayerConsolidator
 
@@ -111,4 +111,4 @@ def model_digests(model: PreTrainedModel) -> dict[str, str]:
 
 def shipped_digests() -> dict[str, str]:
     """SHA-256 of each shipped file, by its form."""
-    return {form: hashlib.sha256((SHIPPED / f"{form}.safetensors").read_bytes()).hexdigest() for form in FORMS}
+    return {form: file_digest(SHIPPED / f"{form}.safetensors") for form in FORMS}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
-from ...errors import InputError, MemoryFileError, MismatchError
+from ...errors import InputError
 from ...memory.payload import KVPayload
 from ...modeling.kv import KV
 from ...modeling.prefill import prefill
 from ...text.context import Context
 from ...training.execution import autocast
+from ...utils.hashing import file_digest
 from ...utils.settings import AUTO, SettingsGroup
 from ..base import BaseCompiler, Compiled, CompileTask
 from ..registry import register
@@ -55,15 +54,8 @@ class GradMemSettings(SettingsGroup):
         for name in ("writes", "write_rate"):
             if getattr(self, name) != AUTO:
                 self.require_not_negative(name)
-        if self.learned is None:
-            return
-        try:
-            digest = hashlib.sha256(Path(self.learned).read_bytes()).hexdigest()
-        except OSError as error:
-            raise MemoryFileError(f"cannot read {self.learned}: {error.strerror}") from error
-        if self.learned_digest not in (None, digest):
-            raise MismatchError(f"{self.learned} is not the file that it was: its digest is {digest}")
-        object.__setattr__(self, "learned_digest", digest)
+        if self.learned is not None:
+            object.__setattr__(self, "learned_digest", file_digest(self.learned, self.learned_digest))
 
 
 @register
