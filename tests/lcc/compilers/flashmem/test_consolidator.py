@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
@@ -80,15 +82,24 @@ def test_an_untrained_latent_is_the_texts_token():
     assert four.start is None
 
 
-@pytest.mark.parametrize("place", range(len(IDS)))
-def test_a_latent_sees_the_text_before_it_alone(place):
+def test_a_latent_sees_the_text_before_it_alone():
     made = case()
-    module, ids = consolidator(made.model, "per_layer"), list(IDS)
-    ids[place] = 60
-    changed = ReadText.of(made.model, made.prefix, ids)
-    one, other = (module.write(made.model, text, 4) for text in (made.text, changed))
-    differs = (one.keys != other.keys).flatten(0, 1).any(2).any(0)
-    assert differs.tolist() == [end >= place for end in (1, 4, 7, 10)]
+    module = consolidator(made.model, "per_layer")
+    one = module.write(made.model, made.text, 4)
+    for place in range(len(IDS)):
+        changed = ReadText.of(made.model, made.prefix, [*IDS[:place], 60, *IDS[place + 1 :]])
+        other = module.write(made.model, changed, 4)
+        differs = (one.keys != other.keys).flatten(0, 1).any(2).any(0)
+        assert differs.tolist() == [end >= place for end in (1, 4, 7, 10)]
+
+
+def test_a_latent_sees_the_latents_before_it():
+    made = case()
+    module = consolidator(made.model, "per_layer")
+    embeddings = made.text.embeddings.clone()
+    embeddings[4] += 1.0  # the seed of the second of four
+    one, other = (module.write(made.model, text, 4) for text in (made.text, replace(made.text, embeddings=embeddings)))
+    assert (one.keys != other.keys).flatten(0, 1).any(2).any(0).tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
