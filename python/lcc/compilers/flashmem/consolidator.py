@@ -1,6 +1,6 @@
 """The modules that write latents: queries of their own, and the model's frozen keys and values (FlashMem, equation 5).
 
-The paper was read second hand (see docs/how-to/choose-a-compiler.md); what it leaves open is marked OURS.
+The equations are known second hand, from notes on the paper. What they leave open is marked OURS.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ class PerLayerConsolidator(Consolidator):
 
     A latent stands for a piece of the text. Its seed is the embedding of the piece's last token, and MLP(h) of that
     token's last hidden state. It has the token's position, and sees the text before that, the latents before it, and
-    itself. Its own K and V in every layer are what stays. All are written in one pass.
+    itself. Its own K and V in every layer are what stays. ``trained="all"`` gives the module a W_K and a W_V for them,
+    which the paper's has not. All are written in one pass.
 
     Before training the MLP and the low-rank parts give zero. A latent is then the token itself, having read the latents
     before it as well.
