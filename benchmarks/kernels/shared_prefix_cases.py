@@ -72,15 +72,22 @@ def _embedded(batch: int, shared: int, own: int) -> DecodeCase:
     return DecodeCase("embedded", batch, shared, own, 4, 2, 64, torch.float32)
 
 
-def _llama(batch: int, shared: int, own: int, q_len: int = 1) -> DecodeCase:
+def _llama(batch: int, shared: int, own: int, q_len: int = 1, dtype: torch.dtype = torch.bfloat16) -> DecodeCase:
     """A layer of Llama-3.1-8B."""
-    return DecodeCase("8b", batch, shared, own, 32, 8, 128, torch.bfloat16, q_len)
+    return DecodeCase("8b", batch, shared, own, 32, 8, 128, dtype, q_len)
 
 
 CPU_TARGET = _embedded(32, 360, 40)
 CPU_CASES = [
     *(_embedded(batch, shared, own) for batch in (8, 32) for shared in (44, 360) for own in (20, 60)),
-    DecodeCase("8b", 32, 1024, 64, 32, 8, 128, torch.float32),
+    _llama(32, 1024, 64, dtype=torch.float32),
+]
+# What an entropy is asked of: decode steps of one sequence, over own keys alone and over a memory too, and of batches.
+ENTROPY_CASES = [
+    *(_embedded(1, shared, own) for shared, own in ((0, 64), (0, 512), (0, 4096), (400, 60), (4096, 64))),
+    *(_embedded(32, shared, own) for shared, own in ((44, 20), (360, 40), (4096, 64))),
+    *(_llama(1, 0, own, dtype=torch.float32) for own in (512, 8192)),
+    _llama(32, 1024, 64, dtype=torch.float32),
 ]
 GPU_CASES = [
     *(

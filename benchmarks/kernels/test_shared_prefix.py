@@ -9,13 +9,15 @@ the statistics those of a caller who waits.
 from __future__ import annotations
 
 import time
+from functools import partial
 from statistics import median
 
 import pytest
 import torch
 
+import lcc_kernels as lk
 from benchmarks.common.timing import peak_bytes, replayed_seconds, rotation, synchronized
-from benchmarks.kernels.shared_prefix_cases import CPU_CASES, CPU_TARGET, GPU_CASES, DecodeCase
+from benchmarks.kernels.shared_prefix_cases import CPU_CASES, CPU_TARGET, ENTROPY_CASES, GPU_CASES, DecodeCase
 from benchmarks.kernels.shared_prefix_peers import PEERS, Ready
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -68,6 +70,26 @@ def test_cpu_target(benchmark):
     print(benchmark.extra_info)
     assert benchmark.extra_info["speedup"] >= 1.5
     assert benchmark.extra_info["memory_ratio"] >= 6
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="the target is the CPU's")
+@pytest.mark.parametrize("sinks", [0, 1])
+@pytest.mark.parametrize("case", ENTROPY_CASES, ids=lambda case: case.name)
+def test_cpu_cost_of_entropy(benchmark, case: DecodeCase, sinks: int):
+    """How many times as long the op takes on one thread with the entropy (target: 1.1): the median of pairs."""
+    torch.set_num_threads(1)
+    plain = partial(lk.shared_prefix_attention, *case.tensors(DEVICE).arguments)
+    told = partial(plain, return_entropy=True, sinks=sinks)
+    _seconds(told)
+    turns = [(_seconds(plain), _seconds(told)) for _ in range(max(21, min(401, int(0.5 / _seconds(plain)))))]
+    benchmark.pedantic(told, rounds=5, iterations=1)
+    benchmark.extra_info.update(
+        case=case.name,
+        sinks=sinks,
+        threads=torch.get_num_threads(),
+        seconds_without=median(without for without, _ in turns[1:]),
+        ratio=median(with_it / without for without, with_it in turns[1:]),
+    )
 
 
 def _ready(case: DecodeCase, peer: str) -> Ready:

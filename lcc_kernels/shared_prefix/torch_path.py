@@ -17,6 +17,7 @@ from .. import plain_attention
 from .batch import PrefixBatch
 
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
+FEW_SCORES = 2**13  # whose entropy is quicker from a softmax of its own than from sums over the one that is known
 
 
 def forward(b: PrefixBatch) -> list[torch.Tensor]:
@@ -97,27 +98,58 @@ def _forward(b: PrefixBatch) -> list[torch.Tensor]:
     out = _mix(weights[..., columns:], values.to(wide), unseen) + _unpack(shared, len(q))
     outputs = [out.to(q.dtype).view(q.shape)]
     if b.return_lse:
-        outputs.append(scores.logsumexp(-1).view(q.shape[:3]))
+        outputs.append(_lse(scores, weights).view(q.shape[:3]))
     if b.sinks is not None:
-        outputs.append(_entropy(b, b.sinks, scores, weights, first_row).view(q.shape[:3]))
+        hides = unseen is not None or b.shared_bias is not None
+        outputs.append(_entropy(scores, weights, *_sinks(b, b.sinks, first_row), hides).view(q.shape[:3]))
     return outputs
 
 
-def _entropy(b: PrefixBatch, sinks: int, scores: torch.Tensor, weights: torch.Tensor, first_row: int) -> torch.Tensor:
-    """Entropy of the softmax over keys other than a sequence's first ``sinks``, (batch, kv_heads, rows).
+def _lse(scores: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Log-sum-exp of scores (..., keys), whose softmax is known: in fewer passes than ``logsumexp``; -inf of none."""
+    if not scores.shape[-1]:
+        return scores.logsumexp(-1)
+    peak = scores.amax(-1)
+    return (peak - weights.amax(-1).log_()).masked_fill_(peak == -torch.inf, -torch.inf)
 
-    ``scores`` and ``weights`` are over [prefix | own rows from ``first_row`` on].
+
+def _sinks(b: PrefixBatch, sinks: int, first_row: int) -> tuple[int, torch.Tensor | None]:
+    """How many first columns of [prefix | own rows from ``first_row`` on] are sinks, and which of the others, if any.
+
+    The latter is (batch, 1, 1, columns) bool.
     """
-    if sinks:
-        shared_len = b.shared_k.shape[1]
-        scores = scores[..., min(sinks, shared_len) :]
-        if sinks > shared_len:
-            rows = torch.arange(first_row, first_row + scores.shape[-1], device=scores.device)
-            starts = torch.zeros_like(b.own_lengths) if b.own_starts is None else b.own_starts.clamp(min=0)
-            is_sink = rows < (starts + (sinks - shared_len))[:, None]
-            scores = scores.masked_fill(is_sink[:, None, None], -torch.inf)
-        weights = scores.softmax(-1).masked_fill_(scores == -torch.inf, 0.0)
-    return torch.special.entr(weights).sum(-1)
+    shared_len = b.shared_k.shape[1]
+    if sinks <= shared_len or b.own_starts is None:
+        return sinks, None
+    rows = torch.arange(first_row, b.own_k.shape[2], device=b.own_k.device)
+    return shared_len, (rows < (b.own_starts.clamp(min=0) + (sinks - shared_len))[:, None])[:, None, None]
+
+
+def _entropy(
+    scores: torch.Tensor, weights: torch.Tensor, first: int, sinks: torch.Tensor | None, hides: bool
+) -> torch.Tensor:
+    """Entropy of the softmax over the columns from ``first`` on that are no ``sinks``, (batch, kv_heads, rows).
+
+    ``weights`` are the softmax of all ``scores``, some of which may be -inf if the batch ``hides`` keys. Of many scores
+    no second softmax is made: if the columns that count have the mass m, their probabilities are w / m, and log w =
+    score - lse. That fails where m rounds away beside the sinks' mass.
+    """
+    few = scores.numel() <= FEW_SCORES or scores.device.type != "cpu"
+    lse = None if few else _lse(scores, weights)
+    counted = scores[..., first:]
+    if sinks is not None:
+        sinks, hides = sinks[..., : counted.shape[-1]], True
+        counted = counted.masked_fill(sinks, -torch.inf)
+    if lse is not None:
+        weights = weights[..., first:] if sinks is None else weights[..., first:].masked_fill(sinks, 0.0)
+        mass, info = weights.sum(-1), torch.finfo(scores.dtype)
+        if not mass.amin() < info.tiny / info.eps:
+            finite = counted.clamp_(min=info.min) if hides else counted  # of weight 0, and 0 * -inf is nan
+            return (lse + mass.log() - torch.linalg.vecdot(weights, finite) / mass).clamp_(min=0.0)
+    logs = counted.log_softmax(-1)
+    if hides:
+        logs.masked_fill_(counted == -torch.inf, 0.0)
+    return logs.exp().mul_(logs).sum(-1).neg_()
 
 
 def _pack(rows: torch.Tensor) -> torch.Tensor:

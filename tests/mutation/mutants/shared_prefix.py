@@ -214,9 +214,15 @@ MUTANTS = (
     ),
     torch_path(
         "shared_prefix/torch-first-own-row-forgotten",
-        old="rows = torch.arange(first_row, first_row + scores.shape[-1]",
-        new="rows = torch.arange(0, scores.shape[-1]",
+        old="rows = torch.arange(first_row, b.own_k.shape[2]",
+        new="rows = torch.arange(0, b.own_k.shape[2]",
         tests=f"{TESTS}/test_shared_prefix_options.py -k 'torch and sinks'",
+    ),
+    torch_path(
+        "shared_prefix/torch-sinks-leave-nothing-over",
+        old="if not mass.amin() < info.tiny / info.eps:",
+        new="if True:",
+        tests=f"{TESTS}/test_shared_prefix_entropy.py -k 'torch and rounds'",
     ),
     torch_path(
         "shared_prefix/torch-hidden-nan-times-0",
