@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .evaluation.certificate import read_questions
     from .evaluation.quantization_cost import quantize
     from .inference.asking import ask, prompt
+    from .inference.monitor import Monitor
     from .memory.attachment import attach, attach_paged
     from .memory.exporters import export
     from .memory.memory import Memory
@@ -46,6 +47,7 @@ __all__ = [
     "Memory",
     "MemoryFileError",
     "MismatchError",
+    "Monitor",
     "Plan",
     "Reporter",
     "SettingsGroup",
@@ -84,6 +86,7 @@ _FILES = {
     "Memory": "memory.memory",
     "MemoryFileError": "errors",
     "MismatchError": "errors",
+    "Monitor": "inference.monitor",
     "Plan": "pipeline.plan",
     "Reporter": "utils.progress",
     "SettingsGroup": "utils.settings",

@@ -16,8 +16,9 @@ from ..pipeline.settings import make_settings
 from ..utils.outputs import input_paths, model_paths, place
 from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, plain, shown, shown_lines
-from ..utils.utf8 import check_arguments, check_text, prepare_streams
+from ..utils.utf8 import check_arguments, prepare_streams
 from .boundary import boundary
+from .chat import chat_command
 from .compile import compile_command
 from .evaluate import eval_command
 from .options import (
@@ -171,31 +172,7 @@ def ask(
             Terminal().print(heading + shown_lines(answer))
 
 
-@command()
-def chat(memory: MemoryArgument, model: ModelOption = None) -> None:
-    """Talk with a memory; an empty line, Ctrl-D or Ctrl-C ends it."""
-    from ..inference.conversation import Conversation
-    from ..memory.memory import Memory
-    from .loading import load_model
-
-    stored = Memory.load(memory)
-    conversation = Conversation(*load_model(model), stored)
-    terminal = Terminal()
-    while message := _next_message(terminal):
-        terminal.print(f"[bold green]memory:[/bold green] {shown_lines(conversation.say(message))}")
-
-
-def _next_message(terminal: Terminal) -> str:
-    """What is typed next; empty at the end.
-
-    Raises:
-        InputError: it is not UTF-8.
-    """
-    try:
-        message = check_text(terminal.input("[bold cyan]you:[/bold cyan] "), "the message")
-    except (EOFError, KeyboardInterrupt):
-        return ""
-    return message.strip() and message
+command("chat")(chat_command)
 
 
 @command()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,6 +133,26 @@ def test_what_a_diverged_run_is_told_works(run, document, tmp_path):
 def test_chat(run, memory):
     shown = run("chat", memory, input="Where does Mara live?\nAnd Hugo?\n\n").stdout
     assert shown.count("memory:") == 2
+
+
+def test_chat_with_a_monitor(run, memory, tmp_path):
+    """Calibrated and kept at first, read then; a turn of which a token is above the threshold becomes a memory."""
+    path, said = tmp_path / "monitor.json", "Where does Mara live? " * 12 + "\n\n"
+    shown = " ".join(run("chat", memory, "--monitor", path, input=said).stdout.split())
+    monitor = lcc.Monitor.load(path)
+    assert f"it triggers above {monitor.threshold:.3f} nats, written to {path}" in shown
+    replace(monitor, threshold=0.0).save(path)
+    shown = " ".join(run("chat", memory, "--monitor", path, "--ratio", 4, input=said).stdout.split())
+    assert "calibrating" not in shown
+    found = re.search(r"what was said is a running memory now, (\d+) tokens → (\d+)", shown)
+    assert found
+    assert int(found[1]) > int(found[2])
+    replace(monitor, threshold=math.inf).save(path)
+    assert "running memory" not in run("chat", memory, "--monitor", path, input=said).stdout
+    path.write_text("{")
+    assert "is not JSON" in run("chat", memory, "--monitor", path, code=4).output
+    run("chat", memory, "--monitor", tmp_path / "no folder" / "monitor.json", code=4)
+    run("chat", memory, "--ratio", 0.5, code=2)
 
 
 def test_demo_json(run, monkeypatch):

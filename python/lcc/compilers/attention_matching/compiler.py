@@ -83,10 +83,6 @@ class Matching:
         for into, parts in zip((self.keys, self.values), zip(*matched, strict=True), strict=True):
             into.append(torch.stack(parts))
 
-    def kv(self) -> KV:
-        """What was kept, as it stands behind the prefix."""
-        return KV(torch.stack(self.keys), torch.stack(self.values), self.prefix)
-
 
 def matching_attention(
     module: torch.nn.Module,
@@ -143,16 +139,43 @@ class AttentionMatchingCompiler(BaseCompiler):
         """Match the text in one pass of reference queries."""
         context, model, settings = task.context, task.model, task.settings
         completions = references(task, settings.matched_tokens)
+        select = SELECTIONS[settings.matched_keys]
         with frozen(model), torch.no_grad():
-            text = _before_reader(model, context.prefix_ids, context.context_ids, context.buffer)
-            select = SELECTIONS[settings.matched_keys]
-            asked = _read(completions).to(model.device)
-            matching = Matching(
-                len(context.prefix_ids), len(text), context.buffer, asked, select, settings.matched_mass
-            )
-            with _matching(model, matching):
-                completion_states(model, text, completions)
-            return Compiled(KVPayload(matching.kv().unrotated(model)))
+            prefix = prefill(model, context.prefix_ids)
+            text = prefill(model, context.context_ids, prefix).tail(len(context.context_ids))
+            kv, _ = matched(model, prefix, text, context.buffer, completions, select, settings.matched_mass)
+            return Compiled(KVPayload(kv.unrotated(model)))
+
+
+def matched(
+    model: PreTrainedModel,
+    prefix: KV,
+    text: KV,
+    kept: int,
+    completions: Sequence[Completion],
+    select: Selection,
+    fold: bool,
+) -> tuple[KV, torch.Tensor]:
+    """K and V (rotated) of ``kept`` tokens behind ``prefix``, matched to what ``completions`` make of ``text``.
+
+    A reader of the memory has its first query ``kept`` tokens behind the prefix. The text's last token is put right
+    before it, so the text reaches back to before the prefix.
+
+    Args:
+        prefix, text: rotated; the text may stand anywhere.
+        fold: see ``Head.matched``.
+
+    Returns:
+        K and V, and the last hidden states of the completions behind them, as ``completion_states`` has them.
+    """
+    text = text.moved(model, prefix.end + kept - len(text))
+    keys, values = (torch.cat(pair, 2) for pair in ((prefix.keys, text.keys), (prefix.values, text.values)))
+    seen = KV(keys, values, prefix.end + kept - len(keys[0, 0]))
+    asked = _read(completions).to(model.device)
+    matching = Matching(len(prefix), len(seen), kept, asked, select, fold)
+    with _matching(model, matching):
+        states = completion_states(model, seen, completions)
+    return KV(torch.stack(matching.keys), torch.stack(matching.values), prefix.end), states
 
 
 def references(task: CompileTask, most: int) -> list[Completion]:
@@ -162,7 +185,7 @@ def references(task: CompileTask, most: int) -> list[Completion]:
         Completion(sample.query_ids, sample.response_ids) for sample in repetitions(task.context, DataSettings())
     ]
     general = [Completion(tuple(chat.query_ids(query)), (chat.end,)) for query in load_queries(None, chat.tokenizer)]
-    return [*_within(repeated, most // 2), *_within(general, most // 2)]
+    return [*within(repeated, most // 2), *within(general, most // 2)]
 
 
 def _read(completions: Sequence[Completion]) -> torch.Tensor:
@@ -171,20 +194,7 @@ def _read(completions: Sequence[Completion]) -> torch.Tensor:
     return torch.arange(int(lengths.max())) < lengths[:, None]
 
 
-def _within(completions: Sequence[Completion], tokens: int) -> Sequence[Completion]:
+def within(completions: Sequence[Completion], tokens: int) -> Sequence[Completion]:
     """Evenly spaced ones that have about so many tokens together, one at least."""
     total = sum(len(one.input_ids) for one in completions)
     return completions[:: max(1, -(-total // tokens))]
-
-
-def _before_reader(model: PreTrainedModel, prefix_ids: Sequence[int], ids: Sequence[int], kept: int) -> KV:
-    """K and V of prefix and text at their distances from a query that stands ``kept`` tokens behind the prefix.
-
-    That is where a reader of the memory has its first query. The text's last token is right before it, so the text
-    reaches back to before the prefix.
-    """
-    prefix = prefill(model, prefix_ids)
-    first = prefix.end + kept - len(ids)
-    text = prefill(model, ids, prefix).tail(len(ids)).moved(model, first)
-    keys, values = (torch.cat(pair, 2) for pair in ((prefix.keys, text.keys), (prefix.values, text.values)))
-    return KV(keys, values, first - len(prefix))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lcc
-from lcc.compilers.attention_matching.compiler import Matching, _before_reader, _matching, _read
+from lcc.compilers.attention_matching.compiler import matched
 from lcc.compilers.attention_matching.heads import SELECTIONS
 from lcc.inference.reader import Reader
 from lcc.modeling.prefill import prefill
@@ -23,12 +23,11 @@ MODELS = ("llama", "qwen3", "mistral")
 
 
 @torch.no_grad()
-def matched(model, kept, select="highest_attention", fold=False):
-    """The matching of a pass, and the last hidden states of its queries."""
-    text = _before_reader(model, PREFIX, TEXT, kept)
-    matching = Matching(len(PREFIX), len(text), kept, _read(ASKED), SELECTIONS[select], fold)
-    with _matching(model, matching):
-        return matching, completion_states(model, text, ASKED)
+def matched_text(model, kept, select="highest_attention", fold=False):
+    """The memory of a pass, and the last hidden states of its queries."""
+    prefix = prefill(model, PREFIX)
+    text = prefill(model, TEXT, prefix).tail(len(TEXT))
+    return matched(model, prefix, text, kept, ASKED, SELECTIONS[select], fold)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -37,8 +36,8 @@ def test_nothing_dropped_is_the_text_itself(name):
     with torch.no_grad():
         text = prefill(model, [*PREFIX, *TEXT])
         wanted = completion_states(model, text, ASKED)
-        matching, states = matched(model, len(TEXT))
-        kv = matching.kv().unrotated(model)
+        kv, states = matched_text(model, len(TEXT))
+        kv = kv.unrotated(model)
     torch.testing.assert_close(states, wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kv.keys, text.tail(len(TEXT)).unrotated(model).keys, rtol=1e-5, atol=1e-5)
 
@@ -48,10 +47,9 @@ def test_nothing_dropped_is_the_text_itself(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_reader_of_the_memory_sees_what_the_pass_saw(name, select, fold):
     model = tiny_model(name)
-    matching, states = matched(model, 5, select, fold)
+    memory, states = matched_text(model, 5, select, fold)
     with torch.no_grad():
-        prefix, memory = prefill(model, PREFIX), matching.kv().unrotated(model).rotated(model, len(PREFIX))
-        read = completion_states(model, memory.after(prefix), ASKED)
+        read = completion_states(model, memory.after(prefill(model, PREFIX)), ASKED)
     torch.testing.assert_close(read, states, rtol=1e-3, atol=1e-3)
 
 
