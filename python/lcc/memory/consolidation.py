@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling.kv import KV
+from ..modeling.kv import KV, decoder
+from ..modeling.shared_cache import SharedCache
 from ..text.chat_format import ChatFormat
 
 
@@ -36,5 +37,31 @@ class Turns:
 
 
 # Returns what the conversation sees from now on, in place of ``Turns.visible`` and from the same position on: fewer
-# tokens where turns are evicted (``RunningMemory``), more where latents are appended (FlashMem, arXiv 2601.05505).
+# tokens where turns are evicted (``RunningMemory``), more where latents are appended (``Appended``).
 Consolidation = Callable[[Turns], KV]
+# Is given the model, K and V (rotated) of all that was read, and the last hidden state, (H,); returns latents as input
+# embeddings, (n, H).
+Latents = Callable[[PreTrainedModel, KV, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Appended:
+    """A ``Consolidation`` that appends latents and evicts nothing, as FlashMem does (arXiv 2601.05505).
+
+    The model reads the latents behind all that it has read, and their own K and V stay.
+
+    Attributes:
+        latents: writes them.
+    """
+
+    latents: Latents
+
+    @torch.no_grad()
+    def __call__(self, turns: Turns) -> KV:
+        """All that was visible, and the latents behind it."""
+        model, end = turns.model, turns.visible.end
+        embeddings = self.latents(model, turns.visible, turns.hidden)
+        cache = SharedCache(turns.visible)
+        positions = torch.arange(end, end + len(embeddings), device=embeddings.device)
+        decoder(model)(inputs_embeds=embeddings[None], position_ids=positions[None], past_key_values=cache)
+        return cache.kv()

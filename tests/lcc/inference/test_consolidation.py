@@ -10,6 +10,7 @@ import torch
 import lcc
 from lcc.errors import InputError
 from lcc.inference.conversation import Consolidated, Conversation
+from lcc.memory.consolidation import Appended
 from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill
 from lcc.modeling.shared_cache import SharedCache
@@ -112,21 +113,24 @@ def test_latents_may_be_appended(watched, llama, plain):
     """As FlashMem does: nothing is evicted, and the next turn stands behind them and sees them."""
     watched.say(MESSAGES[0], 5)
     plain.say(MESSAGES[0], 5)
-    latents = []
+    given, before = [], KV.of(watched._cache)
 
-    def append(turns):
-        with torch.no_grad():
-            grown = prefill(turns.model, [20, 21, 22], turns.visible)
-        latents.append(grown.tail(3))
-        return grown
+    def latents(model, kv, hidden):
+        given.append((kv, hidden))
+        return model.get_input_embeddings()(torch.tensor([20, 21, 22]))
 
-    done = watched.consolidate(append)
-    assert done.after == done.before + 3
+    done = watched.consolidate(Appended(latents))
+    assert done == Consolidated(len(before), len(before) + 3)
+    assert torch.equal(given[0][0].keys, before.keys)
+    assert given[0][1].shape == (llama.config.hidden_size,)
+    with torch.no_grad():
+        expected = prefill(llama, [20, 21, 22], before)
+    torch.testing.assert_close(KV.of(watched._cache).keys, expected.keys)
     watched.say(MESSAGES[1], 4)
     plain.say(MESSAGES[1], 4)
-    kv = KV.of(watched._cache)
-    assert torch.equal(kv.head(done.after).tail(3).keys, latents[0].keys)
-    assert not torch.equal(kv.values[:, :, done.after], KV.of(plain._cache).values[:, :, done.before])
+    now = KV.of(watched._cache)
+    assert torch.equal(now.head(done.after).keys, expected.keys)
+    assert not torch.equal(now.values[:, :, done.after], KV.of(plain._cache).values[:, :, done.before])
 
 
 def test_a_consolidation_that_fails_leaves_the_conversation_as_it_was(watched, plain):
