@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..errors import InputError
 from ..utils.outputs import Output
 from ..utils.terminal import Terminal, shown, shown_lines
 from ..utils.utf8 import check_text
 from .options import MemoryArgument, ModelOption
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..inference.monitor import Monitor
+    from ..memory.consolidation import Consolidation
     from ..memory.memory import Memory
+    from ..modeling.kv import KV
 
-AUTO = "auto"
+AUTO, SHIPPED = "auto", "shipped"
+# FlashMem's count.
+LATENTS = 8
 # A calibration answers so many general queries, with so many tokens each at most.
 QUERIES, ANSWER_TOKENS = 16, 32
 # Turns become a running memory when it has this many tokens at least.
@@ -37,17 +43,26 @@ def chat_command(
         ),
     ] = None,
     ratio: Annotated[float, typer.Option(min=1.0, help="Tokens said for each token of the running memory.")] = 8.0,
+    latents: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|shipped",
+            help=f"When the monitor triggers, append {LATENTS} latents of this consolidator (python -m "
+            "lcc.compilers.flashmem.train --form last) instead, and forget nothing; shipped is the embedded model's.",
+        ),
+    ] = None,
     model: ModelOption = None,
 ) -> None:
     """Talk with a memory; an empty line, Ctrl-D or Ctrl-C ends it."""
-    from ..compilers.attention_matching.running import RunningMemory
     from ..inference.conversation import Conversation
     from ..memory.memory import Memory
     from .loading import load_model
 
-    stored, consolidation = Memory.load(memory), RunningMemory(ratio)
-    terminal = Terminal()
+    if latents is not None and monitor is None:
+        raise InputError("--latents are appended when a monitor triggers: give --monitor too")
+    stored, terminal = Memory.load(memory), Terminal()
     loaded = load_model(model)
+    consolidation, became = _consolidation(loaded[0], ratio, latents)
     watching = None if monitor is None else _monitor(terminal, monitor, *loaded, stored)
     conversation = Conversation(*loaded, stored, monitor=watching)
     least = math.ceil(LEAST_KEPT * ratio)
@@ -55,7 +70,31 @@ def chat_command(
         terminal.print(f"[bold green]memory:[/bold green] {shown_lines(conversation.say(message))}")
         done = conversation.consolidate(consolidation, least)
         if done is not None:
-            terminal.print(f"(attention spread out: what was said is a running memory now, {done})", style="dim")
+            terminal.print(f"(attention spread out: {became}, {done})", style="dim")
+
+
+def _consolidation(model: PreTrainedModel, ratio: float, latents: str | None) -> tuple[Consolidation, str]:
+    """What is done when the monitor triggers, and what that is called.
+
+    Raises:
+        InputError: the file of ``latents`` holds a consolidator of another form.
+        MemoryFileError, MismatchError: it is damaged, or of another model.
+    """
+    from ..compilers.attention_matching.running import RunningMemory
+    from ..compilers.flashmem.consolidator import LastLayerConsolidator
+    from ..compilers.flashmem.learned import load, load_shipped
+    from ..memory.consolidation import Appended
+
+    if latents is None:
+        return RunningMemory(ratio), "what was said is a running memory now"
+    consolidator = load_shipped("last", model) if latents == SHIPPED else load(latents, model)
+    if not isinstance(consolidator, LastLayerConsolidator):
+        raise InputError(f"{latents} holds the consolidator {consolidator.form!r}: name one of the form 'last'")
+
+    def write(model: PreTrainedModel, read: KV, hidden: torch.Tensor) -> torch.Tensor:
+        return consolidator.embeddings(model, read, hidden, LATENTS)
+
+    return Appended(write), f"{LATENTS} latents were appended"
 
 
 def _monitor(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,8 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.cli import loading as load
+from lcc.compilers.flashmem import learned
+from lcc.compilers.flashmem.consolidator import FORMS
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.memory.store import FileStore
 from lcc.utils.outputs import Output
@@ -147,12 +148,28 @@ def test_chat_with_a_monitor(run, memory, tmp_path):
     found = re.search(r"what was said is a running memory now, (\d+) tokens → (\d+)", shown)
     assert found
     assert int(found[1]) > int(found[2])
-    replace(monitor, threshold=math.inf).save(path)
-    assert "running memory" not in run("chat", memory, "--monitor", path, input=said).stdout
     path.write_text("{")
     assert "is not JSON" in run("chat", memory, "--monitor", path, code=4).output
     run("chat", memory, "--monitor", tmp_path / "no folder" / "monitor.json", code=4)
     run("chat", memory, "--ratio", 0.5, code=2)
+
+
+def test_chat_appends_latents(run, memory, tmp_path):
+    monitor, last, each = (tmp_path / name for name in ("monitor.json", "last", "each"))
+    lcc.Monitor(0.0).save(monitor)
+    model = tiny_model("llama")
+    for path, form in ((last, "last"), (each, "per_layer")):
+        learned.save(path, FORMS[form](model, 2, "queries"), learned.model_digests(model), {}, [])
+    command = ("chat", memory, "--monitor", monitor, "--ratio", 1, "--latents")
+    shown = " ".join(run(*command, last, input="Where does Mara live?\n\n").stdout.split())
+    found = re.search(r"8 latents were appended, (\d+) tokens → (\d+)", shown)
+    assert found
+    assert int(found[2]) == int(found[1]) + 8
+    assert "consolidator 'per_layer': name one of the form 'last'" in " ".join(
+        run(*command, each, code=2).output.split()
+    )
+    run(*command, "shipped", code=3)
+    assert "give --monitor too" in run("chat", memory, "--latents", last, code=2).output
 
 
 def test_demo_json(run, monkeypatch):
