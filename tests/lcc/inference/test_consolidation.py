@@ -11,6 +11,7 @@ import lcc
 from lcc.errors import InputError
 from lcc.inference.conversation import Consolidated, Conversation
 from lcc.memory.consolidation import Appended
+from lcc.modeling.generation import generate_after
 from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill
 from lcc.modeling.shared_cache import SharedCache
@@ -97,16 +98,17 @@ def test_what_a_consolidation_is_given(watched, llama):
     torch.testing.assert_close(turns.hidden, states[0, -1])
 
 
-def test_turns_may_be_evicted(watched, llama, tokenizer, memory):
+def test_turns_may_be_evicted(watched, llama, memory):
     """All of them: the next turn is the first one's, but for the words between two turns."""
     watched.say(MESSAGES[0], 5)
     watched._history = watched._history[: watched._read]
     before = watched._cache.get_seq_length()
     assert watched.consolidate(lambda turns: turns.before) == Consolidated(before, watched._attached)
     assert watched._cache.get_seq_length() == watched._attached == lcc.attach(llama, memory).get_seq_length()
-    expected = Conversation(llama, tokenizer, memory)
-    expected._begun = True
-    assert watched.say(MESSAGES[1], 6) == expected.say(MESSAGES[1], 6)
+    query = watched.chat.turn_ids(MESSAGES[1])
+    expected = generate_after(llama, lcc.attach(llama, memory), [query], watched.chat.end, max_new_tokens=6)[0]
+    watched.say(MESSAGES[1], 6)
+    assert watched._history == [*query, *expected]
 
 
 def test_latents_may_be_appended(watched, llama, plain):
