@@ -1,4 +1,4 @@
-"""A memory of direct KV optimisation goes wherever one of LCC's goes."""
+"""Direct KV optimisation: where it starts, how it goes on, and what it takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from typer.testing import CliRunner
 
 import lcc
 from lcc.cli import app as cli
-from lcc.evaluation import Example
 from lcc.modeling.prefill import prefill
-from lcc.pipeline.memory_method import compiled_memories
-from lcc.pipeline.settings import make_settings
 from tests.lcc.pipeline.test_compile import fail_at, same
 
 
@@ -49,26 +46,6 @@ def test_it_goes_on_after_a_kill_and_shares_lccs_data(job, tmp_path, monkeypatch
     with pytest.raises(lcc.MismatchError, match=r"differs in .*compiler"):
         job(compiler="lcc", checkpoint=tmp_path / "run")
     assert same(job(checkpoint=tmp_path / "run"), whole)
-
-
-def test_it_goes_wherever_a_memory_goes(job, llama, tokenizer, text, fast, tmp_path):
-    memory = job()
-    memory.save(tmp_path / "m")
-    loaded = lcc.Memory.load(tmp_path / "m")
-    loaded.verify(llama, tokenizer)
-    answers = lcc.ask(llama, tokenizer, loaded, ["Where does Mara live?"], max_new_tokens=4)
-    inputs = lcc.prompt(llama, tokenizer, loaded, ["Where does Mara live?"])
-    ids = llama.generate(**inputs, past_key_values=lcc.attach(llama, loaded), max_new_tokens=4, do_sample=False)
-    assert tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip() == answers[0]
-    small = lcc.quantize(loaded, "int8", llama, tokenizer, answers=2, max_new_tokens=2)
-    assert small.compiler == memory.compiler
-    for target in ("cartridge", "safetensors"):
-        assert lcc.export(llama, loaded, tmp_path / target, target).exists()
-    settings = make_settings(compiler="direct_kv", **{n: value for n, value in fast.items() if n != "progress"})
-    method = compiled_memories(llama, tokenizer, tmp_path / "eval", settings, "direct_kv")
-    example = Example(text, "Where does Mara live?", ("Alden",), max_new_tokens=4)
-    assert method.answer(text, [example]).texts == answers
-    assert method.identity["compiler"] == {"name": "direct_kv"}
 
 
 def test_the_command_line_names_it(tokenizer, text, tmp_path, llama):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import lcc
-from lcc.cli import app as cli
 from lcc.compilers.direct_kv import DirectKV, DirectKVSettings
 from lcc.modeling.prefill import prefill
 from lcc.text.context import build_context
@@ -108,22 +106,6 @@ def test_refused_of_other_models_and_other_numbers(job, matched, llama, tokenize
         lcc.compile(tiny_model("qwen3"), tokenizer, text, compiler="direct_kv", start=matched, **fast)
     with pytest.raises(lcc.MemoryFileError):
         job(compiler="direct_kv", start="no such file")
-
-
-def test_the_command_takes_a_file(embedded, text, tmp_path):
-    (tmp_path / "text.txt").write_text(text)
-    common = [str(tmp_path / "text.txt"), "--ratio", "8", "--no-certify"]
-    first = ["compile", *common, "-o", str(tmp_path / "first"), "--compiler", "attention_matching"]
-    then = ["compile", *common, "-o", str(tmp_path / "then"), "--compiler", "direct_kv"]
-    then += ["--start", str(tmp_path / "first")]
-    for setting in ("steps=1", "self_study_questions=4", "general_queries=4"):
-        then += ["--set", setting]
-    for words in (first, then):
-        result = CliRunner().invoke(cli.app, words)
-        assert result.exit_code == 0, result.output
-    assert lcc.Memory.load(tmp_path / "then").lineage == lcc.Memory.load(tmp_path / "first").with_ancestors()
-    shown = CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "then")])
-    assert "went on from" in shown.output
 
 
 def test_direct_kv_starts_in_even_distances(job, llama, tokenizer, text):

@@ -101,8 +101,9 @@ def test_the_memory_of_another_text_is_refused(llama, tokenizer, text, fast, tmp
 
 
 def test_identities_say_what_answers_depend_on(llama, tokenizer, tmp_path):
-    def identity(queries=None, **settings):
-        return compiled_memories(llama, tokenizer, tmp_path, make_settings(**settings), queries=queries).identity
+    def identity(queries=None, compiler="lcc", **settings):
+        settings = make_settings(compiler=compiler, **settings)
+        return compiled_memories(llama, tokenizer, tmp_path, settings, compiler, queries).identity
 
     base = identity()
     assert base == identity()
@@ -110,6 +111,7 @@ def test_identities_say_what_answers_depend_on(llama, tokenizer, tmp_path):
     assert base.items() > FullText(llama, tokenizer).identity.items()
     assert base != identity(ratio=4)
     assert base != identity(queries=["Say: dog."])
+    assert identity(compiler="direct_kv")["compiler"] == {"name": "direct_kv"}
 
 
 def command(*arguments: object, code: int = 0) -> str:

@@ -1,16 +1,13 @@
-"""The compiler ``gradmem``: it needs no training, goes on from what was learned, and its memories go anywhere."""
+"""The compiler ``gradmem``: it needs no training, and goes on from what was learned."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import lcc
-from lcc.cli import app as cli
 from lcc.compilers.gradmem.learned import OF_MODEL, Learned, writing_model
 from lcc.compilers.gradmem.writing import memory_kv, write
 from lcc.modeling.fingerprint import fingerprint
@@ -134,28 +131,3 @@ def test_what_cannot_be_learned_from_is_refused(job, llama, tokenizer, text, tmp
     for settings in ({"writes": -1}, {"write_rate": -0.5}, {"form": "adapter"}):
         with pytest.raises(lcc.InputError, match=next(iter(settings))):
             job(**settings)
-
-
-def test_its_memories_go_wherever_a_memory_goes(job, llama, tokenizer, tmp_path):
-    memory = job(certify=True)
-    assert memory.certificate["general"]["answers"] == 4
-    memory.save(tmp_path / "m")
-    loaded = lcc.Memory.load(tmp_path / "m")
-    loaded.verify(llama, tokenizer)
-    (answer,) = lcc.ask(llama, tokenizer, loaded, ["Where does Mara live?"], max_new_tokens=4)
-    inputs = lcc.prompt(llama, tokenizer, loaded, ["Where does Mara live?"])
-    ids = llama.generate(**inputs, past_key_values=lcc.attach(llama, loaded), max_new_tokens=4, do_sample=False)
-    assert tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip() == answer
-    assert lcc.export(llama, loaded, tmp_path / "s", "safetensors").exists()
-    assert lcc.quantize(loaded, "int8", llama, tokenizer, answers=2, max_new_tokens=2).compiler == memory.compiler
-
-
-def test_the_command_line_names_it(tokenizer, text, tmp_path, llama):
-    llama.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "text").write_text(text)
-    command = ["compile", str(tmp_path / "text"), "-o", str(tmp_path / "m"), "--model", str(tmp_path / "model")]
-    command += ["--compiler", "gradmem", "--ratio", "8", "--set", "writes=2", "--set", "write_rate=0.1", "--json"]
-    shown = CliRunner().invoke(cli.app, command)
-    assert shown.exit_code == 0, shown.output
-    assert json.loads(shown.stdout)["compiler"] == {"name": "gradmem"}
