@@ -1,16 +1,14 @@
-"""The methods of the fidelity table: LCC and its peers, one file an idea, all behind ``lcc.evaluation.Method``."""
+"""The methods of the fidelity table: our compilers and their peers, all behind ``lcc.evaluation.Method``."""
 
-from . import attention_matching, compiled, kept_tokens, synthetic_qa_lora, temp_lora
+from . import compiled, kept_tokens, ragged_matching, synthetic_qa_lora, temp_lora
 from .kvpress_methods import MISSING, PRESSES, installed
 from .workbench import Options, Peer, Workbench
 
 __all__ = ["MISSING", "PEERS", "Options", "Peer", "Workbench", "runnable"]
 
 PEERS: dict[str, Peer] = {
-    "lcc": compiled.LCC,
-    "direct_kv": compiled.DIRECT_KV,
-    "memory_embeddings": compiled.MEMORY_EMBEDDINGS,
-    "attention_matching": attention_matching.PEER,
+    **compiled.COMPILERS,
+    "ragged_matching": ragged_matching.PEER,
     "temp_lora": temp_lora.PEER,
     "synthetic_qa_lora": synthetic_qa_lora.PEER,
     "first_tokens": kept_tokens.FIRST,

@@ -1,16 +1,18 @@
-"""Memories by ``lcc.compile`` with one compiler or another: the same data, loss, steps and early stopping."""
+"""Memories by ``lcc.compile`` with every compiler that is registered; those that train have the same data and steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
+from lcc.compilers import registry
+from lcc.compilers.attention_matching.heads import SELECTIONS
 from lcc.evaluation import MemoryMethod
 from lcc.pipeline.memory_method import compiled_memories
 
-from .memory_embeddings import MemoryEmbeddingsCompiler
 from .workbench import Options, Peer, Workbench
 
-RECONSTRUCTION_ALONE = {"general_weight": 0.0, "self_study_weight": 0.0}
+WRITE_RATES = (0.3, 1.0, 3.0)
 # A compiler's rank costs nothing once it is thrown away. That of a LoRA which stays costs bytes.
 RANK: Options = {"rank": 64, "alpha": 64.0}
 
@@ -32,15 +34,26 @@ def compiled_with(compiler: str) -> Callable[[str, Workbench, Options], MemoryMe
     return build
 
 
-LCC = Peer(compiled_with("lcc"), "Latent Context Compilation, this package's writer", (RANK,), start=2e-2)
-DIRECT_KV = Peer(
-    compiled_with("direct_kv"),
-    "Cartridges' direct KV optimisation, on LCC's data and loss: our implementation",
-    start=0.1,
-)
-MEMORY_EMBEDDINGS = Peer(
-    compiled_with(MemoryEmbeddingsCompiler.name),
-    "GradMem's inner loop without its meta-training, on LCC's data or on reconstruction alone: our implementation",
-    ({}, RECONSTRUCTION_ALONE),
-    start=0.1,
-)
+# What is searched; a compiler that is not named takes its own defaults.
+SEARCHED: dict[str, tuple[str, tuple[Options, ...], float | None]] = {
+    "lcc": ("Latent Context Compilation", (RANK,), 2e-2),
+    "direct_kv": ("Cartridges' direct KV optimisation, on LCC's data and loss", ({}, {"kv_init": "even"}), 0.1),
+    "attention_matching": (
+        "Attention Matching, as many keys of each head and no biases",
+        tuple({"matched_on": on, "matched_keys": keys} for on, keys in product(("text", "self_study"), SELECTIONS)),
+        None,
+    ),
+    "gradmem": (
+        "GradMem, the model frozen",
+        ({}, *({"form": form, "write_rate": rate} for form, rate in product(("kv", "embeddings"), WRITE_RATES))),
+        None,
+    ),
+}
+
+
+def _peer(compiler: str) -> Peer:
+    source, variants, start = SEARCHED.get(compiler, (f"the compiler {compiler}", ({},), None))
+    return Peer(compiled_with(compiler), f"{source}: this package's", variants, start)
+
+
+COMPILERS = {name: _peer(name) for name in registry.names()}

@@ -115,7 +115,7 @@ def run_demo(
         time_to_first_token=_first_token_seconds(model, tokenizer, doc.text, memory, questions[0]),
         compile_seconds=seconds,
         steps=int(memory.curve[-1]["step"]) if memory.curve else 0,
-        held_out_kl=min((point["held_out_kl"] for point in memory.curve), default=None),
+        held_out_kl=memory.best_point["held_out_kl"] if memory.best_point else None,
         self_questions=len(asked),
         unseen_wordings=len(unseen),
         rows=rows,

@@ -104,8 +104,7 @@ def show_memory(memory: Memory, path: Path) -> None:
     table.add_row("rope", _pairs(memory.rope))
     if memory.curve:
         table.add_row("steps", f"{memory.curve[-1]['step']:g}, {memory.curve[-1]['seconds']:.1f} s")
-    if measured := [point for point in memory.curve if point["held_out_kl"] is not None]:
-        best = min(measured, key=lambda point: point["held_out_kl"])
+    if best := memory.best_point:
         table.add_row("held-out KL", f"{best['held_out_kl']:.4f} nats a token at step {best['step']:g}")
     table.add_row("self-asked questions", str(len(memory.questions)))
     if memory.asking:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -131,6 +133,13 @@ class Memory:
         """The lineage of a memory that goes on from this one."""
         digests = {name: tensor_digest(tensor).hex() for name, tensor in self.tensors().items()}
         return [Ancestor(digest=json_digest(digests), compiler=self.compiler), *self.lineage]
+
+    @property
+    def best_point(self) -> dict[str, float] | None:
+        """The measurement with the least held-out KL; None if nothing was held out."""
+        kls = ((point["held_out_kl"], point) for point in self.curve)
+        measured = [(kl, point) for kl, point in kls if kl is not None and math.isfinite(kl)]
+        return min(measured, key=itemgetter(0), default=(None, None))[1]
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """The payload's tensors, under the names that they have in the file."""

@@ -12,13 +12,12 @@ from benchmarks.fidelity.methods import PEERS, Workbench
 from benchmarks.fidelity.methods.adapter import Adapter
 from benchmarks.fidelity.methods.biased_attention import attending_with
 from benchmarks.fidelity.methods.kvpress_methods import PRESSES, installed, moved, pressed
-from benchmarks.fidelity.methods.memory_embeddings import MemoryEmbeddings, MemoryEmbeddingsCompiler
 from benchmarks.fidelity.methods.temp_lora import TempLora
 from benchmarks.fidelity.methods.workbench import RATES
+from lcc.compilers import registry
 from lcc.compilers.direct_kv import DirectKV
 from lcc.data.samples import Sample
 from lcc.errors import InputError, MismatchError
-from lcc.memory.attachment import attach
 from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill
@@ -41,30 +40,8 @@ def test_direct_kv_starts_as_the_first_tokens(llama, context):
     close(memory.visible(memory.encode(), keep_prefix=True), expected)
 
 
-def test_memory_embeddings_start_as_tokens_spread_over_the_text(llama, context):
-    memory = MemoryEmbeddings(llama, context)
-    count, buffer = len(context.context_ids), context.buffer
-    spread = [context.context_ids[index * count // buffer] for index in range(buffer)]
-    close(memory.visible(memory.encode(), keep_prefix=True), prefill(llama, [*context.prefix_ids, *spread]))
-
-
-@pytest.mark.parametrize("compiler", ["direct_kv", MemoryEmbeddingsCompiler.name])
-def test_compilers_are_known_by_name(compiler, llama, tokenizer, text, fast, tmp_path):
-    before = state(llama)
-    rate = {"learning_rate": 0.05, "patience": 0}
-    memory = lcc.compile(llama, tokenizer, text, compiler=compiler, checkpoint=tmp_path / "c", **fast | rate)
-    assert_untouched(llama, before)
-    start = lcc.compile(llama, tokenizer, text, compiler=compiler, **fast | rate | {"learning_rate": 1e-9})
-    assert memory.buffer_tokens == start.buffer_tokens == -(-memory.source_tokens // 8)
-    assert memory.curve[-1]["held_out_kl"] < start.curve[-1]["held_out_kl"]
-    path = tmp_path / "memory.lcc.safetensors"
-    memory.save(path)
-    loaded = lcc.Memory.load(path)
-    assert len(attach(llama, loaded).kv()) == len(loaded.prefix_ids) + loaded.buffer_tokens
-
-
 @pytest.mark.parametrize("variant", [{}, {"keep_prefix": False}, {"gradient_checkpointing": True}], ids=str)
-@pytest.mark.parametrize("make", [DirectKV, MemoryEmbeddings, Adapter])
+@pytest.mark.parametrize("make", [DirectKV, Adapter])
 def test_every_memory_has_one_gradient_with_both_engines(make, variant, context):
     model = tiny_model("llama", torch.float64)
     settings = make_settings(**variant)
@@ -96,7 +73,7 @@ def test_a_checkpoint_of_another_compiler_is_refused(llama, tokenizer, text, fas
     job = fast | {"checkpoint": tmp_path / "c", "learning_rate": 0.05}
     lcc.compile(llama, tokenizer, text, compiler="direct_kv", **job)
     with pytest.raises(MismatchError, match="compiler"):
-        lcc.compile(llama, tokenizer, text, compiler=MemoryEmbeddingsCompiler.name, **job)
+        lcc.compile(llama, tokenizer, text, compiler="lcc", **job)
 
 
 def test_settings_of_another_compiler_are_left_out_and_others_refused(bench):
@@ -157,8 +134,8 @@ def test_adapters_answer_and_are_gone(name, bench, llama, text, examples):
     assert bool(found.trained_on) == (name == "synthetic_qa_lora")
 
 
-def test_kept_tokens_have_the_bytes_of_a_memory(bench, text, examples):
-    names = ("lcc", "first_tokens", "last_tokens", "surprising_tokens")
+def test_every_compilers_memory_and_kept_tokens_have_the_same_bytes(bench, text, examples):
+    names = (*registry.names(), "first_tokens", "last_tokens", "surprising_tokens")
     held = {name: PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples).kv_bytes for name in names}
     assert len(set(held.values())) == 1, held
 
@@ -197,12 +174,12 @@ def test_options_tell_identities_apart(name, bench):
 
 def test_every_trained_method_can_climb_both_ways():
     trained = {name for name, peer in PEERS.items() if peer.start}
-    assert trained == {"lcc", "direct_kv", "memory_embeddings", "temp_lora", "synthetic_qa_lora"}
+    assert trained == {"lcc", "direct_kv", "temp_lora", "synthetic_qa_lora"}
     assert all(PEERS[name].start in RATES[1:-1] for name in trained)
 
 
 def test_methods_share_a_documents_distillation_data(bench, text, examples, syntheses):
-    for name in ("lcc", "direct_kv", "memory_embeddings", "attention_matching"):
+    for name in ("lcc", "direct_kv", "ragged_matching"):
         PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples)
     assert len(syntheses) == 1
     everything = PEERS["synthetic_qa_lora"].options(1e-2, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -42,6 +43,19 @@ def test_file_round_trip(memory, tmp_path):
     assert loaded.summary() == {**memory.summary(), "settings": loaded.settings}
     assert loaded.settings == {**memory.settings, "targets": None}
     assert loaded.kv_bytes == memory.kv_bytes == 2 * 3 * 2 * memory.buffer_tokens * 12 * 4
+
+
+def test_the_best_point_is_of_what_was_held_out(memory, tmp_path):
+    def best(*kls):
+        curve = [{"step": step, "loss": 1.0, "held_out_kl": kl, "seconds": 0.0} for step, kl in enumerate(kls)]
+        replace(memory, curve=curve).save(tmp_path / "m")
+        found = [one.best_point for one in (replace(memory, curve=curve), lcc.Memory.load(tmp_path / "m"))]
+        assert found[0] == found[1]
+        return found[0] and found[0]["step"]
+
+    assert best() is best(math.nan) is None
+    assert best(0.3, math.nan, 0.1, 0.2) == 2
+    assert best(0.3, 0.0) == 1
 
 
 def test_verify_names_what_differs(memory, llama, tokenizer):

@@ -6,6 +6,8 @@ next one as a reader of the memory would have them (the paper's on-policy querie
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -18,13 +20,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import eager_mask
 
 from ...data.reconstruction import repetitions
+from ...data.samples import DistillationData
 from ...data.settings import DataSettings
+from ...errors import InputError
 from ...memory.payload import KVPayload
 from ...modeling.attention import attending_with_state, refuse_variants
 from ...modeling.kv import KV
 from ...modeling.lora import frozen
 from ...modeling.prefill import prefill
 from ...modeling.scoring import Completion, completion_states
+from ...text.context import Context
 from ...text.queries import load_queries
 from ...utils.settings import SettingsGroup
 from ..base import BaseCompiler, Compiled, CompileTask
@@ -41,11 +46,14 @@ class MatchingSettings(SettingsGroup):
     Attributes:
         matched_keys: which keys are kept: ``highest_attention``, or ``omp``, which is slower.
         matched_mass: fold into the keys what the paper adds to their scores.
+        matched_on: what the reference queries are: the ``text`` repeated and general queries; or what the model asks
+            itself about the text (``self_study``), which is nearer to what will be asked, and has to be made first.
         matched_tokens: reference queries at most, in tokens.
     """
 
     matched_keys: Literal["highest_attention", "omp"] = "highest_attention"
     matched_mass: bool = True
+    matched_on: Literal["text", "self_study"] = "text"
     matched_tokens: int = 4096
 
     def check_ranges(self) -> None:
@@ -136,15 +144,21 @@ class AttentionMatchingCompiler(BaseCompiler):
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def compile(self, task: CompileTask) -> Compiled:
-        """Match the text in one pass of reference queries."""
+        """Match the text in one pass of reference queries; the curve has a point, which says how long that took.
+
+        Raises:
+            InputError: the queries are to be those that the model asks itself, and it asks none.
+        """
         context, model, settings = task.context, task.model, task.settings
-        completions = references(task, settings.matched_tokens)
-        select = SELECTIONS[settings.matched_keys]
+        most, select = settings.matched_tokens, SELECTIONS[settings.matched_keys]
+        completions = references(context, most) if settings.matched_on == "text" else self_asked(task.data(), most)
+        began = time.monotonic()
         with frozen(model), torch.no_grad():
-            prefix = prefill(model, context.prefix_ids)
-            text = prefill(model, context.context_ids, prefix).tail(len(context.context_ids))
+            prefix, text = read_text(model, context.prefix_ids, context.context_ids)
             kv, _ = matched(model, prefix, text, context.buffer, completions, select, settings.matched_mass)
-            return Compiled(KVPayload(kv.unrotated(model)))
+            kv = kv.unrotated(model)
+        point = {"step": 0, "loss": math.nan, "held_out_kl": math.nan, "seconds": time.monotonic() - began}
+        return Compiled(KVPayload(kv), (point,))
 
 
 def matched(
@@ -158,9 +172,6 @@ def matched(
 ) -> tuple[KV, torch.Tensor]:
     """K and V (rotated) of ``kept`` tokens behind ``prefix``, matched to what ``completions`` make of ``text``.
 
-    A reader of the memory has its first query ``kept`` tokens behind the prefix. The text's last token is put right
-    before it, so the text reaches back to before the prefix.
-
     Args:
         prefix, text: rotated; the text may stand anywhere.
         fold: see ``Head.matched``.
@@ -168,9 +179,7 @@ def matched(
     Returns:
         K and V, and the last hidden states of the completions behind them, as ``completion_states`` has them.
     """
-    text = text.moved(model, prefix.end + kept - len(text))
-    keys, values = (torch.cat(pair, 2) for pair in ((prefix.keys, text.keys), (prefix.values, text.values)))
-    seen = KV(keys, values, prefix.end + kept - len(keys[0, 0]))
+    seen = before_reader(model, prefix, text, kept)
     asked = _read(completions).to(model.device)
     matching = Matching(len(prefix), len(seen), kept, asked, select, fold)
     with _matching(model, matching):
@@ -178,14 +187,42 @@ def matched(
     return KV(torch.stack(matching.keys), torch.stack(matching.values), prefix.end), states
 
 
-def references(task: CompileTask, most: int) -> list[Completion]:
+def read_text(model: PreTrainedModel, prefix_ids: Sequence[int], ids: Sequence[int]) -> tuple[KV, KV]:
+    """K and V, rotated, of a prefix, and of a text behind it."""
+    prefix = prefill(model, prefix_ids)
+    return prefix, prefill(model, ids, prefix).tail(len(ids))
+
+
+def before_reader(model: PreTrainedModel, prefix: KV, text: KV, kept: int) -> KV:
+    """Prefix and text, rotated, at their distances from a query that stands ``kept`` tokens behind the prefix.
+
+    That is where a reader of the memory has its first query. The text's last token is put right before it, so the text
+    reaches back to before the prefix.
+    """
+    first = prefix.end + kept - len(text)
+    text = text.moved(model, first)
+    keys, values = (torch.cat(pair, 2) for pair in ((prefix.keys, text.keys), (prefix.values, text.values)))
+    return KV(keys, values, first - len(prefix))
+
+
+def references(context: Context, most: int) -> list[Completion]:
     """Reference queries: the text repeated, and general queries, at most half of each; nothing is asked first."""
-    chat = task.context.chat
-    repeated = [
-        Completion(sample.query_ids, sample.response_ids) for sample in repetitions(task.context, DataSettings())
-    ]
+    chat = context.chat
+    repeated = [Completion(sample.query_ids, sample.response_ids) for sample in repetitions(context, DataSettings())]
     general = [Completion(tuple(chat.query_ids(query)), (chat.end,)) for query in load_queries(None, chat.tokenizer)]
     return [*within(repeated, most // 2), *within(general, most // 2)]
+
+
+def self_asked(data: DistillationData, most: int) -> list[Completion]:
+    """Reference queries: short and long ones of what the model asked itself, those that are held out left out.
+
+    Raises:
+        InputError: it asked nothing.
+    """
+    samples = [sample for sample in data.train if sample.stream == "self_study"]
+    if not samples:
+        raise InputError("the model asked nothing about the text: take matched_on='text', or ask more questions")
+    return [*within(sorted(samples, key=lambda sample: len(sample.input_ids)), most)]
 
 
 def _read(completions: Sequence[Completion]) -> torch.Tensor:

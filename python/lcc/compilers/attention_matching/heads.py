@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import exp
 
 import torch
@@ -37,19 +38,23 @@ class Head:
     keys: torch.Tensor
     values: torch.Tensor
 
+    @cached_property
+    def attention(self) -> torch.Tensor:
+        """Of each query to each key, (n, T)."""
+        return (self.queries @ self.keys.T).softmax(-1)
+
     def matched(self, tokens: int, select: Selection, fold: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """The keys that are kept, in their order, and their values, (tokens, head_dim).
 
         Args:
             fold: let the kept keys get the attention that all keys got together.
         """
-        attention = (self.queries @ self.keys.T).softmax(-1)
-        kept = select(attention, tokens).sort().values
+        kept = select(self.attention, tokens).sort().values
         keys = self.keys[kept]
         if fold:
-            keys = keys + mass_weights(attention[:, kept]).log().to(keys.dtype)[:, None] * self._constant()
+            keys = keys + mass_weights(self.attention[:, kept]).log().to(keys.dtype)[:, None] * self._constant()
         mixed = (self.queries @ keys.T).softmax(-1)
-        return keys, least_squares(mixed, attention @ self.values)
+        return keys, least_squares(mixed, self.attention @ self.values)
 
     def _constant(self) -> torch.Tensor:
         """What raises the scores of all queries by 1, as nearly as one vector can: (head_dim,)."""

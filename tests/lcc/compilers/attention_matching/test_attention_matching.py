@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lcc
-from lcc.compilers.attention_matching.compiler import matched
+from lcc.compilers.attention_matching.compiler import matched, read_text, self_asked
 from lcc.compilers.attention_matching.heads import SELECTIONS
 from lcc.inference.reader import Reader
 from lcc.modeling.prefill import prefill
@@ -25,9 +25,7 @@ MODELS = ("llama", "qwen3", "mistral")
 @torch.no_grad()
 def matched_text(model, kept, select="highest_attention", fold=False):
     """The memory of a pass, and the last hidden states of its queries."""
-    prefix = prefill(model, PREFIX)
-    text = prefill(model, TEXT, prefix).tail(len(TEXT))
-    return matched(model, prefix, text, kept, ASKED, SELECTIONS[select], fold)
+    return matched(model, *read_text(model, PREFIX, TEXT), kept, ASKED, SELECTIONS[select], fold)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -64,7 +62,8 @@ def test_nothing_is_asked_and_nothing_is_left_behind(llama, tokenizer, text, dat
     attention = llama.config._attn_implementation
     memory = compiled(llama, tokenizer, text, certify=False)
     assert data_made == []
-    assert memory.curve == []
+    (point,) = memory.curve
+    assert point["seconds"] > 0
     assert memory.compiler == {"name": "attention_matching"}
     assert memory.settings["matched_keys"] == "highest_attention"
     assert memory.settings["matched_mass"] is True
@@ -88,6 +87,22 @@ def test_it_is_nearer_to_the_text_than_the_texts_first_tokens(embedded):
         return token_divergence(model, said.again(reader).states, said.states).mean().item()
 
     assert distance(Reader.of_memory(model, chat, memory)) < 0.6 * distance(Reader(model, chat, first))
+
+
+def test_it_is_matched_on_what_the_model_asks_itself(llama, tokenizer, text, fast, data_made):
+    def on(what, **overrides):
+        return compiled(llama, tokenizer, text, matched_on=what, certify=False, **fast | overrides)
+
+    on_text, on_questions = on("text"), on("self_study")
+    (data,) = data_made
+    assert set(on_questions.questions) == data.self_questions
+    assert on_text.questions == ()
+    assert not torch.equal(on_text.kv.values, on_questions.kv.values)
+    held_out = {sample.query for sample in data.held_out}
+    assert all(one.query not in held_out for one in self_asked(data, 10_000))
+    assert len(self_asked(data, 1)) == 1
+    with pytest.raises(lcc.InputError, match="the model asked nothing about the text: take matched_on='text'"):
+        on("self_study", self_study_questions=0)
 
 
 def test_reference_queries_are_within_their_tokens(llama, tokenizer, text):
