@@ -65,7 +65,7 @@ BY_HEAD = Form("biased", "by_head")
 FORMS = (
     *(Form(biases, keys=keys) for keys in SELECTIONS for biases in MATCHES),
     *(Form("biased", budgets) for budgets in ("by_head", "of_model", "longest")),
-    *(Form("folded", budgets) for budgets in ("of_model", "longest")),
+    Form("folded", "of_model"),
     *(Form(biases, read="self-study", keys=keys) for keys in SELECTIONS for biases in ("folded", "biased")),
 )
 

@@ -134,7 +134,10 @@ def test_adapters_answer_and_are_gone(name, bench, llama, text, examples):
     assert bool(found.trained_on) == (name == "synthetic_qa_lora")
 
 
-def test_every_compilers_memory_and_kept_tokens_have_the_same_bytes(bench, text, examples):
+def test_every_compilers_memory_and_kept_tokens_have_the_same_bytes(embedded, text, examples, tmp_path):
+    """With the embedded model, which every learned compiler has weights for."""
+    few = {"steps": 1, "batch": 2, "general_queries": 4, "self_study_questions": 4, "max_response_tokens": 8}
+    bench = Workbench(*embedded, make_settings(ratio=8, **few), tmp_path)
     names = (*registry.names(), "first_tokens", "last_tokens", "surprising_tokens")
     held = {name: PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples).kv_bytes for name in names}
     assert len(set(held.values())) == 1, held
