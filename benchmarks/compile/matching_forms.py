@@ -30,7 +30,7 @@ from benchmarks.compile.starts import ANSWER_TOKENS, Exam
 from benchmarks.fidelity.methods import ragged_matching
 from benchmarks.fidelity.methods.biased_attention import attending_with
 from benchmarks.fidelity.methods.ragged_matching import Budgets, Matching, by_head, uniform
-from lcc.compilers.attention_matching.compiler import MatchingSettings, before_reader, references, self_asked
+from lcc.compilers.attention_matching.compiler import MatchingSettings, before_reader, read_text, references, self_asked
 from lcc.compilers.attention_matching.heads import SELECTIONS
 from lcc.inference.reader import Reader
 from lcc.modeling.scoring import Completion
@@ -80,7 +80,8 @@ class Text:
     def matching(self, form: Form) -> Matching:
         """The text's K and V, not matched yet."""
         context, model = self.context, self.exam.model
-        text = before_reader(model, context.prefix_ids, context.context_ids, context.buffer)
+        before = read_text(model, context.prefix_ids, context.context_ids)
+        text = before_reader(model, *before, context.buffer)
         read = references(context, TOKENS) if form.read == "text" else asked_of_itself(self.number)
         return Matching(model, text, len(context.prefix_ids), read, SELECTIONS[form.keys], MATCHES[form.biases])
 
