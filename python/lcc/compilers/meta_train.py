@@ -1,6 +1,6 @@
 """Learn what ``gradmem`` writes with: ``python -m lcc.compilers.meta_train --model M --lessons FILE.jsonl --out FILE``.
 
-A lesson is a row ``{"context": ..., "question": ..., "answer": ...}``; without a question the context is to be
+Lessons are rows ``{"context": ..., "question": ..., "answer": ...}``; without a question the context is to be
 repeated. Run it again after a kill: it goes on where it stopped. To use the file:
 ``lcc compile TEXT --compiler gradmem --set learned=FILE``.
 """

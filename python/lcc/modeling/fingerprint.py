@@ -45,11 +45,7 @@ def fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
         InputError: what ``plain_model`` refuses; weights that cannot be read.
     """
     model = plain_model(model)
-    digests = {
-        "model_config": _hash(json.dumps(computed_config(model.config), sort_keys=True, default=str)),
-        "model_weights": weights_digest(model),
-        DTYPE: str(model.dtype).removeprefix("torch."),
-    }
+    digests = model_digests(model) | {DTYPE: str(model.dtype).removeprefix("torch.")}
     return digests if tokenizer is None else digests | tokenizer_fingerprint(tokenizer)
 
 
@@ -116,6 +112,16 @@ def _computed(content: dict, ignored: frozenset[str]) -> dict[str, Any]:
         for key, value in content.items()
         if not (key in ignored or str(key).startswith("_") or "dropout" in str(key) or str(key).endswith("_pdrop"))
     }
+
+
+def model_digests(model: PreTrainedModel) -> dict[str, str]:
+    """``model_config`` and ``model_weights``: what tells the model from others, in whatever dtype it is."""
+    return {"model_config": config_digest(model), "model_weights": weights_digest(plain_model(model))}
+
+
+def config_digest(model: PreTrainedModel) -> str:
+    """A digest of what the model's config says about what it computes."""
+    return _hash(json.dumps(computed_config(plain_model(model).config), sort_keys=True, default=str))
 
 
 def weights_digest(model: torch.nn.Module) -> str:

@@ -7,6 +7,8 @@ The embedded model was trained on seeds below ``QUERIES``.
 QUERIES = 20_000
 # Documents and general queries of ``lcc demo``.
 DEMO = 1_000_000
+# Lessons that compilers are meta-trained on.
+LESSONS = 5_000_000
 # Suites of ``lcc eval``.
 SUITES = 9_000_000
 # Texts for whatever is trained beside the embedded model, and all seeds above.

@@ -17,6 +17,7 @@ from lcc.compilers.flashmem import learned
 from lcc.compilers.flashmem.consolidator import FORMS
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.memory.store import FileStore
+from lcc.modeling.fingerprint import model_digests
 from lcc.utils.outputs import Output
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import tiny_model
@@ -159,7 +160,7 @@ def test_chat_appends_latents(run, memory, tmp_path):
     lcc.Monitor(0.0).save(monitor)
     model = tiny_model("llama")
     for path, form in ((last, "last"), (each, "per_layer")):
-        learned.save(path, FORMS[form](model, 2, "queries"), learned.model_digests(model), {}, [])
+        learned.save(path, FORMS[form](model, 2, "queries"), model_digests(model), {}, [])
     command = ("chat", memory, "--monitor", monitor, "--ratio", 1, "--latents")
     shown = " ".join(run(*command, last, input="Where does Mara live?\n\n").stdout.split())
     found = re.search(r"8 latents were appended, (\d+) tokens → (\d+)", shown)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
 import pytest
 
+from lcc.synthetic import lessons
 from lcc.synthetic.dialogue import FEMININE, dialogue, with_pronoun
 from lcc.synthetic.needles import hidden_numbers, key_values
 from lcc.synthetic.people import ATTRIBUTES, NAMES, document
@@ -34,6 +36,19 @@ def test_documents_may_have_more_people_than_values():
     doc = document(random.Random(0), 40, 5)
     assert len(doc.names) == 40
     assert read(doc.text) == {(f.name, f.attribute): f.value for f in doc.facts}
+
+
+def test_lessons_ask_one_question_about_each_fact(tmp_path):
+    lessons.main(["--documents", "3", "--people", "2", "4", "--attributes", "3", "3", "--out", str(tmp_path / "rows")])
+    rows = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
+    texts = list(dict.fromkeys(row["context"] for row in rows))
+    assert len(texts) == 3
+    for text in texts:
+        facts, asked = read(text), [row for row in rows if row["context"] == text]
+        assert 2 * 3 <= len(facts) == len(asked) <= 4 * 3
+        for (name, key), value in facts.items():
+            questions = {question.format(n=name) for question in ATTRIBUTES[key].questions}
+            assert any(row["question"] in questions and row["answer"] == value for row in asked)
 
 
 def test_described_questions(doc):

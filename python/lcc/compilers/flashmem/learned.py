@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import InputError, MemoryFileError, MismatchError
-from ...modeling.fingerprint import fingerprint
+from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV
 from ...modeling.lora import frozen
 from ...utils.hashing import file_digest
@@ -19,7 +19,6 @@ from .consolidator import FORMS, Consolidator, Form, LastLayerConsolidator
 
 FORMAT = "lcc-flashmem-1"
 STORED = torch.float16
-OF_MODEL = ("model_config", "model_weights")
 # Of the embedded model, a file for each form; the README beside them says how they were made.
 SHIPPED = Path(__file__).parent / "weights"
 TRAIN = "python -m lcc.compilers.flashmem.train --model MODEL --lessons FILE.jsonl --out FILE"
@@ -101,12 +100,6 @@ def latent_embeddings(
         )
     with torch.no_grad(), frozen(model):
         return consolidator.embeddings(model, text, hidden, count)
-
-
-def model_digests(model: PreTrainedModel) -> dict[str, str]:
-    """What tells the model from others."""
-    digests = fingerprint(model)
-    return {name: digests[name] for name in OF_MODEL}
 
 
 def shipped_digests() -> dict[str, str]:

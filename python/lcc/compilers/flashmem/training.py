@@ -19,6 +19,7 @@ import lcc_kernels as lk
 
 from ...data.samples import Sample
 from ...errors import DivergedError, MismatchError
+from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV
 from ...modeling.lora import frozen
 from ...modeling.packed_decoder import PackedDecoder, PackedRow
@@ -35,7 +36,7 @@ from ...utils.settings import SettingsGroup
 from ...utils.tensor_files import load_tensors, save_tensors
 from ...utils.values import require
 from .consolidator import FORMS, Consolidator, Form, ReadText, Trained
-from .learned import model_digests, save
+from .learned import save
 from .lessons import Lessons, Text
 
 STATE_FORMAT = "lcc-flashmem-training-1"

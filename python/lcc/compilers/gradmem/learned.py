@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,68 +13,55 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import MemoryFileError, MismatchError
-from ...modeling.fingerprint import fingerprint
-from ...modeling.kv import KV
+from ...modeling.fingerprint import config_digest, model_digests
+from ...modeling.kv import KV, kv_shape
 from ...modeling.lora import LoraSwitch, frozen, lora_model
-from ...modeling.prefill import prefill
 from ...utils.tensor_files import load_tensors, save_tensors
 from ...utils.values import quoted
 from ..lora import trainable_dtype
-from .writing import Form, Tensors
+from .starts import text_starts
+from .writing import NAMES, Form, GradMode, Tensors, Written, write
 
 FORMAT = "lcc-gradmem-1"
 # Official script of GradMem's frozen variant: alpha is twice the rank.
 ALPHA_OF_RANK = 2.0
-OF_MODEL = ("model_config", "model_weights")
 
 
 @dataclass
 class Learned:
-    """A start, step sizes and, if they are learned, a projection and a LoRA of the writes.
+    """Step sizes of the writes and, if they are learned, a start, a projection and a LoRA.
 
     Attributes:
-        start: ``embeddings`` (m, H), or ``keys`` and ``values`` (layers, kv_heads, m, head_dim).
+        form: of the memories that are written.
         log_rates: logarithms of the step sizes, (writes,).
-        projection: by the name of a start's tensor, ``NAME.weight`` (..., width, width) and ``NAME.bias``
+        start: ``embeddings`` (m, H), or ``keys`` and ``values`` (layers, kv_heads, m, head_dim). Empty: each memory
+            starts from its own text, see ``text_starts``.
+        projection: by the name of a memory's tensor, ``NAME.weight`` (..., width, width) and ``NAME.bias``
             (..., 1, width): the model reads W M + b. Empty: it reads M itself.
-        lora: the LoRA's parameters by their names in the model; empty if there is none.
+        lora: the LoRA's parameters by their names in the model; empty if there is none. It acts in the writes where
+            the start is learned. Where the start is made of the text it acts in that alone, and the writes are those
+            of the model as it is.
     """
 
-    start: Tensors
+    form: Form
     log_rates: torch.Tensor
+    start: Tensors = field(default_factory=dict)
     projection: Tensors = field(default_factory=dict)
     lora: Tensors = field(default_factory=dict)
 
     @classmethod
-    def of_text(
-        cls, model: PreTrainedModel, prefix: KV, ids: Sequence[int], tokens: int, form: Form, rates: Sequence[float]
-    ) -> Learned:
-        """A start made of a text: the K and V of its first tokens, or the embeddings of evenly spaced ones.
+    def of_rates(cls, model: PreTrainedModel, form: Form, rates: Sequence[float]) -> Learned:
+        """Nothing is learned yet: these step sizes, from a start that is made of the text."""
+        return cls(form, torch.tensor(rates, dtype=trainable_dtype(model.dtype), device=model.device).log())
 
-        Args:
-            prefix: K and V, rotated, of what stands before the text.
-            ids: of the text; it begins anew where it has fewer tokens than the memory.
-            tokens: of the memory.
-        """
-        dtype = trainable_dtype(model.dtype)
-        ids = list(ids) * math.ceil(tokens / len(ids))
-        if form == "kv":
-            kv = prefill(model, ids[:tokens], prefix).tail(tokens).unrotated(model)
-            start = {"keys": kv.keys.to(dtype, copy=True), "values": kv.values.to(dtype, copy=True)}
-        else:
-            spread = [ids[(2 * place + 1) * len(ids) // (2 * tokens)] for place in range(tokens)]
-            embeddings = model.get_input_embeddings()(torch.tensor(spread, device=model.device))
-            start = {"embeddings": embeddings.to(dtype, copy=True)}
-        return cls(start, torch.tensor(rates, dtype=dtype, device=model.device).log())
-
-    def with_projection(self) -> Learned:
+    def with_projection(self, model: PreTrainedModel) -> Learned:
         """The same with a projection that changes nothing yet."""
+        *before, width = kv_shape(model.config) if self.form == "kv" else (model.config.hidden_size,)
+        identity = torch.eye(width, dtype=self.log_rates.dtype, device=model.device)
         projection: Tensors = {}
-        for name, tensor in self.start.items():
-            *before, _, width = tensor.shape
-            identity = torch.eye(width, dtype=tensor.dtype, device=tensor.device)
+        for name in NAMES[self.form]:
             projection[f"{name}.weight"] = identity.repeat(*before, 1, 1)
-            projection[f"{name}.bias"] = tensor.new_zeros(*before, 1, width)
+            projection[f"{name}.bias"] = identity.new_zeros(*before, 1, width)
         return replace(self, projection=projection)
 
     @property
@@ -83,21 +70,41 @@ class Learned:
         return self.log_rates.exp()
 
     @property
-    def form(self) -> Form:
-        """Which memories it starts."""
-        return "embeddings" if "embeddings" in self.start else "kv"
+    def tokens(self) -> float:
+        """The most memory tokens that it starts: any number where the start is made of the text."""
+        return next((tensor.shape[-2] for tensor in self.start.values()), math.inf)
 
-    @property
-    def tokens(self) -> int:
-        """The most memory tokens that it starts."""
-        return next(iter(self.start.values())).shape[-2]
-
-    def memories(self, batch: int, tokens: int) -> Tensors:
-        """The first ``tokens`` tokens of the start, once for each text of a batch."""
+    def memories(
+        self,
+        model: PreTrainedModel,
+        prefix: KV,
+        ids: torch.Tensor,
+        counted: torch.Tensor,
+        tokens: int,
+        applied: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> Tensors:
+        """The start of each text's memory; for the arguments see ``text_starts``."""
+        if not self.start:
+            return text_starts(model, prefix, ids, counted, tokens, self.form, applied)
         return {
-            name: tensor[..., :tokens, :].expand(batch, *tensor.shape[:-2], tokens, -1)
+            name: tensor[..., :tokens, :].expand(len(ids), *tensor.shape[:-2], tokens, -1)
             for name, tensor in self.start.items()
         }
+
+    def write(
+        self,
+        model: PreTrainedModel,
+        prefix: KV,
+        memories: Tensors,
+        ids: torch.Tensor,
+        counted: torch.Tensor,
+        rates: Iterable[float | torch.Tensor],
+        grad_mode: GradMode = "none",
+        applied: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> Written:
+        """Write each text of a batch from what ``memories`` gave it; for the arguments see ``write``."""
+        acting = applied if self.start else nullcontext
+        return write(model, prefix, memories, ids, counted, rates, grad_mode, self.used, acting)
 
     def used(self, memory: Tensors) -> Tensors:
         """What the model reads of a memory."""
@@ -116,13 +123,14 @@ class Learned:
         """Write a file.
 
         Args:
-            model: ``OF_MODEL`` of the fingerprint of the model that it was learned for.
+            model: ``model_digests`` of the model that it was learned for.
             settings, curve: of the meta-training, JSON-ready.
 
         Raises:
             MemoryFileError: the file cannot be written.
         """
-        save_tensors(path, FORMAT, self.parameters(), {"model": model, "settings": settings, "curve": curve})
+        metadata = {"model": model, "form": self.form, "settings": settings, "curve": curve}
+        save_tensors(path, FORMAT, self.parameters(), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike, model: PreTrainedModel) -> Learned:
@@ -133,8 +141,7 @@ class Learned:
             MismatchError: it was learned for another model.
         """
         tensors, metadata = load_tensors(path, FORMAT)
-        digests = fingerprint(model)
-        if metadata.get("model") != {name: digests[name] for name in OF_MODEL}:
+        if metadata.get("model") != model_digests(model):
             raise MismatchError(f"{path} was learned for another model: load that one, or run meta_train for this one")
         parts: dict[str, Tensors] = {"start": {}, "projection": {}, "lora": {}}
         log_rates = None
@@ -146,14 +153,25 @@ class Learned:
                 parts[part][rest] = tensor.to(model.device)
             else:
                 raise MemoryFileError(f"{path} holds {quoted(name)}, which this version does not know")
-        if log_rates is None or set(parts["start"]) not in ({"embeddings"}, {"keys", "values"}):
-            raise MemoryFileError(f"{path} lacks step sizes or a start: run meta_train again")
-        return cls(parts["start"], log_rates, parts["projection"], parts["lora"])
+        form = metadata.get("form")
+        if log_rates is None or form not in NAMES or set(parts["start"]) not in (set(), set(NAMES[form])):
+            raise MemoryFileError(f"{path} lacks its form, step sizes or half of its start: run meta_train again")
+        return cls(form, log_rates, **parts)
+
+
+def is_for(path: str | os.PathLike, model: PreTrainedModel) -> bool:
+    """Whether the file ``path`` was learned for ``model``; one of another config is not read through.
+
+    Raises:
+        MemoryFileError: as ``Learned.load``.
+    """
+    wanted = load_tensors(path, FORMAT)[1]["model"]
+    return wanted["model_config"] == config_digest(model) and wanted == model_digests(model)
 
 
 @contextmanager
 def writing_model(model: PreTrainedModel, lora: Tensors, rank: int = 0) -> Iterator[tuple[Any, Tensors]]:
-    """The frozen model, for the block with the LoRA of its writes, if there is one.
+    """The frozen model, for the block with the learned LoRA inside it, if there is one.
 
     Args:
         lora: the parameters of a LoRA that was learned, by their names in the model; empty: none was.
@@ -173,7 +191,7 @@ def writing_model(model: PreTrainedModel, lora: Tensors, rank: int = 0) -> Itera
     with lora_model(model, rank, ALPHA_OF_RANK * rank) as layers:
         parameters = {name: tensor for name, tensor in model.named_parameters() if "lora_" in name}
         if lora and {n: t.shape for n, t in lora.items()} != {n: t.shape for n, t in parameters.items()}:
-            raise MismatchError("the LoRA of the writes does not fit into the model's attention projections")
+            raise MismatchError("the learned LoRA does not fit into the model's attention projections")
         with torch.no_grad():
             for name, tensor in lora.items():
                 parameters[name].copy_(tensor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,16 +13,22 @@ import torch
 from ...errors import InputError
 from ...text.chat_format import ChatFormat
 from ...text.prompts import REPEAT_REQUEST
+from ...utils.random_state import sample_up_to
 from ...utils.values import is_text
+
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """Token ids of a text, of a query about it, and of the response with its end token."""
+    """Token ids of a text, and of what is asked about it: each query, and its response with its end token."""
 
-    text_ids: tuple[int, ...]
-    query_ids: tuple[int, ...]
-    response_ids: tuple[int, ...]
+    text_ids: Ids
+    asked: tuple[tuple[Ids, Ids], ...]
+
+    def some(self, rng: random.Random, count: int) -> Lesson:
+        """The same with so many of its queries at most."""
+        return replace(self, asked=tuple(sample_up_to(rng, self.asked, count)))
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,8 @@ class Batch:
 
     Attributes:
         texts, counted: (batch, n) int64, and which are no padding.
-        reads, answers: (batch, r) int64, query and response, and which belong to the response.
+        reads, answers: (reads, r) int64, query and response, and which belong to the response.
+        owners: (reads,) int64: the text that each read is about.
         tokens: of each memory.
     """
 
@@ -39,53 +46,72 @@ class Batch:
     counted: torch.Tensor
     reads: torch.Tensor
     answers: torch.Tensor
+    owners: torch.Tensor
     tokens: int
 
     @classmethod
-    def of(cls, lessons: Sequence[Lesson], ratio: float, most: int, device: torch.device) -> Batch:
-        """A batch with as many memory tokens as a compilation of its longest text has, and ``most`` at most."""
+    def of(cls, lessons: Sequence[Lesson], ratio: float, device: torch.device) -> Batch:
+        """A batch with as many memory tokens as a compilation of its longest text has."""
         texts = [lesson.text_ids for lesson in lessons]
-        reads = [lesson.query_ids + lesson.response_ids for lesson in lessons]
-        responses = [(len(lesson.query_ids), len(read)) for lesson, read in zip(lessons, reads, strict=True)]
-        tokens = min(most, math.ceil(max(map(len, texts)) / ratio))
-        counted = _spans([(0, len(text)) for text in texts]).to(device)
-        return cls(_padded(texts).to(device), counted, _padded(reads).to(device), _spans(responses).to(device), tokens)
+        asked = [pair for lesson in lessons for pair in lesson.asked]
+        reads = [query + response for query, response in asked]
+        responses = [(len(query), len(read)) for (query, _), read in zip(asked, reads, strict=True)]
+        owners = [number for number, lesson in enumerate(lessons) for _ in lesson.asked]
+        return cls(
+            _padded(texts).to(device),
+            _spans([(0, len(text)) for text in texts]).to(device),
+            _padded(reads).to(device),
+            _spans(responses).to(device),
+            torch.tensor(owners, device=device),
+            math.ceil(max(map(len, texts)) / ratio),
+        )
 
 
 def make_lessons(rows: Iterable[dict[str, Any]], chat: ChatFormat, name: str) -> list[Lesson]:
-    """The lessons of rows in the schema of ``lcc eval``: ``context``, ``question`` and ``answer``.
+    """The lessons of rows in the schema of ``lcc eval``: ``context``, ``question`` and ``answer``; one for each text.
 
     A row without a question asks for its context to be repeated.
 
     Raises:
         InputError: there are none, or a row cannot be used; ``name`` says where from.
     """
-    lessons = []
+    asked: dict[str, list[tuple[Ids, Ids]]] = {}
     for number, row in enumerate(rows, 1):
         context, question = row.get("context", ""), row.get("question", REPEAT_REQUEST)
         answer = row.get("answer", "") if "question" in row else context
         if not all(is_text(part) and part.strip() for part in (context, question, answer)):
             raise InputError(f"{name}, row {number} must have context, and question with answer or neither, as texts")
         response = (*chat.ids(answer), chat.end)
-        lessons.append(Lesson(tuple(chat.ids(context)), tuple(chat.query_ids(question)), response))
-    if not lessons:
+        asked.setdefault(context, []).append((tuple(chat.query_ids(question)), response))
+    if not asked:
         raise InputError(f"{name} holds no rows")
-    return lessons
+    return [Lesson(tuple(chat.ids(context)), tuple(pairs)) for context, pairs in asked.items()]
 
 
 def split(lessons: Sequence[Lesson], held_out: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
-    """Lessons to learn from, and lessons about other texts.
+    """Lessons to learn from, and lessons about other texts; both in the order of their texts' lengths.
 
     Raises:
         InputError: there are fewer than two texts.
     """
-    texts = sorted({lesson.text_ids for lesson in lessons})
-    if len(texts) < 2:
+    if len(lessons) < 2:
         raise InputError("meta-training needs at least two texts: one is held out")
-    random.Random(seed).shuffle(texts)
-    kept = set(texts[: min(len(texts) - 1, max(1, round(held_out * len(texts))))])
-    train = [lesson for lesson in lessons if lesson.text_ids not in kept]
-    return train, [lesson for lesson in lessons if lesson.text_ids in kept]
+    drawn = random.Random(seed).sample(list(lessons), len(lessons))
+    kept = min(len(lessons) - 1, max(1, round(held_out * len(lessons))))
+    by_length = (sorted(part, key=lambda lesson: len(lesson.text_ids)) for part in (drawn[kept:], drawn[:kept]))
+    train, measured = by_length
+    return train, measured
+
+
+def draw(rng: random.Random, lessons: Sequence[Lesson], count: int, asked: int) -> list[Lesson]:
+    """``count`` lessons of like length, as far as there are so many, with ``asked`` queries each at most.
+
+    Args:
+        lessons: in the order of their texts' lengths.
+    """
+    near = 4 * count
+    first = rng.randrange(max(1, len(lessons) - near + 1))
+    return [lesson.some(rng, asked) for lesson in sample_up_to(rng, lessons[first : first + near], count)]
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:

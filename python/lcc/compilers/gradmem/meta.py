@@ -11,26 +11,29 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from ...errors import DivergedError, InputError, MismatchError
 from ...modeling.attention import attending
-from ...modeling.fingerprint import fingerprint
+from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV
 from ...utils.hashing import json_digest
 from ...utils.outputs import is_file
-from ...utils.random_state import sample_up_to, seeded
+from ...utils.random_state import seeded
 from ...utils.resumable import differing_names, sound
 from ...utils.settings import SettingsGroup
 from ...utils.tensor_files import load_tensors, save_tensors
+from ...utils.values import require
 from .attention import NAME
-from .learned import OF_MODEL, Learned, writing_model
-from .lessons import Batch, Lesson
-from .writing import Form, GradMode, token_losses, write
+from .learned import Learned, writing_model
+from .lessons import Batch, Lesson, draw
+from .starts import text_starts
+from .writing import Form, GradMode, Tensors, token_losses
 
 STATE_FORMAT = "lcc-meta-training-1"
 
@@ -41,15 +44,19 @@ class MetaSettings(SettingsGroup):
 
     Attributes:
         form: what is written, ``embeddings`` or ``kv``.
-        tokens: memory tokens at most.
-        ratio: text tokens a memory token, while there are not more than ``tokens``.
+        start: where writes start. ``text``: from the text itself, see ``text_starts``; what is learned then serves
+            memories of any number of tokens. ``learned``: from one start for all texts (the paper).
+        tokens: memory tokens of a learned start; no memory has more.
+        ratios: text tokens a memory token; each update draws one of them.
         writes: gradient steps on a text.
         write_rate: the step size that each of them begins with.
-        grad_mode: see ``write``. ``none`` learns a projection alone, and ``first`` no LoRA.
+        grad_mode: see ``write``. ``none`` learns a projection alone.
         projection: learn what the model reads of a memory.
-        lora_rank: of a LoRA that acts in writes alone; 0: none.
+        lora_rank: of a LoRA that makes the start of the text, which is of K and V then, or acts in the writes from a
+            learned start, which takes ``second``; 0: none.
         steps: updates.
-        batch: lessons of an update.
+        batch: texts of an update.
+        asked: queries about each of them at most.
         learning_rate: of AdamW, after ``warmup`` updates; falls linearly to zero.
         text_weight: of the last write's loss beside the answers' loss.
         held_out: share of the texts that is measured on and not learned from; one at least.
@@ -58,16 +65,18 @@ class MetaSettings(SettingsGroup):
     """
 
     form: Form = "kv"
+    start: Literal["text", "learned"] = "text"
     tokens: int = 64
-    ratio: float = 8.0
+    ratios: tuple[float, ...] = (8.0, 16.0)
     writes: int = 2
-    write_rate: float = 1.0
-    grad_mode: GradMode = "second"
+    write_rate: float = 8.0
+    grad_mode: GradMode = "first"
     projection: bool = True
-    lora_rank: int = 0
+    lora_rank: int = 16
     steps: int = 500
-    batch: int = 8
-    learning_rate: float = 1e-2
+    batch: int = 4
+    asked: int = 12
+    learning_rate: float = 5e-3
     warmup: int = 20
     text_weight: float = 0.0
     held_out: float = 0.1
@@ -76,12 +85,17 @@ class MetaSettings(SettingsGroup):
 
     def check_ranges(self) -> None:
         """Refuse what is out of range, and what nothing would be learned with."""
-        self.require_count("tokens", "writes", "steps", "batch", "warmup", "evaluate_every")
+        self.require_count("tokens", "writes", "steps", "batch", "asked", "warmup", "evaluate_every")
         self.require_not_negative("lora_rank", "text_weight")
-        self.require_more_than(0, "write_rate", "learning_rate", "ratio")
+        self.require_more_than(0, "write_rate", "learning_rate")
         self.require_share("held_out")
-        if self.lora_rank and self.grad_mode != "second":
-            raise InputError(f"a LoRA is not learned with grad_mode {self.grad_mode!r}: take 'second', or lora_rank=0")
+        require(bool(self.ratios) and min(self.ratios) >= 1, "ratios", self.ratios, "numbers of at least 1")
+        reached = {"text": self.form == "kv" and self.grad_mode != "none", "learned": self.grad_mode == "second"}
+        if self.lora_rank and not reached[self.start]:
+            raise InputError(
+                f"a LoRA is not learned with grad_mode {self.grad_mode!r}, form {self.form!r} and start "
+                f"{self.start!r}: take 'first', 'kv' and 'text', or lora_rank=0"
+            )
         if self.grad_mode == "none" and not self.projection:
             raise InputError("grad_mode 'none' learns a projection alone, and projection is off: take 'first'")
 
@@ -91,11 +105,11 @@ class MetaTraining:
     """One meta-training.
 
     Attributes:
-        model: frozen, with the LoRA of the writes inside it if there is one.
+        model: frozen, with the LoRA inside it if there is one.
         prefix: K and V, rotated, of what stands before every memory.
         learned: what is trained, in place.
-        applied: see ``write``.
-        train, held_out: lessons.
+        applied: makes the context in which the LoRA acts.
+        train, held_out: lessons, in the order of their texts' lengths.
         out: the file to write; the state of an unfinished training is beside it.
         identity: what a training must have in common to go on from that state.
     """
@@ -150,24 +164,22 @@ class MetaTraining:
         self.state.unlink(missing_ok=True)
         return self.best
 
-    def loss(self, lessons: Sequence[Lesson], grad_mode: GradMode) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, lessons: Sequence[Lesson], ratio: float, grad_mode: GradMode) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean loss of the lessons' answers, and that of the texts before each write, (writes,)."""
-        settings, learned = self.settings, self.learned
-        batch = Batch.of(lessons, settings.ratio, settings.tokens, self.model.device)
-        start = learned.memories(len(lessons), batch.tokens)
-        written = write(
-            self.model, self.prefix, start, batch.texts, batch.counted, learned.rates, grad_mode, learned.used,
-            self.applied,
-        )  # fmt: skip
-        memory = learned.used(written.memory)
-        losses = token_losses(self.model, self.prefix, memory, batch.reads, batch.answers)
-        return losses.mean(), written.losses.mean(1)
+        model, prefix, learned = self.model, self.prefix, self.learned
+        batch = Batch.of(lessons, ratio, model.device)
+        texts, tokens = (batch.texts, batch.counted), int(min(batch.tokens, learned.tokens))
+        start = learned.memories(model, prefix, *texts, tokens, self.applied)
+        written = learned.write(model, prefix, start, *texts, learned.rates, grad_mode, self.applied)
+        memory = {name: tensor[batch.owners] for name, tensor in learned.used(written.memory).items()}
+        return token_losses(model, prefix, memory, batch.reads, batch.answers).mean(), written.losses.mean(1)
 
     def _update(self) -> None:
         """One update, on lessons drawn from a seed of its own."""
         settings = self.settings
-        lessons = sample_up_to(random.Random(f"{settings.seed} {self.step}"), self.train, settings.batch)
-        answers, texts = self.loss(lessons, settings.grad_mode)
+        rng = random.Random(f"{settings.seed} {self.step}")
+        lessons = draw(rng, self.train, settings.batch, settings.asked)
+        answers, texts = self.loss(lessons, rng.choice(settings.ratios), settings.grad_mode)
         (answers + settings.text_weight * texts[-1]).backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         warm, left = min(1.0, (self.step + 1) / settings.warmup), 1 - self.step / settings.steps
@@ -178,13 +190,14 @@ class MetaTraining:
 
     def _measure(self, show: Callable[[dict[str, float]], None]) -> None:
         """Measure the held-out lessons, keep what is best, and the state."""
-        size, answers, texts = self.settings.batch, 0.0, 0.0
-        for first in range(0, len(self.held_out), size):
+        size, ratios, answers, texts = self.settings.batch, self.settings.ratios, 0.0, 0.0
+        asked = len(ratios) * sum(len(lesson.asked) for lesson in self.held_out)
+        for ratio, first in product(ratios, range(0, len(self.held_out), size)):
             lessons = self.held_out[first : first + size]
             with torch.no_grad():
-                answer, text = self.loss(lessons, "none")
-            answers += answer.item() * len(lessons) / len(self.held_out)
-            texts += text[-1].item() * len(lessons) / len(self.held_out)
+                answer, text = self.loss(lessons, ratio, "none")
+            answers += answer.item() * sum(len(lesson.asked) for lesson in lessons) / asked
+            texts += text[-1].item() * len(lessons) / len(self.held_out) / len(ratios)
         if not math.isfinite(answers):
             raise DivergedError(f"the loss is {answers} after {self.step} updates: take a smaller learning rate")
         self.curve.append({"step": self.step, "loss": answers, "text_loss": texts, "seconds": round(self.seconds, 1)})
@@ -231,20 +244,26 @@ def meta_training(
 ) -> Iterator[MetaTraining]:
     """A meta-training, inside a block in which the model is frozen; the block restores the model.
 
-    The start is made of the first text, see ``Learned.of_text``.
+    A learned start begins as that of the longest text.
     """
-    digests = fingerprint(model)
     identity = {
-        "model": {name: digests[name] for name in OF_MODEL},
-        "settings": asdict(settings),
+        "model": model_digests(model),
+        "settings": asdict(settings) | {"ratios": list(settings.ratios)},
         "lessons": json_digest([asdict(lesson) for lesson in (*train, *held_out)]),
     }
-    rates = [settings.write_rate] * settings.writes
     attention = attending(model, NAME) if settings.grad_mode == "second" else nullcontext()
     lora_model = writing_model(model, {}, settings.lora_rank)
     with seeded(model.device, settings.seed), lora_model as (applied, lora), attention:
-        with torch.no_grad():
-            learned = Learned.of_text(model, prefix, train[0].text_ids, settings.tokens, settings.form, rates)
-        learned = learned.with_projection() if settings.projection else learned
+        learned = Learned.of_rates(model, settings.form, [settings.write_rate] * settings.writes)
+        if settings.start == "learned":
+            learned.start = _first_start(model, prefix, train[-1], settings)
+        learned = learned.with_projection(model) if settings.projection else learned
         learned.lora = lora
         yield MetaTraining(model, prefix, learned, applied, train, held_out, settings, out, identity)
+
+
+@torch.no_grad()
+def _first_start(model: PreTrainedModel, prefix: KV, lesson: Lesson, settings: MetaSettings) -> Tensors:
+    ids = torch.tensor([lesson.text_ids], device=model.device)
+    start = text_starts(model, prefix, ids, torch.ones_like(ids, dtype=torch.bool), settings.tokens, settings.form)
+    return {name: tensor[0] for name, tensor in start.items()}

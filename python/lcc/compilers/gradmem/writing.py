@@ -27,6 +27,8 @@ from ...modeling.shared_cache import SharedCache
 Tensors = dict[str, torch.Tensor]
 Form = Literal["embeddings", "kv"]
 GradMode = Literal["none", "first", "second"]
+# Of the tensors of a memory.
+NAMES: dict[Form, tuple[str, ...]] = {"embeddings": ("embeddings",), "kv": ("keys", "values")}
 # Logits that are held at once; those of a longer text are computed again in the backward.
 LOGITS = 1 << 24
 

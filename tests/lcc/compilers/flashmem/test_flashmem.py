@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.compilers.flashmem.compiler import FlashMemCompiler
-from lcc.compilers.flashmem.learned import SHIPPED, latent_embeddings, load_shipped, model_digests, save
+from lcc.compilers.flashmem.learned import SHIPPED, latent_embeddings, load_shipped, save
 from lcc.inference.reader import Reader
+from lcc.modeling.fingerprint import model_digests
 from lcc.modeling.prefill import prefill
 from lcc.synthetic.people import document
 from lcc.synthetic.seeds import DEMO

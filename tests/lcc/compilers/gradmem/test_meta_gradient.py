@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lcc.compilers.gradmem.learned import writing_model
+from lcc.compilers.gradmem.starts import text_starts
 from tests.lcc.compilers.gradmem.cases import FORMS, case, one_start
 from tests.lcc.compilers.gradmem.test_writing import equal
 
@@ -62,6 +64,19 @@ def test_the_model_is_reached_through_the_writes(form):
         weight = made.model.model.layers[1].self_attn.v_proj.weight.requires_grad_()
         start, _ = one_start(form, 3)
         check_slopes(lambda: outer(made, start, RATES), weight)
+
+
+def test_a_lora_that_makes_the_start_is_learned_through_it_and_the_writes():
+    with case("kv") as made, writing_model(made.model, {}, rank=2) as (applied, lora):
+
+        def loss():
+            start = text_starts(made.model, made.prefix, made.ids, made.counted, 3, "kv", applied)
+            return made.read_loss(made.write(RATES, "second", start=start).memory)
+
+        # The second half of a fresh LoRA is zero, and the first has no gradient then.
+        for tensor in lora.values():
+            tensor.data += 0.1
+        check_slopes(loss, *(tensor for name, tensor in lora.items() if "layers.1" in name))
 
 
 def test_first_order_is_second_order_with_the_identity_for_the_jacobian(form):
