@@ -74,8 +74,8 @@ class Text:
     """A document at a ratio, and what is read behind it."""
 
     def __init__(self, number: int, ratio: float):
-        self.number, self.exam = number, Exam(number)
-        self.context = build_context(self.exam.model, self.exam.tokenizer, self.exam.text, ratio, ANSWER_TOKENS)
+        self.number, self.exam = number, Exam(str(number))
+        self.context = build_context(self.exam.model, self.exam.tokenizer, self.exam.subject.text, ratio, ANSWER_TOKENS)
 
     def matching(self, form: Form) -> Matching:
         """The text's K and V, not matched yet."""
@@ -94,8 +94,10 @@ class Text:
 @cache
 def asked_of_itself(number: int) -> list[Completion]:
     """What the model asks itself about a document, as far as it is read."""
-    exam, settings = Exam(number), make_settings("fast")
-    context = build_context(exam.model, exam.tokenizer, exam.text, settings.ratio, settings.data.max_response_tokens)
+    exam, settings = Exam(str(number)), make_settings("fast")
+    context = build_context(
+        exam.model, exam.tokenizer, exam.subject.text, settings.ratio, settings.data.max_response_tokens
+    )
     settings = settings.for_text(len(context.context_ids))
     queries = load_queries(None, exam.tokenizer)
     data = distillation_data(exam.model, context, settings, queries, None, Reporter(False))

@@ -35,7 +35,8 @@ from .options import PLANNED, CompileOptions, Run
 from .probe import TeacherCost, teacher_cost
 from .settings import CompileSettings, make_settings
 
-INSTANT = ("attention_matching",)
+# The first of these that takes the model makes the memory that can be asked at once.
+INSTANT = ("flashmem", "attention_matching")
 # Of the time that is left, what the data takes at most, and of which settings how much there is at least.
 DATA_SHARE = 0.4
 LEAST = {"general_queries": 16, "self_study_questions": 32}
