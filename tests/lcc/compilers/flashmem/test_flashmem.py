@@ -77,10 +77,9 @@ def test_a_memory_names_its_weights_and_goes_wherever_a_memory_goes(embedded, do
     assert answers == own
     assert lcc.export(model, loaded, tmp_path / "s", "safetensors").exists()
     assert lcc.quantize(loaded, "int8", model, tokenizer, answers=2, max_new_tokens=2).compiler == memory.compiler
-    later = lcc.compile(
-        model, tokenizer, doc.text, compiler="direct_kv", start=loaded, ratio=8, steps=1, progress=False, certify=False
-    )
-    assert later.lineage[-1]["compiler"] == "flashmem"
+    short = {"general_queries": 4, "self_study_questions": 4, "steps": 1, "certify": False, "progress": False}
+    later = lcc.compile(model, tokenizer, doc.text, compiler="direct_kv", start=loaded, ratio=8, **short)
+    assert later.lineage[-1]["compiler"]["name"] == "flashmem"
 
 
 @pytest.mark.parametrize("form", FORMS)
