@@ -14,7 +14,7 @@ from ...embedded_model.fresh_lessons import fresh_lesson, fresh_random
 from ...text.chat_format import ChatFormat
 from ...text.queries import load_queries
 from ...utils.random_state import sample_up_to
-from ..gradmem.lessons import make_lessons, split
+from ..gradmem.lessons import Lesson, make_lessons, split
 
 # Synthetic texts that are measured on, numbers of texts for each seed, and kinds of exercises that say nothing of a
 # memory, or are as long as the text.
@@ -97,7 +97,7 @@ class FileLessons:
         self.queries = queries
         self.general = [_sample(chat, (query,), "", "general") for query in load_queries(None, tokenizer)]
         learned, kept = split(make_lessons(rows, chat, name), 0.1, seed)
-        self.texts, self.kept = ([*_by_text(lessons).items()] for lessons in (learned, kept))
+        self.texts, self.kept = ([_about(lesson) for lesson in lessons] for lessons in (learned, kept))
         self.identity = [name, [[list(ids), len(samples)] for ids, samples in self.texts], queries]
 
     def draw(self, number: int) -> Text:
@@ -118,8 +118,6 @@ def _sample(chat: ChatFormat, turns: tuple[str, ...], answer: str, stream: str) 
     return Sample(tuple(chat.query_ids(query)), (*chat.ids(answer), chat.end), stream, query)
 
 
-def _by_text(lessons: Sequence[Any]) -> dict[tuple[int, ...], list[Sample]]:
-    texts: dict[tuple[int, ...], list[Sample]] = {}
-    for lesson in lessons:
-        texts.setdefault(lesson.text_ids, []).append(Sample(lesson.query_ids, lesson.response_ids, "self_study"))
-    return texts
+def _about(lesson: Lesson) -> tuple[tuple[int, ...], list[Sample]]:
+    """The text, and samples about it."""
+    return lesson.text_ids, [Sample(query, response, "self_study") for query, response in lesson.asked]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from transformers import PreTrainedModel
 import lcc_kernels as lk
 
 from ...data.samples import Sample
-from ...errors import DivergedError, MismatchError
 from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV
 from ...modeling.lora import frozen
@@ -29,17 +27,14 @@ from ...training.loss import token_weights
 from ...training.optimizers import build_optimizer
 from ...training.settings import TrainingSettings
 from ...training.student import supervised_rows
-from ...utils.outputs import is_file
 from ...utils.random_state import seeded
-from ...utils.resumable import differing_names, sound
 from ...utils.settings import SettingsGroup
-from ...utils.tensor_files import load_tensors, save_tensors
 from ...utils.values import require
+from ..learning import Learning
 from .consolidator import FORMS, Consolidator, Form, ReadText, Trained
 from .learned import save
 from .lessons import Lessons, Text
 
-STATE_FORMAT = "lcc-flashmem-training-1"
 # Ratios that are measured.
 MEASURED = (8.0, 16.0)
 MOMENTUM = 0.9
@@ -89,71 +84,35 @@ class ConsolidatorSettings(SettingsGroup):
         return math.exp(rng.uniform(math.log(self.least_ratio), math.log(self.most_ratio)))
 
 
-@dataclass
-class ConsolidatorTraining:
-    """One training, which goes on where it stopped.
+class ConsolidatorTraining(Learning):
+    """One training.
 
     Attributes:
         prefix: K and V of what stands before the text.
         packed: runs samples through the model.
-        out: the trained file; what is needed to go on lies beside it until the end.
-        identity: what two runs must have in common to go on from that state.
     """
 
-    model: PreTrainedModel
-    prefix: KV
-    packed: PackedDecoder
-    consolidator: Consolidator
-    lessons: Lessons
-    settings: ConsolidatorSettings
-    out: Path
-    identity: dict[str, Any]
+    state_format = "lcc-flashmem-training-1"
 
-    def __post_init__(self) -> None:
-        self.parameters = dict(self.consolidator.named_parameters())
-        matrices = [parameter for parameter in self.parameters.values() if parameter.ndim == 2]
-        vectors = [parameter for parameter in self.parameters.values() if parameter.ndim != 2]
-        rate = self.settings.learning_rate
-        self.optimizers = [
-            build_optimizer(matrices, rate, MOMENTUM, "muon"),
-            build_optimizer(vectors, rate, MOMENTUM),
-        ]
-        self.training = TrainingSettings(general_weight=self.settings.general_weight)
-        self.held_out = self.lessons.held_out()
-        self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.curve: list[dict[str, float]] = []
-
-    @property
-    def state(self) -> Path:
-        """Where an unfinished training is kept."""
-        return self.out.with_name(f"{self.out.name}.unfinished")
-
-    def run(self, show: Callable[[dict[str, float]], None]) -> float:
-        """Train to the end, or on from where a killed training stopped.
-
-        The file has what was best on the held-out texts, from the first measurement on.
-
-        Args:
-            show: called with each measurement.
-
-        Returns:
-            The mean held-out KL of the best, in nats a token.
-
-        Raises:
-            DivergedError: the loss became NaN or infinite; the file and the state stand.
-            MemoryFileError, MismatchError: the state cannot be read, or is another training's.
-        """
-        self._resume()
-        if not self.curve:
-            self._measure({}, show)
-        while self.step < self.settings.steps:
-            began = time.process_time()
-            loss = self._update()
-            self.seconds += time.process_time() - began
-            if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
-                self._measure({"loss": loss}, show)
-        self.state.unlink(missing_ok=True)
-        return self.best
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefix: KV,
+        consolidator: Consolidator,
+        lessons: Lessons,
+        settings: ConsolidatorSettings,
+        out: Path,
+        identity: dict[str, Any],
+    ):
+        self.model, self.prefix, self.packed = model, prefix, PackedDecoder(model)
+        self.consolidator, self.lessons, self.held_out = consolidator, lessons, lessons.held_out()
+        self.training = TrainingSettings(general_weight=settings.general_weight)
+        parameters = dict(consolidator.named_parameters())
+        matrices = [parameter for parameter in parameters.values() if parameter.ndim == 2]
+        vectors = [parameter for parameter in parameters.values() if parameter.ndim != 2]
+        rate = settings.learning_rate
+        optimizers = [build_optimizer(matrices, rate, MOMENTUM, "muon"), build_optimizer(vectors, rate, MOMENTUM)]
+        super().__init__(parameters, optimizers, settings, out, identity)
 
     def loss(self, text: Text, ratio: float) -> torch.Tensor:
         """KL(behind the text || behind its latents), the weighted mean over streams, in nats a token."""
@@ -175,70 +134,26 @@ class ConsolidatorTraining:
         rows = [row] * (model.config.num_hidden_layers - 1) + [replace(row, read=read)]
         return self.packed(model.get_input_embeddings()(ids), positions, rows)[0, read]
 
-    def _update(self) -> float:
-        """One update, on texts of its own; returns the mean loss."""
-        settings, total = self.settings, 0.0
+    def backward(self) -> None:
+        """Of the mean loss of texts of the update's own."""
+        settings = self.settings
         for place in range(settings.batch):
             number = self.step * settings.batch + place
             ratio = settings.ratio(random.Random(f"{settings.seed} {number}"))
-            loss = self.loss(self.lessons.draw(number), ratio) / settings.batch
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        warm, left = min(1.0, (self.step + 1) / settings.warmup), 1 - self.step / settings.steps
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = settings.learning_rate * warm * left
-            optimizer.step()
-            optimizer.zero_grad()
-        self.step += 1
-        return total
+            (self.loss(self.lessons.draw(number), ratio) / settings.batch).backward()
 
     @torch.no_grad()
-    def _measure(self, of_step: dict[str, float], show: Callable[[dict[str, float]], None]) -> None:
-        """Measure the held-out texts, keep what is best, and the state."""
-        point = {"step": self.step} | of_step
+    def measure(self) -> tuple[float, dict[str, float]]:
+        """The mean KL of the held-out texts, and that at each ratio."""
+        figures = {}
         for ratio in MEASURED:
             losses = [self.loss(text, ratio).item() for text in self.held_out]
-            point[f"held_out_{ratio:g}"] = sum(losses) / len(losses)
-        mean = sum(point[f"held_out_{ratio:g}"] for ratio in MEASURED) / len(MEASURED)
-        if not math.isfinite(mean):
-            raise DivergedError(f"the loss is {mean} after {self.step} updates: take a smaller learning rate")
-        self.curve.append({name: round(value, 4) for name, value in point.items()} | {"seconds": round(self.seconds)})
-        if mean < self.best:
-            self.best = mean
-            save(self.out, self.consolidator, self.identity["model"], self.identity["settings"], self.curve)
-        self._save()
-        show(self.curve[-1])
+            figures[f"held_out_{ratio:g}"] = round(sum(losses) / len(losses), 4)
+        return sum(figures.values()) / len(MEASURED), figures
 
-    def _states_of(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        """What the parameter's optimizer keeps; writes through."""
-        return self.optimizers[parameter.ndim != 2].state[parameter]
-
-    def _save(self) -> None:
-        tensors: dict[str, torch.Tensor] = {}
-        for name, parameter in self.parameters.items():
-            tensors[f"parameter {name}"] = parameter
-            tensors |= {f"{key} {name}": value for key, value in self._states_of(parameter).items()}
-        metadata = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "best": self.best}
-        save_tensors(self.state, STATE_FORMAT, tensors, metadata | {"identity": self.identity})
-
-    def _resume(self) -> None:
-        if not is_file(self.state):
-            return
-        tensors, metadata = load_tensors(self.state, STATE_FORMAT)
-        with sound(self.state):
-            if differing := differing_names(metadata["identity"], self.identity):
-                raise MismatchError(
-                    f"{self.state} is of a training that differs in {', '.join(differing)}: finish that one with its "
-                    "own options, or delete the file"
-                )
-            self.step, self.seconds = metadata["step"], metadata["seconds"]
-            self.curve, self.best = metadata["curve"], metadata["best"]
-            for name, parameter in self.parameters.items():
-                with torch.no_grad():
-                    parameter.copy_(tensors.pop(f"parameter {name}"))
-                own = [key for key in tensors if key.split(" ", 1)[1] == name]
-                self._states_of(parameter).update((key.split(" ", 1)[0], tensors[key]) for key in own)
+    def keep(self) -> None:
+        """Write the consolidator."""
+        save(self.out, self.consolidator, self.identity["model"], self.identity["settings"], self.curve)
 
 
 @contextmanager
@@ -249,7 +164,7 @@ def consolidator_training(
     identity = {"model": model_digests(model), "settings": asdict(settings), "lessons": lessons.identity}
     with seeded(model.device, settings.seed), frozen(model):
         consolidator = FORMS[settings.form](model, settings.rank, settings.trained)
-        prefix, packed = prefill(model, prefix_ids), PackedDecoder(model)
+        prefix = prefill(model, prefix_ids)
         yield ConsolidatorTraining(
-            model, prefix, packed, consolidator, lessons, settings, out, json.loads(json.dumps(identity))
+            model, prefix, consolidator, lessons, settings, out, json.loads(json.dumps(identity))
         )

@@ -5,9 +5,7 @@ The model is frozen. The paper trains it as well; its appendix I does not.
 
 from __future__ import annotations
 
-import math
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -18,24 +16,20 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel
 
-from ...errors import DivergedError, InputError, MismatchError
+from ...errors import InputError
 from ...modeling.attention import attending
 from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV
 from ...utils.hashing import json_digest
-from ...utils.outputs import is_file
 from ...utils.random_state import seeded
-from ...utils.resumable import differing_names, sound
 from ...utils.settings import SettingsGroup
-from ...utils.tensor_files import load_tensors, save_tensors
 from ...utils.values import require
+from ..learning import Learning
 from .attention import NAME
 from .learned import Learned, writing_model
 from .lessons import Batch, Lesson, draw
 from .starts import text_starts
 from .writing import Form, GradMode, Tensors, token_losses
-
-STATE_FORMAT = "lcc-meta-training-1"
 
 
 @dataclass(frozen=True)
@@ -100,8 +94,7 @@ class MetaSettings(SettingsGroup):
             raise InputError("grad_mode 'none' learns a projection alone, and projection is off: take 'first'")
 
 
-@dataclass
-class MetaTraining:
+class MetaTraining(Learning):
     """One meta-training.
 
     Attributes:
@@ -110,59 +103,29 @@ class MetaTraining:
         learned: what is trained, in place.
         applied: makes the context in which the LoRA acts.
         train, held_out: lessons, in the order of their texts' lengths.
-        out: the file to write; the state of an unfinished training is beside it.
-        identity: what a training must have in common to go on from that state.
     """
 
-    model: PreTrainedModel
-    prefix: KV
-    learned: Learned
-    applied: Callable[[], AbstractContextManager]
-    train: Sequence[Lesson]
-    held_out: Sequence[Lesson]
-    settings: MetaSettings
-    out: Path
-    identity: dict[str, Any]
+    state_format = "lcc-meta-training-1"
 
-    def __post_init__(self) -> None:
-        self.parameters = self.learned.parameters()
-        for parameter in self.parameters.values():
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prefix: KV,
+        learned: Learned,
+        applied: Callable[[], AbstractContextManager],
+        train: Sequence[Lesson],
+        held_out: Sequence[Lesson],
+        settings: MetaSettings,
+        out: Path,
+        identity: dict[str, Any],
+    ):
+        self.model, self.prefix, self.learned, self.applied = model, prefix, learned, applied
+        self.train, self.held_out = train, held_out
+        parameters = learned.parameters()
+        for parameter in parameters.values():
             parameter.requires_grad_()
-        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=self.settings.learning_rate, weight_decay=0.0)
-        self.step, self.seconds, self.best = 0, 0.0, math.inf
-        self.curve: list[dict[str, float]] = []
-
-    @property
-    def state(self) -> Path:
-        """Where an unfinished training is kept."""
-        return self.out.with_name(f"{self.out.name}.unfinished")
-
-    def run(self, show: Callable[[dict[str, float]], None]) -> float:
-        """Train to the end, or on from where a killed training stopped.
-
-        The file has what was best on the held-out lessons, from the first measurement on.
-
-        Args:
-            show: called with each measurement.
-
-        Returns:
-            The loss of the best.
-
-        Raises:
-            DivergedError: the loss became NaN or infinite; the file and the state stand.
-            MemoryFileError, MismatchError: the state cannot be read, or is another training's.
-        """
-        self._resume()
-        if not self.curve:
-            self._measure(show)
-        while self.step < self.settings.steps:
-            began = time.monotonic()
-            self._update()
-            self.seconds += time.monotonic() - began
-            if self.step % self.settings.evaluate_every == 0 or self.step == self.settings.steps:
-                self._measure(show)
-        self.state.unlink(missing_ok=True)
-        return self.best
+        optimizer = torch.optim.AdamW(parameters.values(), lr=settings.learning_rate, weight_decay=0.0)
+        super().__init__(parameters, [optimizer], settings, out, identity)
 
     def loss(self, lessons: Sequence[Lesson], ratio: float, grad_mode: GradMode) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean loss of the lessons' answers, and that of the texts before each write, (writes,)."""
@@ -174,22 +137,16 @@ class MetaTraining:
         memory = {name: tensor[batch.owners] for name, tensor in learned.used(written.memory).items()}
         return token_losses(model, prefix, memory, batch.reads, batch.answers).mean(), written.losses.mean(1)
 
-    def _update(self) -> None:
-        """One update, on lessons drawn from a seed of its own."""
+    def backward(self) -> None:
+        """Of the loss of lessons drawn from a seed of the update's own."""
         settings = self.settings
         rng = random.Random(f"{settings.seed} {self.step}")
         lessons = draw(rng, self.train, settings.batch, settings.asked)
         answers, texts = self.loss(lessons, rng.choice(settings.ratios), settings.grad_mode)
         (answers + settings.text_weight * texts[-1]).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        warm, left = min(1.0, (self.step + 1) / settings.warmup), 1 - self.step / settings.steps
-        self.optimizer.param_groups[0]["lr"] = settings.learning_rate * warm * left
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
 
-    def _measure(self, show: Callable[[dict[str, float]], None]) -> None:
-        """Measure the held-out lessons, keep what is best, and the state."""
+    def measure(self) -> tuple[float, dict[str, float]]:
+        """The held-out lessons' mean loss an answer token, and that of their texts before the last write."""
         size, ratios, answers, texts = self.settings.batch, self.settings.ratios, 0.0, 0.0
         asked = len(ratios) * sum(len(lesson.asked) for lesson in self.held_out)
         for ratio, first in product(ratios, range(0, len(self.held_out), size)):
@@ -198,39 +155,11 @@ class MetaTraining:
                 answer, text = self.loss(lessons, ratio, "none")
             answers += answer.item() * sum(len(lesson.asked) for lesson in lessons) / asked
             texts += text[-1].item() * len(lessons) / len(self.held_out) / len(ratios)
-        if not math.isfinite(answers):
-            raise DivergedError(f"the loss is {answers} after {self.step} updates: take a smaller learning rate")
-        self.curve.append({"step": self.step, "loss": answers, "text_loss": texts, "seconds": round(self.seconds, 1)})
-        if answers < self.best:
-            self.best = answers
-            self.learned.save(self.out, self.identity["model"], self.identity["settings"], self.curve)
-        self._save()
-        show(self.curve[-1])
+        return answers, {"loss": answers, "text_loss": texts}
 
-    def _save(self) -> None:
-        tensors = {f"parameter {name}": tensor for name, tensor in self.parameters.items()}
-        for name, parameter in self.parameters.items():
-            tensors |= {f"{key} {name}": value for key, value in self.optimizer.state[parameter].items()}
-        metadata = {"step": self.step, "seconds": self.seconds, "curve": self.curve, "best": self.best}
-        save_tensors(self.state, STATE_FORMAT, tensors, metadata | {"identity": self.identity})
-
-    def _resume(self) -> None:
-        if not is_file(self.state):
-            return
-        tensors, metadata = load_tensors(self.state, STATE_FORMAT)
-        with sound(self.state):
-            if differing := differing_names(metadata["identity"], self.identity):
-                raise MismatchError(
-                    f"{self.state} is of a meta-training that differs in {', '.join(differing)}: finish that one with "
-                    "its own options, or delete the file"
-                )
-            self.step, self.seconds = metadata["step"], metadata["seconds"]
-            self.curve, self.best = metadata["curve"], metadata["best"]
-            for name, parameter in self.parameters.items():
-                with torch.no_grad():
-                    parameter.copy_(tensors.pop(f"parameter {name}"))
-                own = [key for key in tensors if key.split(" ", 1)[1] == name]
-                self.optimizer.state[parameter] = {key.split(" ", 1)[0]: tensors[key] for key in own}
+    def keep(self) -> None:
+        """Write what is learned."""
+        self.learned.save(self.out, self.identity["model"], self.identity["settings"], self.curve)
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_it_learns_and_its_file_is_compiled_with(train, llama, tokenizer, rows, 
 
 def test_it_goes_on_after_a_kill(train, monkeypatch):
     expected, whole = train("whole", evaluate_every=1)
-    update = ConsolidatorTraining._update
+    update = ConsolidatorTraining.update
 
     def killed(unfinished):
         if unfinished.step == 2:
@@ -77,7 +77,7 @@ def test_it_goes_on_after_a_kill(train, monkeypatch):
         return update(unfinished)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ConsolidatorTraining, "_update", killed)
+        patch.setattr(ConsolidatorTraining, "update", killed)
         with pytest.raises(KeyboardInterrupt):
             train("learned", evaluate_every=1)
     with pytest.raises(lcc.MismatchError, match="differs in settings: finish that one"):

@@ -83,7 +83,7 @@ def test_it_learns_and_its_file_is_compiled_with(train, llama, tokenizer, rows, 
 
 def test_it_goes_on_after_a_kill(train, monkeypatch):
     expected, whole = train("whole", lora_rank=2)
-    update = MetaTraining._update
+    update = MetaTraining.update
 
     def killed(training):
         if training.step == 3:
@@ -91,7 +91,7 @@ def test_it_goes_on_after_a_kill(train, monkeypatch):
         update(training)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MetaTraining, "_update", killed)
+        patch.setattr(MetaTraining, "update", killed)
         with pytest.raises(KeyboardInterrupt):
             train("learned", lora_rank=2)
     with pytest.raises(lcc.MismatchError, match="differs in settings: finish that one"):
