@@ -61,7 +61,7 @@ class Clock:
         """Show how much of the time is gone, and ``figures``."""
         total = math.ceil(self.seconds)
         gone = min(total - 1, round(self.seconds - self.left))
-        self._reporter.count("budget", total if over else gone, total, figures)
+        self._reporter.count("budget (s)", total if over else gone, total, figures)
 
 
 def compile_within(
