@@ -77,7 +77,8 @@ def test_answers_of_a_model(command, monkeypatch):
     monkeypatch.setattr(lcc.Memory, "load", lambda _: None)
     monkeypatch.setattr(load, "load_model", lambda _: (None, None))
     monkeypatch.setattr(asking, "ask", lambda *_, **__: [said, said])
-    monkeypatch.setattr(conversation, "Conversation", lambda *_: SimpleNamespace(say=lambda _: said))
+    talk = SimpleNamespace(say=lambda _: said, consolidate=lambda *_: None)
+    monkeypatch.setattr(conversation, "Conversation", lambda *_, **__: talk)
     shown = CliRunner().invoke(cli.app, command.split(), input="Where?\n\n").output
     assert r"\x1b]0;title\x07[/red]" in shown
     assert "\nTarn" in shown
