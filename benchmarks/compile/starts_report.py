@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -40,14 +41,14 @@ def markdown(name: str, rows: Sequence[Row]) -> str:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Save a PNG: what is kept against the seconds it takes, a row of panels a ratio, a point a chain."""
     ratios = sorted({row["ratio"] for row in rows})
-    figure = Figure(figsize=(11, 4.2 * len(ratios)), layout="constrained")
+    figure = Figure(figsize=(14, 4.2 * len(ratios)), layout="constrained")
     grid = figure.subplots(len(ratios), len(PANELS), squeeze=False)
     for ratio, panels in zip(ratios, grid, strict=True):
         means = {chain: _means(found) for (at, chain), found in _groups(rows).items() if at == ratio}
         for axes, (column, label) in zip(panels, PANELS, strict=True):
             _panel(axes, column, means)
             axes.set(xlabel="processor seconds", ylabel=label, title=f"{ratio:g}x")
-    grid[0][0].legend(fontsize=8)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110, format="png")
 
 
@@ -62,7 +63,7 @@ def _panel(axes: Axes, column: str, means: dict[str, dict[str, float]]) -> None:
     for number, (name, chains) in enumerate(lines.items()):
         seconds, values = ([means[chain][figure] for chain in chains] for figure in ("seconds", column))
         marker = "s" if ">" in name else "o"
-        axes.plot(seconds, values, marker=marker, color=f"C{number % 10}", label=name)
+        axes.plot(seconds, values, marker=marker, color=colormaps["tab20"](number % 20), label=name)
     axes.set_xscale("log")
     if column == "kl":
         axes.set_yscale("log")
