@@ -197,7 +197,8 @@ class _Within:
         def steps_left() -> int:
             certificate = self._certificate_seconds(self.cost or _teacher_cost(compilation), asked)
             time_left = self.clock.left - certificate - (MEASUREMENTS + 1) * measurement
-            return max(1, min(int(time_left / step), compilation.settings.training.steps))
+            most = max(settings.training.steps for settings in self.recipes)
+            return max(1, min(int(time_left / step), most))
 
         steps = self.ranks.from_main(steps_left)
         every = max(APART, math.ceil(steps / MEASUREMENTS))

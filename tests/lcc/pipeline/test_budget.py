@@ -90,6 +90,13 @@ def test_steps_fill_the_time_that_data_and_certificate_leave(job, monkeypatch, c
     assert memory.curve[-1]["step"] == memory.settings["steps"]
 
 
+def test_the_steps_of_the_slower_recipe_are_the_most(job, monkeypatch):
+    monkeypatch.setattr(budget, "teacher_cost", lambda *_: ([], TeacherCost(0.0, 0.0, 0.0)))
+    monkeypatch.setattr(TrainedCompiler, "seconds_taken", lambda *_: (1e-9, 0.0))
+    memory, _ = job(steps=None, batch=1, patience=1, held_out=0.4, certify=False)
+    assert memory.settings["steps"] == 300
+
+
 def test_the_data_takes_its_share(job, monkeypatch):
     cost = TeacherCost(reading=1.0, answering=0.1, asking=0.1)
     monkeypatch.setattr(budget.Clock, "left", property(lambda clock: clock.seconds))
