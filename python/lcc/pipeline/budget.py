@@ -219,8 +219,8 @@ class _Within:
         return replace(self.options, settings=settings, start=plan.instant, budget=None)
 
     def _keep_unfinished(self, memory: Memory) -> None:
-        if measured := [point["held_out_kl"] for point in memory.curve]:
-            self.clock.say(f"held-out KL {measured[-1]:.4f} can be asked")
+        if best := memory.best_point:
+            self.clock.say(f"held-out KL {best['held_out_kl']:.4f} can be asked")
         if self._keep is not None:
             self._keep(self._marked(memory, False))
 

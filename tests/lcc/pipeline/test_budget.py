@@ -69,6 +69,15 @@ def test_it_is_the_memory_of_the_settings_that_it_records(job, llama, tokenizer,
     assert same(memory, lcc.compile(llama, tokenizer, text, start=kept[0], certify=False, **fast | decided))
 
 
+def test_what_was_not_measured_is_not_said(job, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(budget.Clock, "say", lambda _, figures, over=False: said.append(figures))
+    _, kept = job(certify=False)
+    assert said[0] == "attention_matching can be asked"
+    assert sum("held-out KL" in figures for figures in said) == len(kept) - 1
+    assert not any("nan" in figures for figures in said)
+
+
 def test_no_time_leaves_the_instant_memory(job, data_made):
     memory, kept = job(budget=1e-3)
     assert memory.compiler == {"name": "attention_matching"}
