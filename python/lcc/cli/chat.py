@@ -81,15 +81,12 @@ def _consolidation(model: PreTrainedModel, ratio: float, latents: str | None) ->
         MemoryFileError, MismatchError: it is damaged, or of another model.
     """
     from ..compilers.attention_matching.running import RunningMemory
-    from ..compilers.flashmem.consolidator import LastLayerConsolidator
-    from ..compilers.flashmem.learned import load, load_shipped
+    from ..compilers.flashmem.learned import load_last
     from ..memory.consolidation import Appended
 
     if latents is None:
         return RunningMemory(ratio), "what was said is a running memory now"
-    consolidator = load_shipped("last", model) if latents == SHIPPED else load(latents, model)
-    if not isinstance(consolidator, LastLayerConsolidator):
-        raise InputError(f"{latents} holds the consolidator {consolidator.form!r}: name one of the form 'last'")
+    consolidator = load_last(model, None if latents == SHIPPED else latents)
 
     def write(model: PreTrainedModel, read: KV, hidden: torch.Tensor) -> torch.Tensor:
         return consolidator.embeddings(model, read, hidden, LATENTS)

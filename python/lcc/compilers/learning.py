@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from transformers import PreTrainedModel
 
 from ..errors import DivergedError, MismatchError
+from ..modeling.fingerprint import config_digest, model_digests
 from ..utils.outputs import is_file
 from ..utils.resumable import differing_names, sound
 from ..utils.tensor_files import load_tensors, save_tensors
 
 Show = Callable[[dict[str, float]], None]
+
+
+def is_for(path: str | os.PathLike, file_format: str, model: PreTrainedModel) -> bool:
+    """Whether a learned file is for ``model``; a model of another config is not read through.
+
+    Raises:
+        MemoryFileError: no such file, or one that is damaged or of another format.
+    """
+    wanted = load_tensors(path, file_format)[1]["model"]
+    return wanted["model_config"] == config_digest(model) and wanted == model_digests(model)
 
 
 class Learning(ABC):

@@ -166,7 +166,7 @@ def test_chat_appends_latents(run, memory, tmp_path):
     found = re.search(r"8 latents were appended, (\d+) tokens → (\d+)", shown)
     assert found
     assert int(found[2]) == int(found[1]) + 8
-    assert "consolidator 'per_layer': name one of the form 'last'" in " ".join(
+    assert "consolidator 'per_layer', which writes no embeddings: name one of the form 'last'" in " ".join(
         run(*command, each, code=2).output.split()
     )
     run(*command, "shipped", code=3)

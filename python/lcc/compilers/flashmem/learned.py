@@ -14,7 +14,8 @@ from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV
 from ...modeling.lora import frozen
 from ...utils.hashing import file_digest
-from ...utils.tensor_files import load_metadata, load_tensors, save_tensors
+from ...utils.tensor_files import load_tensors, save_tensors
+from ..learning import is_for
 from .consolidator import FORMS, Consolidator, Form, LastLayerConsolidator
 
 FORMAT = "lcc-flashmem-1"
@@ -67,7 +68,7 @@ def load_shipped(form: Form, model: PreTrainedModel) -> Consolidator:
         MemoryFileError: the file is damaged.
     """
     path = SHIPPED / f"{form}.safetensors"
-    if load_metadata(path).get("model") != model_digests(model):
+    if not is_for(path, FORMAT, model):
         raise MismatchError(
             "flashmem has trained weights for the embedded model alone: train them for this one, "
             f"{TRAIN}, and name the file in the setting learned (--set learned=FILE)"
@@ -75,16 +76,10 @@ def load_shipped(form: Form, model: PreTrainedModel) -> Consolidator:
     return load(path, model)
 
 
-def latent_embeddings(
-    model: PreTrainedModel, text: KV, hidden: torch.Tensor, count: int = 8, learned: str | os.PathLike | None = None
-) -> torch.Tensor:
-    """Latents to append to a cache as input embeddings, (count, H), as the paper does; 8 is its count.
-
-    Whoever asks often loads the ``LastLayerConsolidator`` once and calls its ``embeddings``.
+def load_last(model: PreTrainedModel, learned: str | os.PathLike | None = None) -> LastLayerConsolidator:
+    """The consolidator whose latents are input embeddings.
 
     Args:
-        text: K and V, rotated, of what has been read.
-        hidden: the last hidden state of its last token, (H,).
         learned: a file of ``python -m lcc.compilers.flashmem.train --form last``. None: the shipped weights, which were
             trained to stand for a text that goes.
 
@@ -98,6 +93,25 @@ def latent_embeddings(
             f"{learned} holds the consolidator {consolidator.form!r}, which writes no embeddings: name one "
             "of the form 'last'"
         )
+    return consolidator
+
+
+def latent_embeddings(
+    model: PreTrainedModel, text: KV, hidden: torch.Tensor, count: int = 8, learned: str | os.PathLike | None = None
+) -> torch.Tensor:
+    """Latents to append to a cache as input embeddings, (count, H), as the paper does; 8 is its count.
+
+    Whoever asks often calls ``load_last`` once, and the ``embeddings`` of what it returns.
+
+    Args:
+        text: K and V, rotated, of what has been read.
+        hidden: the last hidden state of its last token, (H,).
+        learned: see ``load_last``.
+
+    Raises:
+        InputError, MemoryFileError, MismatchError: as ``load_last``.
+    """
+    consolidator = load_last(model, learned)
     with torch.no_grad(), frozen(model):
         return consolidator.embeddings(model, text, hidden, count)
 

@@ -19,8 +19,9 @@ from ...training.execution import autocast
 from ...utils.hashing import file_digest
 from ...utils.settings import AUTO, SettingsGroup
 from ..base import BaseCompiler, Compiled, CompileTask
+from ..learning import is_for
 from ..registry import register
-from .learned import Learned, is_for, writing_model
+from .learned import FORMAT, Learned, writing_model
 from .writing import Form, memory_kv
 
 # What the writes are without anything learned: the form that keeps more, and its best step size (benchmarks/log).
@@ -104,7 +105,7 @@ class GradMemCompiler(BaseCompiler):
 
 def _learned(model: PreTrainedModel, context: Context, settings: GradMemSettings) -> Learned:
     form = FORM if settings.form == AUTO else settings.form
-    own = settings.learned == AUTO and form == FORM and is_for(SHIPPED, model)
+    own = settings.learned == AUTO and form == FORM and is_for(SHIPPED, FORMAT, model)
     path = SHIPPED if own else settings.learned
     if path in (AUTO, NONE):
         return Learned.of_rates(model, form, [RATES[form]] * WRITES)

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ...errors import MemoryFileError, MismatchError
-from ...modeling.fingerprint import config_digest, model_digests
+from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV, kv_shape
 from ...modeling.lora import LoraSwitch, frozen, lora_model
 from ...utils.tensor_files import load_tensors, save_tensors
@@ -157,16 +157,6 @@ class Learned:
         if log_rates is None or form not in NAMES or set(parts["start"]) not in (set(), set(NAMES[form])):
             raise MemoryFileError(f"{path} lacks its form, step sizes or half of its start: run meta_train again")
         return cls(form, log_rates, **parts)
-
-
-def is_for(path: str | os.PathLike, model: PreTrainedModel) -> bool:
-    """Whether the file ``path`` was learned for ``model``; one of another config is not read through.
-
-    Raises:
-        MemoryFileError: as ``Learned.load``.
-    """
-    wanted = load_tensors(path, FORMAT)[1]["model"]
-    return wanted["model_config"] == config_digest(model) and wanted == model_digests(model)
 
 
 @contextmanager

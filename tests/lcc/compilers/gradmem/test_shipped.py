@@ -10,7 +10,8 @@ import torch
 
 import lcc
 from lcc.compilers.gradmem.compiler import SHIPPED
-from lcc.compilers.gradmem.learned import is_for
+from lcc.compilers.gradmem.learned import FORMAT
+from lcc.compilers.learning import is_for
 from lcc.inference.reader import Reader
 from lcc.modeling.prefill import prefill
 from lcc.synthetic.people import document
@@ -53,7 +54,7 @@ def test_it_keeps_far_more_of_an_unseen_text_than_first_tokens(compiled, embedde
 def test_it_belongs_to_the_embedded_model_alone(compiled, embedded, llama, tokenizer, text):
     model, _ = embedded
     assert SHIPPED.stat().st_size < MOST_BYTES
-    assert is_for(SHIPPED, model)
+    assert is_for(SHIPPED, FORMAT, model)
     options = {"compiler": "gradmem", "ratio": 8, "certify": False, "progress": False}
     plain, auto = (lcc.compile(llama, tokenizer, text, **options, **given) for given in ({"learned": "none"}, {}))
     assert torch.equal(plain.kv.keys, auto.kv.keys)
@@ -62,7 +63,7 @@ def test_it_belongs_to_the_embedded_model_alone(compiled, embedded, llama, token
     # The config is the same, and the weights are not.
     with torch.no_grad():
         model.lm_head.weight[5, 5] += 1
-    assert not is_for(SHIPPED, model)
+    assert not is_for(SHIPPED, FORMAT, model)
     # It is of K and V: whoever asks for embeddings gets them.
     assert torch.equal(
         compiled(text, form="embeddings").kv.keys, compiled(text, form="embeddings", learned="none").kv.keys
