@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .utils.extra import naming_the_extra
 
 if TYPE_CHECKING:
+    from .bank.bank import MemoryBank
     from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
     from .compilers.registry import register
     from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
@@ -45,6 +46,7 @@ __all__ = [
     "KVPayload",
     "LCCError",
     "Memory",
+    "MemoryBank",
     "MemoryFileError",
     "MismatchError",
     "Monitor",
@@ -84,6 +86,7 @@ _FILES = {
     "KVPayload": "memory.payload",
     "LCCError": "errors",
     "Memory": "memory.memory",
+    "MemoryBank": "bank.bank",
     "MemoryFileError": "errors",
     "MismatchError": "errors",
     "Monitor": "inference.monitor",

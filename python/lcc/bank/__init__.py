@@ -1,0 +1,1 @@
+"""The memory bank: a folder of memories of one model, found again by what they know."""
