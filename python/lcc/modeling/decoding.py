@@ -1,4 +1,4 @@
-"""Continuous batching: many prompts after tokens that all of them share, each finished on its own.
+"""Continuous batching: many prompts behind one prefix or several, each finished on its own.
 
 A row that is finished leaves the batch, and a prompt that waits takes its place. Equal prompts that enter together are
 read once. The pass that chooses a token also gives the hidden state that predicts it, so nobody has to read a response
@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -19,17 +18,14 @@ from transformers import PreTrainedModel
 
 from ..utils.device_memory import available_bytes
 from .architecture import supports_sharing
-from .attention import attending
-from .kv import KV, decoder
+from .kv import KV
 from .model_copy import share_weights
-from .shared_cache import SharedCache
-from .shared_prefix_attention import SHARED_PREFIX
-from .window import check_window
+from .row_cache import Row, RowCache, check_rows, logits_of, parts_of
 
 # The most rows of a batch: on a CPU, where one of 256 rows costs two thirds of one of 64, and on another device.
 CPU_ROWS, MOST_ROWS = 256, 512
-# Share of the free memory that own K and V may take, and tokens that are read at once.
-SHARE, PREFILL_TOKENS = 0.25, 4096
+# Share of the free memory that own K and V may take.
+SHARE = 0.25
 # What is written goes in circles when its last tokens repeat with a period of at most so many tokens, for as long as
 # two periods, and for so many tokens more than one.
 PERIOD, CIRCLE = 20, 12
@@ -51,14 +47,21 @@ class Prompt:
     """What the model goes on from.
 
     Attributes:
-        ids: tokens after those that all prompts share.
+        ids: tokens behind the prefix.
         begun: the first tokens of what is written. Prompts that differ in these alone are read once.
         key: names the prompt's random draws; see ``Sampling``.
+        prefix: the number of the prefix that is seen.
     """
 
     ids: tuple[int, ...]
     begun: tuple[int, ...] = ()
     key: str = ""
+    prefix: int = 0
+
+    @property
+    def row(self) -> Row:
+        """What is read: prompts of the same row are read once."""
+        return self.prefix, self.ids
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ class Decoded:
 
 def decode(
     model: PreTrainedModel,
-    visible: KV,
+    visible: KV | Sequence[KV],
     prompts: Sequence[Prompt],
     ends: Callable[[int], bool],
     max_new_tokens: int,
@@ -90,7 +93,7 @@ def decode(
     What goes in circles is cut off: a small model may repeat a phrase for as long as it is let.
 
     Args:
-        visible: rotated K and V that all prompts see.
+        visible: rotated K and V that all prompts see, or several prefixes, of which each prompt names its own.
         ends: whether a token ends what is written.
         sampling: None: the most probable token is taken.
         rows: of a batch, at most; by default as many as pay on this device.
@@ -100,16 +103,18 @@ def decode(
     """
     if not prompts:
         return
+    prefixes = (visible,) if isinstance(visible, KV) else tuple(visible)
+    check_rows(model, prefixes, [prompt.row for prompt in prompts], max_new_tokens)
     longest = max(len(prompt.ids) for prompt in prompts) + max_new_tokens
-    check_window(model, visible.end + longest, "text, question and answer", "ask less", visible.end - len(visible))
     shares = supports_sharing(model)
-    rows = rows or rows_that_pay(model, visible, longest, shares)
-    batch = _Batch(share_weights(model), visible, ends, max_new_tokens, sampling, shares)
-    # Equal prompts one behind the other: they enter together, and are read once.
-    groups: dict[tuple[int, ...], list[tuple[int, Prompt]]] = {}
+    rows = rows or rows_that_pay(model, prefixes, longest, shares)
+    batch = _Batch(RowCache(share_weights(model), prefixes, shares), ends, max_new_tokens, sampling)
+    # Equal prompts one behind the other, as they enter together and are read once; so with those of one prefix.
+    groups: dict[Row, list[tuple[int, Prompt]]] = {}
     for numbered in enumerate(prompts):
-        groups.setdefault(numbered[1].ids, []).append(numbered)
-    waiting = deque(chain.from_iterable(groups.values()))
+        groups.setdefault(numbered[1].row, []).append(numbered)
+    ordered = sorted(groups.values(), key=lambda group: group[0][1].prefix)
+    waiting = deque(chain.from_iterable(ordered))
     while waiting or batch.rows:
         if batch.refillable(rows if waiting else 0):
             places = rows - batch.unfinished if waiting else 0
@@ -118,15 +123,36 @@ def decode(
             yield from batch.step()
 
 
-def rows_that_pay(model: PreTrainedModel, visible: KV, own_tokens: int, shares: bool) -> int:
+def go_on(
+    cache: RowCache, hidden: torch.Tensor, ends: Callable[[int], bool], max_new_tokens: int
+) -> Iterator[tuple[int, Decoded]]:
+    """What the model writes, greedily, behind all rows of ``cache``, with the row's place, in the order of ``decode``.
+
+    What goes in circles goes on to the end.
+
+    Args:
+        cache: it is used up.
+        hidden: (rows, H), last hidden states of the rows' last tokens.
+    """
+    batch = _Batch(cache, ends, max_new_tokens, None, circles=True)
+    yield from batch.begin([(place, Prompt(())) for place in range(len(hidden))], hidden)
+    while batch.rows:
+        if batch.refillable(0):
+            yield from batch.refill([])
+        if batch.rows:
+            yield from batch.step()
+
+
+def rows_that_pay(model: PreTrainedModel, prefixes: Sequence[KV], own_tokens: int, shares: bool) -> int:
     """Rows that pay on the model's device, and whose own K and V fit into its free memory."""
     most = CPU_ROWS if model.device.type == "cpu" else MOST_ROWS
     free = available_bytes(model.device)
     if free is None:
         return most
-    a_token = visible.nbytes / max(1, len(visible))
+    tokens, layers = sum(map(len, prefixes)), len(prefixes[0].keys)
+    a_token = sum(kv.nbytes for kv in prefixes) / max(1, tokens)
     # Attention that cannot share holds a copy of one layer's shared tokens for each row.
-    copied = 0 if shares else len(visible) / len(visible.keys)
+    copied = 0 if shares else tokens / layers
     return max(1, min(most, int(SHARE * free / (a_token * (own_tokens + copied)))))
 
 
@@ -144,12 +170,10 @@ class _Row:
     """One prompt in the batch.
 
     Attributes:
-        tokens: that it owns in the cache.
         begun: see ``Prompt``.
     """
 
     number: int
-    tokens: int
     begun: tuple[int, ...]
     draws: random.Random
     finished: bool = False
@@ -158,21 +182,20 @@ class _Row:
 
 
 class _Batch:
-    """The rows that are being written, their own tokens aligned at the end of the cache."""
+    """The rows that are being written."""
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        visible: KV,
+        cache: RowCache,
         ends: Callable[[int], bool],
         max_new_tokens: int,
         sampling: Sampling | None,
-        shares: bool,
+        circles: bool = False,
     ):
-        self.model, self.visible, self.ends = model, visible, ends
-        self.max_new_tokens, self.sampling, self.shares = max_new_tokens, sampling, shares
+        self.cache, self.ends, self.max_new_tokens, self.sampling = cache, ends, max_new_tokens, sampling
+        # Whether what goes in circles may go on.
+        self.circles = circles
         self.rows: list[_Row] = []
-        self.cache = SharedCache(visible)
 
     @property
     def unfinished(self) -> int:
@@ -186,85 +209,45 @@ class _Batch:
 
     def refill(self, entering: Sequence[tuple[int, Prompt]]) -> Iterator[tuple[int, Decoded]]:
         """Let finished rows go, read the prompts and choose the first token of each."""
-        start = 0
-        while start < len(entering) or any(row.finished for row in self.rows):
-            stop, longest = start, 0
-            while stop < len(entering):
-                longest = max(longest, len(entering[stop][1].ids))
-                if stop > start and longest * (stop + 1 - start) > PREFILL_TOKENS:
-                    break
-                stop += 1
-            yield from self._refill(entering[start:stop])
-            start = stop
+        for part in parts_of([prompt.row for _, prompt in entering]):
+            yield from self._refill(entering[part])
+        if any(row.finished for row in self.rows):
+            self.cache.keep(self._let_go())
 
     @torch.no_grad()
     def _refill(self, entering: Sequence[tuple[int, Prompt]]) -> list[tuple[int, Decoded]]:
         """``refill`` with prompts that are read at once."""
-        kept = [index for index, row in enumerate(self.rows) if not row.finished]
-        self.rows = [self.rows[index] for index in kept]
-        places = torch.tensor(kept, dtype=torch.int64, device=self.model.device)
-        if not entering:
-            self.cache.batch_select_indices(places)
-            return []
-        new = SharedCache(self.visible)
-        hidden = self._read(new, [prompt.ids for _, prompt in entering])
-        self.cache.refill(places, max((row.tokens for row in self.rows), default=0), new, ROOM)
+        return self.begin(entering, self.cache.refill(self._let_go(), [p.row for _, p in entering], ROOM))
+
+    def _let_go(self) -> list[int]:
+        """Drop finished rows; returns the places of the others."""
+        kept = [place for place, row in enumerate(self.rows) if not row.finished]
+        self.rows = [self.rows[place] for place in kept]
+        return kept
+
+    @torch.no_grad()
+    def begin(self, entering: Sequence[tuple[int, Prompt]], hidden: torch.Tensor) -> list[tuple[int, Decoded]]:
+        """Choose the first tokens of prompts that the cache holds already; returns what that finishes.
+
+        Args:
+            hidden: (prompts, H), last hidden states of their last tokens.
+        """
         seed = self.sampling.seed if self.sampling else ""
-        rows = [_Row(number, len(p.ids), p.begun, random.Random(f"{seed} {p.key}")) for number, p in entering]
+        rows = [_Row(number, p.begun, random.Random(f"{seed} {p.key}")) for number, p in entering]
         self.rows += rows
         return self._choose(rows, hidden)
-
-    def _read(self, cache: SharedCache, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        """Read each prompt into the empty ``cache``, equal ones once; returns last hidden states, (prompts, H)."""
-        distinct = list(dict.fromkeys(prompts))
-        longest = max(map(len, distinct))
-        ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in distinct])
-        hidden = self._forward(cache, ids, [len(prompt) for prompt in distinct])
-        if len(distinct) == len(prompts):
-            return hidden
-        places = {prompt: place for place, prompt in enumerate(distinct)}
-        copies = torch.tensor([places[prompt] for prompt in prompts], device=self.model.device)
-        cache.batch_select_indices(copies)
-        return hidden[copies]
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Decoded]]:
         """Write one more token in every row; returns what that finishes."""
-        ids = torch.tensor([[row.ids[-1]] for row in self.rows])
-        for row in self.rows:
-            # A finished row stays at its position: further ones may lie beyond the window.
-            row.tokens += not row.finished
-        hidden = self._forward(self.cache, ids, [row.tokens for row in self.rows])
-        running = [index for index, row in enumerate(self.rows) if not row.finished]
-        return self._choose([self.rows[index] for index in running], hidden[running])
-
-    def _forward(self, cache: SharedCache, ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Last hidden states of the rows' last tokens, (rows, H).
-
-        Args:
-            ids: (rows, new tokens), padded on the left.
-            lengths: own tokens of each row, the new ones included.
-        """
-        past, width = len(self.visible), cache.get_seq_length() - len(self.visible) + ids.shape[1]
-        own = torch.tensor(lengths)[:, None]
-        columns = torch.arange(width)[None]
-        mask = torch.cat((torch.ones(len(ids), past, dtype=torch.bool), columns >= width - own), 1)
-        positions = (self.visible.end + own - width + columns[:, -ids.shape[1] :]).clamp(min=self.visible.end)
-        device = self.model.device
-        with attending(self.model, SHARED_PREFIX) if self.shares else nullcontext():
-            output = decoder(self.model)(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                position_ids=positions.to(device),
-                past_key_values=cache.follow(self.model),
-                use_cache=True,
-            )
-        return output.last_hidden_state[:, -1]
+        growing = [not row.finished for row in self.rows]
+        hidden = self.cache.step([row.ids[-1] for row in self.rows], growing)
+        running = [place for place, grows in enumerate(growing) if grows]
+        return self._choose([self.rows[place] for place in running], hidden[running])
 
     def _choose(self, rows: Sequence[_Row], hidden: torch.Tensor) -> list[tuple[int, Decoded]]:
         """Choose a token for each row; returns the rows that it finishes."""
-        head = self.model.get_output_embeddings()
-        logits = head(hidden.to(head.weight.dtype))
+        logits = logits_of(self.cache.model, hidden)
         draws = [row.draws.random() for row in rows]
         finished = []
         for row, state, chosen in zip(rows, hidden, self._tokens(logits, draws), strict=True):
@@ -272,7 +255,8 @@ class _Batch:
             written = len(row.ids)
             token = row.begun[written] if written < len(row.begun) else chosen
             ended = written >= len(row.begun) and self.ends(token)
-            if ended or written == self.max_new_tokens or goes_in_circles(row.ids):
+            circling = not self.circles and goes_in_circles(row.ids)
+            if ended or written == self.max_new_tokens or circling:
                 row.finished = True
                 decoded = Decoded(tuple(row.ids), token if ended else None, torch.stack(row.states))
                 finished.append((row.number, decoded))

@@ -1,10 +1,10 @@
-"""A transformers cache whose first tokens are held once, whatever batch reads them."""
+"""A transformers cache whose first tokens, of one prefix or of several, are held once, whatever batch reads them."""
 
 from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class SplitStates:
     """Keys, or values, of one layer in two parts that no copy joins.
 
     Attributes:
-        shared: (kv_heads, S, head_dim), what all sequences see.
+        shared: (kv_heads, S, head_dim), of which each sequence sees what its attention mask says.
         own: (batch, kv_heads, own tokens, head_dim), what each sequence sees besides.
     """
 
@@ -83,7 +83,7 @@ class SharedLayer(DynamicLayer):
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         """Hold keys and values (kv_heads, tokens, head_dim)."""
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._shared = [keys, values]
+        self.shared = [keys, values]
         self.reset()
         self.config: weakref.ref | None = None
 
@@ -100,7 +100,7 @@ class SharedLayer(DynamicLayer):
 
     def split(self) -> tuple[SplitStates, SplitStates]:
         """Keys and values, shared and own apart; the own ones of batch 1 until the first update."""
-        keys, values = (SplitStates(shared, own.states) for shared, own in zip(self._shared, self._own, strict=True))
+        keys, values = (SplitStates(shared, own.states) for shared, own in zip(self.shared, self._own, strict=True))
         return keys, values
 
     @property
@@ -115,7 +115,7 @@ class SharedLayer(DynamicLayer):
 
     def tensors(self) -> list[torch.Tensor]:
         """All that the layer holds."""
-        return [*self._shared, *(own.buffer for own in self._own)]
+        return [*self.shared, *(own.buffer for own in self._own)]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
@@ -134,21 +134,21 @@ class SharedLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Shared and own tokens."""
-        return self._shared[0].shape[1] + self._own[0].tokens
+        return self.shared[0].shape[1] + self._own[0].tokens
 
     def reset(self) -> None:
         """Forget the own tokens."""
-        self._own = [GrowingStates(states[None, :, :0]) for states in self._shared]
+        self._own = [GrowingStates(states[None, :, :0]) for states in self.shared]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last ``-tokens_to_remove`` tokens, own ones first."""
         if tokens_to_remove > 0:
             raise ValueError("crop takes the number of tokens to remove as a negative integer")
         own = min(self._own[0].tokens, -tokens_to_remove)
-        kept = self._shared[0].shape[1] + tokens_to_remove + own
+        kept = self.shared[0].shape[1] + tokens_to_remove + own
         for states in self._own:
             states.tokens -= own
-        self._shared = [states[:, : max(kept, 0)] for states in self._shared]
+        self.shared = [states[:, : max(kept, 0)] for states in self.shared]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each sequence ``repeats`` times."""
@@ -164,6 +164,10 @@ class SharedLayer(DynamicLayer):
             own.refilled(kept, tokens, new.states, room) for own, new in zip(self._own, entering._own, strict=True)
         ]
 
+    def copy_rows(self, source: SharedLayer, rows: torch.Tensor, tokens: int) -> None:
+        """See ``SharedCache.copy_rows``."""
+        self._own = [GrowingStates(own.states[rows, :, own.tokens - tokens :]) for own in source._own]
+
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Let sequence i go on from sequence ``beam_idx[i]``, (batch,) int64."""
         self._map(lambda states: states.index_select(0, beam_idx.to(states.device)))
@@ -176,15 +180,17 @@ class SharedLayer(DynamicLayer):
 class SharedCache(DynamicCache):
     """A ``DynamicCache`` whose first tokens are held once and serve every sequence of whatever batch, or beams, come.
 
-    While a model that it follows attends with ``lcc_shared_prefix``, they are never copied; any other attention gets
-    ordinary tensors, one layer's copy at a time.
+    They are one prefix, or several that stand side by side: then a sequence's attention mask is True at the tokens of
+    its own prefix and False at those of the others. While a model that it follows attends with ``lcc_shared_prefix``,
+    they are never copied; any other attention gets ordinary tensors, one layer's copy at a time.
     """
 
-    def __init__(self, kv: KV):
+    def __init__(self, *prefixes: KV):
         super().__init__()
         # Refuses unrotated keys.
-        self._start = kv.end - len(kv)
-        self.layers = [SharedLayer(keys, values) for keys, values in zip(kv.keys, kv.values, strict=True)]
+        self._starts = [kv.end - len(kv) for kv in prefixes]
+        shared = (_side_by_side([getattr(kv, name) for kv in prefixes]) for name in ("keys", "values"))
+        self.layers = [SharedLayer(keys, values) for keys, values in zip(*shared, strict=True)]
 
     def follow(self, model: PreTrainedModel) -> SharedCache:
         """Give ``model`` what its attention implementation takes, whichever it has at the time; returns self."""
@@ -194,8 +200,20 @@ class SharedCache(DynamicCache):
         return self
 
     def kv(self) -> KV:
-        """The K and V of a single sequence."""
-        return KV.of(self, self._start)
+        """The K and V of a single sequence behind a single prefix."""
+        (start,) = self._starts
+        return KV.of(self, start)
+
+    def empty(self) -> SharedCache:
+        """A cache of the same prefixes without own tokens."""
+        other = copy.copy(self)
+        other.layers = [SharedLayer(*layer.shared) for layer in self.layers]
+        return other
+
+    def copy_rows(self, source: SharedCache, rows: torch.Tensor, tokens: int) -> None:
+        """Own copies of the last ``tokens`` own tokens of another cache's sequences ``rows``, (rows,) int64."""
+        for layer, other in zip(self.layers, source.layers, strict=True):
+            layer.copy_rows(other, rows, tokens)
 
     def refill(self, kept: torch.Tensor, tokens: int, entering: SharedCache, room: int = 0) -> None:
         """Go on with some of the sequences, and with those of ``entering``, which shares the same tokens.
@@ -226,3 +244,8 @@ class SharedCache(DynamicCache):
         """Bytes of the storages that the cache keeps alive, room to grow included."""
         held = (tensor.untyped_storage() for layer in self.layers for tensor in layer.tensors())
         return sum({storage.data_ptr(): storage.nbytes() for storage in held}.values())
+
+
+def _side_by_side(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(layers, kv_heads, tokens, head_dim) each, joined over tokens; a single one is not copied."""
+    return states[0] if len(states) == 1 else torch.cat(list(states), 2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import lcc
-from lcc.modeling import decoding
+from lcc.modeling import decoding, row_cache
 from lcc.modeling.decoding import CIRCLE, PERIOD, Prompt, Sampling, decode, goes_in_circles
 from lcc.modeling.generation import generate_after
 from lcc.modeling.prefill import prefill
@@ -132,7 +132,7 @@ def test_models_that_cannot_share(model, seen, prompts, monkeypatch):
 
 def test_prompts_are_read_a_few_at_a_time(model, seen, prompts, monkeypatch):
     together = written(model, seen, prompts)
-    monkeypatch.setattr(decoding, "PREFILL_TOKENS", 20)
+    monkeypatch.setattr(row_cache, "PREFILL_TOKENS", 20)
     assert [each.ids for each in written(model, seen, prompts)] == [each.ids for each in together]
 
 

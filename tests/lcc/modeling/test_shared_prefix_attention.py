@@ -18,7 +18,7 @@ from lcc.modeling.generation import batch_inputs, generate_after
 from lcc.modeling.kv import KV
 from lcc.modeling.prefill import prefill
 from lcc.modeling.shared_cache import SHARED_PREFIX, SharedCache, SplitStates
-from lcc.modeling.shared_prefix_attention import own_rows_mask, shared_prefix_attention
+from lcc.modeling.shared_prefix_attention import shared_prefix_attention, visible_rows_mask
 from tests.support.tiny_models import FAMILIES, TINY, tiny_model
 
 QUERIES = [[5, 9, 40, 41, 7], [11], [300, 301, 12]]
@@ -266,7 +266,7 @@ def test_refuses_padding_elsewhere(llama, spoil):
     kv = text_kv(llama)
     inputs = batch_inputs(len(kv), QUERIES, END, llama.device)
     spoil(inputs["attention_mask"])
-    with attending(llama, SHARED_PREFIX), pytest.raises(ValueError, match="padding between the shared tokens"):
+    with attending(llama, SHARED_PREFIX), pytest.raises(ValueError, match="shared tokens that follow one another"):
         step(llama, SharedCache(kv).follow(llama), inputs["input_ids"][:, len(kv) :], inputs["attention_mask"])
 
 
@@ -281,7 +281,7 @@ def test_refuses_other_masks_caches_and_attentions(llama):
             llama(ids, position_ids=torch.tensor([[0, 1, 0]]), use_cache=False)
         with pytest.raises(ValueError, match="covers 2 tokens"):
             llama(ids, attention_mask=torch.ones(1, 2), past_key_values=SharedCache(text_kv(llama)).follow(llama))
-    rows = own_rows_mask(1, 3, 3)
+    rows = visible_rows_mask(1, 3, 3)
     q = torch.zeros(1, 2, 3, 8)
     with pytest.raises(ValueError, match="no dropout"):
         shared_prefix_attention(torch.nn.Identity(), q, q, q, rows, dropout=0.1)
