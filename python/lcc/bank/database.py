@@ -14,7 +14,7 @@ from ..memory.store import FileStore
 from ..utils.outputs import Output, os_errors
 
 # Of the tables below, and of what passages are. A file of another version is made anew.
-VERSION = 1
+VERSION = 2
 TOKENIZER = "tokenize='porter unicode61'"
 SCHEMA = f"""
 CREATE TABLE documents(
@@ -26,6 +26,9 @@ CREATE TABLE documents(
     passages INTEGER NOT NULL, words INTEGER NOT NULL
 );
 CREATE TABLE passages(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE vectors(
+    encoder TEXT NOT NULL, document INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(encoder, document)
+);
 CREATE VIRTUAL TABLE terms USING fts5(body, content='passages', content_rowid='id', detail=none, {TOKENIZER});
 PRAGMA user_version = {VERSION};
 """

@@ -1,4 +1,4 @@
-"""The files of a bank: ``memories/KEY.lcc.safetensors``, ``texts/KEY.txt``, and the index of both, ``bank.sqlite``."""
+"""The files of a bank: ``memories/KEY.lcc.safetensors``, ``texts/KEY.txt``, ``bank.sqlite``, ``router.safetensors``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BankFolder:
     def __init__(self, path: Path):
         self.path = path
         self.memories, self.texts = path / "memories", path / "texts"
-        self.index = path / "bank.sqlite"
+        self.index, self.router = path / "bank.sqlite", path / "router.safetensors"
         self.store = FileStore(lambda key: Output.of(self.memory(key)))
 
     def make(self) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import islice
@@ -68,12 +68,15 @@ class Hit:
 
     Attributes:
         key: of the memory.
-        score: the BM25 of its best passage: more is better; only hits of one query compare.
-        passage: that passage.
+        score: of its best passage: more is better; only hits of one query compare.
+        share: how much of the query that passage has, whatever the query: of BM25, the share of what a passage of mean
+            length with all of the query's words would have; of vectors, the cosine.
+        passage: the text of that passage.
     """
 
     key: str
     score: float
+    share: float
     passage: str
 
 
@@ -161,6 +164,7 @@ class BankIndex:
             own,
         )
         self._connection.execute("DELETE FROM passages WHERE id >= ? AND id < ?", own)
+        self._connection.execute("DELETE FROM vectors WHERE document = ?", found)
         self._connection.execute("DELETE FROM documents WHERE id = ?", found)
 
     def scrub(self) -> None:
@@ -196,11 +200,39 @@ class BankIndex:
             own = "SELECT kind, body FROM passages WHERE id >= ? AND id < ? ORDER BY id"
             return [Passage(*row) for (number,) in found for row in self._rows(own, *_numbers(number))]
 
-    def search(self, query: str, k: int = 5) -> list[Hit]:
+    def stamp(self) -> tuple[object, ...]:
+        """Equal as long as the index holds the same memories that are not damaged."""
+        return tuple(self._rows("SELECT id, added FROM documents WHERE status = 'ok' ORDER BY key"))
+
+    def all_passages(self) -> dict[str, list[Passage]]:
+        """Those of all memories that are not damaged, by key."""
+        passages: dict[str, list[Passage]] = {document.key: [] for document in self.documents("ok")}
+        joined = f"SELECT key, kind, body FROM passages JOIN documents ON documents.id = passages.id >> {NUMBER_BITS}"
+        for key, kind, body in self._rows(f"{joined} WHERE status = 'ok' ORDER BY passages.id"):
+            passages[key].append(Passage(kind, body))
+        return passages
+
+    def vectors(self, encoder: str) -> dict[str, bytes]:
+        """What ``put_vectors`` kept of the memories as they are, by key."""
+        joined = "SELECT key, data FROM vectors JOIN documents ON documents.id = document WHERE encoder = ?"
+        return dict(self._rows(joined, encoder))
+
+    def put_vectors(self, encoder: str, vectors: Mapping[str, bytes]) -> None:
+        """Keep what an encoder made of the passages of memories; where nobody may write, nothing."""
+        if not self._writable:
+            return
+        with self.writing():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO vectors SELECT ?, id, ? FROM documents WHERE key = ?",
+                [(encoder, data, key) for key, data in vectors.items()],
+            )
+
+    def search(self, query: str, k: int = 5, without: str | None = None) -> list[Hit]:
         """The memories whose passages fit a query's words best, the best first; ``k`` at most.
 
         Args:
             query: plain text. Words are compared by their English stems, without accents and case.
+            without: a passage that is passed over, whichever memory has it.
         """
         with self._reading():
             [(passages, words)] = self._rows("SELECT total(passages), total(words) FROM documents")
@@ -210,11 +242,12 @@ class BankIndex:
                 self._seen = version
             best: dict[int, Scored] = {}
             for passage in best_passages(self._connection, query, self._frequencies, (passages, words)):
-                best.setdefault(passage.number >> NUMBER_BITS, passage)
+                if passage.body != without:
+                    best.setdefault(passage.number >> NUMBER_BITS, passage)
             hits = []
             for document, passage in islice(best.items(), k):
                 [(key,)] = self._rows("SELECT key FROM documents WHERE id = ?", document)
-                hits.append(Hit(key, passage.score, passage.body))
+                hits.append(Hit(key, passage.score, passage.share, passage.body))
         return hits
 
     def check(self) -> str | None:

@@ -30,10 +30,11 @@ class Term(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """A passage with its BM25."""
+    """A passage with its BM25, and the share that this is of a mean passage's with all words of the query."""
 
     number: int
     score: float
+    share: float
     body: str
 
 
@@ -50,10 +51,11 @@ def best_passages(
         frequencies: in how many passages stems are, as far as it is known; what is looked up is added.
         totals: the number of passages, and of their words.
     """
-    terms = _terms(connection, query, frequencies)
+    asked = _terms(connection, query, frequencies)
+    weights = {term.stem: math.log1p((totals[0] - term.passages + 0.5) / (term.passages + 0.5)) for term in asked}
+    terms = [term for term in asked if term.passages]
     if not terms:
         return []
-    weights = {term.stem: math.log1p((totals[0] - term.passages + 0.5) / (term.passages + 0.5)) for term in terms}
     if terms[0].passages <= POSTINGS:
         candidates = _likeliest(_sums(connection, terms, weights))
     else:
@@ -65,7 +67,7 @@ def best_passages(
 
 
 def _terms(connection: sqlite3.Connection, query: str, frequencies: dict[str, int]) -> list[Term]:
-    """The query's terms that the index has, the rarest first."""
+    """The query's terms, the rarest first."""
     words = list(dict.fromkeys(_WORD.findall(query)))[:QUERY_WORDS]
     with _taken_apart(connection, enumerate(words)):
         rows = connection.execute("SELECT term, min(doc) FROM apart_terms GROUP BY term").fetchall()
@@ -74,8 +76,7 @@ def _terms(connection: sqlite3.Connection, query: str, frequencies: dict[str, in
         if stem not in frequencies:
             found = connection.execute("SELECT doc FROM frequencies WHERE term = ?", (stem,)).fetchone()
             frequencies[stem] = found[0] if found else 0
-        if frequencies[stem]:
-            terms.append(Term(words[number], stem, frequencies[stem]))
+        terms.append(Term(words[number], stem, frequencies[stem]))
     return sorted(terms, key=lambda term: (term.passages, term.stem))
 
 
@@ -145,4 +146,5 @@ def _scored(
     for passage, stem, count in counts:
         length = len(bodies[passage].split()) / mean_words
         scores[passage] += weights[stem] * count * (K1 + 1) / (count + K1 * (1 - B + B * length))
-    return (Scored(passage, score, bodies[passage]) for passage, score in scores.items())
+    whole = sum(weights.values())
+    return (Scored(passage, score, score / whole, bodies[passage]) for passage, score in scores.items())

@@ -1,4 +1,4 @@
-"""Texts as vectors of the model's own: mean-pooled hidden states halfway up (Cartridges++, a router on layer 18 of 36)."""
+"""Texts as vectors of the model's own: mean-pooled hidden states halfway up (Cartridges++: layer 18 of 36)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,84 @@
+"""Which candidates of a question answer it, if any does: a router orders them, and a gate lets them pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .gating import LOW, Gate
+from .neighbors import Neighborhood
+from .routing import Router
+from .signals import Candidate
+
+UNITS = {"entropy": " nats", "divergence": " nats", "score": "", "nearness": ""}
+
+
+@dataclass(frozen=True)
+class Considered:
+    """A candidate with its score, as an answer reports it; see ``Candidate``."""
+
+    key: str
+    similarity: float
+    score: float
+    entropy: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided about a question.
+
+    Attributes:
+        chosen: numbers of the candidates that answer, the best first; empty: none does.
+        best: the number of the candidate that was routed to, whether it answers or not; None: there was none.
+        reason: in words.
+        considered: all candidates, in the retriever's order.
+    """
+
+    chosen: tuple[int, ...]
+    best: int | None
+    reason: str
+    considered: tuple[Considered, ...]
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """A router and a gate.
+
+    Attributes:
+        together: how many memories may answer side by side.
+    """
+
+    router: Router
+    gate: Gate
+    together: int = 1
+
+    def choose(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> Decision:
+        """Decide about a question.
+
+        Args:
+            neighborhood: of the question, where the router or the gate asks for it.
+        """
+        scores = self.router.scores(candidates, neighborhood)
+        considered = tuple(
+            Considered(one.key, one.similarity, score, one.entropy, one.divergence)
+            for one, score in zip(candidates, scores, strict=True)
+        )
+        if not candidates:
+            return Decision((), None, "no memory has a word of the question", ())
+        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        signals = [self._signal(considered[index], neighborhood) for index in order]
+        passed = [index for index, signal in zip(order, signals, strict=True) if self.gate.accepts(signal)]
+        reason = f"{considered[order[0]].key} is {self.router.said}; {self._told(signals[0])}"
+        return Decision(tuple(passed[: self.together]), order[0], reason, considered)
+
+    def _signal(self, one: Considered, neighborhood: Neighborhood | None) -> float:
+        if self.gate.signal == "nearness":
+            return neighborhood.nearness if neighborhood else float("nan")
+        return float(getattr(one, self.gate.signal))
+
+    def _told(self, value: float) -> str:
+        """What the gate says of the candidate that was routed to."""
+        gate = self.gate
+        side = ("" if gate.accepts(value) else "not ") + ("below" if gate.signal in LOW else "above")
+        return f"its {gate.signal} {value:.3g}{UNITS[gate.signal]} is {side} {gate.threshold:.3g}"

@@ -1,0 +1,229 @@
+"""A bank opened for a model: what finds, routes and gates, put together from options and from what was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..errors import InputError, MismatchError
+from ..inference.pool import AttachedPool
+from ..modeling.fingerprint import DTYPE, differing, fingerprint
+from ..modeling.model_copy import share_weights
+from ..modeling.wrappers import plain_model
+from ..text.chat_format import ChatFormat
+from ..utils.progress import Report
+from ..utils.tensor_files import load_metadata
+from ..utils.values import check, check_count, require
+from .choosing import Chooser
+from .gating import ALWAYS, NEVER, Gate
+from .neighbors import Neighborhood, neighborhood
+from .retrieval import FusedRetriever, Retriever, VectorRetriever, WordRetriever
+from .router_file import load_trained
+from .router_training import Trained
+from .routing import FirstTokenRouter, NeighborRouter, Router, ScoreRouter
+from .session import Asking, BankAnswer, BankSession
+from .storage import BankStorage
+from .vectors import PassageVectors, hidden_encoder, sentence_encoder
+
+BM25, HIDDEN, AUTO, NONE = "bm25", "hidden", "auto", "none"
+ROUTERS = (AUTO, ScoreRouter.name, FirstTokenRouter.name, NeighborRouter.name)
+
+
+@dataclass(frozen=True)
+class BankOptions:
+    """How a bank is asked.
+
+    Attributes:
+        retriever: ``bm25``; ``hidden``: vectors of the model's own; or a sentence-transformers folder. Several with ``+``
+            between them are fused by their ranks.
+        router: ``score``: the retriever's first; ``first_token``: the trained one (CDLM); ``neighbors``: kNN over the
+            self-asked questions (Cartridges++). ``auto``: the trained one if there is one, else ``score``.
+        gate: ``auto``: of the trained gates the one that was best on held-out questions, or ``none`` if none was trained;
+            ``entropy``, ``divergence``, ``score`` or ``nearness``: a trained one; ``none``: a memory always answers; a
+            ``Gate`` or SIGNAL=THRESHOLD, such as ``entropy=1.5``.
+        candidates: memories that are looked at for each question.
+        together: memories that may answer side by side.
+        fallback: what answers where no memory does: ``text``: the raw text of the memory that was nearest, if the bank
+            keeps it, else the plain model; ``model``: the plain model.
+
+    Raises:
+        InputError: an option is none of these.
+    """
+
+    retriever: str = BM25
+    router: str = AUTO
+    gate: str | Gate = AUTO
+    candidates: int = 5
+    together: int = 1
+    fallback: Literal["text", "model"] = "text"
+
+    def __post_init__(self) -> None:
+        check("retriever", self.retriever, str)
+        require(all(self.retriever.split("+")), "retriever", self.retriever, f"{BM25}, {HIDDEN} or a folder")
+        require(self.router in ROUTERS, "router", self.router, f"one of {', '.join(ROUTERS)}")
+        check_count("candidates", self.candidates)
+        check_count("together", self.together)
+        require(self.fallback in ("text", "model"), "fallback", self.fallback, "text or model")
+        if isinstance(self.gate, str):
+            parse_gate(self.gate)
+
+
+def parse_gate(given: str) -> Gate | str:
+    """``SIGNAL=THRESHOLD`` as a gate, ``none`` as one that is always open; ``auto`` and a signal alone as they are.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    signal, equals, number = given.partition("=")
+    if given == NONE:
+        return ALWAYS
+    if not equals:
+        if given != AUTO:
+            Gate(signal, 0.0)  # type: ignore[arg-type]
+        return given
+    try:
+        return Gate(signal, float(number))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise InputError(f"gate is {given!r}; write SIGNAL=THRESHOLD with a number, such as entropy=1.5") from error
+
+
+@dataclass
+class OpenBank:
+    """A bank before a model.
+
+    Attributes:
+        session: reads.
+        asking: how.
+        trained: what ``train-router`` left; None if it did not run, or is of another model.
+    """
+
+    session: BankSession
+    asking: Asking
+    trained: Trained | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def ask(self, questions: Sequence[str], max_new_tokens: int = 64) -> Iterator[BankAnswer]:
+        """Answer each question; see ``BankSession.ask``."""
+        return self.session.ask(questions, self.asking, max_new_tokens)
+
+
+class Opener:
+    """Puts the parts together.
+
+    Raises:
+        InputError: the bank has no memory that can be used.
+        MismatchError: the model or the tokenizer is another one than the bank's.
+    """
+
+    def __init__(
+        self,
+        storage: BankStorage,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        report: Report = lambda *_: None,
+    ):
+        model = plain_model(model)
+        require_model(storage, model, tokenizer)
+        self.storage, self.model, self.report = storage, share_weights(model), report
+        first = next(document.key for document in storage.documents() if document.status == "ok")
+        self.chat = ChatFormat.of(tokenizer, date=storage.memory(first).date)
+        self._vectors: dict[str, PassageVectors] = {}
+
+    def session(self, retriever: str) -> BankSession:
+        """The bank behind a retriever."""
+        parts = [self._retriever(name) for name in dict.fromkeys(retriever.split("+"))]
+        found: Retriever = parts[0] if len(parts) == 1 else FusedRetriever(parts)
+        return BankSession(self.model, self.chat, self.storage, found, AttachedPool())
+
+    def near(self, question: str, without: str | None = None) -> Neighborhood:
+        """The self-asked questions around a question, by the model's own vectors."""
+        vectors = self.vectors(HIDDEN)
+        return neighborhood(vectors(), vectors.encode([question])[0], without)
+
+    def vectors(self, name: str) -> PassageVectors:
+        """The bank's passages by an encoder; they are made when they are first wanted."""
+        if name not in self._vectors:
+            encode = hidden_encoder(self.model, self.chat) if name == HIDDEN else sentence_encoder(name)
+            self._vectors[name] = PassageVectors(self.storage, name, encode, self.report)
+        return self._vectors[name]
+
+    def open(self, options: BankOptions) -> OpenBank:
+        """The bank as ``options`` want it.
+
+        Raises:
+            InputError: a router or a gate is wanted that was not trained.
+        """
+        trained, notes = self._trained(options)
+        router = self._router(options.router, trained)
+        gate = self._gate(options.gate, trained)
+        reads = router.name == NeighborRouter.name or gate.signal == "nearness"
+        text_gate = None
+        if options.fallback == "text":
+            text_gate = trained.gates["divergence"].gate if trained else Gate("divergence", -math.inf)
+        candidates = 0 if gate == NEVER else options.candidates
+        chooser = Chooser(router, gate, options.together)
+        asking = Asking(chooser, candidates, text_gate, self.near if reads else None)
+        return OpenBank(self.session(options.retriever), asking, trained, notes)
+
+    def _retriever(self, name: str) -> Retriever:
+        if name == BM25:
+            return WordRetriever(self.storage.search)
+        vectors = self.vectors(name)
+        return VectorRetriever(name, vectors.encode, vectors)
+
+    def _trained(self, options: BankOptions) -> tuple[Trained | None, list[str]]:
+        path = self.storage.folder.router
+        if not path.exists():
+            return None, []
+        trained, made_with = load_trained(path)
+        others = {"retriever": options.retriever, "candidates": options.candidates}
+        differs = [f"{name} {made_with[name]}" for name, value in others.items() if made_with[name] != value]
+        return trained, [f"the router was trained with {', '.join(differs)}"] if differs else []
+
+    def _router(self, name: str, trained: Trained | None) -> Router:
+        if name == NeighborRouter.name:
+            return NeighborRouter()
+        if trained is not None and name in (AUTO, FirstTokenRouter.name):
+            return trained.router
+        if name == FirstTokenRouter.name:
+            raise InputError("the router first_token was not trained: run lcc bank train-router, or take score")
+        return ScoreRouter()
+
+    def _gate(self, given: str | Gate, trained: Trained | None) -> Gate:
+        gate = parse_gate(given) if isinstance(given, str) else given
+        if isinstance(gate, Gate):
+            return gate
+        if trained is None:
+            if gate != AUTO:
+                raise InputError(
+                    f"the gate {gate} was not trained: run lcc bank train-router, or give {gate}=THRESHOLD"
+                )
+            return ALWAYS
+        if gate == "nearness":
+            if trained.conformal is None:
+                raise InputError("the gate nearness was not trained: run lcc bank train-router --neighbors")
+            return trained.conformal
+        return trained.best.gate if gate == AUTO else trained.gates[gate].gate
+
+
+def require_model(storage: BankStorage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a model that the bank's memories do not belong to.
+
+    Raises:
+        InputError: there is no memory that can be used.
+        MismatchError: naming what differs.
+    """
+    usable = [document.key for document in storage.documents() if document.status == "ok"]
+    if not usable:
+        raise InputError(f"the bank {storage.path} has no memory that can be used: lcc bank add DOCUMENTS")
+    stored = load_metadata(storage.folder.memory(usable[0]))["fingerprint"]
+    given: dict[str, Any] = fingerprint(model, tokenizer)
+    others = [name for name in differing(stored, given) if name != DTYPE]
+    if others:
+        raise MismatchError(
+            f"the bank {storage.path} was compiled for another model or tokenizer ({', '.join(others)}): give that one"
+        )

@@ -1,0 +1,51 @@
+"""The file that keeps what ``lcc bank train-router`` learned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..errors import MemoryFileError
+from ..utils.outputs import Output
+from ..utils.tensor_files import load_tensors, ours, save_tensors
+from .gating import Fit, Gate
+from .router_training import Trained
+from .routing import FirstTokenRouter
+
+FORMAT = "lcc-router-1"
+
+
+def save_trained(path: Path, trained: Trained, **made_with: Any) -> None:
+    """Write a router and its gates, at once.
+
+    Args:
+        **made_with: what it depends on, JSON-ready.
+
+    Raises:
+        MemoryFileError: the file cannot be written, or another one is there.
+    """
+    figures = {name: value for name, value in vars(trained).items() if name not in ("router", "gates", "conformal")}
+    metadata = figures | {
+        "gates": {name: fitted.to_dict() for name, fitted in trained.gates.items()},
+        "conformal": trained.conformal and asdict(trained.conformal),
+        "made_with": made_with,
+    }
+    save_tensors(Output(path, ours=ours(FORMAT)), FORMAT, trained.router.tensors(), metadata)
+
+
+def load_trained(path: Path) -> tuple[Trained, dict[str, Any]]:
+    """What ``save_trained`` wrote, and what it depends on.
+
+    Raises:
+        MemoryFileError: there is no such file, or it is damaged.
+    """
+    tensors, metadata = load_tensors(path, FORMAT)
+    try:
+        made_with = metadata.pop("made_with")
+        gates = {name: Fit.from_dict(stored) for name, stored in metadata.pop("gates").items()}
+        conformal = metadata.pop("conformal")
+        conformal = conformal and Gate(**conformal)
+        return Trained(FirstTokenRouter.of(tensors), gates, conformal, **metadata), made_with
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MemoryFileError(f"{path} lacks a part of a router: {error}; run lcc bank train-router again") from error

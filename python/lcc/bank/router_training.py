@@ -1,0 +1,241 @@
+"""Trains the router and fits the gates on the questions that the bank's memories asked themselves."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from ..errors import InputError
+from ..utils.progress import Report
+from ..utils.random_state import sample_up_to
+from .gating import LOW, Fit, Gate, Signal, fit
+from .index import Hit
+from .neighbors import Neighborhood, conformal_gate
+from .routing import Asked, FirstTokenRouter, NeighborRouter, Router, ScoreRouter, accuracy
+from .session import QUESTIONS, BankSession
+from .signals import Candidate
+
+# Self-asked questions and unrelated ones that are read, at most.
+MOST_ASKED, MOST_UNRELATED = 2000, 400
+HELD_OUT = 0.25
+# Banks of fewer documents hold out questions, not documents.
+FEW = 8
+STAGE = "reading questions"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Questions that were read behind their candidates.
+
+    Attributes:
+        answered: self-asked ones, whose memory is a candidate if the retriever found it.
+        absent: the same ones, their memory hidden: no candidate answers them.
+        unrelated: general queries, which no memory is about.
+    """
+
+    answered: tuple[Asked, ...]
+    absent: tuple[Asked, ...]
+    unrelated: tuple[Asked, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gave.
+
+    Attributes:
+        router: scores candidates by their first tokens.
+        gates: a fit for each signal of the candidate that the router prefers, by the signal's name.
+        conformal: the gate of the router ``neighbors``; None if the self-asked questions were not looked up.
+        accuracy: of each router on held-out questions that the retriever found the memory of.
+        found: share of the held-out questions whose memory the retriever found.
+        refused: by each gate, shares of held-out questions: of the ``absent`` and of the ``unrelated`` ones.
+        counts: questions that were trained on and held out, of each kind.
+    """
+
+    router: FirstTokenRouter
+    gates: dict[str, Fit]
+    conformal: Gate | None
+    accuracy: dict[str, float | None]
+    found: float
+    refused: dict[str, dict[str, float]]
+    counts: dict[str, int]
+
+    @property
+    def best(self) -> Fit:
+        """The gate that tells the held-out questions apart best."""
+        return max(self.gates.values(), key=lambda fitted: fitted.accuracy)
+
+
+def distinct_questions(asked: Mapping[str, Sequence[str]], seed: int) -> list[tuple[str, str]]:
+    """Questions that one memory alone asked itself, each with its key: some of every memory, in random order.
+
+    Args:
+        asked: each memory's self-asked questions.
+    """
+    counts = Counter(question for questions in asked.values() for question in set(questions))
+    rng, share = random.Random(seed), -(-MOST_ASKED // max(1, len(asked)))
+    drawn: list[tuple[str, str]] = []
+    for key, questions in sorted(asked.items()):
+        own = sorted({question for question in questions if counts[question] == 1})
+        drawn += [(key, question) for question in rng.sample(own, min(share, len(own)))]
+    rng.shuffle(drawn)
+    return drawn
+
+
+def read_examples(
+    session: BankSession,
+    asked: Sequence[tuple[str, str]],
+    unrelated: Sequence[str],
+    count: int,
+    neighborhood: Callable[[str, str | None], Neighborhood] | None,
+    report: Report,
+) -> Examples:
+    """Find and read the candidates of each question; a self-asked one does not find itself.
+
+    Args:
+        asked: keys and questions.
+        count: candidates of each question.
+        neighborhood: of a question, without one that reads as given.
+    """
+    answered, absent, others = [], [], []
+    total = len(asked) + len(unrelated)
+    for start in range(0, len(asked), QUESTIONS):
+        part = asked[start : start + QUESTIONS]
+        hits = [session.find(question, count + 1, question) for _, question in part]
+        for (key, question), read in zip(part, _read(session, [q for _, q in part], hits), strict=True):
+            near = neighborhood(question, question) if neighborhood else None
+            answered.append(_asked(read[:count], key, near))
+            absent.append(_asked([one for one in read if one.key != key][:count], None, near))
+        report(STAGE, start + len(part), total)
+    for start in range(0, len(unrelated), QUESTIONS):
+        queries = unrelated[start : start + QUESTIONS]
+        hits = [session.find(question, count) for question in queries]
+        for question, read in zip(queries, _read(session, queries, hits), strict=True):
+            others.append(_asked(read, None, neighborhood(question, None) if neighborhood else None))
+        report(STAGE, len(asked) + start + len(queries), total)
+    return Examples(tuple(answered), tuple(absent), tuple(others))
+
+
+def train_on(
+    session: BankSession,
+    asked: Mapping[str, Sequence[str]],
+    unrelated: Sequence[str],
+    count: int,
+    neighborhood: Callable[[str, str | None], Neighborhood] | None = None,
+    seed: int = 0,
+    report: Report = lambda *_: None,
+) -> Trained:
+    """Draw the questions, hold a part out, and train on the rest.
+
+    Args:
+        asked: each memory's self-asked questions.
+        unrelated: questions that no memory is about.
+        count: candidates of each question.
+        neighborhood: see ``read_examples``.
+
+    Raises:
+        InputError: there are too few self-asked questions.
+    """
+    parts = split(distinct_questions(asked, seed), seed)
+    rng = random.Random(seed)
+    others = sample_up_to(rng, list(dict.fromkeys(unrelated)), MOST_UNRELATED)
+    held = int(len(others) * HELD_OUT)
+    sides = zip(parts, (others[held:], others[:held]), strict=True)
+    read = [read_examples(session, *some, count, neighborhood, report) for some in sides]
+    return train(*read, seed)
+
+
+def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
+    """Train the router on ``examples``, fit the gates, and measure all on ``held_out``.
+
+    Raises:
+        InputError: there are too few self-asked questions.
+    """
+    router = FirstTokenRouter.train(
+        [*examples.answered, *examples.absent, *examples.unrelated],
+        [*held_out.answered, *held_out.absent, *held_out.unrelated],
+        seed,
+    )
+    routers: list[Router] = [ScoreRouter(), router]
+    near = [one.neighborhood.nearness for one in examples.answered if one.neighborhood]
+    conformal = conformal_gate(near) if near else None
+    if conformal:
+        routers.append(NeighborRouter())
+    gates = {signal: _fitted(signal, router, examples, held_out) for signal in ("entropy", "divergence", "score")}
+    kinds = {"absent": held_out.absent, "unrelated": held_out.unrelated}
+    refused = {
+        signal: {kind: _share_refused(fitted.gate, router, some) for kind, some in kinds.items()}
+        for signal, fitted in gates.items()
+    }
+    found = [one.gold is not None for one in held_out.answered]
+    return Trained(
+        router=router,
+        gates=gates,
+        conformal=conformal,
+        accuracy={each.name: accuracy(each, held_out.answered) for each in routers},
+        found=sum(found) / len(found),
+        refused=refused,
+        counts={"trained": len(examples.answered), "held_out": len(found), "unrelated": len(examples.unrelated)},
+    )
+
+
+def split(asked: Sequence[tuple[str, str]], seed: int) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Questions to train on and to hold out: those of a quarter of the documents; of few documents, a quarter of all.
+
+    Raises:
+        InputError: there are fewer than four.
+    """
+    if len(asked) < 4:
+        raise InputError(
+            "the memories carry too few self-asked questions to train a router on: compile with lcc or direct_kv, "
+            "which ask themselves, and more documents"
+        )
+    keys = sorted({key for key, _ in asked})
+    if len(keys) < FEW:
+        count = int(len(asked) * HELD_OUT)
+        return list(asked[count:]), list(asked[:count])
+    held = set(random.Random(seed).sample(keys, int(len(keys) * HELD_OUT)))
+    return [one for one in asked if one[0] not in held], [one for one in asked if one[0] in held]
+
+
+def _read(session: BankSession, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[Candidate]]:
+    reading = session.read(questions, hits)
+    return [reading.candidates(number, some) for number, some in enumerate(hits)]
+
+
+def _asked(read: Sequence[Candidate], key: str | None, near: Neighborhood | None) -> Asked:
+    best = max((one.similarity for one in read), default=0.0)
+    candidates = tuple(replace(one, gap=best - one.similarity) for one in read)
+    gold = next((index for index, one in enumerate(candidates) if one.key == key), None)
+    return Asked(candidates, gold, near)
+
+
+def _fitted(signal: Signal, router: Router, examples: Examples, held_out: Examples) -> Fit:
+    sides = []
+    for some in (examples, held_out):
+        found = [one for one in some.answered if one.gold is not None]
+        others = [*islice(some.absent, len(some.unrelated) or None), *some.unrelated]
+        sides += [_values(signal, router, found), _values(signal, router, others)]
+    return fit(signal, *sides)
+
+
+def _share_refused(gate: Gate, router: Router, asked: Sequence[Asked]) -> float:
+    values = _values(gate.signal, router, asked)
+    return 1 - sum(map(gate.accepts, values)) / max(1, len(values))
+
+
+def _values(signal: Signal, router: Router, asked: Sequence[Asked]) -> list[float]:
+    """The signal of the candidate that the router prefers; of a question without candidates, one that is refused."""
+    values = []
+    for one in asked:
+        scores: list[Any] = router.scores(one.candidates, one.neighborhood)
+        if not scores:
+            values.append(float("inf") if signal in LOW else float("-inf"))
+            continue
+        best = max(range(len(scores)), key=scores.__getitem__)
+        values.append(scores[best] if signal == "score" else getattr(one.candidates[best], signal))
+    return values

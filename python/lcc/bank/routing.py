@@ -1,0 +1,194 @@
+"""Which candidate answers: the nearest, or the one that a small network prefers after one first-token step each."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+
+from ..errors import InputError, MemoryFileError
+from .neighbors import Neighborhood
+from .signals import Candidate
+
+# The first entries of the hidden state that are features (CDLM).
+HIDDEN = 128
+WIDTH = 64
+EPOCHS, LEARNING_RATE, DECAY = 300, 3e-3, 1e-2
+# What a rank is worth beside a vote.
+TIE = 1e-6
+# Updates after the last one that was better on what is held out.
+PATIENCE = 60
+
+
+class Router(Protocol):
+    """Scores the candidates of a question.
+
+    Attributes:
+        name: how it is called on the command line.
+        said: what is said of the candidate that it prefers.
+    """
+
+    name: ClassVar[str]
+    said: ClassVar[str]
+
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+        """One score a candidate; the highest is routed to."""
+        ...
+
+
+class ScoreRouter:
+    """The retriever's first."""
+
+    name: ClassVar[str] = "score"
+    said: ClassVar[str] = "the nearest"
+
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+        """The similarities."""
+        return [candidate.similarity for candidate in candidates]
+
+
+class NeighborRouter:
+    """kNN: the memory that asked itself most of the nearest questions; the similarity decides a tie (Cartridges++)."""
+
+    name: ClassVar[str] = "neighbors"
+    said: ClassVar[str] = "the one that asked the nearest questions"
+
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+        """Shares of the votes, and so little of the similarity that it only decides a tie.
+
+        Raises:
+            ValueError: there is no neighborhood.
+        """
+        if neighborhood is None:
+            raise ValueError("the router neighbors needs the question's neighborhood")
+        ranks = {key: -place for place, key in enumerate(sorted({c.similarity for c in candidates}, reverse=True))}
+        return [neighborhood.votes.get(one.key, 0.0) + TIE * ranks[one.similarity] for one in candidates]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question whose right candidate is known.
+
+    Attributes:
+        candidates: those that the retriever found.
+        gold: the index of the memory that it was asked about; None: no candidate answers it.
+        neighborhood: see ``neighborhood``; None if it was not looked up.
+    """
+
+    candidates: tuple[Candidate, ...]
+    gold: int | None
+    neighborhood: Neighborhood | None = None
+
+
+class FirstTokenRouter:
+    """CDLM's internal router: two layers score each candidate on its own, from what its first token looks like.
+
+    The features are the similarity, the gap to the first, the first token's entropy and the first entries of its hidden
+    state (the paper's), and the first token's divergence from the plain model (ours), normalised. A score is the
+    logarithm of the odds that the candidate answers.
+
+    Args:
+        network: from features to a score.
+        mean, deviation: (features,) of the training data.
+    """
+
+    name: ClassVar[str] = "first_token"
+    said: ClassVar[str] = "preferred by the router"
+
+    def __init__(self, network: torch.nn.Sequential, mean: torch.Tensor, deviation: torch.Tensor):
+        self.network, self.mean, self.deviation = network, mean, deviation
+
+    @classmethod
+    def train(cls, asked: Sequence[Asked], held_out: Sequence[Asked], seed: int = 0) -> FirstTokenRouter:
+        """Train on questions with a known candidate; the weights that are best on ``held_out`` are kept.
+
+        Raises:
+            InputError: no question has a right candidate among those that were found.
+        """
+        if not any(one.gold is not None for one in asked):
+            raise InputError("no self-asked question was found again by the retriever: the router has nothing to learn")
+        inputs, labels = _rows(asked)
+        mean, deviation = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            router = cls(_network(inputs.shape[1]), mean, deviation)
+        held_inputs, held_labels = _rows(held_out) if any(one.candidates for one in held_out) else (inputs, labels)
+        router._fit((inputs - mean) / deviation, labels, (held_inputs - mean) / deviation, held_labels)
+        return router
+
+    def _fit(
+        self, inputs: torch.Tensor, labels: torch.Tensor, held_inputs: torch.Tensor, held_labels: torch.Tensor
+    ) -> None:
+        loss = torch.nn.BCEWithLogitsLoss()
+        optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
+        best, kept, waited = float("inf"), copy.deepcopy(self.network.state_dict()), 0
+        for _ in range(EPOCHS):
+            optimizer.zero_grad()
+            loss(self.network(inputs)[:, 0], labels).backward()
+            optimizer.step()
+            with torch.no_grad():
+                measured = float(loss(self.network(held_inputs)[:, 0], held_labels))
+            if measured < best:
+                best, kept, waited = measured, copy.deepcopy(self.network.state_dict()), 0
+            elif (waited := waited + 1) > PATIENCE:
+                break
+        self.network.load_state_dict(kept)
+
+    @torch.no_grad()
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+        """Logarithms of odds."""
+        if not candidates:
+            return []
+        return self.network((_features(candidates) - self.mean) / self.deviation)[:, 0].tolist()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a file keeps."""
+        return dict(self.network.state_dict()) | {"mean": self.mean, "deviation": self.deviation}
+
+    @classmethod
+    def of(cls, tensors: dict[str, torch.Tensor]) -> FirstTokenRouter:
+        """The router of a file.
+
+        Raises:
+            MemoryFileError: the tensors are none of a router.
+        """
+        weights = dict(tensors)
+        try:
+            mean, deviation = weights.pop("mean"), weights.pop("deviation")
+            network = _network(len(mean))
+            network.load_state_dict(weights)
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise MemoryFileError(f"the tensors are none of a router: {error}") from error
+        return cls(network, mean, deviation)
+
+
+def accuracy(router: Router, asked: Sequence[Asked]) -> float | None:
+    """Share of the questions with a right candidate that are routed to it; None if there are none."""
+    right: list[bool] = []
+    for one in asked:
+        if one.gold is not None:
+            scores = router.scores(one.candidates, one.neighborhood)
+            right.append(scores.index(max(scores)) == one.gold)
+    return sum(right) / len(right) if right else None
+
+
+def _network(features: int) -> torch.nn.Sequential:
+    return torch.nn.Sequential(torch.nn.Linear(features, WIDTH), torch.nn.GELU(), torch.nn.Linear(WIDTH, 1))
+
+
+def _features(candidates: Sequence[Candidate]) -> torch.Tensor:
+    """(candidates, features) float32."""
+    numbers = torch.tensor([[c.similarity, c.gap, c.entropy, c.divergence] for c in candidates])
+    hidden = torch.stack([candidate.hidden for candidate in candidates])[:, :HIDDEN]
+    return torch.cat((numbers, hidden.float().cpu()), 1)
+
+
+def _rows(asked: Sequence[Asked]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All candidates of all questions: (rows, features), and (rows,) 1 for those that answer."""
+    some = [one for one in asked if one.candidates]
+    inputs = torch.cat([_features(one.candidates) for one in some])
+    labels = torch.tensor([float(index == one.gold) for one in some for index in range(len(one.candidates))])
+    return inputs, labels

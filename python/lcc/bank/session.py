@@ -1,0 +1,191 @@
+"""A bank before a model: questions in, answers out, each with where it came from and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from transformers import PreTrainedModel
+
+from ..errors import InputError, MemoryFileError
+from ..inference.attached import attached
+from ..inference.pool import AttachedPool
+from ..inference.reader import prefill_chat
+from ..memory.memory import Memory
+from ..modeling.kv import KV
+from ..text.chat_format import ChatFormat
+from .choosing import Chooser, Considered, Decision
+from .gating import Gate
+from .index import Hit
+from .neighbors import Neighborhood
+from .reading import BankReader, Before, Reading
+from .retrieval import Retriever
+
+Source = Literal["memory", "text", "model"]
+# Questions that are read at once.
+QUESTIONS = 16
+
+
+class Documents(Protocol):
+    """What a session wants of a bank."""
+
+    def memory(self, key: str) -> Memory:
+        """The memory of ``key``; raises MemoryFileError if it cannot be read."""
+        ...
+
+    def text(self, key: str) -> str | None:
+        """Its text, if that is kept."""
+        ...
+
+
+@dataclass(frozen=True)
+class BankAnswer:
+    """An answer of a bank.
+
+    Attributes:
+        source: ``memory``, ``text``: the raw text of a document in the model's context, or ``model``: the plain model.
+        keys: the documents that it came from; empty for ``model``.
+        reason: why, in words.
+        considered: the candidates, the nearest first.
+    """
+
+    question: str
+    text: str
+    source: Source
+    keys: tuple[str, ...]
+    reason: str
+    considered: tuple[Considered, ...]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a bank is asked.
+
+    Attributes:
+        chooser: router and gate.
+        candidates: memories that are looked at for each question.
+        text_gate: lets a kept text answer where no memory does; None: no text does.
+        neighborhood: looks a question up among the self-asked ones; None: router and gate do without.
+    """
+
+    chooser: Chooser
+    candidates: int = 3
+    text_gate: Gate | None = None
+    neighborhood: Callable[[str], Neighborhood] | None = None
+
+
+class BankSession:
+    """A model, and the documents of a bank.
+
+    Attributes:
+        skipped: why memories that were found could not be read, by key.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, chat: ChatFormat, documents: Documents, retriever: Retriever, pool: AttachedPool
+    ):
+        self.model, self.chat, self.documents, self.retriever = model, chat, documents, retriever
+        self._pool = pool
+        self.reader = BankReader(model, chat, self._visible)
+        self.skipped: dict[str, str] = {}
+
+    def ask(self, questions: Sequence[str], asking: Asking, max_new_tokens: int = 64) -> Iterator[BankAnswer]:
+        """Answer each question from the memories that are chosen for it, from a text, or from the plain model.
+
+        Raises:
+            InputError: a question and its answer go beyond the model's window.
+        """
+        for start in range(0, len(questions), QUESTIONS):
+            yield from self._ask(questions[start : start + QUESTIONS], asking, max_new_tokens)
+
+    def find(self, question: str, count: int, without: str | None = None) -> list[Hit]:
+        """The candidates of a question whose memories can be read."""
+        return [hit for hit in self.retriever.search(question, count, without) if self._readable(hit.key)]
+
+    def read(self, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> Reading:
+        """Read each question behind the plain model's prefix and behind each of its candidates, in one pass."""
+        return self.reader.read(questions, [[Before((hit.key,)) for hit in some] for some in hits])
+
+    def _ask(self, questions: Sequence[str], asking: Asking, max_new_tokens: int) -> list[BankAnswer]:
+        hits = [self.find(question, asking.candidates) for question in questions]
+        reading = self.read(questions, hits)
+        decisions: list[Decision] = []
+        for number, (question, some) in enumerate(zip(questions, hits, strict=True)):
+            near = asking.neighborhood(question) if asking.neighborhood and some else None
+            decisions.append(asking.chooser.choose(reading.candidates(number, some), near))
+        answers = self._answered_elsewhere(questions, hits, decisions, asking.text_gate, max_new_tokens)
+        here = [(n, next(iter(d.chosen), None)) for n, d in enumerate(decisions) if n not in answers]
+        for (number, choice), text in zip(here, reading.go_on(here, max_new_tokens), strict=True):
+            before = None if choice is None else Before((hits[number][choice].key,))
+            answers[number] = _answer(questions[number], text, before, decisions[number])
+        return [answers[number] for number in range(len(questions))]
+
+    def _answered_elsewhere(
+        self,
+        questions: Sequence[str],
+        hits: Sequence[Sequence[Hit]],
+        decisions: Sequence[Decision],
+        text_gate: Gate | None,
+        max_new_tokens: int,
+    ) -> dict[int, BankAnswer]:
+        """Answers behind what no candidate is: several memories side by side, or a text where no memory answers."""
+        places: dict[int, Before] = {}
+        for number, decision in enumerate(decisions):
+            keys = tuple(hits[number][choice].key for choice in decision.chosen)
+            if len(keys) > 1:
+                places[number] = Before(keys)
+            elif not keys and decision.best is not None and text_gate is not None:
+                key = hits[number][decision.best].key
+                if self.documents.text(key) is not None:
+                    places[number] = Before((key,), "text")
+        places = {number: before for number, before in places.items() if self._fits(before)}
+        asked = [questions[number] for number in places]
+        if not asked:
+            return {}
+        reading = self.reader.read(asked, [[before] for before in places.values()])
+        chosen = [
+            (index, number)
+            for index, (number, before) in enumerate(places.items())
+            if before.source == "memory" or (text_gate and text_gate.accepts(self._divergence(reading, index, before)))
+        ]
+        texts = reading.go_on([(index, 0) for index, _ in chosen], max_new_tokens)
+        return {
+            number: _answer(questions[number], text, places[number], decisions[number])
+            for (_, number), text in zip(chosen, texts, strict=True)
+        }
+
+    @staticmethod
+    def _divergence(reading: Reading, number: int, before: Before) -> float:
+        return reading.candidates(number, [Hit(before.keys[0], 0.0, 0.0, "")])[0].divergence
+
+    def _readable(self, key: str) -> bool:
+        try:
+            self._visible(Before((key,)))
+        except MemoryFileError as error:
+            self.skipped[key] = str(error)
+            return False
+        return True
+
+    def _fits(self, before: Before) -> bool:
+        """Whether the model's window holds them."""
+        try:
+            self._visible(before)
+        except InputError:
+            return False
+        return True
+
+    def _visible(self, before: Before) -> KV:
+        return self._pool.visible(before, lambda: self._put(before))
+
+    def _put(self, before: Before) -> KV:
+        if before.source == "text":
+            return prefill_chat(self.model, self.chat, self.documents.text(before.keys[0]) or "")
+        memories = [self.documents.memory(key) for key in before.keys]
+        with attached(self.model, memories, verify=False) as there:
+            return there.visible
+
+
+def _answer(question: str, text: str, before: Before | None, decision: Decision) -> BankAnswer:
+    source: Source = "model" if before is None else before.source
+    return BankAnswer(question, text, source, before.keys if before else (), decision.reason, decision.considered)

@@ -1,0 +1,63 @@
+"""What is known of a candidate after one first-token step: what routers and gates decide by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A memory that may answer a question, as the model starts to answer behind it.
+
+    Attributes:
+        key: the memory's.
+        similarity: how much of the question the retriever found, as ``Hit.share`` has it; higher is nearer.
+        gap: the highest similarity of the question's candidates, minus this one (CDLM, arXiv 2605.28889).
+        entropy: of the first token's distribution, in nats (CDLM).
+        divergence: KL(plain model || behind the memory) of the first token, in nats: how little the memory expects what
+            the plain model says. It is near 0 where the memory changes nothing.
+        hidden: (H,), the hidden state that predicts the first token.
+    """
+
+    key: str
+    similarity: float
+    gap: float
+    entropy: float
+    divergence: float
+    hidden: torch.Tensor
+
+
+def entropies(logits: torch.Tensor) -> torch.Tensor:
+    """Entropy of the softmax of each row of (rows, vocabulary) logits, (rows,) float64, in nats."""
+    logs = logits.double().log_softmax(-1)
+    return -(logs.exp() * logs).sum(-1)
+
+
+def divergences(logits: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """KL(softmax(base) || softmax(row)) of each row of (rows, vocabulary) logits, (rows,) float64, in nats.
+
+    Args:
+        base: (vocabulary,) logits of the plain model.
+    """
+    logs, of_base = logits.double().log_softmax(-1), base.double().log_softmax(-1)
+    return (of_base.exp() * (of_base - logs)).sum(-1)
+
+
+def candidates(
+    keys: Sequence[str], similarities: Sequence[float], logits: torch.Tensor, hidden: torch.Tensor, base: torch.Tensor
+) -> list[Candidate]:
+    """The candidates of one question, in the order of their similarities.
+
+    Args:
+        logits, hidden: (candidates, vocabulary) and (candidates, H).
+        base: (vocabulary,) logits of the plain model.
+    """
+    best = max(similarities, default=0.0)
+    measured = zip(entropies(logits).tolist(), divergences(logits, base).tolist(), strict=True)
+    return [
+        Candidate(key, similarity, best - similarity, entropy, divergence, state)
+        for key, similarity, (entropy, divergence), state in zip(keys, similarities, measured, hidden, strict=True)
+    ]
