@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,11 @@ CREATE TABLE vectors(
     encoder TEXT NOT NULL, document INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY(encoder, document)
 );
 CREATE VIRTUAL TABLE terms USING fts5(body, content='passages', content_rowid='id', detail=none, {TOKENIZER});
+CREATE TABLE stems(stem TEXT PRIMARY KEY, passages INTEGER NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 """
-# What only this connection sees: how often the index has a term, and a table to take words and passages apart with.
+# What only this connection sees: a table to take texts apart with, and the stems of their words.
 _OWN = f"""
-CREATE VIRTUAL TABLE temp.frequencies USING fts5vocab(main, terms, row);
 CREATE VIRTUAL TABLE temp.apart USING fts5(body, content='', columnsize=0, {TOKENIZER});
 CREATE VIRTUAL TABLE temp.apart_terms USING fts5vocab(temp, apart, instance);
 """
@@ -46,7 +46,7 @@ class UnusableError(Exception):
     """The file is missing, damaged, of another version or of another program; its text says which."""
 
 
-def open_database(path: Path, writable: bool = True) -> tuple[sqlite3.Connection, str | None]:
+def open_database(path: Path, writable: bool) -> tuple[sqlite3.Connection, str | None]:
     """The database at ``path``, made anew and empty if there is none of use.
 
     Returns:
@@ -82,6 +82,17 @@ def make_anew(path: Path) -> None:
             connection.executescript(f"PRAGMA journal_mode = WAL; {SCHEMA}")
         _remove(path)
         os.replace(made, path)
+
+
+@contextmanager
+def taken_apart(connection: sqlite3.Connection, texts: Iterable[tuple[int, str]]) -> Iterator[None]:
+    """The words of numbered texts inside the block, which a transaction is around.
+
+    They are in ``apart_terms``: a row for each word, ``term`` its stem and ``doc`` the number of its text.
+    """
+    connection.executemany("INSERT INTO apart(rowid, body) VALUES (?, ?)", texts)
+    yield
+    connection.execute("INSERT INTO apart(apart) VALUES ('delete-all')")
 
 
 def is_damage(error: sqlite3.Error) -> bool:

@@ -9,12 +9,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .database import open_database, sql_errors
+from .database import open_database, sql_errors, taken_apart
 from .passages import Passage
 from .ranking import NUMBER_BITS, Scored, best_passages
 
@@ -81,8 +81,8 @@ class Hit:
 
 
 _FILES = "size, mtime_ns, text_size, text_mtime_ns"
-_OTHERS = ", ".join(field.name for field in fields(Document) if field.name not in ("key", "files"))
-_COLUMNS = f"key, {_FILES}, {_OTHERS}"
+_OTHERS = [field.name for field in fields(Document) if field.name not in ("key", "files")]
+_COLUMNS = ", ".join(["key", _FILES, *_OTHERS])
 
 
 class BankIndex:
@@ -103,8 +103,6 @@ class BankIndex:
         self._connection, self.remade = open_database(path, writable)
         self._inode = path.stat().st_ino
         self._lock = threading.RLock()
-        self._frequencies: dict[str, int] = {}
-        self._seen = -1
 
     def close(self) -> None:
         """Close the file."""
@@ -133,13 +131,12 @@ class BankIndex:
             finally:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                self._frequencies.clear()
 
     def put(self, document: Document, passages: Sequence[Passage] = ()) -> None:
         """Put a memory in place of what has its key; call it inside ``writing``."""
         self.drop(document.key)
         row = {"key": document.key, **document.files._asdict()}
-        row |= {name: getattr(document, name) for name in _OTHERS.split(", ")}
+        row |= {name: getattr(document, name) for name in _OTHERS}
         passages = passages[: 1 << NUMBER_BITS]
         row |= {"passages": len(passages), "words": sum(len(passage.body.split()) for passage in passages)}
         places = ", ".join("?" * len(row))
@@ -147,11 +144,11 @@ class BankIndex:
             f"INSERT INTO documents({', '.join(row)}) VALUES ({places})", list(row.values())
         )
         first, _ = _numbers(added.lastrowid or 0)
-        rows = [(first + number, *passage) for number, passage in enumerate(passages)]
-        self._connection.executemany("INSERT INTO passages VALUES (?, ?, ?)", rows)
-        self._connection.executemany(
-            "INSERT INTO terms(rowid, body) VALUES (?, ?)", [(number, body) for number, _, body in rows]
-        )
+        execute = self._connection.executemany
+        execute("INSERT INTO passages VALUES (?, ?, ?)", [(first + at, *each) for at, each in enumerate(passages)])
+        bodies = [(first + at, each.body) for at, each in enumerate(passages)]
+        execute("INSERT INTO terms(rowid, body) VALUES (?, ?)", bodies)
+        self._count(bodies, 1)
 
     def drop(self, key: str) -> None:
         """Forget a memory, if it is there; call it inside ``writing``."""
@@ -159,13 +156,22 @@ class BankIndex:
         if found is None:
             return
         own = _numbers(found[0])
-        self._connection.execute(
-            "INSERT INTO terms(terms, rowid, body) SELECT 'delete', id, body FROM passages WHERE id >= ? AND id < ?",
-            own,
-        )
+        bodies = self._connection.execute("SELECT id, body FROM passages WHERE id >= ? AND id < ?", own).fetchall()
+        self._connection.executemany("INSERT INTO terms(terms, rowid, body) VALUES ('delete', ?, ?)", bodies)
         self._connection.execute("DELETE FROM passages WHERE id >= ? AND id < ?", own)
         self._connection.execute("DELETE FROM vectors WHERE document = ?", found)
         self._connection.execute("DELETE FROM documents WHERE id = ?", found)
+        self._count(bodies, -1)
+
+    def _count(self, bodies: list[tuple[int, str]], sign: int) -> None:
+        """Count, for each stem, the passages that have come or gone."""
+        with taken_apart(self._connection, bodies):
+            self._connection.execute(
+                "INSERT INTO stems SELECT term, ? * count(DISTINCT doc) FROM apart_terms WHERE true GROUP BY term "
+                "ON CONFLICT(stem) DO UPDATE SET passages = passages + excluded.passages",
+                (sign,),
+            )
+            self._connection.execute("DELETE FROM stems WHERE passages = 0 AND stem IN (SELECT term FROM apart_terms)")
 
     def scrub(self) -> None:
         """Leave nothing of what was dropped in the file, nor in its log once no other process reads that."""
@@ -235,13 +241,8 @@ class BankIndex:
             without: a passage that is passed over, whichever memory has it.
         """
         with self._reading():
-            [(passages, words)] = self._rows("SELECT total(passages), total(words) FROM documents")
-            [(version,)] = self._rows("PRAGMA data_version")
-            if version != self._seen:
-                self._frequencies.clear()
-                self._seen = version
             best: dict[int, Scored] = {}
-            for passage in best_passages(self._connection, query, self._frequencies, (passages, words)):
+            for passage in best_passages(self._connection, query):
                 if passage.body != without:
                     best.setdefault(passage.number >> NUMBER_BITS, passage)
             hits = []
@@ -282,7 +283,7 @@ def _numbers(document: int) -> tuple[int, int]:
 
 
 def _document(row: tuple) -> Document:
-    key, *rest = row
-    files, others = rest[: len(Files._fields)], rest[len(Files._fields) :]
-    document = Document(key, Files(*files), *others)
-    return replace(document, has_text=bool(document.has_text))
+    key, size, mtime_ns, text_size, text_mtime_ns, *others = row
+    named = dict(zip(_OTHERS, others, strict=True))
+    named["has_text"] = bool(named["has_text"])
+    return Document(key, Files(size, mtime_ns, text_size, text_mtime_ns), **named)

@@ -6,15 +6,16 @@ import math
 import re
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import NamedTuple
+
+from .database import taken_apart
 
 K1, B = 1.2, 0.75
 # Words of a query that are looked up: a text in place of a question has thousands.
 QUERY_WORDS = 64
 # Postings that candidates are taken from, candidates that are scored, and those of one document among them.
-POSTINGS, CANDIDATES, OF_ONE_DOCUMENT = 25_000, 256, 8
+POSTINGS, CANDIDATES, OF_ONE_DOCUMENT = 10_000, 256, 8
 # A passage's id is its document's, shifted, and its own number.
 NUMBER_BITS = 20
 # What no tokenizer of FTS5 splits any further, and nothing in its query language but a word.
@@ -38,70 +39,51 @@ class Scored(NamedTuple):
     body: str
 
 
-def best_passages(
-    connection: sqlite3.Connection, query: str, frequencies: dict[str, int], totals: tuple[int, int]
-) -> list[Scored]:
+def best_passages(connection: sqlite3.Connection, query: str) -> list[Scored]:
     """The best passages for a query, the best first.
 
     A passage's score is exact: it counts every term of the query. Candidates are the passages with the rarest terms: as
-    many terms as have ``POSTINGS`` together. Where even the rarest has more, they are some with all terms, or with it.
+    many terms as have ``POSTINGS`` together. Where even the rarest has more, they are some with the two rarest.
 
     Args:
         connection: a database as ``database.open_database`` gives it, in a transaction.
-        frequencies: in how many passages stems are, as far as it is known; what is looked up is added.
-        totals: the number of passages, and of their words.
     """
-    asked = _terms(connection, query, frequencies)
-    weights = {term.stem: math.log1p((totals[0] - term.passages + 0.5) / (term.passages + 0.5)) for term in asked}
+    asked = _terms(connection, query)
     terms = [term for term in asked if term.passages]
     if not terms:
         return []
+    passages, words = connection.execute("SELECT sum(passages), sum(words) FROM documents").fetchone()
+    weights = {term.stem: math.log1p((passages - term.passages + 0.5) / (term.passages + 0.5)) for term in asked}
     if terms[0].passages <= POSTINGS:
         candidates = _likeliest(_sums(connection, terms, weights))
     else:
-        together = " ".join(_quoted(term) for term in terms)
-        candidates = _matching(connection, together, CANDIDATES)
-        candidates = candidates or _matching(connection, _quoted(terms[0]), CANDIDATES)
-    scored = _scored(connection, candidates, weights, totals[1] / totals[0])
+        both = " ".join(map(_quoted, terms[:2]))
+        candidates = _matching(connection, both, CANDIDATES) or _matching(connection, _quoted(terms[0]), CANDIDATES)
+    scored = _scored(connection, candidates, weights, words / passages)
     return sorted(scored, key=lambda passage: (-passage.score, passage.number))
 
 
-def _terms(connection: sqlite3.Connection, query: str, frequencies: dict[str, int]) -> list[Term]:
+def _terms(connection: sqlite3.Connection, query: str) -> list[Term]:
     """The query's terms, the rarest first."""
     words = list(dict.fromkeys(_WORD.findall(query)))[:QUERY_WORDS]
-    with _taken_apart(connection, enumerate(words)):
-        rows = connection.execute("SELECT term, min(doc) FROM apart_terms GROUP BY term").fetchall()
-    terms = []
-    for stem, number in rows:
-        if stem not in frequencies:
-            found = connection.execute("SELECT doc FROM frequencies WHERE term = ?", (stem,)).fetchone()
-            frequencies[stem] = found[0] if found else 0
-        terms.append(Term(words[number], stem, frequencies[stem]))
-    return sorted(terms, key=lambda term: (term.passages, term.stem))
-
-
-@contextmanager
-def _taken_apart(connection: sqlite3.Connection, texts: Iterable[tuple[int, str]]) -> Iterator[None]:
-    """The stems of numbered texts in ``temp.apart_terms`` inside the block, which a transaction is around."""
-    connection.execute("SAVEPOINT apart")
-    try:
-        connection.executemany("INSERT INTO apart(rowid, body) VALUES (?, ?)", texts)
-        yield
-    finally:
-        connection.execute("ROLLBACK TO apart")
-        connection.execute("RELEASE apart")
+    with taken_apart(connection, enumerate(words)):
+        rows = connection.execute(
+            "SELECT min(doc), term, coalesce(passages, 0) FROM apart_terms LEFT JOIN stems ON stem = term GROUP BY term"
+        ).fetchall()
+    return sorted((Term(words[number], *row) for number, *row in rows), key=lambda term: (term.passages, term.stem))
 
 
 def _sums(connection: sqlite3.Connection, terms: list[Term], weights: dict[str, float]) -> dict[int, float]:
     """The sum of the weights of the rarest terms, for each passage that has some of them."""
-    sums: dict[int, float] = defaultdict(float)
+    sums: dict[int, float] = {}
     left = POSTINGS
     for term in terms:
         left -= term.passages
         if left < 0:
             break
+        weight = weights[term.stem]
         for passage in _matching(connection, _quoted(term)):
-            sums[passage] += weights[term.stem]
+            sums[passage] = sums.get(passage, 0.0) + weight
     return sums
 
 
@@ -137,7 +119,7 @@ def _scored(
 ) -> Iterator[Scored]:
     places = ", ".join("?" * len(passages))
     bodies = dict(connection.execute(f"SELECT id, body FROM passages WHERE id IN ({places})", passages))
-    with _taken_apart(connection, bodies.items()):
+    with taken_apart(connection, bodies.items()):
         places = ", ".join("?" * len(weights))
         counts = connection.execute(
             f"SELECT doc, term, count(*) FROM apart_terms WHERE term IN ({places}) GROUP BY doc, term", list(weights)
