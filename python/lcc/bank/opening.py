@@ -38,13 +38,13 @@ class BankOptions:
     """How a bank is asked.
 
     Attributes:
-        retriever: ``bm25``; ``hidden``: vectors of the model's own; or a sentence-transformers folder. Several with ``+``
-            between them are fused by their ranks.
+        retriever: ``bm25``; ``hidden``: vectors of the model's own; or a sentence-transformers folder. Several, with a
+            ``+`` between them, are fused by their ranks.
         router: ``score``: the retriever's first; ``first_token``: the trained one (CDLM); ``neighbors``: kNN over the
             self-asked questions (Cartridges++). ``auto``: the trained one if there is one, else ``score``.
-        gate: ``auto``: of the trained gates the one that was best on held-out questions, or ``none`` if none was trained;
-            ``entropy``, ``divergence``, ``score`` or ``nearness``: a trained one; ``none``: a memory always answers; a
-            ``Gate`` or SIGNAL=THRESHOLD, such as ``entropy=1.5``.
+        gate: ``auto``: of the trained gates the one that was best on held-out questions, or ``none`` if none was
+            trained; ``entropy``, ``divergence``, ``score`` or ``nearness``: a trained one; ``none``: a memory always
+            answers; a ``Gate`` or SIGNAL=THRESHOLD, such as ``entropy=1.5``.
         candidates: memories that are looked at for each question.
         together: memories that may answer side by side.
         fallback: what answers where no memory does: ``text``: the raw text of the memory that was nearest, if the bank

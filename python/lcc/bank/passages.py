@@ -1,4 +1,4 @@
-"""What a memory is found by: the questions that it was asked while it was compiled, and windows of its text."""
+"""What a memory is found by: the questions that it was asked while it was compiled, or windows of its text."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ class Passage(NamedTuple):
 
 
 def passages_of(questions: Iterable[Query], text: str | None) -> list[Passage]:
-    """A memory's questions, of a conversation what the user says, and the windows of its text if it is kept."""
-    passages = [Passage("question", " ".join(turns_of(query)[::2])) for query in questions]
-    if text is not None:
-        passages += [Passage("text", window) for window in windows(text)]
-    return passages
+    """A memory's questions, of a conversation what the user says; of a memory without any, the windows of its text.
+
+    A question is nearer to a question of the same than a text is that only shares its words.
+    """
+    asked = [Passage("question", " ".join(turns_of(query)[::2])) for query in questions]
+    return asked or [Passage("text", window) for window in windows(text or "")]
 
 
 def windows(text: str) -> Iterator[str]:

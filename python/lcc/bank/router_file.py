@@ -29,6 +29,7 @@ def save_trained(path: Path, trained: Trained, **made_with: Any) -> None:
     metadata = figures | {
         "gates": {name: fitted.to_dict() for name, fitted in trained.gates.items()},
         "conformal": trained.conformal and asdict(trained.conformal),
+        "form": trained.router.form,
         "made_with": made_with,
     }
     save_tensors(Output(path, ours=ours(FORMAT)), FORMAT, trained.router.tensors(), metadata)
@@ -46,6 +47,7 @@ def load_trained(path: Path) -> tuple[Trained, dict[str, Any]]:
         gates = {name: Fit.from_dict(stored) for name, stored in metadata.pop("gates").items()}
         conformal = metadata.pop("conformal")
         conformal = conformal and Gate(**conformal)
-        return Trained(FirstTokenRouter.of(tensors), gates, conformal, **metadata), made_with
+        router = FirstTokenRouter.of(metadata.pop("form"), tensors)
+        return Trained(router, gates, conformal, **metadata), made_with
     except (KeyError, TypeError, AttributeError) as error:
         raise MemoryFileError(f"{path} lacks a part of a router: {error}; run lcc bank train-router again") from error

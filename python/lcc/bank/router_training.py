@@ -6,7 +6,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 from ..errors import InputError
@@ -15,7 +14,7 @@ from ..utils.random_state import sample_up_to
 from .gating import LOW, Fit, Gate, Signal, fit
 from .index import Hit
 from .neighbors import Neighborhood, conformal_gate
-from .routing import Asked, FirstTokenRouter, NeighborRouter, Router, ScoreRouter, accuracy
+from .routing import FORMS, Asked, FirstTokenRouter, NeighborRouter, Router, ScoreRouter, accuracy
 from .session import QUESTIONS, BankSession
 from .signals import Candidate
 
@@ -50,9 +49,11 @@ class Trained:
         router: scores candidates by their first tokens.
         gates: a fit for each signal of the candidate that the router prefers, by the signal's name.
         conformal: the gate of the router ``neighbors``; None if the self-asked questions were not looked up.
-        accuracy: of each router on held-out questions that the retriever found the memory of.
+        accuracy: of each router, and of each form of the trained one, on held-out questions whose memory the retriever
+            found. The form that is best there was taken.
         found: share of the held-out questions whose memory the retriever found.
-        refused: by each gate, shares of held-out questions: of the ``absent`` and of the ``unrelated`` ones.
+        refused: by each gate, shares of held-out questions: of the ``unrelated`` ones, which the gates are fitted on,
+            and of the ``absent`` ones, which they are not.
         counts: questions that were trained on and held out, of each kind.
     """
 
@@ -145,8 +146,8 @@ def train_on(
     others = sample_up_to(rng, list(dict.fromkeys(unrelated)), MOST_UNRELATED)
     held = int(len(others) * HELD_OUT)
     sides = zip(parts, (others[held:], others[:held]), strict=True)
-    read = [read_examples(session, *some, count, neighborhood, report) for some in sides]
-    return train(*read, seed)
+    examples, held_out = (read_examples(session, *some, count, neighborhood, report) for some in sides)
+    return train(examples, held_out, seed)
 
 
 def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
@@ -155,16 +156,14 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
     Raises:
         InputError: there are too few self-asked questions.
     """
-    router = FirstTokenRouter.train(
-        [*examples.answered, *examples.absent, *examples.unrelated],
-        [*held_out.answered, *held_out.absent, *held_out.unrelated],
-        seed,
-    )
-    routers: list[Router] = [ScoreRouter(), router]
+    asked, held = ([*some.answered, *some.unrelated] for some in (examples, held_out))
+    forms = {form: FirstTokenRouter.train(form, asked, held, seed) for form in FORMS}
+    reached = {form: accuracy(each, held_out.answered) for form, each in forms.items()}
+    router = forms[max(reached, key=lambda form: reached[form] or 0.0)]
     near = [one.neighborhood.nearness for one in examples.answered if one.neighborhood]
     conformal = conformal_gate(near) if near else None
-    if conformal:
-        routers.append(NeighborRouter())
+    others: list[Router] = [ScoreRouter(), *([NeighborRouter()] if conformal else [])]
+    reached |= {each.name: accuracy(each, held_out.answered) for each in others}
     gates = {signal: _fitted(signal, router, examples, held_out) for signal in ("entropy", "divergence", "score")}
     kinds = {"absent": held_out.absent, "unrelated": held_out.unrelated}
     refused = {
@@ -176,7 +175,7 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
         router=router,
         gates=gates,
         conformal=conformal,
-        accuracy={each.name: accuracy(each, held_out.answered) for each in routers},
+        accuracy=reached,
         found=sum(found) / len(found),
         refused=refused,
         counts={"trained": len(examples.answered), "held_out": len(found), "unrelated": len(examples.unrelated)},
@@ -218,8 +217,7 @@ def _fitted(signal: Signal, router: Router, examples: Examples, held_out: Exampl
     sides = []
     for some in (examples, held_out):
         found = [one for one in some.answered if one.gold is not None]
-        others = [*islice(some.absent, len(some.unrelated) or None), *some.unrelated]
-        sides += [_values(signal, router, found), _values(signal, router, others)]
+        sides += [_values(signal, router, found), _values(signal, router, some.unrelated)]
     return fit(signal, *sides)
 
 

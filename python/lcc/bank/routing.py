@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -13,10 +13,9 @@ from ..errors import InputError, MemoryFileError
 from .neighbors import Neighborhood
 from .signals import Candidate
 
-# The first entries of the hidden state that are features (CDLM).
-HIDDEN = 128
-WIDTH = 64
 EPOCHS, LEARNING_RATE, DECAY = 300, 3e-3, 1e-2
+# What a logarithm is taken of, at least.
+LEAST = 1e-4
 # What a rank is worth beside a vote.
 TIE = 1e-6
 # Updates after the last one that was better on what is held out.
@@ -83,14 +82,31 @@ class Asked:
     neighborhood: Neighborhood | None = None
 
 
-class FirstTokenRouter:
-    """CDLM's internal router: two layers score each candidate on its own, from what its first token looks like.
+class Form(NamedTuple):
+    """The form of a ``FirstTokenRouter``.
 
-    The features are the similarity, the gap to the first, the first token's entropy and the first entries of its hidden
-    state (the paper's), and the first token's divergence from the plain model (ours), normalised. A score is the
+    Attributes:
+        width: of the hidden layer; 0: there is none.
+        hidden: how many entries of the hidden state are features.
+    """
+
+    width: int
+    hidden: int
+
+
+# Two layers with 128 entries of the hidden state are CDLM's; the paper names no width.
+FORMS = {"linear": Form(0, 0), "two_layers": Form(64, 0), "cdlm": Form(64, 128)}
+
+
+class FirstTokenRouter:
+    """CDLM's internal router: a small network scores each candidate on its own, from what its first token looks like.
+
+    The features are the similarity, the gap to the first, the first token's entropy and entries of its hidden state
+    (the paper's), its divergence from the plain model, and the logarithms of the two (ours), normalised. A score is the
     logarithm of the odds that the candidate answers.
 
     Args:
+        form: a name of ``FORMS``.
         network: from features to a score.
         mean, deviation: (features,) of the training data.
     """
@@ -98,24 +114,24 @@ class FirstTokenRouter:
     name: ClassVar[str] = "first_token"
     said: ClassVar[str] = "preferred by the router"
 
-    def __init__(self, network: torch.nn.Sequential, mean: torch.Tensor, deviation: torch.Tensor):
-        self.network, self.mean, self.deviation = network, mean, deviation
+    def __init__(self, form: str, network: torch.nn.Sequential, mean: torch.Tensor, deviation: torch.Tensor):
+        self.form, self.network, self.mean, self.deviation = form, network, mean, deviation
 
     @classmethod
-    def train(cls, asked: Sequence[Asked], held_out: Sequence[Asked], seed: int = 0) -> FirstTokenRouter:
+    def train(cls, form: str, asked: Sequence[Asked], held_out: Sequence[Asked], seed: int = 0) -> FirstTokenRouter:
         """Train on questions with a known candidate; the weights that are best on ``held_out`` are kept.
 
         Raises:
             InputError: no question has a right candidate among those that were found.
         """
-        if not any(one.gold is not None for one in asked):
+        if not all(any(one.gold is not None for one in some) for some in (asked, held_out)):
             raise InputError("no self-asked question was found again by the retriever: the router has nothing to learn")
-        inputs, labels = _rows(asked)
+        inputs, labels = _rows(asked, FORMS[form].hidden)
         mean, deviation = inputs.mean(0), inputs.std(0).clamp_min(1e-6)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            router = cls(_network(inputs.shape[1]), mean, deviation)
-        held_inputs, held_labels = _rows(held_out) if any(one.candidates for one in held_out) else (inputs, labels)
+            router = cls(form, _network(inputs.shape[1], FORMS[form].width), mean, deviation)
+        held_inputs, held_labels = _rows(held_out, FORMS[form].hidden)
         router._fit((inputs - mean) / deviation, labels, (held_inputs - mean) / deviation, held_labels)
         return router
 
@@ -142,14 +158,15 @@ class FirstTokenRouter:
         """Logarithms of odds."""
         if not candidates:
             return []
-        return self.network((_features(candidates) - self.mean) / self.deviation)[:, 0].tolist()
+        features = _features(candidates, FORMS[self.form].hidden)
+        return self.network((features - self.mean) / self.deviation)[:, 0].tolist()
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """What a file keeps."""
         return dict(self.network.state_dict()) | {"mean": self.mean, "deviation": self.deviation}
 
     @classmethod
-    def of(cls, tensors: dict[str, torch.Tensor]) -> FirstTokenRouter:
+    def of(cls, form: str, tensors: dict[str, torch.Tensor]) -> FirstTokenRouter:
         """The router of a file.
 
         Raises:
@@ -158,11 +175,11 @@ class FirstTokenRouter:
         weights = dict(tensors)
         try:
             mean, deviation = weights.pop("mean"), weights.pop("deviation")
-            network = _network(len(mean))
+            network = _network(len(mean), FORMS[form].width)
             network.load_state_dict(weights)
         except (KeyError, RuntimeError, TypeError) as error:
             raise MemoryFileError(f"the tensors are none of a router: {error}") from error
-        return cls(network, mean, deviation)
+        return cls(form, network, mean, deviation)
 
 
 def accuracy(router: Router, asked: Sequence[Asked]) -> float | None:
@@ -175,20 +192,23 @@ def accuracy(router: Router, asked: Sequence[Asked]) -> float | None:
     return sum(right) / len(right) if right else None
 
 
-def _network(features: int) -> torch.nn.Sequential:
-    return torch.nn.Sequential(torch.nn.Linear(features, WIDTH), torch.nn.GELU(), torch.nn.Linear(WIDTH, 1))
+def _network(features: int, width: int) -> torch.nn.Sequential:
+    if not width:
+        return torch.nn.Sequential(torch.nn.Linear(features, 1))
+    return torch.nn.Sequential(torch.nn.Linear(features, width), torch.nn.GELU(), torch.nn.Linear(width, 1))
 
 
-def _features(candidates: Sequence[Candidate]) -> torch.Tensor:
-    """(candidates, features) float32."""
+def _features(candidates: Sequence[Candidate], hidden: int) -> torch.Tensor:
+    """(candidates, features) float32, ``hidden`` of them entries of the hidden state."""
     numbers = torch.tensor([[c.similarity, c.gap, c.entropy, c.divergence] for c in candidates])
-    hidden = torch.stack([candidate.hidden for candidate in candidates])[:, :HIDDEN]
-    return torch.cat((numbers, hidden.float().cpu()), 1)
+    logarithms = numbers[:, 2:].clamp_min(LEAST).log()
+    states = torch.stack([candidate.hidden for candidate in candidates])[:, :hidden]
+    return torch.cat((numbers, logarithms, states.float().cpu()), 1)
 
 
-def _rows(asked: Sequence[Asked]) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows(asked: Sequence[Asked], hidden: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All candidates of all questions: (rows, features), and (rows,) 1 for those that answer."""
     some = [one for one in asked if one.candidates]
-    inputs = torch.cat([_features(one.candidates) for one in some])
+    inputs = torch.cat([_features(one.candidates, hidden) for one in some])
     labels = torch.tensor([float(index == one.gold) for one in some for index in range(len(one.candidates))])
     return inputs, labels

@@ -10,6 +10,8 @@ from lcc.bank.passages import Passage
 from tests.lcc.bank.conftest import MARA, TIMO
 from tests.support.small_memories import small_memory
 
+VERA = "Vera dives in the sea."
+
 
 def keys(bank):
     return [document.key for document in bank.documents()]
@@ -31,16 +33,19 @@ def test_what_is_put_is_there_and_still_there_when_it_is_opened_again(people):
     assert (mara.source_tokens, mara.buffer_tokens, mara.tensor_bytes) == (6, 2, 32)
 
 
-def test_a_memory_is_found_by_its_questions_and_its_text(people):
+def test_a_memory_is_found_by_its_questions_or_without_any_by_its_text(people):
     assert people.passages("mara") == [
         Passage("question", "Where does Mara live?"),
         Passage("question", "Hello! What does Mara do?"),
-        Passage("text", MARA),
     ]
+    people.put("vera", small_memory(VERA), VERA)
+    assert people.passages("vera") == [Passage("text", VERA)]
     assert [hit.key for hit in people.search("where is MARA living?")] == ["mara", "timo"]
     assert [hit.key for hit in people.search("where is MARA living?", k=1)] == ["mara"]
-    [hit] = people.search("knitting")
-    assert hit == Hit("mara", hit.score, MARA)
+    [hit] = people.search("diving")
+    assert hit == Hit("vera", hit.score, hit.share, VERA)
+    assert 0.2 < hit.share < 2
+    assert people.search("diving", without=VERA) == []
     assert people.search("swims") == []  # of a text that is not kept
 
 

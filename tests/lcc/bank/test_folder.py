@@ -54,11 +54,11 @@ def test_only_what_is_new_or_changed_is_read(people, loaded):
 
 
 def test_a_text_that_comes_or_goes_by_hand(people):
+    people.put("timo", small_memory(TIMO))
     (people.path / "texts" / "mara.txt").unlink()
     (people.path / "texts" / "timo.txt").write_text(TIMO)
     with reopened(people) as bank:
         assert (bank.text("mara"), bank.text("timo")) == (None, TIMO)
-        assert bank.search("knits") == []
         assert [hit.key for hit in bank.search("swims")] == ["timo"]
         (bank.path / "texts" / "timo.txt").write_text("Another text that swims.")
         (bank.path / "texts" / "vera.txt").write_bytes(b"\xff")
@@ -87,7 +87,7 @@ def test_a_damaged_memory_is_named_and_skipped(people):
         path.write_bytes(whole)
     with lcc.MemoryBank(people.path) as bank:
         assert bank.damaged == {}
-        assert [hit.key for hit in bank.search("Oslo")] == ["mara"]
+        assert [hit.key for hit in bank.search("Mara")] == ["mara"]
         bank.memory("timo").save(path)
         path.write_bytes(path.read_bytes().replace(b"Timo live", b"Timo lies"))
         bank.refresh("mara")
@@ -146,7 +146,7 @@ def test_an_index_of_no_use_is_made_anew_from_the_files(people, damage):
     with lcc.MemoryBank(people.path) as bank:
         assert bank.rebuilt.startswith(("is damaged (", "is of another version or program"))
         assert keys(bank) == ["mara", "timo"]
-        assert [hit.key for hit in bank.search("Oslo")] == ["mara"]
+        assert [hit.key for hit in bank.search("Mara")] == ["mara"]
         assert bank.verify() == []
     with lcc.MemoryBank(people.path) as bank:
         assert bank.rebuilt is None
@@ -168,7 +168,7 @@ def test_damage_that_shows_later_is_mended_too(people):
     connection.close()
     with reopened(people) as bank:
         assert "run lcc bank rebuild" in bank.verify()[0].what
-        assert [hit.key for hit in bank.search("Oslo")] == ["mara"]
+        assert [hit.key for hit in bank.search("Mara")] == ["mara"]
         assert "is damaged" in bank.rebuilt
         assert bank.verify() == []
 
@@ -189,7 +189,7 @@ def test_a_bank_that_may_not_be_written(people, monkeypatch):
         path.chmod(path.stat().st_mode & ~0o222)
     before = {path: path.stat().st_mtime_ns for path in people.path.rglob("*")}
     with lcc.MemoryBank(people.path) as bank:
-        assert [hit.key for hit in bank.search("Oslo")] == ["mara"]
+        assert [hit.key for hit in bank.search("Mara")] == ["mara"]
         assert bank.memory("timo").source_tokens == 6
         assert bank.verify() == []
         with pytest.raises(lcc.MemoryFileError):
@@ -213,16 +213,14 @@ def test_a_forgotten_text_leaves_no_word_behind(bank, forget):
     words = [f"{word}{number}" for number in range(300) for word in ("Xylograph", "quibble")]
     text = " ".join(words)
     bank.put("mara", small_memory(MARA, "Where does Mara live?"), MARA)
-    bank.put("secret", small_memory(text, "Which quibble7?"), text)
+    bank.put("secret", small_memory(text), text)
     assert [hit.key for hit in bank.search("Xylograph7")] == ["secret"]
     getattr(bank, forget)("secret")
     assert bank.search("Xylograph7") == []
     for open_or_not in (True, False):
         content = everything(bank.path).lower()
         assert b"xylograph" not in content
-        assert [word for word in words if word.lower().encode() in content] == (
-            ["quibble7"] if forget == "forget_text" else []
-        )
+        assert not [word for word in words if word.lower().encode() in content]
         assert b"oslo" in content
         if open_or_not:
             bank.close()

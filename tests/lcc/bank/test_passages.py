@@ -38,5 +38,6 @@ def test_a_conversation_is_found_by_what_the_user_says():
         ("question", "Who?"),
         ("question", "And he? Why?"),
     ]
-    assert [passage.body for passage in passages_of([], "One. Two.")] == ["One. Two."]
+    assert passages_of(queries, "One. Two.") == passages_of(queries, None)
+    assert [tuple(passage) for passage in passages_of([], "One. Two.")] == [("text", "One. Two.")]
     assert passages_of([], "  ") == []
