@@ -36,9 +36,8 @@ class RowCache:
         # Of each row.
         self._numbers: list[int] = []
         self._lengths: list[int] = []
-        # The prefix of each shared token, and the position behind each prefix.
-        sizes = torch.tensor([len(kv) for kv in self.prefixes])
-        self._owners = torch.arange(len(sizes)).repeat_interleave(sizes)
+        # Which shared tokens are each prefix's, (prefixes, shared tokens), and the position behind each prefix.
+        self._seen = torch.block_diag(*(torch.ones(1, len(kv), dtype=torch.bool) for kv in self.prefixes))
         self._ends = torch.tensor([kv.end for kv in self.prefixes])
 
     @property
@@ -118,10 +117,11 @@ class RowCache:
             numbers: of each row's prefix.
             lengths: own tokens of each row, the new ones included.
         """
-        width = cache.get_seq_length() - len(self._owners) + ids.shape[1]
-        prefix, own = torch.tensor(numbers)[:, None], torch.tensor(lengths)[:, None]
-        columns, end = torch.arange(width)[None], self._ends[prefix]
-        mask = torch.cat((self._owners == prefix, columns >= width - own), 1)
+        width = cache.get_seq_length() - self._seen.shape[1] + ids.shape[1]
+        prefix, own, columns = torch.tensor(numbers), torch.tensor(lengths)[:, None], torch.arange(width)[None]
+        # Whole rows are copied: comparing numbers would take ten times as long.
+        mask = torch.cat((self._seen.index_select(0, prefix), columns >= width - own), 1)
+        end = self._ends.index_select(0, prefix)[:, None]
         positions = (end + own - width + columns[:, -ids.shape[1] :]).clamp(min=end)
         device = self.model.device
         with attending(self.model, SHARED_PREFIX) if self.shares else nullcontext():

@@ -200,9 +200,14 @@ class SharedCache(DynamicCache):
         return self
 
     def kv(self) -> KV:
-        """The K and V of a single sequence behind a single prefix."""
-        (start,) = self._starts
-        return KV.of(self, start)
+        """The K and V of a single sequence.
+
+        Raises:
+            ValueError: the cache holds several prefixes.
+        """
+        if len(self._starts) > 1:
+            raise ValueError("the tokens of two prefixes are not one sequence: make a cache of one prefix")
+        return KV.of(self, self._starts[0])
 
     def empty(self) -> SharedCache:
         """A cache of the same prefixes without own tokens."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,6 +123,21 @@ def test_draws_have_the_models_probabilities(model, seen, prompts):
     likely = expected.argsort(descending=True)[:100]
     torch.testing.assert_close(counts[likely].sum(), expected[likely].sum().float(), rtol=0, atol=0.05)
     torch.testing.assert_close(counts[likely[:5]], expected[likely[:5]].float(), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("rows", [3, 64])
+def test_prompts_behind_different_prefixes(model, seen, prompts, rows, shares, monkeypatch):
+    """Prefixes of other lengths, that of one prompt unseen by all others; equal queries behind different ones."""
+    monkeypatch.setattr(decoding, "supports_sharing", lambda _: shares)
+    with torch.no_grad():
+        prefixes = [seen, prefill(model, range(60, 64)), prefill(model, range(7, 90))]
+    mixed = [replace(prompt, prefix=number % 2 + (number == 6)) for number, prompt in enumerate(prompts)]
+    together = written(model, prefixes, mixed, rows=rows)
+    alone = [written(model, prefixes[each.prefix], [replace(each, prefix=0)])[0] for each in mixed]
+    assert [each.ids for each in together] == [each.ids for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.states, other.states, rtol=0, atol=1e-9)
 
 
 def test_models_that_cannot_share(model, seen, prompts, monkeypatch):

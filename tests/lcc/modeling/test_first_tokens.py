@@ -89,8 +89,11 @@ def test_each_row_is_as_if_read_alone(model, prefixes, tokens, monkeypatch):
     close(read_first(model, prefixes, PROMPTS, keep=False).hidden, first.hidden)
 
 
-@pytest.mark.parametrize("chosen", [[3], [5, 0], [4, 0, 2, 1, 3, 5]], ids=str)
-def test_chosen_rows_go_on_as_if_alone(model, prefixes, chosen):
+@pytest.mark.parametrize(
+    ("chosen", "tokens"), [([3], 4096), ([5, 0], 4096), ([4, 0, 2, 1, 3, 5], 8)], ids=["one", "two", "all, in passes"]
+)
+def test_chosen_rows_go_on_as_if_alone(model, prefixes, chosen, tokens, monkeypatch):
+    monkeypatch.setattr(row_cache, "PREFILL_TOKENS", tokens)
     first = read_first(model, prefixes, PROMPTS)
     expected = [generated(model, prefixes[PROMPTS[number].prefix], PROMPTS[number].ids) for number in chosen]
     for _ in range(2):

@@ -228,6 +228,22 @@ def test_the_cache_changes_as_a_dynamic_cache_does(names, grad):
     assert torch.equal(shared.layers[0].keys[0], keys[0][:, : shared.get_seq_length()])
 
 
+def test_several_prefixes_side_by_side():
+    """Rows are copied into another cache, their last own tokens alone; one sequence is not read off two prefixes."""
+    first, second = (KV(*torch.randn(2, 2, 2, tokens, 4), 0) for tokens in (3, 5))
+    cache, one = SharedCache(first, second), SharedCache(second)
+    for layer in range(2):
+        cache.update(*states(3, 4, layer), layer)
+    one.copy_rows(cache, torch.tensor([2, 0]), 3)
+    for layer in range(2):
+        own = states(3, 4, layer)[0][[2, 0], :, 1:]
+        assert torch.equal(one.layers[layer].keys, torch.cat((second.keys[layer].expand(2, -1, -1, -1), own), 2))
+        assert torch.equal(cache.empty().layers[layer].keys[0], torch.cat((first.keys[layer], second.keys[layer]), 1))
+    assert cache.get_seq_length() == 12
+    with pytest.raises(ValueError, match="two prefixes are not one sequence"):
+        cache.kv()
+
+
 def test_a_single_sequence_becomes_a_batch():
     cache = SharedCache(KV(*torch.randn(2, 2, 2, 3, 4), 0))
     cache.update(*states(1, 2, 0), 0)
@@ -251,6 +267,20 @@ def test_a_copied_cache_follows_the_same_model(llama):
     assert isinstance(keys, SplitStates)
     assert torch.equal(keys.joined(), cache.layers[0].keys)
     assert isinstance(cache.update(torch.ones(2, 2, 1, 12), torch.ones(2, 2, 1, 12), 0)[0], torch.Tensor)
+
+
+def test_the_mask_says_which_shared_tokens_are_seen(llama):
+    """Some consecutive ones, none of them, or all; the plain attention reads the same mask."""
+    kv = text_kv(llama)
+    inputs = batch_inputs(len(kv), QUERIES, END, llama.device)
+    mask = inputs["attention_mask"]
+    mask[0, :5], mask[0, 20 : len(kv)], mask[1, : len(kv)] = 0, 0, 0
+    ids = inputs["input_ids"][:, len(kv) :]
+    plain = step(llama, SharedCache(kv).follow(llama), ids, mask)
+    with attending(llama, SHARED_PREFIX):
+        shared = step(llama, SharedCache(kv).follow(llama), ids, mask)
+    own = mask[:, len(kv) :].bool()
+    torch.testing.assert_close(shared[own], plain[own], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
