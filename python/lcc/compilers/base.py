@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from transformers import PreTrainedModel
 
 from ..data.samples import DistillationData
@@ -19,7 +20,7 @@ from ..training.execution import autocast
 from ..training.settings import ExecutionSettings, TrainingSettings
 from ..training.train import seconds_taken, train
 from ..training.trainable import TrainableMemory
-from ..training.trainer import OnBetter
+from ..training.trainer import Curve
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from ..utils.settings import SettingsGroup
@@ -39,7 +40,7 @@ class CompileTask:
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
         start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
-        on_better: called with K and V of K tokens, and the curve, whenever a compiler that trains has better ones.
+        on_better: called with what would be returned whenever a compiler that trains has something better.
     """
 
     model: PreTrainedModel
@@ -54,7 +55,7 @@ class CompileTask:
     checkpoint_every: int = 50
     ranks: Ranks = ALONE
     start: KV | None = None
-    on_better: OnBetter | None = None
+    on_better: Callable[[Compiled], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Compiled:
     """What a compiler returns.
 
     Attributes:
-        payload: K and V of at most K buffer tokens, float, keys unrotated: ``KVPayload(kv)``.
+        payload: K and V of at most K buffer tokens, float, keys unrotated: ``KVPayload(kv)``; or an
+            ``AdapterPayload``.
         curve: measurements: ``step``, ``loss``, ``held_out_kl`` and ``seconds``.
     """
 
@@ -102,12 +104,14 @@ class BaseCompiler(ABC):
 
     Attributes:
         goes_on: it takes ``CompileTask.start``.
+        by_ratio: its memories have as many tokens as the ratio says.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[SettingsGroup]] = NoSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     goes_on: ClassVar[bool] = False
+    by_ratio: ClassVar[bool] = True
 
     def fingerprint(self) -> dict[str, str]:
         """No learned weights."""
@@ -129,6 +133,14 @@ class TrainedCompiler(BaseCompiler):
     ) -> AbstractContextManager[TrainableMemory]:
         """The memory to train, inside a block in which the model is frozen. The block restores the model."""
 
+    def data(self, task: CompileTask) -> DistillationData:
+        """What the memory is trained on: the task's data."""
+        return task.data()
+
+    def payload(self, tensors: dict[str, torch.Tensor], settings: Any) -> Payload:
+        """What a model reads: of the trained memory's ``tensors``."""
+        return KVPayload.of(tensors)
+
     def compile(self, task: CompileTask) -> Compiled:
         """Train the memory.
 
@@ -137,15 +149,23 @@ class TrainedCompiler(BaseCompiler):
             MismatchError: the checkpoint folder belongs to another compilation.
             MemoryFileError: a checkpoint cannot be read or written.
         """
+
+        def compiled(tensors: dict[str, torch.Tensor], curve: Curve) -> Compiled:
+            return Compiled(self.payload(tensors, task.settings), tuple(curve))
+
+        def better(tensors: dict[str, torch.Tensor], curve: Curve) -> None:
+            assert task.on_better is not None
+            task.on_better(compiled(tensors, curve))
+
         with (
             self.trainable(task.model, task.context, task.settings, task.seed) as memory,
             autocast(task.model, task.execution),
         ):
-            kv, curve = train(
-                memory, task.data(), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
-                task.checkpoint_every, task.ranks, task.start, task.on_better,
+            tensors, curve = train(
+                memory, self.data(task), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
+                task.checkpoint_every, task.ranks, task.start, task.on_better and better,
             )  # fmt: skip
-        return Compiled(KVPayload(kv), tuple(curve))
+        return compiled(tensors, curve)
 
     def seconds_taken(self, task: CompileTask) -> tuple[float, float]:
         """Seconds of an optimiser step and of a measurement on the task's data; nothing is kept of them."""
@@ -153,4 +173,4 @@ class TrainedCompiler(BaseCompiler):
             self.trainable(task.model, task.context, task.settings, task.seed) as memory,
             autocast(task.model, task.execution),
         ):
-            return seconds_taken(memory, task.data(), task.training, task.execution, task.seed, task.ranks)
+            return seconds_taken(memory, self.data(task), task.training, task.execution, task.seed, task.ranks)

@@ -25,6 +25,8 @@ from .module_patching import mlp_on, running
 
 NAME = "lcc_bottleneck"
 
+# The rows that a LoRA acts on: how many from the first, or which, (rows,) int64; None for all.
+Rows = int | torch.Tensor | None
 # (rows that run before it, keys, values) of rows whose K and V are known, (1, kv_heads, tokens, head_dim).
 Given = Sequence[tuple[int, torch.Tensor, torch.Tensor]]
 
@@ -108,7 +110,7 @@ class PackedRow:
     Attributes:
         layout: who sees whom among all rows.
         given: (rows that run before it, K and V, rotated) of the rows that do not run, in row order.
-        adapted: how many of the rows that run, from the first, the LoRA acts on; None for all.
+        adapted: which of the rows that run the LoRA acts on.
         skipped: rows of the layer before that this one does not run, from its first.
         read: which of the rows that run anyone reads the output of, (rows,) int64; None for all. Its MLP runs on no
             other.
@@ -116,7 +118,7 @@ class PackedRow:
 
     layout: lk.BottleneckLayout
     given: tuple[tuple[int, KV], ...] = ()
-    adapted: int | None = 0
+    adapted: Rows = 0
     skipped: int = 0
     read: torch.Tensor | None = None
 
@@ -126,10 +128,12 @@ class PackedRow:
         return self.layout.total - sum(len(kv) for _, kv in self.given)
 
     @property
-    def adapted_read(self) -> int | None:
-        """How many of the rows that are read, from the first, the LoRA acts on; None for all."""
+    def adapted_read(self) -> Rows:
+        """Which of the rows that are read the LoRA acts on."""
         if self.adapted is None or self.read is None:
             return self.adapted
+        if isinstance(self.adapted, torch.Tensor):
+            return torch.isin(self.read, self.adapted).nonzero()[:, 0]
         return int((self.read < self.adapted).sum())
 
     def options(self, layer: int) -> dict[str, Any]:
@@ -147,7 +151,7 @@ class PackedDecoder:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self._adapted: int | None = 0
+        self._adapted: Rows = 0
         adapters = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._hooks = [adapter.register_forward_hook(self._adapt) for adapter in adapters]
 
@@ -216,7 +220,7 @@ class PackedDecoder:
         return mlp_on(layer, row.read, partial(self._adapting, row.adapted_read))
 
     @contextmanager
-    def _adapting(self, rows: int | None) -> Iterator[None]:
+    def _adapting(self, rows: Rows) -> Iterator[None]:
         before, self._adapted = self._adapted, rows
         try:
             yield
@@ -225,13 +229,17 @@ class PackedDecoder:
 
     def _adapt(self, layer: Any, args: tuple, out: torch.Tensor) -> torch.Tensor:
         """Add the active adapters' low-rank update (LoRA, arXiv 2106.09685) to the adapted rows of ``out``."""
-        if self._adapted == 0:
+        rows = self._adapted
+        if isinstance(rows, int) and not rows:
             return out
-        adapted = args[0][:, : self._adapted]
+        adapted = args[0].index_select(1, rows) if isinstance(rows, torch.Tensor) else args[0][:, :rows]
         for name in layer.active_adapters:
             down, up = layer.lora_A[name], layer.lora_B[name]
             update = (up(down(adapted.to(down.weight.dtype))) * layer.scaling[name]).to(out.dtype)
-            out = out + pad(update, (0, 0, 0, out.shape[1] - update.shape[1]))
+            if isinstance(rows, torch.Tensor):
+                out = out.index_add(1, rows, update)
+            else:
+                out = out + pad(update, (0, 0, 0, out.shape[1] - update.shape[1]))
         return out
 
 

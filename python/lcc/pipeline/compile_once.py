@@ -14,10 +14,8 @@ from ..data.cache import DataCache
 from ..errors import InputError
 from ..evaluation.certificate import Question, measure, read_questions
 from ..memory.memory import Memory
-from ..memory.payload import KVPayload
 from ..modeling.architecture import check_architecture
 from ..modeling.fingerprint import fingerprint
-from ..modeling.kv import KV
 from ..modeling.model_copy import share_weights
 from ..modeling.sharding import is_sharded
 from ..modeling.weights import loaded_model
@@ -25,7 +23,6 @@ from ..text.chat_format import turns_of
 from ..text.context import Context, build_context
 from ..text.queries import SELF, load_queries
 from ..training.checkpoint import Checkpoint
-from ..training.trainer import Curve
 from ..utils.progress import Reporter
 from ..utils.random_state import seeded
 from ..utils.resumable import begun_on
@@ -119,9 +116,9 @@ class Compilation:
         """Compile, and certify if that is asked for."""
         task, compiler = self.task, self.options.compiler
 
-        def keep_better(kv: KV, curve: Curve) -> None:
+        def keep_better(compiled: Compiled) -> None:
             assert keep is not None
-            keep(self._memory(Compiled(KVPayload(kv), tuple(curve))))
+            keep(self._memory(compiled))
 
         with seeded(task.model.device, self.settings.seed):
             compiled = compiler.compile(replace(task, on_better=keep and keep_better))

@@ -180,7 +180,7 @@ def _estimate(
         def step_bytes(tried: CompileSettings, context: Context = context) -> int:
             worst = geometry(context, tried, samples, query_tokens, longest)
             layout = step_layout(context, worst, tried)
-            return step_memory(model, layout, tried.execution, memory.adapts_queries).total
+            return step_memory(model, layout, tried.execution, memory.adapts_samples).total
 
         worst = geometry(context, chosen, samples, query_tokens, longest)
         settled = replace(chosen, execution=resolve_auto(memory, sum(worst.segments), chosen.execution, free))

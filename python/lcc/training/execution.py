@@ -84,6 +84,6 @@ def resolve_auto(
     fitting = (
         tried
         for tried in tries
-        if step_memory(memory.model, layout, tried, memory.adapts_queries).total <= HEADROOM * free
+        if step_memory(memory.model, layout, tried, memory.adapts_samples).total <= HEADROOM * free
     )
     return next(fitting, tries[-1])

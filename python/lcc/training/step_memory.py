@@ -42,7 +42,7 @@ class StepMemory:
 
 
 def step_memory(
-    model: PreTrainedModel, layout: lk.BottleneckLayout, settings: ExecutionSettings, adapts_queries: bool = False
+    model: PreTrainedModel, layout: lk.BottleneckLayout, settings: ExecutionSettings, adapts_samples: bool = False
 ) -> StepMemory:
     """Estimate the activation memory of a packed step.
 
@@ -50,13 +50,13 @@ def step_memory(
         model: as it runs: with the LoRA in it, if there is one.
         layout: of one document, the reconstruction's segment included.
         settings: ``gradient_checkpointing`` and ``encode_chunk`` count as off where they are ``auto``.
-        adapts_queries: see ``TrainableMemory``.
+        adapts_samples: see ``TrainableMemory``.
     """
     (document,) = layout.documents
     text, answers = document.context + document.buffer, sum(document.segments)
     config, itemsize = model.config, model.get_input_embeddings().weight.element_size()
     layers = config.num_hidden_layers
-    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, adapts_queries))
+    text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, adapts_samples))
     logits = min(LOGITS.get(model.device.type, LOGITS["cuda"]), 2 * answers * config.vocab_size * itemsize)
 
     def phase(read: int, held: int) -> StepMemory:

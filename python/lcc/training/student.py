@@ -18,8 +18,9 @@ import lcc_kernels as lk
 from ..data.samples import Sample
 from ..errors import InputError
 from ..modeling.kv import KV
-from ..modeling.packed_decoder import PackedRow
-from ..modeling.scoring import completion_states
+from ..modeling.packed_decoder import PackedRow, Rows
+from ..modeling.prefill import prefill
+from ..modeling.scoring import Completion, completion_states
 from .settings import ExecutionSettings
 from .trainable import EncodeRows, TrainableMemory
 
@@ -45,6 +46,8 @@ def student_hidden(
 def reference_hidden(memory: TrainableMemory, samples: Sequence[Sample], keep_prefix: bool) -> torch.Tensor:
     """``student_hidden`` in two passes: the encode, then batches of padded samples over [P' | B]."""
     visible = memory.visible(memory.encode(), keep_prefix)
+    if memory.adapts_responses:
+        return torch.cat([_response_states(memory, visible, sample) for sample in samples])
     states: dict[int, torch.Tensor] = {}
     with memory.applied(memory.adapts_queries):
         for group in _alike(samples):
@@ -52,6 +55,14 @@ def reference_hidden(memory: TrainableMemory, samples: Sequence[Sample], keep_pr
             hidden = completion_states(memory.model, visible, batch)
             states |= zip(group, hidden.split([len(sample.response_ids) for sample in batch]), strict=True)
     return torch.cat([states[index] for index in range(len(samples))])
+
+
+def _response_states(memory: TrainableMemory, visible: KV, sample: Sample) -> torch.Tensor:
+    """States of one sample whose query the model reads as it is, all but its last token (CDLM, 2605.28889, eq. 3)."""
+    *query, last = sample.query_ids
+    read = prefill(memory.model, query, visible) if query else visible
+    with memory.applied():
+        return completion_states(memory.model, read, [Completion((last,), sample.response_ids)])
 
 
 def packed_hidden(
@@ -68,7 +79,7 @@ def packed_hidden(
     else:
         visible = memory.visible(_encoded(memory, execution), keep_prefix)
         before = torch.empty(1, 0, own.shape[2], dtype=own.dtype, device=own.device)
-        rows = [_samples_alone(memory, visible, segments)] * model.config.num_hidden_layers
+        rows = [_samples_alone(memory, visible, samples)] * model.config.num_hidden_layers
         first = len(visible)
     behind = first + before.shape[1]
     positions = torch.cat([torch.arange(first, behind), *(behind + torch.arange(length) for length in segments)])
@@ -112,10 +123,13 @@ def _rows(memory: TrainableMemory, encode: EncodeRows, segments: tuple[int, ...]
     return [row(0)] * (memory.model.config.num_hidden_layers - 1) + [row(text)]
 
 
-def _samples_alone(memory: TrainableMemory, visible: KV, segments: tuple[int, ...]) -> PackedRow:
+def _samples_alone(memory: TrainableMemory, visible: KV, samples: Sequence[Sample]) -> PackedRow:
     """The packed row in which only samples run, after precomputed K and V."""
-    layout = lk.BottleneckLayout(0, 0, len(visible), segments, False)
-    return PackedRow(layout, ((0, visible),), None if memory.adapts_queries else 0)
+    layout = lk.BottleneckLayout(0, 0, len(visible), tuple(len(sample.input_ids) for sample in samples), False)
+    adapted: Rows = None if memory.adapts_queries else 0
+    if memory.adapts_responses:
+        adapted = supervised_rows(samples).to(memory.model.device)
+    return PackedRow(layout, ((0, visible),), adapted)
 
 
 def supervised_rows(samples: Sequence[Sample]) -> torch.Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from ..data.samples import DistillationData
 from ..errors import InputError
 from ..modeling.kv import KV
@@ -30,7 +32,7 @@ def train(
     ranks: Ranks = ALONE,
     start: KV | None = None,
     on_better: OnBetter | None = None,
-) -> tuple[KV, Curve]:
+) -> tuple[dict[str, torch.Tensor], Curve]:
     """Train ``memory`` on ``data`` to the end, or to an early stop.
 
     Args:
@@ -39,11 +41,11 @@ def train(
         on_better: called after each measurement behind a step that is the best so far, with what would be returned.
 
     Returns:
-        K and V of B, keys unrotated, of the best state; and the measurements.
+        The ``tensors`` of the memory in its best state, and the measurements.
 
     Raises:
         InputError: there is no sample to train on.
-        DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite; the last checkpoint stands.
+        DivergedError: the loss, the held-out KL, or what is kept became NaN or infinite; the last checkpoint stands.
         MismatchError: the checkpoint belongs to another compilation.
         MemoryFileError: a checkpoint cannot be read or written.
     """

@@ -34,23 +34,30 @@ class EncodeRows:
 
 
 class TrainableMemory(ABC):
-    """Parameters that give the K and V of the buffer tokens, which the frozen model reads instead of a text.
+    """Parameters that give what the frozen model reads instead of a text: K and V of the buffer tokens, as a rule.
 
     Attributes:
         prefix: K and V of P, rotated, as the frozen model reads it.
         packed: runs packed rows through the model.
         adapts_queries: whatever the memory adds to the model stays on for queries and responses.
+        adapts_responses: it acts where responses are predicted: on the last token of each query, and on the response.
         reads_text: the text runs through the model in every step: ``encode_rows`` and ``encode_chunked`` are there.
     """
 
     reads_text: ClassVar[bool] = False
     adapts_queries: bool = False
+    adapts_responses: bool = False
 
     def __init__(self, model: PreTrainedModel, context: Context):
         self.model, self.context = model, context
         self.packed = PackedDecoder(model)
         with torch.no_grad():
             self.prefix = prefill(model, context.prefix_ids)
+
+    @property
+    def adapts_samples(self) -> bool:
+        """Whether what the memory adds to the model acts on any of the samples' tokens."""
+        return self.adapts_queries or self.adapts_responses
 
     @abstractmethod
     def parameter_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
@@ -74,6 +81,11 @@ class TrainableMemory(ABC):
     @abstractmethod
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in the parameters."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What is kept of it: by default the K and V of B as ``keys``, unrotated, and ``values``."""
+        buffer = self.encode()
+        return {"keys": buffer.keys, "values": buffer.values}
 
     def encode_rows(self) -> EncodeRows | None:
         """The encode as rows of the packed pass. None: the memory has K and V only."""

@@ -26,8 +26,8 @@ from .settings import ExecutionSettings, TrainingSettings
 from .trainable import TrainableMemory
 
 Curve = list[dict[str, float]]
-# K and V of B, keys unrotated, and the measurements so far.
-OnBetter = Callable[[KV, Curve], None]
+# What is kept of a memory, and the measurements so far.
+OnBetter = Callable[[dict[str, torch.Tensor], Curve], None]
 
 
 class Trainer:
@@ -70,11 +70,11 @@ class Trainer:
         self.stale = 0
         self._resume()
 
-    def run(self, reporter: Reporter, checkpoint_every: int) -> KV:
-        """Train to the end, or to an early stop; returns B's K and V, keys unrotated, of the best state.
+    def run(self, reporter: Reporter, checkpoint_every: int) -> dict[str, torch.Tensor]:
+        """Train to the end, or to an early stop; returns the memory's ``tensors`` in its best state.
 
         Raises:
-            DivergedError: the loss, the held-out KL, or the K and V became NaN or infinite.
+            DivergedError: the loss, the held-out KL, or what is kept became NaN or infinite.
         """
         try:
             return self._run(reporter, checkpoint_every)
@@ -83,7 +83,7 @@ class Trainer:
                 mark_diverged(self.checkpoint.folder)
             raise
 
-    def _run(self, reporter: Reporter, checkpoint_every: int) -> KV:
+    def _run(self, reporter: Reporter, checkpoint_every: int) -> dict[str, torch.Tensor]:
         reporter.start("compiling", self.training.steps, self.step)
         if self.goes_on and not self.step and self.data.held_out:
             self.measure()
@@ -103,14 +103,14 @@ class Trainer:
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-        return self._encoded()
+        return self._kept()
 
-    def _encoded(self) -> KV:
+    def _kept(self) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            buffer = self.memory.encode()
-        for name, tensor in (("keys", buffer.keys), ("values", buffer.values)):
+            tensors = self.memory.tensors()
+        for name, tensor in tensors.items():
             self._require_finite(f"largest of the {name}", tensor.abs().max().item())
-        return buffer
+        return tensors
 
     def advance(self) -> float:
         """One optimiser step; returns its loss."""
@@ -181,7 +181,7 @@ class Trainer:
             self.best_loss, self.best_kl, self.stale = chosen_by, kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
             if self.on_better and self.step:
-                self.on_better(self._encoded(), list(self.curve))
+                self.on_better(self._kept(), list(self.curve))
 
     def _stale(self) -> bool:
         return 0 < self.training.patience <= self.stale
