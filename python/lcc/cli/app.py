@@ -223,7 +223,12 @@ def quantize(
 def export(
     memory: MemoryArgument,
     output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
-    to: Annotated[str, typer.Option(help="cartridge: a peft adapter; safetensors: K and V as in a cache.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="cartridge: K and V as a peft adapter; safetensors: K and V as in a cache; peft: an adapter as a LoRA."
+        ),
+    ],
     force: ForceOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,

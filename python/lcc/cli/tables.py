@@ -21,6 +21,7 @@ from .demo import DemoReport
 SHOWN_QUESTIONS = 12
 READERS = ("full_text", "memory", "no_text")
 
+ADAPTER = "rank {rank}, alpha {alpha:g}, {adapted_layers} linear layers, {dtype}, cache sharing {cache_sharing}"
 # What came of asking, as it is shown.
 ASKED = (
     ("sampled", "sampled"),
@@ -95,11 +96,9 @@ def show_memory(memory: Memory, path: Path) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("text", f"{memory.source_tokens} tokens, SHA-256 {shown(memory.source_sha256)}")
-    table.add_row("buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})")
-    table.add_row("shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary))
-    table.add_row("size", ", ".join(f"{part} {size / 1024:.1f} KiB" for part, size in summary["bytes"].items()))
-    for stream, cost in _quantization_costs(memory.quantization or {}):
-        table.add_row(stream, cost)
+    size = ", ".join(f"{part} {size / 1024:.1f} KiB" for part, size in summary["bytes"].items())
+    for name, figures in (*_shape(memory, summary), ("size", size), *_quantization_costs(memory.quantization or {})):
+        table.add_row(name, figures)
     table.add_row("prefix", f"{len(memory.prefix_ids)} tokens")
     table.add_row("rope", _pairs(memory.rope))
     if memory.curve:
@@ -127,6 +126,15 @@ def show_memory(memory: Memory, path: Path) -> None:
     terminal.print(table)
     if memory.certificate:
         terminal.print(_certificate(memory.certificate, memory.dtype))
+
+
+def _shape(memory: Memory, summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Rows on what a memory holds for the model."""
+    if lora := summary.get("adapter"):
+        yield "adapter", shown(f"{ADAPTER.format(**summary | lora)} ({', '.join(lora['targets'])})")
+        return
+    yield "buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})"
+    yield "shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary)
 
 
 def _pairs(named: Mapping[str, Any]) -> str:

@@ -51,6 +51,23 @@ def check_memory(model: PreTrainedModel, memory: Memory) -> None:
     ):
         if have != want:
             raise MismatchError(f"the memory's {name} is {have} but the model's is {want}: not compiled for this model")
+    _check_prefix(model, memory)
+
+
+def check_adapted(model: PreTrainedModel, memory: Memory, start: int = 0) -> None:
+    """Refuse a model that cannot read the prefix of an adapter's memory from position ``start`` on.
+
+    Raises:
+        InputError: as ``check_model`` and ``check_positions``, or the memory holds NaN.
+        MismatchError: its prefix is not the model's.
+    """
+    check_model(model)
+    memory.check()
+    _check_prefix(model, memory)
+    check_positions(model, start, start + len(memory.prefix_ids))
+
+
+def _check_prefix(model: PreTrainedModel, memory: Memory) -> None:
     rows, largest = model.get_input_embeddings().weight.shape[0], max(memory.prefix_ids, default=0)
     if largest >= rows:
         raise MismatchError(f"the memory's prefix has token {largest} but the model embeds {rows} tokens")

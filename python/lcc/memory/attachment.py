@@ -113,7 +113,7 @@ def attach_paged(
 def cached_tokens(memory: Memory | Sequence[Memory]) -> int:
     """How many tokens ``attach`` puts into a cache: one prefix, and every memory's buffer tokens."""
     memories = stack_of(memory)
-    return len(memories[0].prefix_ids) + sum(each.buffer_tokens for each in memories)
+    return len(memories[0].prefix_ids) + sum(len(each.kv) for each in memories)
 
 
 def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:

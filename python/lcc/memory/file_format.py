@@ -7,22 +7,25 @@ from typing import Any
 
 import torch
 
-from ..errors import MemoryFileError
+from ..errors import InputError, MemoryFileError
 from ..utils.values import quoted
 from .metadata import METADATA
-from .payload import KVPayload
+from .payload import AdapterPayload, KVPayload, Payload
 
 FORMAT = "lcc-memory-2"
 # Version 1 has neither ``payload``, ``compiler`` nor ``requires``.
 READABLE = (FORMAT, "lcc-memory-1")
-PAYLOADS = {KVPayload.kind: KVPayload}
-# Fields that say what the tensors say too, or that are for the reader of the file alone.
-_FOR_READERS = ("payload", "dtype", "requires")
+PAYLOADS: dict[str, type[KVPayload] | type[AdapterPayload]] = {
+    KVPayload.kind: KVPayload,
+    AdapterPayload.kind: AdapterPayload,
+}
+# Fields that belong to the payload, or that are for the reader of the file alone.
+_FOR_READERS = ("payload", "dtype", "requires", AdapterPayload.kind)
 
 
 def parse_memory(
     path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
-) -> tuple[KVPayload, dict[str, Any]]:
+) -> tuple[Payload, dict[str, Any]]:
     """The payload and the fields of a ``Memory``, from what its file holds.
 
     A field that this version does not know is kept in ``extra``, unless ``requires`` says that a reader must know it.
@@ -39,11 +42,11 @@ def parse_memory(
             f"{path} needs {', '.join(map(quoted, unknown))}, which this version does not know: update lcc-kernels"
         )
     try:
-        payload = PAYLOADS[kind].of(tensors)
+        payload = PAYLOADS[kind].of(tensors, metadata)
         fields = {name: value for name, value in metadata.items() if name in METADATA}
         for name in ("prefix_ids", "questions"):
             fields[name] = _as_tuples(fields[name])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, InputError) as error:
         raise MemoryFileError(f"{path} lacks a part of a memory, or has one too many: {error}") from error
     extra = {name: value for name, value in metadata.items() if name not in METADATA and name not in _FOR_READERS}
     return payload, fields | {"extra": extra}

@@ -20,7 +20,7 @@ from ..utils.hashing import json_digest, tensor_digest
 from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
 from .metadata import Ancestor, Budget, check_metadata
-from .payload import KVPayload, Payload
+from .payload import AdapterPayload, KVPayload, Payload
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ class Memory:
             InputError: it is of another kind.
         """
         if not isinstance(self.payload, KVPayload):
-            raise InputError(f"the memory holds no K and V but a payload of kind {self.payload.kind!r}")
+            raise InputError(
+                f"the memory holds no K and V but a payload of kind {self.payload.kind!r}: ask it alone, with lcc.ask, "
+                "or export it to peft"
+            )
         return self.payload
 
     @property
@@ -116,18 +119,23 @@ class Memory:
 
     @property
     def dtype(self) -> str:
-        """The dtype of K and V, such as ``float32``."""
+        """The dtype of the payload's numbers, such as ``float32``."""
         return self.payload.dtype
 
     @property
     def buffer_tokens(self) -> int:
-        """K."""
-        return len(self.kv)
+        """K; 0 for an adapter."""
+        return self.payload.shape()["buffer_tokens"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of the buffer tokens' K and V, scales included."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+        """Bytes of the buffer tokens' K and V, scales included; 0 for an adapter."""
+        return self.nbytes if isinstance(self.payload, KVPayload) else 0
 
     def with_ancestors(self) -> list[Ancestor]:
         """The lineage of a memory that goes on from this one."""
@@ -148,7 +156,8 @@ class Memory:
     def metadata(self) -> dict[str, Any]:
         """Everything but the tensors, as the file has it."""
         named = {name: value for name, value in vars(self).items() if name not in ("payload", "extra")}
-        return self.extra | named | {"payload": self.payload.kind, "dtype": self.dtype, "requires": []}
+        of_payload = {"payload": self.payload.kind, "dtype": self.dtype, "requires": []} | self.payload.metadata()
+        return self.extra | named | of_payload
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the memory to one safetensors file, atomically; docs/memory-format.md says what is in it.
@@ -186,7 +195,7 @@ class Memory:
         require_same(self.fingerprint, given)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Memory:
-        """The same memory with its tensors on ``device``, and a float memory's K and V in ``dtype``.
+        """The same memory with its tensors on ``device``, and a float memory's numbers in ``dtype``.
 
         Raises:
             InputError: ``dtype`` is given for a quantised memory, or numbers overflow in it.
@@ -195,10 +204,11 @@ class Memory:
 
     def summary(self) -> dict[str, Any]:
         """What ``lcc inspect`` shows: everything but the tensors; sizes in bytes."""
-        layers, heads, tokens, width = self.kv.keys.shape
-        shape = {"layers": layers, "kv_heads": heads, "buffer_tokens": tokens, "head_dim": width}
         metadata = self.metadata()
         sizes = {name: tensor.nbytes for name, tensor in self.tensors().items()}
+        if isinstance(self.payload, AdapterPayload):
+            sizes = {self.payload.kind: self.nbytes}
         sizes["metadata"] = len(json.dumps(metadata).encode())
         del metadata["questions"]
-        return shape | {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)} | metadata
+        counts = {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)}
+        return self.payload.shape() | counts | metadata

@@ -172,6 +172,15 @@ class Ancestor(TypedDict):
     compiler: dict[str, str]
 
 
+class AdapterRecord(TypedDict):
+    """What a memory of the kind ``adapter`` says of its LoRA; see ``lcc.modeling.adapter.Adapter``."""
+
+    rank: int
+    alpha: float
+    targets: list[str]
+    cache_sharing: bool
+
+
 METADATA: dict[str, Any] = {
     "prefix_ids": tuple[int, ...],
     "ratio": float,

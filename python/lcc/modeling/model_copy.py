@@ -31,11 +31,11 @@ def share_weights(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         InputError: the model's forward was replaced by a function that runs the model and not the copy.
     """
-    return model if model in _COPIES or is_sharded(model) else _copy(model)
+    return model if model in _COPIES or is_sharded(model) else private_copy(model)
 
 
-def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    """See ``share_weights``."""
+def private_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """``share_weights`` of a model in one piece, a copy of a copy included: no other user of the first copy sees it."""
     shared: dict[int, Any] = {id(held): held for held in _held_by_hooks(model)}
     shared |= {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(parameter): _without_gradient(parameter) for parameter in model.parameters()}
@@ -49,7 +49,7 @@ def _copy(model: PreTrainedModel) -> PreTrainedModel:
 
 def with_body_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A copy whose layers and embeddings are in ``dtype``, and whose head is the model's own; it costs their memory."""
-    copied = _copy(model)
+    copied = private_copy(model)
     body = getattr(copied, copied.base_model_prefix)
     for module in body.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -65,7 +65,7 @@ def _in_own_dtype(head: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Te
 
 def with_first_layers(model: PreTrainedModel, layers: int) -> PreTrainedModel:
     """A copy that has the first ``layers`` layers only: what they cost tells what all of them cost."""
-    copied = _copy(model)
+    copied = private_copy(model)
     body = getattr(copied, copied.base_model_prefix)
     body.layers = body.layers[:layers]
     copied.config.num_hidden_layers = layers

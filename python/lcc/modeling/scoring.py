@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +36,16 @@ class Completion:
         return self.query_ids + self.response_ids[:-1]
 
 
-def completion_states(model: PreTrainedModel, visible: KV, completions: Sequence[Completion]) -> torch.Tensor:
+def completion_states(
+    model: PreTrainedModel,
+    visible: KV,
+    completions: Sequence[Completion],
+    acting_on: Callable[[torch.Tensor | None], AbstractContextManager] = lambda _: nullcontext(),
+) -> torch.Tensor:
     """Last hidden states where the responses are predicted, after the rotated tokens of ``visible``.
+
+    Args:
+        acting_on: lets an adapter act on those tokens alone; see ``AdaptedModel.acting_on``.
 
     Returns:
         (response tokens of all completions, H), completion by completion. Each sees ``visible`` and itself alone.
@@ -48,7 +58,7 @@ def completion_states(model: PreTrainedModel, visible: KV, completions: Sequence
     for row, completion in enumerate(completions):
         predicting[row, len(completion.query_ids) - 1 : len(completion.input_ids)] = True
     read = predicting.flatten().nonzero()[:, 0].to(model.device)
-    with mlp_on(decoder(model).layers[-1], read):
+    with acting_on(read), mlp_on(decoder(model).layers[-1], read, partial(acting_on, None)):
         hidden = decoder(model)(
             input_ids=torch.tensor(ids, device=model.device),
             position_ids=positions[None],

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from ..compilers.base import Compiled, Compiler
 from ..errors import InputError
 from ..memory.memory import Memory
-from ..memory.payload import KVPayload
+from ..memory.payload import AdapterPayload, KVPayload
 from ..modeling.fingerprint import differing, fingerprint, require_same
 from ..text.context import Context
 
@@ -51,13 +51,13 @@ def check_compiled(
     """
     who = f"the compiler {compiler.name!r}"
     payload = getattr(compiled, "payload", None)
-    if not isinstance(compiled, Compiled) or not isinstance(payload, KVPayload):
+    if not isinstance(compiled, Compiled) or not isinstance(payload, (KVPayload, AdapterPayload)):
         what = type(payload if isinstance(compiled, Compiled) else compiled).__name__
         raise InputError(f"{who} returned a {what}; it must return lcc.Compiled(lcc.KVPayload(kv))")
     payload.check()
-    if len(payload.kv) > context.buffer:
+    if isinstance(payload, KVPayload) and len(payload.kv) > context.buffer:
         raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {context.buffer} at this ratio")
-    if payload.quantized:
+    if isinstance(payload, KVPayload) and payload.quantized:
         raise InputError(f"{who} returned {payload.dtype} numbers; return float ones, lcc.quantize makes them smaller")
     if not type(compiler).__module__.startswith("lcc."):
         after = fingerprint(model)
@@ -66,5 +66,4 @@ def check_compiled(
             raise InputError(
                 f"{who} changed the model ({', '.join(others)}), and weights are the caller's: load it again"
             )
-    kv = replace(payload.kv, keys=payload.kv.keys.detach(), values=payload.kv.values.detach())
-    return replace(compiled, payload=replace(payload, kv=kv))
+    return replace(compiled, payload=payload.detached())
