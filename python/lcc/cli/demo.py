@@ -163,14 +163,15 @@ def _first_token_seconds(
 ) -> dict[str, float]:
     """Median seconds from a cold start to the first token of the answer."""
     chat = ChatFormat.of(tokenizer)
-    query = chat.query_ids(question.text)
 
     def with_text() -> None:
+        query = chat.query_ids(question.text)
         generate_after(model, SharedCache(prefill_chat(model, chat, text)), [query], chat.end, max_new_tokens=1)
 
     def with_memory() -> None:
         with attached(model, memory, verify=False) as before:
-            generate_after(model, before.cache, [query], chat.end, max_new_tokens=1)
+            query = chat.query_ids(question.text, before.after_text)
+            generate_after(before.model, before.cache, [query], chat.end, max_new_tokens=1)
 
     return {"full_text": _median_seconds(with_text), "memory": _median_seconds(with_memory)}
 

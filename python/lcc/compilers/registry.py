@@ -27,6 +27,7 @@ _FILES = {
     "attention_matching": "attention_matching.compiler",
     "gradmem": "gradmem.compiler",
     "flashmem": "flashmem.compiler",
+    "adapter": "adapter",
 }
 C = TypeVar("C", bound=type)
 _registered: dict[str, Any] = {}

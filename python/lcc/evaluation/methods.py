@@ -27,7 +27,7 @@ class Answers:
 
     Attributes:
         texts: one answer an example, in their order.
-        kv_bytes: of the cache that a question finds, prefix included.
+        kv_bytes: of the cache that a question finds, prefix included; and of an adapter, if there is one.
         seconds: spent on the context before the first question.
         trained_on: questions that the method asked itself while it prepared.
     """
@@ -140,9 +140,9 @@ class MemoryMethod(ReadingMethod):
         memory = self.make(context)
         chat = ChatFormat.of(self.tokenizer, date=memory.date)
         with attached(self.model, memory) as before:
-            texts = answer_examples(self.model, chat, before.visible, examples, self.batch)
+            texts = answer_examples(before.model, chat, before.visible, examples, self.batch, before.after_text)
             seconds = memory.curve[-1]["seconds"] if memory.curve else 0.0
-            return Answers(texts, before.visible.nbytes, seconds, last_questions(memory.questions))
+            return Answers(texts, before.nbytes, seconds, last_questions(memory.questions))
 
 
 def last_questions(queries: Iterable[Query]) -> frozenset[str]:

@@ -34,7 +34,7 @@ def ask(
     """Answer questions about the text that ``memory`` was compiled from; the text itself is not needed.
 
     Args:
-        memory: one, or several that are read together: see ``lcc.attach``.
+        memory: one, or several that are read together: see ``lcc.attach``. An adapter is read alone.
         questions: asked independently of each other.
         batch: questions answered at once.
         parse_special_tokens: let special tokens that are written in a question be control tokens; by default they are
@@ -56,7 +56,8 @@ def ask(
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
     requests = [Request((question,), max_new_tokens=max_new_tokens) for question in _checked(questions)]
     with attached(model, memory, verify=False) as before:
-        return [one.text for one in answer(model, chat, before.visible, requests, batch, **options)]
+        answers = answer(before.model, chat, before.visible, requests, batch, before.after_text, **options)
+        return [one.text for one in answers]
 
 
 def prompt(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..memory.attachment import attach, cached_tokens
 from ..memory.consolidation import Consolidation, Turns
 from ..memory.memory import Memory
 from ..modeling.generation import generate_after
@@ -17,7 +18,6 @@ from ..modeling.shared_cache import SharedCache
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
 from ..utils.values import check, check_count, require
-from .attached import attached
 from .monitor import Monitor
 
 
@@ -35,6 +35,8 @@ class Consolidated:
 class Conversation:
     """Keeps the tokens of the questions and answers so far, and their K and V: a turn reads what is new alone.
 
+    There are no conversations with an adapter: it has learned to answer behind the plain model's K and V alone.
+
     Args:
         parse_special_tokens: let special tokens that are written in a message be control tokens.
         monitor: watches the answers' attention. The answers are the same, to the bit, as long as nothing is
@@ -44,7 +46,7 @@ class Conversation:
         entropies: of the last turn's tokens, its end token included, as ``monitor`` sees them; without one empty.
 
     Raises:
-        InputError: the model cannot be watched.
+        InputError: the model cannot be watched, or the memory is an adapter.
         MismatchError: the memory, or the monitor, belongs to another model or tokenizer.
     """
 
@@ -65,8 +67,7 @@ class Conversation:
         if monitor is not None:
             monitor.check_model(memory.fingerprint)
         self._watched = None if monitor is None else monitor.watch(model)
-        with attached(model, memory, verify=False) as before:
-            self._cache, self._attached = before.cache, before.tokens
+        self._cache, self._attached = attach(model, memory, verify=False), cached_tokens(memory)
         # Of what was said, the tokens that were not consolidated.
         self._history: list[int] = []
         self._begun = self._triggered = False

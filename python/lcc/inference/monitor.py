@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError, MemoryFileError, MismatchError
+from ..memory.attachment import attach
 from ..memory.memory import Memory
 from ..modeling.attention_entropy import AttentionEntropy
 from ..modeling.fingerprint import differing
@@ -24,7 +25,6 @@ from ..text.chat_format import ChatFormat
 from ..utils.outputs import write_bytes
 from ..utils.safe_json import JSONError, parse_json
 from ..utils.values import check, check_count, require
-from .attached import attached
 
 FORMAT = "lcc-monitor-1"
 
@@ -97,7 +97,8 @@ class Monitor:
         """Answer each of the questions behind ``memory``, and set the threshold by the answers' entropies.
 
         Raises:
-            InputError: no questions, a quantile that is not between 0 and 1, or a model that cannot be watched.
+            InputError: no questions, a quantile that is not between 0 and 1, a model that cannot be watched, or a
+                memory that is an adapter.
             MismatchError: the memory belongs to another model or tokenizer.
         """
         check("questions", list(questions), list[str])
@@ -109,10 +110,10 @@ class Monitor:
         memory.verify(model, tokenizer)
         chat = ChatFormat.of(tokenizer, date=memory.date)
         watched = AttentionEntropy(model, sinks)
-        with attached(model, memory, verify=False) as before:
-            for question in questions:
-                query, cache = chat.query_ids(question), SharedCache(before.visible)
-                generate_after(watched.model, cache, [query], chat.end, max_new_tokens=max_new_tokens)
+        visible = attach(model, memory, verify=False).kv()
+        for question in questions:
+            query, cache = chat.query_ids(question), SharedCache(visible)
+            generate_after(watched.model, cache, [query], chat.end, max_new_tokens=max_new_tokens)
         return cls.of(watched.take(), quantile, sinks, memory.fingerprint)
 
     def triggers(self, entropies: Sequence[float]) -> bool:

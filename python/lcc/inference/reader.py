@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..memory.memory import Memory
+from ..modeling.adapter import AdaptedModel
 from ..modeling.decoding import Prompt, decode
 from ..modeling.generation import batch_rows, end_tokens
 from ..modeling.kv import KV
@@ -27,16 +29,18 @@ Response = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Reader:
-    """A frozen model, no adapter in it, whose queries see the rotated tokens of ``visible``.
+    """A frozen model whose queries see the rotated tokens of ``visible``.
 
     Attributes:
         after_text: whether ``visible`` ends in a text (or what stands for one) rather than in the chat's prefix.
+        adapted: what ``model`` is a copy in, under an adapter; None for a plain model.
     """
 
     model: PreTrainedModel
     chat: ChatFormat
     visible: KV
     after_text: bool = True
+    adapted: AdaptedModel | None = None
 
     @classmethod
     def of_text(cls, model: PreTrainedModel, chat: ChatFormat, text: str) -> Reader:
@@ -47,7 +51,7 @@ class Reader:
     def of_memory(cls, model: PreTrainedModel, chat: ChatFormat, memory: Memory) -> Reader:
         """Behind a memory, whose model is not verified."""
         with attached(model, memory, verify=False) as before:
-            return cls(model, chat, before.visible)
+            return cls(before.model, chat, before.visible, before.after_text, before.adapted)
 
     def answer(self, requests: Sequence[Request], batch: int = 32) -> list[str]:
         """Greedy answers as text; see ``lcc.inference.requests.answer``."""
@@ -76,7 +80,9 @@ class Reader:
         ]
         rows = batch_rows(len(self.visible))
         starts = range(0, len(completions), rows)
-        return torch.cat([completion_states(self.model, self.visible, completions[at : at + rows]) for at in starts])
+        acting_on = (lambda _: nullcontext()) if self.adapted is None else self.adapted.acting_on
+        parts = (completions[at : at + rows] for at in starts)
+        return torch.cat([completion_states(self.model, self.visible, part, acting_on) for part in parts])
 
     def accuracy(self, query: str, response: Response) -> float:
         """Share of the response's tokens that are the most probable ones, teacher-forced."""

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from .kv import decoder
 
 
 def attention_projections(model: PreTrainedModel) -> list[str]:
@@ -26,6 +27,12 @@ def attention_projections(model: PreTrainedModel) -> list[str]:
     if not names:
         raise InputError(f"no attention projections found in {type(model).__name__}: name them in targets=")
     return sorted(names)
+
+
+def layer_projections(model: PreTrainedModel) -> list[str]:
+    """Names of the linear layers of attention and MLP: of all that stand in the decoder's layers."""
+    modules = decoder(model).layers.named_modules()
+    return sorted({name.rpartition(".")[2] for name, module in modules if isinstance(module, torch.nn.Linear)})
 
 
 @contextmanager

@@ -54,8 +54,8 @@ def compile(
         tokenizer: the model's own, with a chat template.
         text: the document.
         recipe: ``default``, ``fast`` (110 steps of 16 queries, not 300 of 64), or ``paper`` (its streams and steps).
-        compiler: ``lcc``, ``direct_kv``, or without any data ``attention_matching``, ``gradmem`` and ``flashmem``; a
-            name that ``lcc.register`` made known, or a ``Compiler``.
+        compiler: ``lcc``, ``direct_kv``, or without any data ``attention_matching``, ``gradmem`` and ``flashmem``;
+            ``adapter``, whose memory is a LoRA; a name that ``lcc.register`` made known, or a ``Compiler``.
         queries: context-agnostic queries, see ``lcc.load_queries``; by default the package's own. ``self``: the model
             writes them.
         checkpoint: a folder to go on from after a kill. It is removed at the end.

@@ -105,6 +105,9 @@ class CompileOptions:
             raise InputError("questions are for the certificate: leave certify on, or leave them out")
         searched = settings.get("ratio") == AUTO
         chosen = make_settings(recipe, compiler, **settings | ({"ratio": None} if searched else {}))
+        method = registry.get(compiler)
+        if searched and not getattr(method, "by_ratio", True):
+            raise InputError(f"the compiler {method.name!r} makes no buffer tokens: there is no ratio to search")
         if searched:
             target = TARGET if target is None else target
             check_search(chosen, target, questions is not None, certify)
@@ -114,7 +117,6 @@ class CompileOptions:
         if questions is not None:
             named = isinstance(questions, (str, Path))
             rows = load_rows(str(questions), "test") if named else list(questions)  # type: ignore[arg-type]
-        method = registry.get(compiler)
         if start is not None:
             start = start if isinstance(start, Memory) else Memory.load(start)
             require_start(start, method, searched)
@@ -233,6 +235,10 @@ def check_budget(compiler: Compiler, searched: bool, started: bool) -> None:
     """
     if not isinstance(compiler, TrainedCompiler):
         raise InputError(f"the compiler {compiler.name!r} has no steps to fill a budget with: take lcc or direct_kv")
+    if not compiler.goes_on:
+        raise InputError(
+            f"the compiler {compiler.name!r} does not go on from the instant memory of a budget: take lcc or direct_kv"
+        )
     if searched:
         raise InputError('ratio="auto" compiles many memories: name a ratio, or leave the budget out')
     if started:

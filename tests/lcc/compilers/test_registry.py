@@ -91,7 +91,7 @@ def test_no_setting_hides_a_keyword_of_compile():
 
 
 def test_unknown_compilers_and_names_that_are_taken(first):
-    assert registry.names() == ["lcc", "direct_kv", "attention_matching", "gradmem", "flashmem", "first"]
+    assert registry.names() == ["lcc", "direct_kv", "attention_matching", "gradmem", "flashmem", "adapter", "first"]
     with pytest.raises(lcc.InputError, match="unknown compiler 'direct_kw'; did you mean direct_kv"):
         registry.get("direct_kw")
     for wrong in (5, First, None):
@@ -271,5 +271,5 @@ def test_another_package_names_its_compiler(first, monkeypatch):
     registry._registered.pop("first")
     plugin = SimpleNamespace(name="first", load=lambda: First)
     monkeypatch.setattr(registry, "entry_points", lambda group, name="first": [plugin] * (name == "first"))
-    assert registry.names() == ["lcc", "direct_kv", "attention_matching", "gradmem", "flashmem", "first"]
+    assert registry.names() == ["lcc", "direct_kv", "attention_matching", "gradmem", "flashmem", "adapter", "first"]
     assert isinstance(registry.get("first"), First)
