@@ -69,7 +69,8 @@ class Chooser:
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
         signals = [self._signal(considered[index], neighborhood) for index in order]
         passed = [index for index, signal in zip(order, signals, strict=True) if self.gate.accepts(signal)]
-        reason = f"{considered[order[0]].key} is {self.router.said}; {self._told(signals[0])}"
+        told = passed[0] if passed else order[0]
+        reason = f"{considered[told].key} is {self.router.said}; {self._told(signals[order.index(told)])}"
         return Decision(tuple(passed[: self.together]), order[0], reason, considered)
 
     def _signal(self, one: Considered, neighborhood: Neighborhood | None) -> float:
