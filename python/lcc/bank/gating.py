@@ -109,10 +109,10 @@ def fit(
 
 
 def _thresholds(answered: Sequence[float], others: Sequence[float]) -> list[float]:
-    """Halfway between each two neighbouring values, and beyond both ends."""
-    values = sorted({value for value in (*answered, *others) if math.isfinite(value)})
+    """Halfway between each two neighbouring values, and a bit beyond both ends."""
+    values = sorted({value for value in (*answered, *others) if math.isfinite(value)}) or [0.0]
     between = [(low + high) / 2 for low, high in pairwise(values)]
-    return [math.inf, -math.inf, *between]
+    return [values[0] - 1, *between, values[-1] + 1]
 
 
 def _shares(gate: Gate, answered: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
