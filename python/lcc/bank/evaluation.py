@@ -60,9 +60,8 @@ def parse_questions(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> l
 class BankEvaluation:
     """Asks a bank in every way.
 
-    The ways are: the right memory (``oracle``), the retriever's first (``retrieved``), the one that is routed to whether
-    it helps or not (``routed``), the one that is routed to if the gate lets it pass (``gated``), and the raw text of the
-    retriever's first (``text``).
+    The ways are: the right memory (``oracle``), the retriever's first (``retrieved``), the one that is routed to, with
+    the gate open (``routed``) and as it is (``gated``), and the raw text of the retriever's first (``text``).
 
     Args:
         bank: its router, gate and number of candidates.

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
+import torch
 from transformers import PreTrainedModel
 
+from ..modeling.adapter import Adapter
 from ..modeling.decoding import Prompt
 from ..modeling.first_tokens import FirstTokens, read_first
 from ..modeling.generation import end_tokens
+from ..modeling.grouped_lora import FirstTokens as AdaptedTokens
+from ..modeling.grouped_lora import first_tokens
 from ..modeling.kv import KV
 from ..modeling.prefill import prefill
 from ..text.chat_format import ChatFormat
@@ -26,72 +31,99 @@ class Before:
     source: Literal["memory", "text"] = "memory"
 
 
+# A question and the candidate behind which it is read; None: the plain model.
+Place = tuple[int, int | None]
+
+
 class BankReader:
     """A model before which the memories of a bank, and their texts, are put.
 
     Args:
-        visible: rotated K and V of the chat's prefix and of what stands behind it.
-
-    Attributes:
-        plain: rotated K and V of the prefix alone.
+        put: what there is of a ``Before``: rotated K and V of the chat's prefix and of what stands behind it, or an
+            adapter that shares the question's cache.
     """
 
-    def __init__(self, model: PreTrainedModel, chat: ChatFormat, visible: Callable[[Before], KV]):
-        self.model, self.chat, self._visible = model, chat, visible
-        self.plain = prefill(model, chat.prefix_ids)
+    def __init__(self, model: PreTrainedModel, chat: ChatFormat, put: Callable[[Before], KV | Adapter]):
+        self.model, self.chat, self._put = model, chat, put
+        self._plain = prefill(model, chat.prefix_ids)
         self.ends = end_tokens(model, chat.end).__contains__
 
     def read(self, questions: Sequence[str], places: Sequence[Sequence[Before]]) -> Reading:
-        """Read each question behind the plain model's prefix, and behind each of its ``places``, in one pass.
+        """Read each question behind the plain model's prefix, and behind each of its ``places``.
+
+        All that is K and V is read in one pass. Adapters go on from the plain model's K and V of their question, all of
+        a question in one step.
 
         Raises:
             InputError: a question goes beyond the model's window.
             MemoryFileError: a memory cannot be read.
         """
-        distinct = list(dict.fromkeys(place for some in places for place in some))
-        numbers = {place: number for number, place in enumerate(distinct, 1)}
+        given = {before: self._put(before) for some in places for before in some}
+        prefixes = {before: kv for before, kv in given.items() if isinstance(kv, KV)}
+        numbers = {before: number for number, before in enumerate(prefixes, 1)}
         prompts: list[Prompt] = []
-        first = []
-        for question, some in zip(questions, places, strict=True):
-            first.append(len(prompts))
-            prompts.append(Prompt(tuple(self.chat.query_ids(question, after_text=False))))
-            behind = tuple(self.chat.query_ids(question))
-            prompts += [Prompt(behind, prefix=numbers[place]) for place in some]
-        prefixes = [self.plain, *map(self._visible, distinct)]
-        return Reading(read_first(self.model, prefixes, prompts), first, self)
+        rows: dict[Place, int] = {}
+        adapted: dict[Place, tuple[AdaptedTokens, int]] = {}
+        for question, (text, some) in enumerate(zip(questions, places, strict=True)):
+            alone, behind = (tuple(self.chat.query_ids(text, after)) for after in (False, True))
+            for choice, prefix in [(None, 0), *((n, numbers[one]) for n, one in enumerate(some) if one in numbers)]:
+                rows[question, choice] = len(prompts)
+                prompts.append(Prompt(alone if choice is None else behind, prefix=prefix))
+            adapters = {n: kv for n, one in enumerate(some) if isinstance(kv := given[one], Adapter)}
+            if adapters:
+                before = prefill(self.model, alone[:-1], self._plain)
+                tokens = first_tokens(self.model, before, alone[-1], list(adapters.values()))
+                adapted |= {(question, n): (tokens, row) for row, n in enumerate(adapters)}
+        return Reading(self, read_first(self.model, [self._plain, *prefixes.values()], prompts), rows, adapted)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """What the tokens of an answer say."""
         return self.chat.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
     """Questions of which the model knows the first token of the answer, behind each of their candidates.
 
     Attributes:
-        tokens: of all rows: of each question the plain model's, then its candidates'.
-        first: the plain model's row of each question.
+        tokens: the first tokens of what is K and V.
+        rows: where they are.
+        adapted: the first tokens of adapters, and where they are.
     """
 
-    tokens: FirstTokens
-    first: Sequence[int]
     reader: BankReader
+    tokens: FirstTokens
+    rows: dict[Place, int]
+    adapted: dict[Place, tuple[AdaptedTokens, int]]
 
     def candidates(self, question: int, hits: Sequence[Hit]) -> list[Candidate]:
         """What is known of the candidates of a question by its number, in the order of its ``hits``."""
-        row = self.first[question]
-        rows = slice(row + 1, row + 1 + len(hits))
         keys, similarities = [hit.key for hit in hits], [hit.share for hit in hits]
-        logits, hidden = self.tokens.logits, self.tokens.hidden
-        return candidates(keys, similarities, logits[rows], hidden[rows], logits[row])
+        known = [self._first((question, choice)) for choice in range(len(hits))]
+        if not known:
+            return []
+        logits, hidden = (torch.stack(some) for some in zip(*known, strict=True))
+        return candidates(keys, similarities, logits, hidden, self._first((question, None))[0])
 
-    def go_on(self, chosen: Sequence[tuple[int, int | None]], max_new_tokens: int) -> list[str]:
-        """The answers of some questions.
+    def go_on(self, chosen: Sequence[Place], max_new_tokens: int) -> list[str]:
+        """The answers of some questions, each from its place."""
+        shared = [place for place in chosen if place in self.rows]
+        written = self.tokens.go_on([self.rows[place] for place in shared], self.reader.ends, max_new_tokens)
+        ids: dict[Place, Sequence[int]] = dict(zip(shared, written, strict=True))
+        for place in chosen:
+            if place in self.adapted:
+                tokens, row = self.adapted[place]
+                ids[place] = tokens.go_on(row, self.reader.chat.end, max_new_tokens)
+        return [self.reader.text_of(ids[place]) for place in chosen]
 
-        Args:
-            chosen: numbers of questions, each with the number of its candidate; None: the plain model.
-        """
-        rows = [self.first[question] + (0 if choice is None else choice + 1) for question, choice in chosen]
-        written = self.tokens.go_on(rows, self.reader.ends, max_new_tokens)
-        return [self.reader.text_of(ids) for ids in written]
+    @cached_property
+    def _logits(self) -> torch.Tensor:
+        return self.tokens.logits
+
+    def _first(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits, (vocabulary,), and the hidden state, (H,), of a place's first token."""
+        if place in self.rows:
+            row = self.rows[place]
+            return self._logits[row], self.tokens.hidden[row]
+        tokens, row = self.adapted[place]
+        return tokens.logits()[row], tokens.hidden[row]

@@ -24,6 +24,8 @@ HELD_OUT = 0.25
 # Banks of fewer documents hold out questions, not documents.
 FEW = 8
 STAGE = "reading questions"
+# A signal that no gate accepts.
+BEYOND = 1e6
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Trained:
         refused: by each gate, shares of held-out questions: of the ``unrelated`` ones, which the gates are fitted on,
             and of the ``absent`` ones, which they are not.
         counts: questions that were trained on and held out, of each kind.
+        signals: of the held-out questions, by the gate and by the kind of question (``answered`` too).
     """
 
     router: FirstTokenRouter
@@ -64,6 +67,7 @@ class Trained:
     found: float
     refused: dict[str, dict[str, float]]
     counts: dict[str, int]
+    signals: dict[str, dict[str, list[float]]]
 
     @property
     def best(self) -> Fit:
@@ -165,20 +169,22 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
     others: list[Router] = [ScoreRouter(), *([NeighborRouter()] if conformal else [])]
     reached |= {each.name: accuracy(each, held_out.answered) for each in others}
     gates = {signal: _fitted(signal, router, examples, held_out) for signal in ("entropy", "divergence", "score")}
-    kinds = {"absent": held_out.absent, "unrelated": held_out.unrelated}
-    refused = {
-        signal: {kind: _share_refused(fitted.gate, router, some) for kind, some in kinds.items()}
-        for signal, fitted in gates.items()
-    }
-    found = [one.gold is not None for one in held_out.answered]
+    found = [one for one in held_out.answered if one.gold is not None]
+    kinds = {"answered": found, "unrelated": held_out.unrelated, "absent": held_out.absent}
+    signals = {signal: {kind: _values(signal, router, some) for kind, some in kinds.items()} for signal in gates}
     return Trained(
         router=router,
         gates=gates,
         conformal=conformal,
         accuracy=reached,
-        found=sum(found) / len(found),
-        refused=refused,
-        counts={"trained": len(examples.answered), "held_out": len(found), "unrelated": len(examples.unrelated)},
+        found=len(found) / len(held_out.answered),
+        refused={
+            signal: {kind: _share_refused(gates[signal].gate, some[kind]) for kind in ("unrelated", "absent")}
+            for signal, some in signals.items()
+        },
+        counts={"trained": len(examples.answered), "held_out": len(held_out.answered)}
+        | {"unrelated": len(examples.unrelated), "held_out_unrelated": len(held_out.unrelated)},
+        signals=signals,
     )
 
 
@@ -221,18 +227,17 @@ def _fitted(signal: Signal, router: Router, examples: Examples, held_out: Exampl
     return fit(signal, *sides)
 
 
-def _share_refused(gate: Gate, router: Router, asked: Sequence[Asked]) -> float:
-    values = _values(gate.signal, router, asked)
+def _share_refused(gate: Gate, values: Sequence[float]) -> float:
     return 1 - sum(map(gate.accepts, values)) / max(1, len(values))
 
 
 def _values(signal: Signal, router: Router, asked: Sequence[Asked]) -> list[float]:
-    """The signal of the candidate that the router prefers; of a question without candidates, one that is refused."""
+    """The signal of the candidate that the router prefers; of a question without candidates, one beyond all others."""
     values = []
     for one in asked:
         scores: list[Any] = router.scores(one.candidates, one.neighborhood)
         if not scores:
-            values.append(float("inf") if signal in LOW else float("-inf"))
+            values.append(BEYOND if signal in LOW else -BEYOND)
             continue
         best = max(range(len(scores)), key=scores.__getitem__)
         values.append(scores[best] if signal == "score" else getattr(one.candidates[best], signal))

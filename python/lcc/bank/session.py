@@ -13,6 +13,8 @@ from ..inference.attached import attached
 from ..inference.pool import AttachedPool
 from ..inference.reader import prefill_chat
 from ..memory.memory import Memory
+from ..memory.payload import AdapterPayload
+from ..modeling.adapter import Adapter
 from ..modeling.kv import KV
 from ..text.chat_format import ChatFormat
 from .choosing import Chooser, Considered, Decision
@@ -83,11 +85,16 @@ class BankSession:
     """
 
     def __init__(
-        self, model: PreTrainedModel, chat: ChatFormat, documents: Documents, retriever: Retriever, pool: AttachedPool
+        self,
+        model: PreTrainedModel,
+        chat: ChatFormat,
+        documents: Documents,
+        retriever: Retriever,
+        pool: AttachedPool[KV | Adapter],
     ):
         self.model, self.chat, self.documents, self.retriever = model, chat, documents, retriever
         self._pool = pool
-        self.reader = BankReader(model, chat, self._visible)
+        self.reader = BankReader(model, chat, self._put)
         self.skipped: dict[str, str] = {}
 
     def ask(self, questions: Sequence[str], asking: Asking, max_new_tokens: int = 64) -> Iterator[BankAnswer]:
@@ -161,8 +168,8 @@ class BankSession:
 
     def _readable(self, key: str) -> bool:
         try:
-            self._visible(Before((key,)))
-        except MemoryFileError as error:
+            self._put(Before((key,)))
+        except (MemoryFileError, InputError) as error:
             self.skipped[key] = str(error)
             return False
         return True
@@ -170,18 +177,29 @@ class BankSession:
     def _fits(self, before: Before) -> bool:
         """Whether the model's window holds them."""
         try:
-            self._visible(before)
+            self._put(before)
         except InputError:
             return False
         return True
 
-    def _visible(self, before: Before) -> KV:
-        return self._pool.visible(before, lambda: self._put(before))
+    def _put(self, before: Before) -> KV | Adapter:
+        return self._pool.get(before, lambda: self._made(before))
 
-    def _put(self, before: Before) -> KV:
+    def _made(self, before: Before) -> KV | Adapter:
+        """What a question is read behind.
+
+        Raises:
+            MemoryFileError: a memory cannot be read.
+            InputError: the model's window does not hold it, or an adapter cannot be read beside others.
+        """
         if before.source == "text":
             return prefill_chat(self.model, self.chat, self.documents.text(before.keys[0]) or "")
         memories = [self.documents.memory(key) for key in before.keys]
+        payload = memories[0].payload
+        if len(memories) == 1 and isinstance(payload, AdapterPayload):
+            if not payload.adapter.cache_sharing:
+                raise InputError("it was trained without cache sharing: compile it again with cache_sharing=True")
+            return payload.to(self.model.device, self.model.dtype).adapter
         with attached(self.model, memories, verify=False) as there:
             return there.visible
 

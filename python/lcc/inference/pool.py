@@ -5,25 +5,36 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-
-from ..modeling.kv import KV
+from typing import Generic, Protocol, TypeVar
 
 # 256 MiB.
 BYTES = 1 << 28
 
 
-class AttachedPool:
-    """Rotated K and V by key; what was not wanted for the longest time goes first. Several threads may use one pool.
+class Sized(Protocol):
+    """Something that takes memory."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes."""
+        ...
+
+
+Item = TypeVar("Item", bound=Sized)
+
+
+class AttachedPool(Generic[Item]):
+    """Rotated K and V, or adapters, by key; what was not wanted for the longest time goes first. Several threads may use one pool.
 
     Args:
         limit: bytes that are kept, at least of the last one.
     """
 
     def __init__(self, limit: int = BYTES):
-        self._limit, self._kept = limit, OrderedDict[Hashable, KV]()
+        self._limit, self._kept = limit, OrderedDict[Hashable, Item]()
         self._lock = threading.Lock()
 
-    def visible(self, key: Hashable, make: Callable[[], KV]) -> KV:
+    def get(self, key: Hashable, make: Callable[[], Item]) -> Item:
         """What ``make`` gave for ``key``; raises what ``make`` raises."""
         with self._lock:
             if key in self._kept:
@@ -44,4 +55,4 @@ class AttachedPool:
     @property
     def nbytes(self) -> int:
         """Bytes that are kept."""
-        return sum(kv.nbytes for kv in self._kept.values())
+        return sum(item.nbytes for item in self._kept.values())
