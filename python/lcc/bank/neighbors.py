@@ -38,7 +38,7 @@ def neighborhood(passages: Passages, vector: torch.Tensor, without: str | None =
     """
     others = passages.asked & torch.tensor([body != without for body in passages.bodies], dtype=torch.bool)
     cosines = (passages.vectors @ vector).masked_fill(~others, -math.inf)
-    nearest = cosines.argsort(descending=True, stable=True)[:NEIGHBORS].tolist()
+    nearest = cosines.topk(min(NEIGHBORS, len(cosines))).indices.tolist()
     found = [index for index in nearest if others[index]]
     counts = Counter(passages.keys[index] for index in found)
     nearness = float(cosines[found[0]]) if found else -1.0

@@ -11,7 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError, MismatchError
 from ..inference.pool import AttachedPool
+from ..modeling.adapter import Adapter
 from ..modeling.fingerprint import DTYPE, differing, fingerprint
+from ..modeling.kv import KV
 from ..modeling.model_copy import share_weights
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
@@ -132,12 +134,13 @@ class Opener:
         first = next(document.key for document in storage.documents() if document.status == "ok")
         self.chat = ChatFormat.of(tokenizer, date=storage.memory(first).date)
         self._vectors: dict[str, PassageVectors] = {}
+        self._pool = AttachedPool[KV | Adapter]()
 
     def session(self, retriever: str) -> BankSession:
         """The bank behind a retriever."""
         parts = [self._retriever(name) for name in dict.fromkeys(retriever.split("+"))]
         found: Retriever = parts[0] if len(parts) == 1 else FusedRetriever(parts)
-        return BankSession(self.model, self.chat, self.storage, found, AttachedPool())
+        return BankSession(self.model, self.chat, self.storage, found, self._pool)
 
     def near(self, question: str, without: str | None = None) -> Neighborhood:
         """The self-asked questions around a question, by the model's own vectors."""

@@ -24,6 +24,8 @@ HELD_OUT = 0.25
 # Banks of fewer documents hold out questions, not documents.
 FEW = 8
 STAGE = "reading questions"
+# Those that a gate is fitted on.
+SIGNALS: tuple[Signal, ...] = ("entropy", "divergence", "score")
 # A signal that no gate accepts.
 BEYOND = 1e6
 
@@ -168,10 +170,12 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
     conformal = conformal_gate(near) if near else None
     others: list[Router] = [ScoreRouter(), *([NeighborRouter()] if conformal else [])]
     reached |= {each.name: accuracy(each, held_out.answered) for each in others}
-    gates = {signal: _fitted(signal, router, examples, held_out) for signal in ("entropy", "divergence", "score")}
+    gates: dict[str, Fit] = {signal: _fitted(signal, router, examples, held_out) for signal in SIGNALS}
     found = [one for one in held_out.answered if one.gold is not None]
     kinds = {"answered": found, "unrelated": held_out.unrelated, "absent": held_out.absent}
-    signals = {signal: {kind: _values(signal, router, some) for kind, some in kinds.items()} for signal in gates}
+    signals: dict[str, dict[str, list[float]]] = {
+        signal: {kind: _values(signal, router, some) for kind, some in kinds.items()} for signal in SIGNALS
+    }
     return Trained(
         router=router,
         gates=gates,

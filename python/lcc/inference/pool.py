@@ -24,7 +24,9 @@ Item = TypeVar("Item", bound=Sized)
 
 
 class AttachedPool(Generic[Item]):
-    """Rotated K and V, or adapters, by key; what was not wanted for the longest time goes first. Several threads may use one pool.
+    """Rotated K and V, or adapters, by key; what was not wanted for the longest time goes first.
+
+    Several threads may use one pool.
 
     Args:
         limit: bytes that are kept, at least of the last one.
