@@ -82,7 +82,7 @@ class MemoryBank(BankStorage):
         near = opener.near if neighbors else None
         asked = {
             key: [passage.body for passage in passages if passage.kind == "question"]
-            for key, passages in self.with_index(lambda index: index.all_passages()).items()
+            for key, passages in self.index.use(lambda index: index.all_passages()).items()
         }
         trained = train_on(opener.session(retriever), asked, others, options.candidates, near, seed, report)
         save_trained(self.folder.router, trained, retriever=retriever, candidates=candidates, seed=seed)

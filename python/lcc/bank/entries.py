@@ -43,6 +43,9 @@ def update(index: BankIndex, folder: BankFolder, keys: Iterable[str]) -> None:
 def _updated(index: BankIndex, folder: BankFolder, key: str) -> bool:
     """Read a memory's files into the index, unless they change meanwhile."""
     files, memory, error = folder.files(key), None, ""
+    known = index.document(key)
+    if files == (known and known.files):
+        return True
     if files is not None:
         try:
             memory = Memory.load(folder.memory(key))
@@ -85,12 +88,16 @@ def require_one_model(index: BankIndex, folder: BankFolder, key: str, memory: Me
     other = index.other(key)
     if other is None or (other.model, other.prefix) == (model_digest(memory), prefix_digest(memory)):
         return
-    stored = load_metadata(folder.memory(other.key)).get("fingerprint", {})
-    names = differing(stored, memory.fingerprint) or ["prefix_ids"]
+    names = differing(stored_fingerprint(folder, other.key), memory.fingerprint) or ["prefix_ids"]
     raise MismatchError(
         f"the memory {key} cannot stand in the bank {folder.path} beside {other.key}: they differ in "
         f"{', '.join(names)}; give each model, tokenizer and prefix a bank of its own"
     )
+
+
+def stored_fingerprint(folder: BankFolder, key: str) -> dict[str, str]:
+    """The fingerprint that a memory's file says it has."""
+    return load_metadata(folder.memory(key)).get("fingerprint", {})
 
 
 def model_digest(memory: Memory) -> str:

@@ -74,12 +74,14 @@ class BankFolder:
             if is_key(key)
         }
 
-    def strangers(self) -> list[Path]:
-        """Memories' files whose names are no keys, and texts that no memory has."""
-        memories = [key for key, _ in _entries(self.memories, MEMORY_SUFFIX)]
-        texts = {key for key, _ in _entries(self.texts, TEXT_SUFFIX)}
-        misnamed = [self.memory(key) for key in memories if not is_key(key)]
-        return [*misnamed, *(self.text(key) for key in sorted(texts.difference(memories)))]
+    def misnamed(self) -> list[Path]:
+        """Memories' files whose names are no keys."""
+        return [self.memory(key) for key, _ in _entries(self.memories, MEMORY_SUFFIX) if not is_key(key)]
+
+    def texts_alone(self) -> list[Path]:
+        """Texts without a memory: one that could not be compiled, or is not compiled yet."""
+        memories = {key for key, _ in _entries(self.memories, MEMORY_SUFFIX)}
+        return [self.text(key) for key, _ in sorted(_entries(self.texts, TEXT_SUFFIX)) if key not in memories]
 
     def read_text(self, key: str, digest: str) -> str | None:
         """The text of the memory whose ``source_sha256`` is ``digest``; None if there is none, or another one.

@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import InputError, MismatchError
+from ..errors import InputError
 from ..inference.pool import AttachedPool
 from ..modeling.adapter import Adapter
-from ..modeling.fingerprint import DTYPE, differing, fingerprint
 from ..modeling.kv import KV
 from ..modeling.model_copy import share_weights
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
 from ..utils.progress import Report
-from ..utils.tensor_files import load_metadata
 from ..utils.values import check, check_count, require
 from .choosing import Chooser
 from .gating import ALWAYS, NEVER, Gate
@@ -129,10 +127,12 @@ class Opener:
         report: Report = lambda *_: None,
     ):
         model = plain_model(model)
-        require_model(storage, model, tokenizer)
+        first = storage.index.use(lambda index: index.other(""))
+        if first is None:
+            raise InputError(f"the bank {storage.path} has no memory that can be used: lcc bank add DOCUMENTS")
+        storage.require_model(model, tokenizer)
         self.storage, self.model, self.report = storage, share_weights(model), report
-        first = next(document.key for document in storage.documents() if document.status == "ok")
-        self.chat = ChatFormat.of(tokenizer, date=storage.memory(first).date)
+        self.chat = ChatFormat.of(tokenizer, date=storage.memory(first.key).date)
         self._vectors: dict[str, PassageVectors] = {}
         self._pool = AttachedPool[KV | Adapter]()
 
@@ -211,22 +211,3 @@ class Opener:
                 raise InputError("the gate nearness was not trained: run lcc bank train-router --neighbors")
             return trained.conformal
         return trained.best.gate if gate == AUTO else trained.gates[gate].gate
-
-
-def require_model(storage: BankStorage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a model that the bank's memories do not belong to.
-
-    Raises:
-        InputError: there is no memory that can be used.
-        MismatchError: naming what differs.
-    """
-    usable = [document.key for document in storage.documents() if document.status == "ok"]
-    if not usable:
-        raise InputError(f"the bank {storage.path} has no memory that can be used: lcc bank add DOCUMENTS")
-    stored = load_metadata(storage.folder.memory(usable[0]))["fingerprint"]
-    given: dict[str, Any] = fingerprint(model, tokenizer)
-    others = [name for name in differing(stored, given) if name != DTYPE]
-    if others:
-        raise MismatchError(
-            f"the bank {storage.path} was compiled for another model or tokenizer ({', '.join(others)}): give that one"
-        )

@@ -40,14 +40,14 @@ class PassageVectors:
 
     def __call__(self) -> Passages:
         """The passages as the bank has them now."""
-        stamp = self._bank.with_index(BankIndex.stamp)
+        stamp = self._bank.index.use(BankIndex.stamp)
         if stamp != self._stamp:
             self._passages, self._stamp = self._loaded(), stamp
         return self._passages
 
     def _loaded(self) -> Passages:
-        passages = self._bank.with_index(BankIndex.all_passages)
-        kept = self._bank.with_index(lambda index: index.vectors(self._encoder))
+        passages = self._bank.index.use(BankIndex.all_passages)
+        kept = self._bank.index.use(lambda index: index.vectors(self._encoder))
         vectors = {key: _from_bytes(kept[key], len(passages[key])) for key in passages.keys() & kept.keys()}
         vectors |= self._made({key: some for key, some in passages.items() if key not in kept})
         flat = [(key, passage) for key, some in passages.items() for passage in some]
@@ -78,7 +78,7 @@ class PassageVectors:
 
     def _keep(self, vectors: dict[str, torch.Tensor]) -> None:
         kept = {key: rows.numpy().tobytes() for key, rows in vectors.items()}
-        self._bank.with_index(lambda index: index.put_vectors(self._encoder, kept))
+        self._bank.index.use(lambda index: index.put_vectors(self._encoder, kept))
 
 
 def hidden_encoder(model: PreTrainedModel, chat: ChatFormat) -> Encode:

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from ..compilers.registry import DEFAULT
 from ..pipeline.settings import make_settings
 from ..utils.outputs import input_paths, model_paths, place
 from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, plain, shown, shown_lines
-from ..utils.utf8 import check_arguments, prepare_streams
+from ..utils.utf8 import prepare_streams
+from .bank import bank_commands
 from .boundary import boundary
 from .chat import chat_command
 from .compile import compile_command
 from .evaluate import eval_command
 from .options import (
+    Command,
     CompilerOption,
     ForceOption,
     JsonOption,
@@ -71,19 +73,6 @@ def _inside() -> Iterator[None]:
         raise
 
 
-class Command(TyperCommand):
-    """A command whose texts are UTF-8."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command.
-
-        Raises:
-            InputError: a text among its arguments is not UTF-8.
-        """
-        check_arguments(ctx.params)
-        return super().invoke(ctx)
-
-
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
@@ -93,6 +82,7 @@ app = typer.Typer(
 command = partial(app.command, cls=Command)
 command("compile")(compile_command)
 command("eval")(eval_command)
+app.add_typer(bank_commands, name="bank")
 
 
 def run() -> None:

@@ -15,6 +15,9 @@ from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, shown
 from ..utils.utf8 import read_file
 from .options import (
+    AutoRatioOption,
+    BudgetOption,
+    CertifyOption,
     CompilerOption,
     JsonOption,
     LogFileOption,
@@ -24,19 +27,10 @@ from .options import (
     SeedOption,
     SettingsOption,
     StepsOption,
+    TargetOption,
     chosen_settings,
     print_json,
 )
-
-
-def _parse_ratio(given: str) -> float | str:
-    """A number, or ``auto``."""
-    if str(given) == AUTO:
-        return AUTO
-    try:
-        return float(given)
-    except ValueError:
-        raise typer.BadParameter(f"{given!r} is neither a number nor {AUTO}") from None
 
 
 def compile_command(
@@ -49,16 +43,8 @@ def compile_command(
         str | None,
         typer.Option("-o", "--output", metavar="PATH", help="The memory file to write, or the folder for several."),
     ] = None,
-    ratio: Annotated[
-        Any,
-        typer.Option(
-            parser=_parse_ratio, metavar="NUMBER|auto", help="Text tokens a buffer token; auto tries 32, 16, 8, 4, 2."
-        ),
-    ] = 16.0,
-    target: Annotated[
-        float | None,
-        typer.Option(help="With --ratio auto: share of the full text's score to keep, 0.98 by default."),
-    ] = None,
+    ratio: AutoRatioOption = 16.0,
+    target: TargetOption = None,
     steps: StepsOption = None,
     seed: SeedOption = 0,
     recipe: RecipeOption = "default",
@@ -67,20 +53,12 @@ def compile_command(
     start: Annotated[
         Path | None, typer.Option(help="A memory of the same text and ratio to go on from.", metavar="MEMORY")
     ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Time to compile in, such as 90s, 10m or 2h: a memory to ask comes at once, better ones replace it.",
-            metavar="TIME",
-        ),
-    ] = None,
+    budget: BudgetOption = None,
     questions: Annotated[
         str | None,
         typer.Option(help="Questions to measure the memory on: JSONL with question, and where known answer."),
     ] = None,
-    certify: Annotated[
-        bool, typer.Option("--certify/--no-certify", help="Measure the memory beside the full text and nothing.")
-    ] = True,
+    certify: CertifyOption = True,
     settings: SettingsOption = None,
     force: Annotated[bool, typer.Option(help="Replace what is there but differs, be it no memory.")] = False,
     ray: Annotated[

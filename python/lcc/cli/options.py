@@ -10,18 +10,64 @@ from types import MappingProxyType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..compilers.registry import DEFAULT
 from ..errors import InputError
 from ..pipeline.settings import AUTO, known_settings, require_setting
 from ..utils.safe_json import finite_json
+from ..utils.utf8 import check_arguments
 from ..utils.values import parse
+
+
+class Command(TyperCommand):
+    """A command whose texts are UTF-8."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command.
+
+        Raises:
+            InputError: a text among its arguments is not UTF-8.
+        """
+        check_arguments(ctx.params)
+        return super().invoke(ctx)
+
+
+def _parse_ratio(given: str) -> float | str:
+    """A number, or ``auto``."""
+    if str(given) == AUTO:
+        return AUTO
+    try:
+        return float(given)
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is neither a number nor {AUTO}") from None
+
 
 ModelOption = Annotated[
     str | None, typer.Option(help="Model folder, GGUF file or hub name; the embedded model by default.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RatioOption = Annotated[float, typer.Option(help="Text tokens a buffer token.")]
+AutoRatioOption = Annotated[
+    Any,
+    typer.Option(
+        parser=_parse_ratio, metavar="NUMBER|auto", help="Text tokens a buffer token; auto tries 32, 16, 8, 4, 2."
+    ),
+]
+TargetOption = Annotated[
+    float | None,
+    typer.Option(help="With --ratio auto: share of the full text's score to keep, 0.98 by default."),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Time to compile in, such as 90s, 10m or 2h: a memory to ask comes at once, better ones replace it.",
+        metavar="TIME",
+    ),
+]
+CertifyOption = Annotated[
+    bool, typer.Option("--certify/--no-certify", help="Measure the memory beside the full text and nothing.")
+]
 StepsOption = Annotated[int | None, typer.Option(help="Optimiser steps at most.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of every random draw.")]
 RecipeOption = Annotated[str, typer.Option(help="default, fast (110 small steps), or paper (the paper's own).")]
@@ -41,6 +87,8 @@ LogFileOption = Annotated[
     Path | None, typer.Option("--log-file", metavar="PATH", help="Append plain lines of progress to this file.")
 ]
 ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
+BankOption = Annotated[Path, typer.Option("--bank", help="The bank's folder.", metavar="FOLDER")]
+DEFAULT_BANK = Path("bank")
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
 

@@ -89,7 +89,7 @@ def test_removed_memories_leave_nothing(people):
     assert keys(people) == ["timo"]
     assert [hit.key for hit in people.search("where does mara live")] == ["timo"]
     assert not list(people.path.rglob("mara*"))
-    for ask in (people.document, people.memory, people.text, people.forget_text):
+    for ask in (people.document, people.memory, people.text, people.remove):
         with pytest.raises(lcc.InputError, match="no memory 'mara'"):
             ask("mara")
 

@@ -67,7 +67,7 @@ def test_a_text_that_comes_or_goes_by_hand(people):
         assert bank.search("swims") == []
         texts = bank.path / "texts"
         assert [(problem.key, problem.what) for problem in bank.verify()] == [
-            (None, f"{texts / 'vera.txt'} belongs to no memory: delete it"),
+            (None, f"{texts / 'vera.txt'} belongs to no memory: delete it, or add its document again"),
             ("timo", f"{texts / 'timo.txt'} is of another text: delete it"),
         ]
 
