@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .gating import LOW, Gate
+from .gating import ALWAYS, LOW, Gate
 from .neighbors import Neighborhood
 from .routing import Router
 from .signals import Candidate
@@ -81,5 +81,7 @@ class Chooser:
     def _told(self, value: float) -> str:
         """What the gate says of the candidate that was routed to."""
         gate = self.gate
+        if gate == ALWAYS:
+            return "there is no gate"
         side = ("" if gate.accepts(value) else "not ") + ("below" if gate.signal in LOW else "above")
         return f"its {gate.signal} {value:.3g}{UNITS[gate.signal]} is {side} {gate.threshold:.3g}"

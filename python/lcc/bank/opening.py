@@ -181,7 +181,8 @@ class Opener:
     def _trained(self, options: BankOptions) -> tuple[Trained | None, list[str]]:
         path = self.storage.folder.router
         if not path.exists():
-            return None, []
+            asks_for_one = options.router == options.gate == AUTO
+            return None, ["no router was trained, so a memory always answers: lcc bank train-router"] * asks_for_one
         trained, made_with = load_trained(path)
         others = {"retriever": options.retriever, "candidates": options.candidates}
         differs = [f"{name} {made_with[name]}" for name, value in others.items() if made_with[name] != value]

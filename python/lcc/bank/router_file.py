@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,7 @@ def save_trained(path: Path, trained: Trained, **made_with: Any) -> None:
     Raises:
         MemoryFileError: the file cannot be written, or another one is there.
     """
-    figures = {name: value for name, value in vars(trained).items() if name not in ("router", "gates", "conformal")}
-    metadata = figures | {
-        "gates": {name: fitted.to_dict() for name, fitted in trained.gates.items()},
-        "conformal": trained.conformal and asdict(trained.conformal),
-        "form": trained.router.form,
-        "made_with": made_with,
-    }
+    metadata = trained.to_dict() | {"made_with": made_with}
     save_tensors(Output(path, ours=ours(FORMAT)), FORMAT, trained.router.tensors(), metadata)
 
 

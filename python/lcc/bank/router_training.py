@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import InputError
@@ -70,6 +70,13 @@ class Trained:
     refused: dict[str, dict[str, float]]
     counts: dict[str, int]
     signals: dict[str, dict[str, list[float]]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: everything but the router's weights, with its form."""
+        named = {name: value for name, value in vars(self).items() if name not in ("router", "gates", "conformal")}
+        gates = {name: fitted.to_dict() for name, fitted in self.gates.items()}
+        conformal = None if self.conformal is None else asdict(self.conformal)
+        return named | {"form": self.router.form, "gates": gates, "conformal": conformal}
 
     @property
     def best(self) -> Fit:

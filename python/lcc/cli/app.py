@@ -17,7 +17,7 @@ from ..utils.outputs import input_paths, model_paths, place
 from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, plain, shown, shown_lines
 from ..utils.utf8 import prepare_streams
-from .bank import bank_commands
+from .bank_ask import bank_commands
 from .boundary import boundary
 from .chat import chat_command
 from .compile import compile_command

@@ -66,7 +66,7 @@ def chat_command(
     watching = None if monitor is None else _monitor(terminal, monitor, *loaded, stored)
     conversation = Conversation(*loaded, stored, monitor=watching)
     least = math.ceil(LEAST_KEPT * ratio)
-    while message := _next_message(terminal):
+    while message := next_message(terminal):
         terminal.print(f"[bold green]memory:[/bold green] {shown_lines(conversation.say(message))}")
         done = conversation.consolidate(consolidation, least)
         if done is not None:
@@ -122,7 +122,7 @@ def _monitor(
     return monitor
 
 
-def _next_message(terminal: Terminal) -> str:
+def next_message(terminal: Terminal) -> str:
     """What is typed next; empty at the end.
 
     Raises:

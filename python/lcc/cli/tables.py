@@ -72,16 +72,17 @@ def _scores(report: DemoReport) -> Table:
     for heading in ("", "full text", "memory", "nothing"):
         table.add_column(heading, justify="left" if not heading else "right")
     scores, general = report.scores, report.general
-    table.add_row("questions", *(_percent(scores[name]) for name in ("full_text", "memory", "no_text")))
-    table.add_row("  in wordings not asked by compile", "", _percent(scores["memory_unseen_wording"]), "")
-    table.add_row("general queries", _percent(general["full_text"]), _percent(general["memory"]), "")
+    table.add_row("questions", *(percent(scores[name]) for name in ("full_text", "memory", "no_text")))
+    table.add_row("  in wordings not asked by compile", "", percent(scores["memory_unseen_wording"]), "")
+    table.add_row("general queries", percent(general["full_text"]), percent(general["memory"]), "")
     table.add_row("KV cache", *(f"{report.kv_bytes[name] / 1024:.0f} KiB" for name in ("full_text", "memory")), "")
     times = (f"{report.time_to_first_token[name] * 1000:.1f} ms" for name in ("full_text", "memory"))
     table.add_row("time to first token", *times, "")
     return table
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """A share for people; a dash for None."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
@@ -120,7 +121,7 @@ def show_memory(memory: Memory, path: Path) -> None:
         table.add_row("budget", f"{memory.budget['seconds']:g} s, {state}")
     table.add_row("settings", _pairs(memory.settings))
     for tried in (memory.ratio_search or {"tried": []})["tried"]:
-        kept = f"keeps {_percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"
+        kept = f"keeps {percent(tried['kept'])}, {tried['buffer_tokens']} buffer tokens"
         table.add_row(f"tried ratio {tried['ratio']:g}", kept)
     terminal = Terminal()
     terminal.print(table)
@@ -148,7 +149,7 @@ def _certificate(measured: dict[str, Any], dtype: str) -> Table:
     for heading in ("", "full text", "memory", "nothing"):
         table.add_column(heading, justify="right" if heading else "left")
 
-    def add(what: str, figures: dict[str, Any], formatted: Callable[[Any], str] = _percent) -> None:
+    def add(what: str, figures: dict[str, Any], formatted: Callable[[Any], str] = percent) -> None:
         table.add_row(what, *(formatted(figures[name]) if name in figures else "" for name in READERS))
 
     questions, held_out, general = measured["questions"], measured["held_out"], measured["general"]
@@ -173,7 +174,7 @@ def _quantization_costs(measured: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for stream, asked in (("self_study", "self-asked questions"), ("general", "general queries")):
         if stream in measured:
             cost, source = measured[stream], shown(measured["source_dtype"])
-            changed = f"{_percent(cost['changed'])} of {cost['answers']} answers changed"
+            changed = f"{percent(cost['changed'])} of {cost['answers']} answers changed"
             yield f"quantised, {asked}", f"{_nats(cost['kl'], '.2g')} nats a token from {source}, {changed}"
 
 
