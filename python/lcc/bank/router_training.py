@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,8 +27,6 @@ FEW = 8
 STAGE = "reading questions"
 # Those that a gate is fitted on.
 SIGNALS: tuple[Signal, ...] = ("entropy", "divergence", "score")
-# A signal that no gate accepts.
-BEYOND = 1e6
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class Trained:
         refused: by each gate, shares of held-out questions: of the ``unrelated`` ones, which the gates are fitted on,
             and of the ``absent`` ones, which they are not.
         counts: questions that were trained on and held out, of each kind.
-        signals: of the held-out questions, by the gate and by the kind of question (``answered`` too).
+        signals: of the held-out questions that have candidates, by the gate and by the kind of question (``answered``
+            too).
     """
 
     router: FirstTokenRouter
@@ -195,7 +195,7 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
         },
         counts={"trained": len(examples.answered), "held_out": len(held_out.answered)}
         | {"unrelated": len(examples.unrelated), "held_out_unrelated": len(held_out.unrelated)},
-        signals=signals,
+        signals={signal: {kind: _finite(values) for kind, values in some.items()} for signal, some in signals.items()},
     )
 
 
@@ -238,6 +238,10 @@ def _fitted(signal: Signal, router: Router, examples: Examples, held_out: Exampl
     return fit(signal, *sides)
 
 
+def _finite(values: Iterable[float]) -> list[float]:
+    return list(filter(math.isfinite, values))
+
+
 def _share_refused(gate: Gate, values: Sequence[float]) -> float:
     return 1 - sum(map(gate.accepts, values)) / max(1, len(values))
 
@@ -248,7 +252,7 @@ def _values(signal: Signal, router: Router, asked: Sequence[Asked]) -> list[floa
     for one in asked:
         scores: list[Any] = router.scores(one.candidates, one.neighborhood)
         if not scores:
-            values.append(BEYOND if signal in LOW else -BEYOND)
+            values.append(math.inf if signal in LOW else -math.inf)
             continue
         best = max(range(len(scores)), key=scores.__getitem__)
         values.append(scores[best] if signal == "score" else getattr(one.candidates[best], signal))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..bank.router_training import BEYOND, Trained
+from ..bank.router_training import Trained
 from ..errors import InputError
 from ..utils.outputs import Output, replacing
 
@@ -28,8 +28,7 @@ def plot_gates(trained: Trained, path: Path) -> None:
     *panels, last = figure.subplots(1, len(trained.gates) + 1)
     for axes, (name, fitted) in zip(panels, trained.gates.items(), strict=True):
         for kind, values in trained.signals[name].items():
-            shown = [value for value in values if abs(value) < BEYOND]
-            axes.hist(shown, BINS, density=True, alpha=0.55, label=NAMES[kind], color=COLOURS[kind])
+            axes.hist(values, BINS, density=True, alpha=0.55, label=NAMES[kind], color=COLOURS[kind])
         axes.axvline(fitted.gate.threshold, color="black", linewidth=1, linestyle="--")
         axes.set(title=name, xlabel="log odds" if name == "score" else "nats", yticks=[])
         last.plot(*zip(*fitted.roc, strict=True), label=f"{name} {fitted.area:.3f}")
