@@ -61,7 +61,6 @@ class MemoryBank(BankStorage):
         retriever: str = BM25,
         candidates: int = 5,
         unrelated: Sequence[str] | None = None,
-        neighbors: bool = True,
         seed: int = 0,
         report: Report = lambda *_: None,
     ) -> Trained:
@@ -69,7 +68,6 @@ class MemoryBank(BankStorage):
 
         Args:
             unrelated: questions that no memory is about; by default the package's context-agnostic queries.
-            neighbors: look the questions up among each other too, for the router ``neighbors``.
 
         Raises:
             InputError: the memories carry too few self-asked questions, or the bank has no memory.
@@ -79,11 +77,10 @@ class MemoryBank(BankStorage):
         options = BankOptions(retriever, candidates=candidates)
         opener = Opener(self, model, tokenizer, report)
         others = load_queries(unrelated, tokenizer)
-        near = opener.near if neighbors else None
         asked = {
             key: [passage.body for passage in passages if passage.kind == "question"]
             for key, passages in self.index.use(lambda index: index.all_passages()).items()
         }
-        trained = train_on(opener.session(retriever), asked, others, options.candidates, near, seed, report)
+        trained = train_on(opener.session(retriever), asked, others, options.candidates, opener.near, seed, report)
         save_trained(self.folder.router, trained, retriever=retriever, candidates=candidates, seed=seed)
         return trained

@@ -10,7 +10,7 @@ from .neighbors import Neighborhood
 from .routing import Router
 from .signals import Candidate
 
-UNITS = {"entropy": " nats", "divergence": " nats", "score": "", "nearness": ""}
+UNITS = {"entropy": " nats", "divergence": " nats"}
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,10 @@ class Considered:
 
     key: str
     similarity: float
-    score: float
     entropy: float
     divergence: float
+    likeness: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -53,30 +54,30 @@ class Chooser:
     gate: Gate
     together: int = 1
 
-    def choose(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> Decision:
+    @property
+    def looks(self) -> bool:
+        """Whether the router or the gate looks at a question's neighborhood."""
+        return self.router.looks or self.gate.signal == "likeness"
+
+    def choose(self, candidates: Sequence[Candidate], neighborhood: Neighborhood) -> Decision:
         """Decide about a question.
 
         Args:
-            neighborhood: of the question, where the router or the gate asks for it.
+            neighborhood: of the question; an empty one unless ``looks``.
         """
         scores = self.router.scores(candidates, neighborhood)
         considered = tuple(
-            Considered(one.key, one.similarity, score, one.entropy, one.divergence)
+            Considered(one.key, one.similarity, one.entropy, one.divergence, one.likeness, score)
             for one, score in zip(candidates, scores, strict=True)
         )
         if not candidates:
             return Decision((), None, "no memory has a word of the question", ())
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
-        signals = [self._signal(considered[index], neighborhood) for index in order]
+        signals = [getattr(considered[index], self.gate.signal) for index in order]
         passed = [index for index, signal in zip(order, signals, strict=True) if self.gate.accepts(signal)]
         told = passed[0] if passed else order[0]
         reason = f"{considered[told].key} is {self.router.said}; {self._told(signals[order.index(told)])}"
         return Decision(tuple(passed[: self.together]), order[0], reason, considered)
-
-    def _signal(self, one: Considered, neighborhood: Neighborhood | None) -> float:
-        if self.gate.signal == "nearness":
-            return neighborhood.nearness if neighborhood else float("nan")
-        return float(getattr(one, self.gate.signal))
 
     def _told(self, value: float) -> str:
         """What the gate says of the candidate that was routed to."""
@@ -84,4 +85,4 @@ class Chooser:
         if gate == ALWAYS:
             return "there is no gate"
         side = ("" if gate.accepts(value) else "not ") + ("below" if gate.signal in LOW else "above")
-        return f"its {gate.signal} {value:.3g}{UNITS[gate.signal]} is {side} {gate.threshold:.3g}"
+        return f"its {gate.signal} {value:.3g}{UNITS.get(gate.signal, '')} is {side} {gate.threshold:.3g}"

@@ -72,7 +72,7 @@ class BankEvaluation:
     def __init__(self, bank: OpenBank, score: Score, max_new_tokens: int = 64, report: Report = lambda *_: None):
         gated = replace(bank.asking, text_gate=None)
         routed = replace(gated, chooser=replace(gated.chooser, gate=ALWAYS, together=1))
-        nearest = Asking(replace(routed.chooser, router=ScoreRouter()), 1)
+        nearest = replace(routed, chooser=replace(routed.chooser, router=ScoreRouter()), candidates=1)
         self.ways = {"retrieved": nearest, "routed": routed, "gated": gated}
         self.session, self.score = bank.session, score
         self.max_new_tokens, self.report = max_new_tokens, report
@@ -120,7 +120,7 @@ class BankEvaluation:
     def _beside(self, questions: Sequence[str]) -> dict[str, Any]:
         """How many there are and, without the gate and with it, the shares that no memory answers (``refused``), and
         that are answered as by the plain model (``unchanged``)."""
-        plain = self._ask(questions, Asking(self.ways["retrieved"].chooser, 0), "plain model")
+        plain = self._ask(questions, replace(self.ways["retrieved"], candidates=0), "plain model")
         measured: dict[str, Any] = {"count": len(questions)}
         for name in ("routed", "gated") if questions else ():
             answers = self._ask(questions, self.ways[name], name)

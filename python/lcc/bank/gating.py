@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from ..errors import InputError
 from ..utils.values import check, require
 
-Signal = Literal["entropy", "divergence", "score", "nearness"]
+Signal = Literal["entropy", "divergence", "likeness", "score"]
 # Signals that are low where the memory answers.
 LOW: tuple[Signal, ...] = ("entropy",)
 MOST_POINTS = 200
@@ -23,8 +23,8 @@ class Gate:
 
     Attributes:
         signal: ``entropy`` of the first token, which is low where the memory answers (CDLM); ``divergence`` from the
-            plain model's first token, the router's ``score``, or the ``nearness`` of the next self-asked question,
-            which are high there.
+            plain model's first token, ``likeness`` to a question that the memory asked itself, or the router's
+            ``score``, which are high there.
         threshold: in the signal's unit, nats but for a score.
 
     Raises:

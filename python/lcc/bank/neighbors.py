@@ -14,6 +14,8 @@ from .gating import Gate
 from .retrieval import Passages
 
 NEIGHBORS, ALPHA = 10, 0.05
+# The least cosine.
+NOWHERE = -1.0
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,19 @@ class Neighborhood:
 
     Attributes:
         votes: the share of the nearest ones that each memory asked.
-        nearness: the cosine of the nearest one; -1 if there is none.
+        likeness: the cosine of the nearest one that each memory asked.
     """
 
     votes: dict[str, float]
-    nearness: float
+    likeness: dict[str, float]
+
+    def of(self, key: str) -> float:
+        """How near a memory's nearest question is; -1 if it asked itself none."""
+        return self.likeness.get(key, NOWHERE)
+
+
+# Nobody around.
+NOBODY = Neighborhood({}, {})
 
 
 def neighborhood(passages: Passages, vector: torch.Tensor, without: str | None = None) -> Neighborhood:
@@ -36,27 +46,29 @@ def neighborhood(passages: Passages, vector: torch.Tensor, without: str | None =
         vector: (width,), of length 1.
         without: a question that is no neighbour of itself.
     """
-    others = passages.asked & torch.tensor([body != without for body in passages.bodies], dtype=torch.bool)
-    cosines = (passages.vectors @ vector).masked_fill(~others, -math.inf)
-    nearest = cosines.topk(min(NEIGHBORS, len(cosines))).indices.tolist()
-    found = [index for index in nearest if others[index]]
-    counts = Counter(passages.keys[index] for index in found)
-    nearness = float(cosines[found[0]]) if found else -1.0
-    return Neighborhood({key: count / len(found) for key, count in counts.items()}, nearness)
+    others = passages.asked if without is None else passages.asked & (passages.numbers != passages.number_of(without))
+    if not bool(others.any()):
+        return NOBODY
+    cosines = (passages.vectors @ vector).masked_fill(~others, NOWHERE)
+    nearest = cosines.topk(min(NEIGHBORS, int(others.sum()))).indices.tolist()
+    counts = Counter(passages.keys[index] for index in nearest)
+    best = cosines.new_full((len(passages.documents),), NOWHERE).scatter_reduce(0, passages.owners, cosines, "amax")
+    likeness = {key: value for key, value in zip(passages.documents, best.tolist(), strict=True) if value > NOWHERE}
+    return Neighborhood({key: count / len(nearest) for key, count in counts.items()}, likeness)
 
 
-def conformal_gate(nearness: Sequence[float], alpha: float = ALPHA) -> Gate:
-    """Refuses questions that are further away than all but ``alpha`` of those that the memories answer.
+def conformal_gate(likeness: Sequence[float], alpha: float = ALPHA) -> Gate:
+    """Refuses questions that are less alike than all but ``alpha`` of those that the memories answer.
 
     Split conformal prediction: a new question of the same kind is refused with a probability of ``alpha`` at most.
 
     Args:
-        nearness: of self-asked questions to the others.
+        likeness: of self-asked questions to others of the same memory.
 
     Raises:
         InputError: there are too few for ``alpha``.
     """
-    rank = math.floor(alpha * (len(nearness) + 1))
+    rank = math.floor(alpha * (len(likeness) + 1))
     if rank < 1:
-        raise InputError(f"{len(nearness)} self-asked questions are too few for a conformal threshold at {alpha:g}")
-    return Gate("nearness", sorted(nearness)[rank - 1])
+        raise InputError(f"{len(likeness)} self-asked questions are too few for a conformal threshold at {alpha:g}")
+    return Gate("likeness", sorted(likeness)[rank - 1])

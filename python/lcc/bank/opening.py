@@ -27,9 +27,11 @@ from .router_training import Trained
 from .routing import FirstTokenRouter, NeighborRouter, Router, ScoreRouter
 from .session import Asking, BankAnswer, BankSession
 from .storage import BankStorage
-from .vectors import PassageVectors, hidden_encoder, sentence_encoder
+from .vectors import PassageVectors, asking_encoder, hidden_encoder, sentence_encoder
 
-BM25, HIDDEN, AUTO, NONE = "bm25", "hidden", "auto", "none"
+BM25, HIDDEN, ASKING = "bm25", "hidden", "asking"
+AUTO, NONE, CONFORMAL = "auto", "none", "conformal"
+ENCODERS = {HIDDEN: hidden_encoder, ASKING: asking_encoder}
 ROUTERS = (AUTO, ScoreRouter.name, FirstTokenRouter.name, NeighborRouter.name)
 
 
@@ -38,13 +40,15 @@ class BankOptions:
     """How a bank is asked.
 
     Attributes:
-        retriever: ``bm25``; ``hidden``: vectors of the model's own; or a sentence-transformers folder. Several, with a
-            ``+`` between them, are fused by their ranks.
+        retriever: ``bm25``; ``hidden``: mean-pooled hidden states of the model itself; ``asking``: its hidden state
+            where it would answer; or a sentence-transformers folder. Several, with a ``+`` between them, are fused by
+            their ranks.
         router: ``score``: the retriever's first; ``first_token``: the trained one (CDLM); ``neighbors``: kNN over the
             self-asked questions (Cartridges++). ``auto``: the trained one if there is one, else ``score``.
         gate: ``auto``: of the trained gates the one that was best on held-out questions, or ``none`` if none was
-            trained; ``entropy``, ``divergence``, ``score`` or ``nearness``: a trained one; ``none``: a memory always
-            answers; a ``Gate`` or SIGNAL=THRESHOLD, such as ``entropy=1.5``.
+            trained; ``entropy``, ``divergence``, ``likeness`` or ``score``: a trained one; ``conformal``: likeness,
+            with the threshold that refuses 5 % of the self-asked questions; ``none``: a memory always answers; a
+            ``Gate`` or SIGNAL=THRESHOLD, such as ``entropy=1.5``.
         candidates: memories that are looked at for each question.
         together: memories that may answer side by side.
         fallback: what answers where no memory does: ``text``: the raw text of the memory that was nearest, if the bank
@@ -82,7 +86,7 @@ def parse_gate(given: str) -> Gate | str:
     if given == NONE:
         return ALWAYS
     if not equals:
-        if given != AUTO:
+        if given not in (AUTO, CONFORMAL):
             Gate(signal, 0.0)  # type: ignore[arg-type]
         return given
     try:
@@ -142,15 +146,23 @@ class Opener:
         found: Retriever = parts[0] if len(parts) == 1 else FusedRetriever(parts)
         return BankSession(self.model, self.chat, self.storage, found, self._pool)
 
-    def near(self, question: str, without: str | None = None) -> Neighborhood:
-        """The self-asked questions around a question, by the model's own vectors."""
-        vectors = self.vectors(HIDDEN)
-        return neighborhood(vectors(), vectors.encode([question])[0], without)
+    def near(self, questions: Sequence[str], apart: bool = False) -> list[Neighborhood]:
+        """The self-asked questions around each question, by the hidden states behind which the model would answer.
+
+        Args:
+            apart: none that reads the same is a neighbour.
+        """
+        vectors = self.vectors(ASKING)
+        around, encoded = vectors(), vectors.encode(questions)
+        return [
+            neighborhood(around, one, question if apart else None)
+            for question, one in zip(questions, encoded, strict=True)
+        ]
 
     def vectors(self, name: str) -> PassageVectors:
         """The bank's passages by an encoder; they are made when they are first wanted."""
         if name not in self._vectors:
-            encode = hidden_encoder(self.model, self.chat) if name == HIDDEN else sentence_encoder(name)
+            encode = ENCODERS[name](self.model, self.chat) if name in ENCODERS else sentence_encoder(name)
             self._vectors[name] = PassageVectors(self.storage, name, encode, self.report)
         return self._vectors[name]
 
@@ -163,13 +175,12 @@ class Opener:
         trained, notes = self._trained(options)
         router = self._router(options.router, trained)
         gate = self._gate(options.gate, trained)
-        reads = router.name == NeighborRouter.name or gate.signal == "nearness"
         text_gate = None
         if options.fallback == "text":
             text_gate = trained.gates["divergence"].gate if trained else Gate("divergence", -math.inf)
         candidates = 0 if gate == NEVER else options.candidates
         chooser = Chooser(router, gate, options.together)
-        asking = Asking(chooser, candidates, text_gate, self.near if reads else None)
+        asking = Asking(chooser, self.near, candidates, text_gate)
         return OpenBank(self.session(options.retriever), asking, trained, notes)
 
     def _retriever(self, name: str) -> Retriever:
@@ -207,8 +218,6 @@ class Opener:
                     f"the gate {gate} was not trained: run lcc bank train-router, or give {gate}=THRESHOLD"
                 )
             return ALWAYS
-        if gate == "nearness":
-            if trained.conformal is None:
-                raise InputError("the gate nearness was not trained: run lcc bank train-router --neighbors")
+        if gate == CONFORMAL:
             return trained.conformal
         return trained.best.gate if gate == AUTO else trained.gates[gate].gate

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -20,6 +20,7 @@ from ..modeling.kv import KV
 from ..modeling.prefill import prefill
 from ..text.chat_format import ChatFormat
 from .index import Hit
+from .neighbors import Neighborhood
 from .signals import Candidate, candidates
 
 
@@ -96,14 +97,15 @@ class Reading:
     rows: dict[Place, int]
     adapted: dict[Place, tuple[AdaptedTokens, int]]
 
-    def candidates(self, question: int, hits: Sequence[Hit]) -> list[Candidate]:
+    def candidates(self, question: int, hits: Sequence[Hit], neighborhood: Neighborhood) -> list[Candidate]:
         """What is known of the candidates of a question by its number, in the order of its ``hits``."""
         keys, similarities = [hit.key for hit in hits], [hit.share for hit in hits]
         known = [self._first((question, choice)) for choice in range(len(hits))]
         if not known:
             return []
         logits, hidden = (torch.stack(some) for some in zip(*known, strict=True))
-        return candidates(keys, similarities, logits, hidden, self._first((question, None))[0])
+        read = candidates(keys, similarities, logits, hidden, self._first((question, None))[0])
+        return [replace(one, likeness=neighborhood.of(one.key)) for one in read]
 
     def go_on(self, chosen: Sequence[Place], max_new_tokens: int) -> list[str]:
         """The answers of some questions, each from its place."""

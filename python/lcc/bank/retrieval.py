@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -52,6 +53,30 @@ class Passages:
     keys: tuple[str, ...]
     bodies: tuple[str, ...]
     asked: torch.Tensor
+
+    @cached_property
+    def documents(self) -> tuple[str, ...]:
+        """Every document that has a passage."""
+        return tuple(dict.fromkeys(self.keys))
+
+    @cached_property
+    def owners(self) -> torch.Tensor:
+        """(passages,) int64, the number of each one's document."""
+        numbers = {key: number for number, key in enumerate(self.documents)}
+        return torch.tensor([numbers[key] for key in self.keys], dtype=torch.int64)
+
+    @cached_property
+    def numbers(self) -> torch.Tensor:
+        """(passages,) int64: passages that read the same have the same number."""
+        return torch.tensor([self._numbered[body] for body in self.bodies], dtype=torch.int64)
+
+    def number_of(self, body: str) -> int:
+        """The number of the passages that read so; -1 if there are none."""
+        return self._numbered.get(body, -1)
+
+    @cached_property
+    def _numbered(self) -> dict[str, int]:
+        return {body: number for number, body in enumerate(dict.fromkeys(self.bodies))}
 
 
 class WordRetriever:

@@ -38,8 +38,7 @@ def load_trained(path: Path) -> tuple[Trained, dict[str, Any]]:
     try:
         made_with = metadata.pop("made_with")
         gates = {name: Fit.from_dict(stored) for name, stored in metadata.pop("gates").items()}
-        conformal = metadata.pop("conformal")
-        conformal = conformal and Gate(**conformal)
+        conformal = Gate(**metadata.pop("conformal"))
         router = FirstTokenRouter.of(metadata.pop("form"), tensors)
         return Trained(router, gates, conformal, **metadata), made_with
     except (KeyError, TypeError, AttributeError) as error:

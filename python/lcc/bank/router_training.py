@@ -6,7 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..errors import InputError
@@ -14,7 +14,7 @@ from ..utils.progress import Report
 from ..utils.random_state import sample_up_to
 from .gating import LOW, Fit, Gate, Signal, fit
 from .index import Hit
-from .neighbors import Neighborhood, conformal_gate
+from .neighbors import NOWHERE, Neighborhood, conformal_gate
 from .routing import FORMS, Asked, FirstTokenRouter, NeighborRouter, Router, ScoreRouter, accuracy
 from .session import QUESTIONS, BankSession
 from .signals import Candidate
@@ -25,8 +25,10 @@ HELD_OUT = 0.25
 # Banks of fewer documents hold out questions, not documents.
 FEW = 8
 STAGE = "reading questions"
+# Neighborhoods of questions, and whether those that read the same are left out.
+Near = Callable[[Sequence[str], bool], list[Neighborhood]]
 # Those that a gate is fitted on.
-SIGNALS: tuple[Signal, ...] = ("entropy", "divergence", "score")
+SIGNALS: tuple[Signal, ...] = ("entropy", "divergence", "likeness", "score")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Trained:
     Attributes:
         router: scores candidates by their first tokens.
         gates: a fit for each signal of the candidate that the router prefers, by the signal's name.
-        conformal: the gate of the router ``neighbors``; None if the self-asked questions were not looked up.
+        conformal: a gate on the likeness that refuses 5 % of the self-asked questions, whatever it lets pass.
         accuracy: of each router, and of each form of the trained one, on held-out questions whose memory the retriever
             found. The form that is best there was taken.
         found: share of the held-out questions whose memory the retriever found.
@@ -64,7 +66,7 @@ class Trained:
 
     router: FirstTokenRouter
     gates: dict[str, Fit]
-    conformal: Gate | None
+    conformal: Gate
     accuracy: dict[str, float | None]
     found: float
     refused: dict[str, dict[str, float]]
@@ -75,8 +77,7 @@ class Trained:
         """JSON-ready: everything but the router's weights, with its form."""
         named = {name: value for name, value in vars(self).items() if name not in ("router", "gates", "conformal")}
         gates = {name: fitted.to_dict() for name, fitted in self.gates.items()}
-        conformal = None if self.conformal is None else asdict(self.conformal)
-        return named | {"form": self.router.form, "gates": gates, "conformal": conformal}
+        return named | {"form": self.router.form, "gates": gates, "conformal": asdict(self.conformal)}
 
     @property
     def best(self) -> Fit:
@@ -105,31 +106,36 @@ def read_examples(
     asked: Sequence[tuple[str, str]],
     unrelated: Sequence[str],
     count: int,
-    neighborhood: Callable[[str, str | None], Neighborhood] | None,
+    near: Near,
     report: Report,
 ) -> Examples:
     """Find and read the candidates of each question; a self-asked one does not find itself.
 
+    A self-asked question is left out if another memory asked itself one that is more like it than all others of its own
+    memory: it does not say which of the two is right.
+
     Args:
         asked: keys and questions.
         count: candidates of each question.
-        neighborhood: of a question, without one that reads as given.
+        near: the neighborhoods of questions, without those that read the same if it is told so.
     """
     answered, absent, others = [], [], []
     total = len(asked) + len(unrelated)
     for start in range(0, len(asked), QUESTIONS):
         part = asked[start : start + QUESTIONS]
-        hits = [session.find(question, count + 1, question) for _, question in part]
-        for (key, question), read in zip(part, _read(session, [q for _, q in part], hits), strict=True):
-            near = neighborhood(question, question) if neighborhood else None
-            answered.append(_asked(read[:count], key, near))
-            absent.append(_asked([one for one in read if one.key != key][:count], None, near))
+        around = near([question for _, question in part], True)
+        clear = [(*one, there) for one, there in zip(part, around, strict=True) if _is_clear(one[0], there)]
+        hits = [session.find(question, count + 1, question) for _, question, _ in clear]
+        read = _read(session, [question for _, question, _ in clear], hits, [there for *_, there in clear])
+        for (key, _, there), found in zip(clear, read, strict=True):
+            answered.append(_asked(found[:count], key, there))
+            absent.append(_asked([one for one in found if one.key != key][:count], None, there))
         report(STAGE, start + len(part), total)
     for start in range(0, len(unrelated), QUESTIONS):
         queries = unrelated[start : start + QUESTIONS]
-        hits = [session.find(question, count) for question in queries]
-        for question, read in zip(queries, _read(session, queries, hits), strict=True):
-            others.append(_asked(read, None, neighborhood(question, None) if neighborhood else None))
+        hits, around = [session.find(question, count) for question in queries], near(queries, False)
+        read = _read(session, queries, hits, around)
+        others += [_asked(found, None, there) for found, there in zip(read, around, strict=True)]
         report(STAGE, len(asked) + start + len(queries), total)
     return Examples(tuple(answered), tuple(absent), tuple(others))
 
@@ -139,7 +145,7 @@ def train_on(
     asked: Mapping[str, Sequence[str]],
     unrelated: Sequence[str],
     count: int,
-    neighborhood: Callable[[str, str | None], Neighborhood] | None = None,
+    near: Near,
     seed: int = 0,
     report: Report = lambda *_: None,
 ) -> Trained:
@@ -149,7 +155,7 @@ def train_on(
         asked: each memory's self-asked questions.
         unrelated: questions that no memory is about.
         count: candidates of each question.
-        neighborhood: see ``read_examples``.
+        near: see ``read_examples``.
 
     Raises:
         InputError: there are too few self-asked questions.
@@ -159,7 +165,7 @@ def train_on(
     others = sample_up_to(rng, list(dict.fromkeys(unrelated)), MOST_UNRELATED)
     held = int(len(others) * HELD_OUT)
     sides = zip(parts, (others[held:], others[:held]), strict=True)
-    examples, held_out = (read_examples(session, *some, count, neighborhood, report) for some in sides)
+    examples, held_out = (read_examples(session, *some, count, near, report) for some in sides)
     return train(examples, held_out, seed)
 
 
@@ -173,9 +179,7 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
     forms = {form: FirstTokenRouter.train(form, asked, held, seed) for form in FORMS}
     reached = {form: accuracy(each, held_out.answered) for form, each in forms.items()}
     router = forms[max(reached, key=lambda form: reached[form] or 0.0)]
-    near = [one.neighborhood.nearness for one in examples.answered if one.neighborhood]
-    conformal = conformal_gate(near) if near else None
-    others: list[Router] = [ScoreRouter(), *([NeighborRouter()] if conformal else [])]
+    others: list[Router] = [ScoreRouter(), NeighborRouter()]
     reached |= {each.name: accuracy(each, held_out.answered) for each in others}
     gates: dict[str, Fit] = {signal: _fitted(signal, router, examples, held_out) for signal in SIGNALS}
     found = [one for one in held_out.answered if one.gold is not None]
@@ -186,7 +190,9 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
     return Trained(
         router=router,
         gates=gates,
-        conformal=conformal,
+        conformal=conformal_gate(
+            [one.candidates[one.gold].likeness for one in examples.answered if one.gold is not None]
+        ),
         accuracy=reached,
         found=len(found) / len(held_out.answered),
         refused={
@@ -218,16 +224,23 @@ def split(asked: Sequence[tuple[str, str]], seed: int) -> tuple[list[tuple[str, 
     return [one for one in asked if one[0] not in held], [one for one in asked if one[0] in held]
 
 
-def _read(session: BankSession, questions: Sequence[str], hits: Sequence[Sequence[Hit]]) -> list[list[Candidate]]:
+def _is_clear(key: str, around: Neighborhood) -> bool:
+    """Whether no memory asked itself a question that is more like this one than those of ``key``."""
+    return around.of(key) >= max(around.likeness.values(), default=NOWHERE)
+
+
+def _read(
+    session: BankSession, questions: Sequence[str], hits: Sequence[Sequence[Hit]], around: Sequence[Neighborhood]
+) -> list[list[Candidate]]:
+    if not questions:
+        return []
     reading = session.read(questions, hits)
-    return [reading.candidates(number, some) for number, some in enumerate(hits)]
+    return [reading.candidates(number, some, around[number]) for number, some in enumerate(hits)]
 
 
-def _asked(read: Sequence[Candidate], key: str | None, near: Neighborhood | None) -> Asked:
-    best = max((one.similarity for one in read), default=0.0)
-    candidates = tuple(replace(one, gap=best - one.similarity) for one in read)
-    gold = next((index for index, one in enumerate(candidates) if one.key == key), None)
-    return Asked(candidates, gold, near)
+def _asked(read: Sequence[Candidate], key: str | None, around: Neighborhood) -> Asked:
+    gold = next((index for index, one in enumerate(read) if one.key == key), None)
+    return Asked(tuple(read), gold, around)
 
 
 def _fitted(signal: Signal, router: Router, examples: Examples, held_out: Examples) -> Fit:

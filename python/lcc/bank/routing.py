@@ -28,12 +28,14 @@ class Router(Protocol):
     Attributes:
         name: how it is called on the command line.
         said: what is said of the candidate that it prefers.
+        looks: whether it looks at the neighborhood, or at the likeness of candidates.
     """
 
     name: ClassVar[str]
     said: ClassVar[str]
+    looks: ClassVar[bool]
 
-    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood) -> list[float]:
         """One score a candidate; the highest is routed to."""
         ...
 
@@ -43,8 +45,9 @@ class ScoreRouter:
 
     name: ClassVar[str] = "score"
     said: ClassVar[str] = "the nearest"
+    looks: ClassVar[bool] = False
 
-    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood) -> list[float]:
         """The similarities."""
         return [candidate.similarity for candidate in candidates]
 
@@ -54,15 +57,10 @@ class NeighborRouter:
 
     name: ClassVar[str] = "neighbors"
     said: ClassVar[str] = "the one that asked the nearest questions"
+    looks: ClassVar[bool] = True
 
-    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
-        """Shares of the votes, and so little of the similarity that it only decides a tie.
-
-        Raises:
-            ValueError: there is no neighborhood.
-        """
-        if neighborhood is None:
-            raise ValueError("the router neighbors needs the question's neighborhood")
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood) -> list[float]:
+        """Shares of the votes, and so little of the similarity that it only decides a tie."""
         ranks = {key: -place for place, key in enumerate(sorted({c.similarity for c in candidates}, reverse=True))}
         return [neighborhood.votes.get(one.key, 0.0) + TIE * ranks[one.similarity] for one in candidates]
 
@@ -74,12 +72,12 @@ class Asked:
     Attributes:
         candidates: those that the retriever found.
         gold: the index of the memory that it was asked about; None: no candidate answers it.
-        neighborhood: see ``neighborhood``; None if it was not looked up.
+        neighborhood: of the question.
     """
 
     candidates: tuple[Candidate, ...]
     gold: int | None
-    neighborhood: Neighborhood | None = None
+    neighborhood: Neighborhood
 
 
 class Form(NamedTuple):
@@ -101,9 +99,10 @@ FORMS = {"linear": Form(0, 0), "two_layers": Form(64, 0), "cdlm": Form(64, 128)}
 class FirstTokenRouter:
     """CDLM's internal router: a small network scores each candidate on its own, from what its first token looks like.
 
-    The features are the similarity, the gap to the first, the first token's entropy and entries of its hidden state
-    (the paper's), its divergence from the plain model, and the logarithms of the two (ours), normalised. A score is the
-    logarithm of the odds that the candidate answers.
+    The features are the similarity, the first token's entropy and entries of its hidden state (the paper's), its
+    divergence from the plain model, the logarithms of the two, and the likeness (ours). Of each but the hidden state
+    there is also how far it is from that of the best candidate. A score is the logarithm of the odds that the candidate
+    answers.
 
     Args:
         form: a name of ``FORMS``.
@@ -113,6 +112,7 @@ class FirstTokenRouter:
 
     name: ClassVar[str] = "first_token"
     said: ClassVar[str] = "preferred by the router"
+    looks: ClassVar[bool] = True
 
     def __init__(self, form: str, network: torch.nn.Sequential, mean: torch.Tensor, deviation: torch.Tensor):
         self.form, self.network, self.mean, self.deviation = form, network, mean, deviation
@@ -154,7 +154,7 @@ class FirstTokenRouter:
         self.network.load_state_dict(kept)
 
     @torch.no_grad()
-    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood | None = None) -> list[float]:
+    def scores(self, candidates: Sequence[Candidate], neighborhood: Neighborhood) -> list[float]:
         """Logarithms of odds."""
         if not candidates:
             return []
@@ -200,10 +200,13 @@ def _network(features: int, width: int) -> torch.nn.Sequential:
 
 def _features(candidates: Sequence[Candidate], hidden: int) -> torch.Tensor:
     """(candidates, features) float32, ``hidden`` of them entries of the hidden state."""
-    numbers = torch.tensor([[c.similarity, c.gap, c.entropy, c.divergence] for c in candidates])
-    logarithms = numbers[:, 2:].clamp_min(LEAST).log()
+    found = torch.tensor([[one.similarity, one.likeness] for one in candidates])
+    said = torch.tensor([[one.divergence, one.entropy] for one in candidates])
+    # More is better in each.
+    sign = torch.tensor([1.0, -1.0])
+    numbers = torch.cat((found, sign * said, sign * said.clamp_min(LEAST).log()), 1)
     states = torch.stack([candidate.hidden for candidate in candidates])[:, :hidden]
-    return torch.cat((numbers, logarithms, states.float().cpu()), 1)
+    return torch.cat((numbers, numbers.amax(0) - numbers, states.float().cpu()), 1)
 
 
 def _rows(asked: Sequence[Asked], hidden: int) -> tuple[torch.Tensor, torch.Tensor]:

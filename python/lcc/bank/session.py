@@ -20,7 +20,7 @@ from ..text.chat_format import ChatFormat
 from .choosing import Chooser, Considered, Decision
 from .gating import Gate
 from .index import Hit
-from .neighbors import Neighborhood
+from .neighbors import NOBODY, Neighborhood
 from .reading import BankReader, Before, Reading
 from .retrieval import Retriever
 
@@ -72,13 +72,13 @@ class Asking:
         chooser: router and gate.
         candidates: memories that are looked at for each question.
         text_gate: lets a kept text answer where no memory does; None: no text does.
-        neighborhood: looks a question up among the self-asked ones; None: router and gate do without.
+        neighborhood: looks questions up among the self-asked ones; it is called if the chooser ``looks``.
     """
 
     chooser: Chooser
-    candidates: int = 3
+    neighborhood: Callable[[Sequence[str]], list[Neighborhood]]
+    candidates: int = 5
     text_gate: Gate | None = None
-    neighborhood: Callable[[str], Neighborhood] | None = None
 
 
 class BankSession:
@@ -121,10 +121,11 @@ class BankSession:
     def _ask(self, questions: Sequence[str], asking: Asking, max_new_tokens: int) -> list[BankAnswer]:
         hits = [self.find(question, asking.candidates) for question in questions]
         reading = self.read(questions, hits)
-        decisions: list[Decision] = []
-        for number, (question, some) in enumerate(zip(questions, hits, strict=True)):
-            near = asking.neighborhood(question) if asking.neighborhood and some else None
-            decisions.append(asking.chooser.choose(reading.candidates(number, some), near))
+        near = asking.neighborhood(questions) if asking.chooser.looks else [NOBODY] * len(questions)
+        decisions = [
+            asking.chooser.choose(reading.candidates(number, some, around), around)
+            for number, (some, around) in enumerate(zip(hits, near, strict=True))
+        ]
         answers = self._answered_elsewhere(questions, hits, decisions, asking.text_gate, max_new_tokens)
         here = [(n, next(iter(d.chosen), None)) for n, d in enumerate(decisions) if n not in answers]
         for (number, choice), text in zip(here, reading.go_on(here, max_new_tokens), strict=True):
@@ -168,7 +169,7 @@ class BankSession:
 
     @staticmethod
     def _divergence(reading: Reading, number: int, before: Before) -> float:
-        return reading.candidates(number, [Hit(before.keys[0], 0.0, 0.0, "")])[0].divergence
+        return reading.candidates(number, [Hit(before.keys[0], 0.0, 0.0, "")], NOBODY)[0].divergence
 
     def _readable(self, key: str) -> bool:
         try:

@@ -15,19 +15,20 @@ class Candidate:
     Attributes:
         key: the memory's.
         similarity: how much of the question the retriever found, as ``Hit.share`` has it; higher is nearer.
-        gap: the highest similarity of the question's candidates, minus this one (CDLM, arXiv 2605.28889).
-        entropy: of the first token's distribution, in nats (CDLM).
+        entropy: of the first token's distribution, in nats (CDLM, arXiv 2605.28889).
         divergence: KL(plain model || behind the memory) of the first token, in nats: how little the memory expects what
             the plain model says. It is near 0 where the memory changes nothing.
         hidden: (H,), the hidden state that predicts the first token.
+        likeness: the cosine between the question and the nearest one that the memory asked itself; -1 if that is not
+            looked up.
     """
 
     key: str
     similarity: float
-    gap: float
     entropy: float
     divergence: float
     hidden: torch.Tensor
+    likeness: float = -1.0
 
 
 def entropies(logits: torch.Tensor) -> torch.Tensor:
@@ -55,9 +56,8 @@ def candidates(
         logits, hidden: (candidates, vocabulary) and (candidates, H).
         base: (vocabulary,) logits of the plain model.
     """
-    best = max(similarities, default=0.0)
     measured = zip(entropies(logits).tolist(), divergences(logits, base).tolist(), strict=True)
     return [
-        Candidate(key, similarity, best - similarity, entropy, divergence, state)
+        Candidate(key, similarity, entropy, divergence, state)
         for key, similarity, (entropy, divergence), state in zip(keys, similarities, measured, hidden, strict=True)
     ]

@@ -83,8 +83,14 @@ class PassageVectors:
 
 def hidden_encoder(model: PreTrainedModel, chat: ChatFormat) -> Encode:
     """Mean-pooled hidden states of the model itself, which reads each text behind the chat's prefix."""
-    states = SentenceStates(model, prefill(model, chat.prefix_ids))
+    states = SentenceStates(model, prefill(model, chat.prefix_ids), "mean")
     return lambda texts: states.of([chat.ids(text) or chat.prefix_ids[-1:] for text in texts])
+
+
+def asking_encoder(model: PreTrainedModel, chat: ChatFormat) -> Encode:
+    """The hidden state of the token behind which the model would answer each text as a question."""
+    states = SentenceStates(model, prefill(model, chat.prefix_ids), "last")
+    return lambda texts: states.of([chat.query_ids(text, after_text=False) for text in texts])
 
 
 def sentence_encoder(folder: str) -> Encode:

@@ -38,7 +38,7 @@ RetrieverOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="bm25; hidden: the model's own vectors; a sentence-transformers folder; several with + between them.",
+        help="bm25; hidden, asking: the model's own vectors; a sentence-transformers folder; bm25+asking fuses two.",
     ),
 ]
 RouterOption = Annotated[
@@ -48,7 +48,7 @@ GateOption = Annotated[
     str,
     typer.Option(
         metavar="NAME",
-        help="auto, none, entropy, divergence, score or nearness (trained), or SIGNAL=THRESHOLD such as entropy=1.5.",
+        help="auto, none, entropy, divergence, likeness, score, conformal (trained), or one such as entropy=1.5.",
     ),
 ]
 CandidatesOption = Annotated[int, typer.Option(min=1, help="Memories that are looked at for each question.")]
@@ -126,7 +126,6 @@ def train_router_command(
     retriever: RetrieverOption = "bm25",
     candidates: CandidatesOption = 5,
     unrelated: QueriesOption = None,
-    neighbors: Annotated[bool, typer.Option(help="Look the questions up among each other too.")] = True,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Plot the gates' signals and their ROC, as SVG or PNG."),
@@ -140,9 +139,7 @@ def train_router_command(
     from .bank_tables import show_trained
 
     with opened(bank) as store, Reporter(log_file=log_file) as reporter:
-        trained = store.train_router(
-            *_loaded(model), retriever, candidates, unrelated, neighbors, seed, report=reporter.count
-        )
+        trained = store.train_router(*_loaded(model), retriever, candidates, unrelated, seed, report=reporter.count)
         where = store.folder.router
     if plot is not None:
         from .bank_plots import plot_gates

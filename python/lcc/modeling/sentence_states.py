@@ -1,8 +1,9 @@
-"""Texts as vectors of the model's own: mean-pooled hidden states halfway up (Cartridges++: layer 18 of 36)."""
+"""Texts as vectors of the model's own hidden states, halfway up (Cartridges++ routes on layer 18 of 36)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -21,16 +22,17 @@ class SentenceStates:
 
     Args:
         before: rotated K and V that all texts see, such as those of the chat's prefix.
+        pooling: ``mean`` over a text's tokens, or its ``last`` token.
     """
 
-    def __init__(self, model: PreTrainedModel, before: KV):
+    def __init__(self, model: PreTrainedModel, before: KV, pooling: Literal["mean", "last"]):
         layers = (len(before.keys) + 1) // 2
-        self._model = with_first_layers(model, layers)
+        self._model, self._pooling = with_first_layers(model, layers), pooling
         self._before = KV(before.keys[:layers], before.values[:layers], before.start)
 
     @torch.no_grad()
     def of(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """The mean over each text's tokens, normalised to length 1: (texts, H) float32 on the CPU.
+        """Each text's pooled state, normalised to length 1: (texts, H) float32 on the CPU.
 
         Args:
             texts: token ids, none of them empty.
@@ -57,6 +59,7 @@ class SentenceStates:
             input_ids=ids, position_ids=positions[None], past_key_values=SharedCache(self._before)
         ).last_hidden_state.float()
         lengths = torch.tensor([len(text) for text in texts], device=device)
-        seen = torch.arange(longest, device=device) < lengths[:, None]
-        mean = (hidden * seen[..., None]).sum(1) / lengths[:, None]
-        return torch.nn.functional.normalize(mean, dim=-1).cpu()
+        places = torch.arange(longest, device=device)
+        # The mean's weights, or those of the last token.
+        seen = places < lengths[:, None] if self._pooling == "mean" else places == lengths[:, None] - 1
+        return torch.nn.functional.normalize((hidden * seen[..., None]).sum(1), dim=-1).cpu()
