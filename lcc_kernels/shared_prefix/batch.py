@@ -78,6 +78,14 @@ class PrefixBatch(NamedTuple):
         later = places >= stops
         return later if starts is None else later | (places < starts[:, None, None])
 
+    def elsewhere(self, places: torch.Tensor) -> torch.Tensor:
+        """Which of the shared rows ``places`` (n,) are not of each sequence's prefix, (batch, n) bool."""
+        assert self.shared_lengths is not None
+        lengths, starts = self.shared_lengths[:, None], self.shared_starts
+        if starts is None:
+            return places >= lengths
+        return (places < starts[:, None]) | (places >= starts[:, None] + lengths)
+
     def rows_in_use(self) -> list[tuple[int, int]]:
         """(first own row, own rows) of each sequence, read off the device."""
         return _read(self.own_starts, self.own_lengths)

@@ -1,9 +1,10 @@
 """Shared-prefix attention in matrix products: a prefix is read once for all its sequences, never expanded over them.
 
-All (batch, group, q_len) rows of a key head attend to their prefix in one product. A short prefix stands beside the own
-keys in one softmax, and so does one whose scores take a bias or give an entropy. A long one is attended to on its own,
-and its softmax joins that over the own keys as one key more, whose score is the prefix's log-sum-exp and whose value is
-the prefix's output.
+All (batch, group, q_len) rows of a key head attend to their prefix in one product. Where several prefixes are small,
+they attend to all of these at once, and the scores of other sequences' prefixes are masked. A short prefix stands beside
+the own keys in one softmax, and so does one whose scores take a bias or give an entropy. A long one is attended to on
+its own, and its softmax joins that over the own keys as one key more, whose score is the prefix's log-sum-exp and whose
+value is the prefix's output.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .. import plain_attention
 from .batch import PrefixBatch
 
 SHORT_PREFIX = 256  # keys up to which a fused attention costs more than it saves in scores written and read
+MASKED_SCORES = 2**14  # that take as long as what a prefix costs on its own, on a CPU
 FEW_SCORES = 2**13  # whose entropy is quicker from a softmax of its own than from sums over the one that is known
 
 
@@ -29,11 +31,25 @@ def forward(b: PrefixBatch) -> list[torch.Tensor]:
         return b.outputs()
     if b.shared_lengths is None and _at_once(b) >= len(b.q):
         return _forward(b)
+    if _small(b):
+        outputs = _forward(b)
+        # A masked key has the weight 0, and 0 * nan is nan.
+        if isfinite(outputs[0].sum(dtype=torch.float64)):
+            return outputs
     outputs = b.outputs()
     for some, part in _parts(b):
         for whole, piece in zip(outputs, _forward(part), strict=True):
             whole[some] = piece
     return outputs
+
+
+def _small(b: PrefixBatch) -> bool:
+    """Whether masking what sequences do not see of several prefixes costs less than taking one prefix at a time."""
+    if b.shared_lengths is None or b.sinks is not None or b.q.device.type != "cpu" or _at_once(b) < len(b.q):
+        return False
+    prefixes = b.prefixes()
+    masked = len(prefixes) * b.shared_k.shape[1] - sum(length for _, length in prefixes)
+    return b.q.shape[1] * b.q.shape[2] * masked <= MASKED_SCORES * (len(set(prefixes)) - 1)
 
 
 def _parts(b: PrefixBatch) -> Iterator[tuple[slice | list[int], PrefixBatch]]:
@@ -62,11 +78,12 @@ def _at_once(b: PrefixBatch) -> int:
 
 
 def _in_one_softmax(b: PrefixBatch) -> bool:
-    return b.shared_k.shape[1] <= SHORT_PREFIX or b.shared_bias is not None or b.sinks is not None
+    several = b.shared_lengths is not None
+    return several or b.shared_k.shape[1] <= SHORT_PREFIX or b.shared_bias is not None or b.sinks is not None
 
 
 def _forward(b: PrefixBatch) -> list[torch.Tensor]:
-    """``forward`` of sequences over one prefix, few enough to hold all their scores at once."""
+    """``forward`` of sequences few enough to hold all their scores at once, over one prefix or over all in one."""
     q, shared_k, shared_v = b.q, b.shared_k, b.shared_v
     wide = torch.promote_types(q.dtype, torch.float32)
     kv_heads, shared_len, head_dim = shared_k.shape
@@ -87,9 +104,13 @@ def _forward(b: PrefixBatch) -> list[torch.Tensor]:
     own_scores = scaled @ keys.to(wide).mT
     if unseen is not None:
         _as_heads(own_scores, q).masked_fill_(unseen, -torch.inf)
-    scores = torch.cat([_unpack(shared_scores, len(q)), own_scores], -1)
+    shared_scores = _unpack(shared_scores, len(q))
+    if b.shared_lengths is not None:
+        shared_scores.masked_fill_(b.elsewhere(torch.arange(shared_len))[:, None, None], -torch.inf)
+    scores = torch.cat([shared_scores, own_scores], -1)
     weights = scores.softmax(-1)
-    if (shared_len == 0 and unseen is not None) or b.shared_bias is not None:  # a row that sees nothing has no softmax
+    hides = b.shared_bias is not None or b.shared_lengths is not None
+    if (shared_len == 0 and unseen is not None) or hides:  # a row that sees nothing has no softmax
         weights.masked_fill_(scores == -torch.inf, 0.0)
 
     columns = shared_scores.shape[-1]
@@ -100,7 +121,7 @@ def _forward(b: PrefixBatch) -> list[torch.Tensor]:
     if b.return_lse:
         outputs.append(_lse(scores, weights).view(q.shape[:3]))
     if b.sinks is not None:
-        hides = unseen is not None or b.shared_bias is not None
+        hides |= unseen is not None
         outputs.append(_entropy(scores, weights, *_sinks(b, b.sinks, first_row), hides).view(q.shape[:3]))
     return outputs
 

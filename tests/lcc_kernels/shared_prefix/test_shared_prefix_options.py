@@ -101,3 +101,14 @@ def test_one_prefix_said_twice(backend):
     (joined, joined_lse), (piece, piece_lse) = halves
     plain_attention.merge(joined, joined_lse, piece, piece_lse)
     torch.testing.assert_close((joined, joined_lse), (whole, lse))
+
+
+@pytest.mark.parametrize("where", [0, 1], ids=["key", "value"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_nan_in_one_prefix_stays_with_its_sequences(backend, where):
+    inputs = batch((4, 2, 3), prefixes=((0, 9), (9, 10), (0, 9)))
+    inputs.shared[where][:, 12] = torch.nan
+    out, lse = inputs.ours(backend, return_lse=True)
+    assert out[1].isnan().all()
+    assert where == 1 or lse[1].isnan().all()
+    assert not any(x[::2].isnan().any() for x in (out, lse))
