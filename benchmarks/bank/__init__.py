@@ -1,1 +1,1 @@
-"""What a bank of memories costs, and what its parts are worth."""
+"""Benchmarks of memory banks."""
