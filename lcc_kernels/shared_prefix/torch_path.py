@@ -1,10 +1,10 @@
 """Shared-prefix attention in matrix products: a prefix is read once for all its sequences, never expanded over them.
 
 All (batch, group, q_len) rows of a key head attend to their prefix in one product. Where several prefixes are small,
-they attend to all of these at once, and the scores of other sequences' prefixes are masked. A short prefix stands beside
-the own keys in one softmax, and so does one whose scores take a bias or give an entropy. A long one is attended to on
-its own, and its softmax joins that over the own keys as one key more, whose score is the prefix's log-sum-exp and whose
-value is the prefix's output.
+they attend to all of these at once, and the scores of other sequences' prefixes are masked. A short prefix stands
+beside the own keys in one softmax, and so does one whose scores take a bias or give an entropy. A long one is attended
+to on its own, and its softmax joins that over the own keys as one key more, whose score is the prefix's log-sum-exp
+and whose value is the prefix's output.
 """
 
 from __future__ import annotations
