@@ -33,7 +33,7 @@ def forward(b: PrefixBatch) -> list[torch.Tensor]:
         return _forward(b)
     if _small(b):
         outputs = _forward(b)
-        # A masked key has the weight 0, and 0 * nan is nan.
+        # A masked key has the weight 0, and 0 * nan is nan; so is what a row without any key gets.
         if isfinite(outputs[0].sum(dtype=torch.float64)):
             return outputs
     outputs = b.outputs()
@@ -109,8 +109,7 @@ def _forward(b: PrefixBatch) -> list[torch.Tensor]:
         shared_scores.masked_fill_(b.elsewhere(torch.arange(shared_len))[:, None, None], -torch.inf)
     scores = torch.cat([shared_scores, own_scores], -1)
     weights = scores.softmax(-1)
-    hides = b.shared_bias is not None or b.shared_lengths is not None
-    if (shared_len == 0 and unseen is not None) or hides:  # a row that sees nothing has no softmax
+    if (shared_len == 0 and unseen is not None) or b.shared_bias is not None:  # a row that sees nothing has no softmax
         weights.masked_fill_(scores == -torch.inf, 0.0)
 
     columns = shared_scores.shape[-1]
@@ -121,7 +120,7 @@ def _forward(b: PrefixBatch) -> list[torch.Tensor]:
     if b.return_lse:
         outputs.append(_lse(scores, weights).view(q.shape[:3]))
     if b.sinks is not None:
-        hides |= unseen is not None
+        hides = unseen is not None or b.shared_bias is not None
         outputs.append(_entropy(scores, weights, *_sinks(b, b.sinks, first_row), hides).view(q.shape[:3]))
     return outputs
 
