@@ -64,12 +64,14 @@ class FirstTokens:
             return []
         if not self._cache.rows:
             raise InputError("what was read was not kept: call read_first with keep=True")
-        model, places = self._cache.model, [self._places[number] for number in numbers]
+        model = self._cache.model
         check_rows(model, self._cache.prefixes, [self._rows[number] for number in numbers], max_new_tokens)
-        # A single sequence has nothing to share, and one tensor is read faster than two.
-        chosen = self._cache.select(places, shares=len(places) > 1 and supports_sharing(model))
-        written = dict(go_on(chosen, self.hidden[list(numbers)], ends, max_new_tokens))
-        return [written[place].ids for place in range(len(places))]
+        # Equal prompts go on as one.
+        chosen = {self._places[number]: number for number in numbers}
+        cache = self._cache.select(list(chosen), shares=len(chosen) > 1 and supports_sharing(model))
+        decoded = dict(go_on(cache, self.hidden[list(chosen.values())], ends, max_new_tokens))
+        written = {place: decoded[number].ids for number, place in enumerate(chosen)}
+        return [written[self._places[number]] for number in numbers]
 
 
 @torch.no_grad()
@@ -83,7 +85,7 @@ def read_first(
     matrix products, their size decides the order of sums.
 
     Args:
-        model: a copy that ``share_weights`` made spares making one here.
+        model: a copy that ``share_weights`` made spares making one here; it serves one thread at a time.
         prefixes: rotated K and V, of any lengths, each at positions of its own.
         prompts: ``begun`` and ``key`` do not matter.
         keep: hold each prompt's K and V to go on from. False: hold those of one pass.

@@ -101,6 +101,15 @@ def test_chosen_rows_go_on_as_if_alone(model, prefixes, chosen, tokens, monkeypa
     assert first.go_on([], ends, LONGEST) == []
 
 
+def test_equal_prompts_go_on_as_one(monkeypatch):
+    """The model is the caller's own where one row is read: its attention stays as it is."""
+    model = tiny_model("llama")
+    monkeypatch.setattr("lcc.modeling.row_cache.attending", None)
+    first = read_first(model, prefixes_of(model), [PROMPTS[0], PROMPTS[0]])
+    one, other = first.go_on([1, 0], ends, LONGEST)
+    assert one == other == first.go_on([0], ends, LONGEST)[0]
+
+
 def test_rows_end_at_different_times(model, prefixes):
     first = read_first(model, prefixes, PROMPTS)
     lengths = {len(written) for written in first.go_on(range(len(PROMPTS)), ends, 40)}
