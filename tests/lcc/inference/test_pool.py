@@ -95,9 +95,6 @@ def test_what_cannot_be_loaded_is_tried_again(model, memories):
     with pytest.raises(OSError, match="no such file"):
         pool.get(0, fail)
     asked(pool, loads, 0)
-    other = tiny_model("llama", hidden_size=96)
-    with pytest.raises(lcc.LCCError):
-        AttachedPool(other, PLENTY).visible(0, loads(0))
     with pytest.raises(lcc.InputError, match="at least 1"):
         AttachedPool(0)
 
