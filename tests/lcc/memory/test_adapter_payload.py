@@ -108,9 +108,18 @@ def test_files_that_were_edited(change, cause, memory, tmp_path):
     forge(tmp_path / "m", memory.tensors(), metadata | change, FORMAT)
     with pytest.raises(lcc.MemoryFileError, match=cause):
         lcc.Memory.load(tmp_path / "m")
-    forge(tmp_path / "m", memory.tensors() | {"keys": torch.ones(1)}, metadata, FORMAT)
-    with pytest.raises(lcc.MemoryFileError, match="no A and B"):
-        lcc.Memory.load(tmp_path / "m")
+
+
+def test_files_whose_tensors_were_edited(memory, tmp_path):
+    metadata, tensors = json.loads(json.dumps(memory.metadata())), memory.tensors()
+    for wrong, cause in (
+        ({"keys": torch.ones(1)}, "no A and B"),
+        ({name: torch.tensor(1.0) for name in tensors}, r"must be \(rank, in\)"),
+        ({name: torch.ones(4, 4) for name in tensors}, "are not those of its tensors"),
+    ):
+        forge(tmp_path / "m", tensors | wrong, metadata, FORMAT)
+        with pytest.raises(lcc.MemoryFileError, match=cause):
+            lcc.Memory.load(tmp_path / "m")
 
 
 def test_those_who_need_keys_and_values_refuse_it_by_name(memory, llama, tokenizer, text, fast, tmp_path, monkeypatch):
