@@ -54,7 +54,7 @@ def test_optional_fields_of_a_newer_version_are_kept_and_written_back(memory, tm
     [
         ({"cipher": "aes", "requires": ["cipher"]}, "cipher"),
         ({"requires": ["ratio", "page_size"]}, "page_size"),
-        ({"payload": "adapter"}, "payload adapter"),
+        ({"payload": "prompt"}, "payload prompt"),
         ({"payload": 7}, "payload 7"),
     ],
 )
