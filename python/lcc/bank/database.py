@@ -31,6 +31,7 @@ CREATE TABLE vectors(
 );
 CREATE VIRTUAL TABLE terms USING fts5(body, content='passages', content_rowid='id', detail=none, {TOKENIZER});
 CREATE TABLE stems(stem TEXT PRIMARY KEY, passages INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE unscrubbed(since REAL NOT NULL);
 PRAGMA user_version = {VERSION};
 """
 # What only this connection sees: a table to take texts apart with, and the stems of their words.

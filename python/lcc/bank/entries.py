@@ -31,6 +31,8 @@ def reconcile(index: BankIndex, folder: BankFolder, writable: bool = True) -> No
             "may not write it: run lcc bank verify as one who may, or copy the bank"
         )
     update(index, folder, changed)
+    if writable and index.unscrubbed:
+        index.scrub()
 
 
 def update(index: BankIndex, folder: BankFolder, keys: Iterable[str]) -> None:

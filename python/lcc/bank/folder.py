@@ -117,15 +117,15 @@ class BankFolder:
         remove_partial(self.text(key))
 
     def remove(self, key: str) -> None:
-        """Delete all files of a memory that is claimed: its text first, so that a kill leaves no text behind.
+        """Delete all files of a memory that is claimed, its own last: a kill leaves it there to be removed again.
 
         Raises:
             MemoryFileError: they cannot be deleted.
         """
         self.remove_text(key)
-        _unlink(self.memory(key))
         remove_checkpoint(checkpoint_beside(self.memory(key)))
         remove_partial(self.memory(key))
+        _unlink(self.memory(key))
 
 
 def is_key(key: str) -> bool:

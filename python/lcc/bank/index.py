@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -14,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .database import open_database, sql_errors, taken_apart
+from .contents import delete, insert, passage_numbers
+from .database import open_database, sql_errors
 from .passages import Passage
 from .ranking import NUMBER_BITS, Scored, best_passages
 
@@ -134,49 +136,33 @@ class BankIndex:
 
     def put(self, document: Document, passages: Sequence[Passage] = ()) -> None:
         """Put a memory in place of what has its key; call it inside ``writing``."""
-        self.drop(document.key)
+        older = self.document(document.key)
+        if older:
+            delete(self._connection, document.key)
+        if older and older.has_text and not document.has_text:
+            self._leave_to_scrub()
         row = {"key": document.key, **document.files._asdict()}
-        row |= {name: getattr(document, name) for name in _OTHERS}
-        passages = passages[: 1 << NUMBER_BITS]
-        row |= {"passages": len(passages), "words": sum(len(passage.body.split()) for passage in passages)}
-        places = ", ".join("?" * len(row))
-        added = self._connection.execute(
-            f"INSERT INTO documents({', '.join(row)}) VALUES ({places})", list(row.values())
-        )
-        first, _ = _numbers(added.lastrowid or 0)
-        execute = self._connection.executemany
-        execute("INSERT INTO passages VALUES (?, ?, ?)", [(first + at, *each) for at, each in enumerate(passages)])
-        bodies = [(first + at, each.body) for at, each in enumerate(passages)]
-        execute("INSERT INTO terms(rowid, body) VALUES (?, ?)", bodies)
-        self._count(bodies, 1)
+        insert(self._connection, row | {name: getattr(document, name) for name in _OTHERS}, passages)
 
     def drop(self, key: str) -> None:
         """Forget a memory, if it is there; call it inside ``writing``."""
-        found = self._connection.execute("SELECT id FROM documents WHERE key = ?", (key,)).fetchone()
-        if found is None:
-            return
-        own = _numbers(found[0])
-        bodies = self._connection.execute("SELECT id, body FROM passages WHERE id >= ? AND id < ?", own).fetchall()
-        self._connection.executemany("INSERT INTO terms(terms, rowid, body) VALUES ('delete', ?, ?)", bodies)
-        self._connection.execute("DELETE FROM passages WHERE id >= ? AND id < ?", own)
-        self._connection.execute("DELETE FROM vectors WHERE document = ?", found)
-        self._connection.execute("DELETE FROM documents WHERE id = ?", found)
-        self._count(bodies, -1)
+        if self.document(key):
+            delete(self._connection, key)
+            self._leave_to_scrub()
 
-    def _count(self, bodies: list[tuple[int, str]], sign: int) -> None:
-        """Count, for each stem, the passages that have come or gone."""
-        with taken_apart(self._connection, bodies):
-            self._connection.execute(
-                "INSERT INTO stems SELECT term, ? * count(DISTINCT doc) FROM apart_terms WHERE true GROUP BY term "
-                "ON CONFLICT(stem) DO UPDATE SET passages = passages + excluded.passages",
-                (sign,),
-            )
-            self._connection.execute("DELETE FROM stems WHERE passages = 0 AND stem IN (SELECT term FROM apart_terms)")
+    def _leave_to_scrub(self) -> None:
+        self._connection.execute("INSERT INTO unscrubbed VALUES (?)", (time.time(),))
+
+    @property
+    def unscrubbed(self) -> bool:
+        """Whether words of what was dropped, or of a text that is kept no more, may still be in the file."""
+        return bool(self._rows("SELECT 1 FROM unscrubbed LIMIT 1"))
 
     def scrub(self) -> None:
         """Leave nothing of what was dropped in the file, nor in its log once no other process reads that."""
         with self.writing():
             self._connection.execute("INSERT INTO terms(terms) VALUES ('optimize')")
+            self._connection.execute("DELETE FROM unscrubbed")
         with self._lock, sql_errors(self.path):
             self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -204,7 +190,7 @@ class BankIndex:
         with self._reading():
             found = self._rows("SELECT id FROM documents WHERE key = ?", key)
             own = "SELECT kind, body FROM passages WHERE id >= ? AND id < ? ORDER BY id"
-            return [Passage(*row) for (number,) in found for row in self._rows(own, *_numbers(number))]
+            return [Passage(*row) for (number,) in found for row in self._rows(own, *passage_numbers(number))]
 
     def stamp(self) -> tuple[object, ...]:
         """Equal as long as the index holds the same memories that are not damaged."""
@@ -275,11 +261,6 @@ class BankIndex:
     def _rows(self, statement: str, *values: object) -> list[tuple]:
         with self._lock, sql_errors(self.path):
             return self._connection.execute(statement, values).fetchall()
-
-
-def _numbers(document: int) -> tuple[int, int]:
-    """The first number of a document's passages, and that behind the last."""
-    return document << NUMBER_BITS, (document + 1) << NUMBER_BITS
 
 
 def _document(row: tuple) -> Document:

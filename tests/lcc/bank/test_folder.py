@@ -10,6 +10,7 @@ from contextlib import closing
 import pytest
 
 import lcc
+from lcc.bank.index import BankIndex
 from lcc.memory import memory as memory_file
 from tests.lcc.bank.conftest import MARA, TIMO
 from tests.support.small_memories import small_memory
@@ -224,3 +225,13 @@ def test_a_forgotten_text_leaves_no_word_behind(bank, forget):
         assert b"oslo" in content
         if open_or_not:
             bank.close()
+
+
+def test_a_kill_before_the_words_are_gone_is_made_good(people, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(BankIndex, "scrub", lambda index: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            people.remove("mara")
+    assert b"Hello" in everything(people.path)
+    reopened(people).close()
+    assert b"Hello" not in everything(people.path)
