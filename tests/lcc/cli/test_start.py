@@ -28,7 +28,9 @@ def test_what_is_imported_without_torch(name):
     python("-c", f"import sys, {name}; assert not {{*{HEAVY}}} & {{*sys.modules}}")
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["compile", "--help"], ["eval", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["compile", "--help"], ["eval", "--help"], ["bank", "add", "--help"]]
+)
 def test_help_needs_no_torch(command):
     program = f"import sys; from lcc.cli.app import run; sys.argv[1:] = {command}; run()"
     checked = f"import atexit, sys; atexit.register(lambda: print(sorted({{*{HEAVY}}} & {{*sys.modules}}))); {program}"
