@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from .architecture import supports_sharing
 from .decoding import Prompt, go_on
+from .generation import batch_rows
 from .kv import KV
 from .model_copy import share_weights, without_dropout
 from .row_cache import Row, RowCache, check_rows, logits_of, parts_of
@@ -104,7 +105,8 @@ def read_first(
     # A single sequence has nothing to share.
     shares = len(distinct) > 1 and supports_sharing(model)
     cache = RowCache(share_weights(model) if shares else without_dropout(model), seen, shares)
-    hidden = [cache.refill(range(part.start) if keep else (), distinct[part]) for part in parts_of(distinct)]
+    most = None if shares else batch_rows(sum(map(len, seen)))
+    hidden = [cache.refill(range(part.start) if keep else (), distinct[part]) for part in parts_of(distinct, most)]
     if not keep:
         cache.keep(())
     return FirstTokens(cache, distinct, torch.cat(hidden), rows)

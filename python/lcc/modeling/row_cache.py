@@ -135,12 +135,12 @@ class RowCache:
         return output.last_hidden_state[:, -1]
 
 
-def parts_of(rows: Sequence[Row]) -> Iterator[slice]:
-    """Consecutive rows that are read at once: padded to the longest they have ``PREFILL_TOKENS``, or are one row."""
+def parts_of(rows: Sequence[Row], most: int | None = None) -> Iterator[slice]:
+    """Consecutive rows that are read at once: ``most`` at most, and ``PREFILL_TOKENS``, unless one row has more."""
     start = longest = 0
     for stop, (_, ids) in enumerate(rows):
         longest = max(longest, len(ids))
-        if stop > start and longest * (stop + 1 - start) > PREFILL_TOKENS:
+        if stop > start and (stop - start == most or longest * (stop + 1 - start) > PREFILL_TOKENS):
             yield slice(start, stop)
             start, longest = stop, len(ids)
     if rows:

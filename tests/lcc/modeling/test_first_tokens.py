@@ -143,6 +143,28 @@ def test_a_prefix_is_held_once_and_seen_by_its_own_rows_alone(monkeypatch):
     assert calls == [expected] * TINY["num_hidden_layers"]
 
 
+def test_parts_of_many_rows():
+    rows = [(0, (1,) * length) for length in (3, 1, 2, 4096, 5000, 1, 1)]
+    assert list(row_cache.parts_of(rows)) == [slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 7)]
+    assert list(row_cache.parts_of(rows[:3], 2)) == [slice(0, 2), slice(2, 3)]
+    assert list(row_cache.parts_of([])) == []
+
+
+def test_models_that_cannot_share_read_as_many_rows_as_hold_few_copies(monkeypatch):
+    model = architectures.FAMILIES["qwen2_moe"].model()
+    whole, sizes = read_first(model, prefixes_of(model), PROMPTS), []
+    monkeypatch.setattr("lcc.modeling.generation.CACHED_TOKENS", 2 * (3 + 25 + 300 + 12))
+    refill = row_cache.RowCache.refill
+
+    def counted(cache, kept, rows):
+        sizes.append(len(rows))
+        return refill(cache, kept, rows)
+
+    monkeypatch.setattr(row_cache.RowCache, "refill", counted)
+    torch.testing.assert_close(read_first(model, prefixes_of(model), PROMPTS).logits, whole.logits, rtol=0, atol=1e-4)
+    assert sizes == [2, 2, 1]
+
+
 def test_prefixes_at_other_positions():
     """A row goes on at its own prefix's end."""
     model = tiny_model("llama", torch.float64)
