@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from ..errors import InputError
@@ -20,8 +21,10 @@ from .session import QUESTIONS, BankSession
 from .signals import Candidate
 
 # Self-asked questions and unrelated ones that are read, at most.
-MOST_ASKED, MOST_UNRELATED = 2000, 400
+MOST_ASKED, MOST_UNRELATED = 1000, 400
 HELD_OUT = 0.25
+# Questions whose neighbours are looked up at once.
+LOOKED_UP = 128
 # Banks of fewer documents hold out questions, not documents.
 FEW = 8
 STAGE = "reading questions"
@@ -86,19 +89,17 @@ class Trained:
 
 
 def distinct_questions(asked: Mapping[str, Sequence[str]], seed: int) -> list[tuple[str, str]]:
-    """Questions that one memory alone asked itself, each with its key: some of every memory, in random order.
+    """Questions that one memory alone asked itself, each with its key, in random order.
 
     Args:
         asked: each memory's self-asked questions.
     """
     counts = Counter(question for questions in asked.values() for question in set(questions))
-    rng, share = random.Random(seed), -(-MOST_ASKED // max(1, len(asked)))
-    drawn: list[tuple[str, str]] = []
-    for key, questions in sorted(asked.items()):
-        own = sorted({question for question in questions if counts[question] == 1})
-        drawn += [(key, question) for question in rng.sample(own, min(share, len(own)))]
-    rng.shuffle(drawn)
-    return drawn
+    alone = [
+        (key, one) for key, questions in sorted(asked.items()) for one in sorted(set(questions)) if counts[one] == 1
+    ]
+    random.Random(seed).shuffle(alone)
+    return alone
 
 
 def read_examples(
@@ -106,6 +107,7 @@ def read_examples(
     asked: Sequence[tuple[str, str]],
     unrelated: Sequence[str],
     count: int,
+    most: int,
     near: Near,
     report: Report,
 ) -> Examples:
@@ -117,26 +119,27 @@ def read_examples(
     Args:
         asked: keys and questions.
         count: candidates of each question.
+        most: self-asked questions that are read, at most.
         near: the neighborhoods of questions, without those that read the same if it is told so.
     """
-    answered, absent, others = [], [], []
-    total = len(asked) + len(unrelated)
-    for start in range(0, len(asked), QUESTIONS):
-        part = asked[start : start + QUESTIONS]
-        around = near([question for _, question in part], True)
-        clear = [(*one, there) for one, there in zip(part, around, strict=True) if _is_clear(one[0], there)]
+    answered: list[Asked] = []
+    absent, others = [], []
+    clear_ones = list(islice(_clear_ones(asked, near), most))
+    total = len(clear_ones) + len(unrelated)
+    for start in range(0, len(clear_ones), QUESTIONS):
+        clear = clear_ones[start : start + QUESTIONS]
         hits = [session.find(question, count + 1, question) for _, question, _ in clear]
         read = _read(session, [question for _, question, _ in clear], hits, [there for *_, there in clear])
         for (key, _, there), found in zip(clear, read, strict=True):
             answered.append(_asked(found[:count], key, there))
             absent.append(_asked([one for one in found if one.key != key][:count], None, there))
-        report(STAGE, start + len(part), total)
+        report(STAGE, len(answered), total)
     for start in range(0, len(unrelated), QUESTIONS):
         queries = unrelated[start : start + QUESTIONS]
         hits, around = [session.find(question, count) for question in queries], near(queries, False)
         read = _read(session, queries, hits, around)
         others += [_asked(found, None, there) for found, there in zip(read, around, strict=True)]
-        report(STAGE, len(asked) + start + len(queries), total)
+        report(STAGE, len(answered) + len(others), total)
     return Examples(tuple(answered), tuple(absent), tuple(others))
 
 
@@ -165,7 +168,10 @@ def train_on(
     others = sample_up_to(rng, list(dict.fromkeys(unrelated)), MOST_UNRELATED)
     held = int(len(others) * HELD_OUT)
     sides = zip(parts, (others[held:], others[:held]), strict=True)
-    examples, held_out = (read_examples(session, *some, count, near, report) for some in sides)
+    most = (int(MOST_ASKED * (1 - HELD_OUT)), int(MOST_ASKED * HELD_OUT))
+    examples, held_out = (
+        read_examples(session, *some, count, limit, near, report) for some, limit in zip(sides, most, strict=True)
+    )
     return train(examples, held_out, seed)
 
 
@@ -224,9 +230,13 @@ def split(asked: Sequence[tuple[str, str]], seed: int) -> tuple[list[tuple[str, 
     return [one for one in asked if one[0] not in held], [one for one in asked if one[0] in held]
 
 
-def _is_clear(key: str, around: Neighborhood) -> bool:
-    """Whether no memory asked itself a question that is more like this one than those of ``key``."""
-    return around.of(key) >= max(around.likeness.values(), default=NOWHERE)
+def _clear_ones(asked: Sequence[tuple[str, str]], near: Near) -> Iterator[tuple[str, str, Neighborhood]]:
+    """Questions to which no memory's are more like than those of their own, with their neighborhoods."""
+    for start in range(0, len(asked), LOOKED_UP):
+        part = asked[start : start + LOOKED_UP]
+        for (key, question), around in zip(part, near([question for _, question in part], True), strict=True):
+            if around.of(key) >= max(around.likeness.values(), default=NOWHERE):
+                yield key, question, around
 
 
 def _read(

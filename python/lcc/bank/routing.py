@@ -13,13 +13,13 @@ from ..errors import InputError, MemoryFileError
 from .neighbors import Neighborhood
 from .signals import Candidate
 
-EPOCHS, LEARNING_RATE, DECAY = 300, 3e-3, 1e-2
+EPOCHS, LEARNING_RATE, DECAY = 4000, 1e-2, 1e-2
 # What a logarithm is taken of, at least.
 LEAST = 1e-4
 # What a rank is worth beside a vote.
 TIE = 1e-6
 # Updates after the last one that was better on what is held out.
-PATIENCE = 60
+PATIENCE = 400
 
 
 class Router(Protocol):
@@ -93,7 +93,7 @@ class Form(NamedTuple):
 
 
 # Two layers with 128 entries of the hidden state are CDLM's; the paper names no width.
-FORMS = {"linear": Form(0, 0), "two_layers": Form(64, 0), "cdlm": Form(64, 128)}
+FORMS = {"linear": Form(0, 0), "cdlm": Form(64, 128)}
 
 
 class FirstTokenRouter:
