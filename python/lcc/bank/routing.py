@@ -13,13 +13,14 @@ from ..errors import InputError, MemoryFileError
 from .neighbors import Neighborhood
 from .signals import Candidate
 
-EPOCHS, LEARNING_RATE, DECAY = 4000, 1e-2, 1e-2
+# Steps of L-BFGS, and the weight of the squared weights.
+STEPS, DECAY = 300, 1e-5
 # What a logarithm is taken of, at least.
 LEAST = 1e-4
 # What a rank is worth beside a vote.
 TIE = 1e-6
-# Updates after the last one that was better on what is held out.
-PATIENCE = 400
+# Steps after the last one that was better on what is held out.
+PATIENCE = 30
 
 
 class Router(Protocol):
@@ -138,13 +139,19 @@ class FirstTokenRouter:
     def _fit(
         self, inputs: torch.Tensor, labels: torch.Tensor, held_inputs: torch.Tensor, held_labels: torch.Tensor
     ) -> None:
-        loss = torch.nn.BCEWithLogitsLoss()
-        optimizer = torch.optim.AdamW(self.network.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
-        best, kept, waited = float("inf"), copy.deepcopy(self.network.state_dict()), 0
-        for _ in range(EPOCHS):
+        loss, parameters = torch.nn.BCEWithLogitsLoss(), list(self.network.parameters())
+        optimizer = torch.optim.LBFGS(parameters, max_iter=1, line_search_fn="strong_wolfe")
+
+        def closure() -> torch.Tensor:
             optimizer.zero_grad()
-            loss(self.network(inputs)[:, 0], labels).backward()
-            optimizer.step()
+            penalty = sum(parameter.square().sum() for parameter in parameters)
+            value = loss(self.network(inputs)[:, 0], labels) + DECAY * penalty
+            value.backward()
+            return value
+
+        best, kept, waited = float("inf"), copy.deepcopy(self.network.state_dict()), 0
+        for _ in range(STEPS):
+            optimizer.step(closure)
             with torch.no_grad():
                 measured = float(loss(self.network(held_inputs)[:, 0], held_labels))
             if measured < best:

@@ -1,0 +1,146 @@
+"""A bank before the embedded model: where answers come from, and that they are those of the memory, text or model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import lcc
+from lcc.bank.gating import NEVER, Gate
+from lcc.bank.session import QUESTIONS
+from lcc.inference.asking import ask_text
+from lcc.inference.reader import prefill_chat
+from lcc.modeling.shared_cache import SharedCache
+from tests.lcc.bank.asked_bank import fill
+
+GENERAL = ["What is the capital of France?", "Say: moon stone.", "Add 3 and 4."]
+OPEN = {"router": "score", "gate": "none"}
+
+
+@pytest.fixture(scope="module")
+def model(_embedded):
+    return _embedded[0]
+
+
+@pytest.fixture(scope="module")
+def library_bank(model, tokenizer, tmp_path_factory):
+    with lcc.MemoryBank(tmp_path_factory.mktemp("library") / "bank", create=True) as bank:
+        yield bank, fill(bank, model, tokenizer)
+
+
+def own_questions(shelf):
+    return [(f"doc{n}", question) for n in range(len(shelf.documents)) for question in shelf.questions(n)]
+
+
+def test_answers_are_those_of_the_memory_that_is_named(library_bank, model, tokenizer):
+    bank, shelf = library_bank
+    asked = own_questions(shelf)
+    assert len(asked) > 2 * QUESTIONS
+    answers = bank.ask(model, tokenizer, [question.text for _, question in asked], **OPEN)
+    assert sum(answer.keys == (key,) for answer, (key, _) in zip(answers, asked, strict=True)) > 0.9 * len(asked)
+    for key in ("doc0", "doc1", "doc2"):
+        of_key = [answer for answer in answers if answer.keys == (key,)]
+        alone = lcc.ask(model, tokenizer, bank.memory(key), [answer.question for answer in of_key])
+        assert [answer.text for answer in of_key] == alone
+        assert {answer.source for answer in of_key} == {"memory"}
+    assert sum(a.text == question.answer for a, (_, question) in zip(answers, asked, strict=True)) > 0.7 * len(asked)
+
+
+@pytest.mark.parametrize("gate", [NEVER, "entropy=0"])
+def test_lambda_of_0_is_the_plain_model_bit_for_bit(library_bank, model, tokenizer, gate):
+    bank, shelf = library_bank
+    ready = bank.open(model, tokenizer, router="score", gate=gate)
+    question = shelf.questions(0)[0].text
+    [answer] = ready.ask([question])
+    assert (answer.source, answer.keys, answer.considered) == ("model", (), ())
+    assert [answer.text] == ask_text(model, tokenizer, "", [question], 64)
+    session = ready.session
+    logits = session.read([question], [[]]).tokens.logits
+    ids = torch.tensor([session.chat.query_ids(question, after_text=False)])
+    before = prefill_chat(model, session.chat, "")
+    positions = torch.arange(before.end, before.end + ids.shape[1])[None]
+    with torch.no_grad():
+        plain = model(ids, past_key_values=SharedCache(before), position_ids=positions).logits
+    assert torch.equal(logits[0], plain[0, -1])
+
+
+def test_what_is_refused_is_answered_by_the_text_or_by_the_model(library_bank, model, tokenizer):
+    bank, shelf = library_bank
+    question = shelf.questions(1)[0].text
+    refusing = {"router": "score", "gate": Gate("divergence", 1e6)}
+    [from_text] = bank.ask(model, tokenizer, [question], **refusing)
+    assert (from_text.source, from_text.keys) == ("text", ("doc1",))
+    assert [from_text.text] == ask_text(model, tokenizer, bank.text("doc1"), [question], 64)
+    [plain] = bank.ask(model, tokenizer, [question], fallback="model", **refusing)
+    assert (plain.source, plain.keys) == ("model", ())
+    assert [plain.text] == ask_text(model, tokenizer, "", [question], 64)
+    assert "is not above 1e+06" in plain.reason
+
+
+def test_without_a_word_in_common_the_model_answers(library_bank, model, tokenizer):
+    bank, _ = library_bank
+    [answer] = bank.ask(model, tokenizer, ["Reverse: stone moon."], **OPEN)
+    assert (answer.source, answer.reason) == ("model", "no memory has a word of the question")
+
+
+def test_two_memories_side_by_side(library_bank, model, tokenizer):
+    bank, shelf = library_bank
+    question = shelf.questions(0)[0].text
+    [answer] = bank.ask(model, tokenizer, [question], together=2, **OPEN)
+    assert answer.source == "memory"
+    assert len(answer.keys) == 2
+    memories = [bank.memory(key) for key in answer.keys]
+    assert [answer.text] == lcc.ask(model, tokenizer, memories, [question])
+
+
+def test_a_memory_that_breaks_meanwhile_is_skipped_and_named(model, tokenizer, tmp_path):
+    with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
+        shelf = fill(bank, model, tokenizer, keep_texts=False)
+        ready = bank.open(model, tokenizer, **OPEN)
+        (tmp_path / "bank" / "memories" / "doc0.lcc.safetensors").write_bytes(b"broken")
+        [answer] = ready.ask([shelf.questions(0)[0].text])
+        assert answer.keys != ("doc0",)
+        assert list(ready.session.skipped) == ["doc0"]
+
+
+def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokenizer):
+    bank, shelf = library_bank
+    with pytest.raises(lcc.InputError, match="was not trained: run lcc bank train-router"):
+        bank.open(model, tokenizer, router="first_token")
+    with pytest.raises(lcc.InputError, match="gate entropy was not trained"):
+        bank.open(model, tokenizer, gate="entropy")
+    trained = bank.train_router(model, tokenizer)
+    assert trained.gates["likeness"].accuracy > 0.9
+    assert trained.counts["held_out"] > 4
+    ready = bank.open(model, tokenizer)
+    assert ready.trained.to_dict() == trained.to_dict()
+    assert [answer.source for answer in ready.ask(GENERAL)] == ["model"] * 3
+    asked = own_questions(shelf)
+    answers = [*ready.ask([question.text for _, question in asked])]
+    assert sum(answer.keys == (key,) for answer, (key, _) in zip(answers, asked, strict=True)) > 0.8 * len(asked)
+    assert bank.open(model, tokenizer, retriever="asking").notes == ["the router was trained with retriever bm25"]
+    for options in ({"gate": "conformal"}, {"router": "neighbors"}, {"retriever": "bm25+hidden"}):
+        assert [*bank.open(model, tokenizer, **options).ask(GENERAL[:1])][0].text == "Paris"
+
+
+def test_options_that_are_none(library_bank, model, tokenizer):
+    bank, _ = library_bank
+    for options, named in (
+        ({"router": "best"}, "router is best"),
+        ({"gate": "entropy=low"}, "SIGNAL=THRESHOLD"),
+        ({"gate": "mood"}, "gate is mood"),
+        ({"candidates": 0}, "candidates"),
+        ({"fallback": "web"}, "fallback is web"),
+        ({"retriever": "bm25+"}, "retriever is"),
+    ):
+        with pytest.raises(lcc.InputError, match=named):
+            bank.open(model, tokenizer, **options)
+
+
+def test_another_model_or_an_empty_bank(library_bank, tokenizer, bank, model):
+    from tests.support.tiny_models import tiny_model
+
+    with pytest.raises(lcc.MismatchError, match="model"):
+        library_bank[0].open(tiny_model("llama"), tokenizer)
+    with pytest.raises(lcc.InputError, match="no memory that can be used: lcc bank add"):
+        bank.open(model, tokenizer)
