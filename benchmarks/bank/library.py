@@ -5,10 +5,10 @@
 
 Each document tells 24 facts. Three of them are about subjects that no other document tells of: the questions are about
 these, in three wordings, of which the embedded model asked itself two at most. The other facts are about 60 subjects
-that all documents draw from. ``unanswerable`` questions are about subjects that no document tells of, ``unrelated`` ones
-are general queries. Every retriever has its own router, trained on the questions that the memories asked themselves.
-With ``--joint`` the first documents are compiled into one memory too, and that is asked the same. A second call compiles
-and measures what is missing.
+that all documents draw from. ``unanswerable`` questions are about subjects that no document tells of; ``unrelated``
+ones are general queries. Every retriever has its own router, trained on what the memories asked themselves. With
+``--joint`` the first documents are compiled into one memory too, and that is asked the same. A second call compiles and
+measures what is missing.
 """
 
 from __future__ import annotations
