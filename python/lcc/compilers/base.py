@@ -39,6 +39,7 @@ class CompileTask:
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
         start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
+        distractors: K and V of other memories, keys unrotated, to train among: only for compilers that train.
         on_better: called with K and V of K tokens, and the curve, whenever a compiler that trains has better ones.
     """
 
@@ -54,6 +55,7 @@ class CompileTask:
     checkpoint_every: int = 50
     ranks: Ranks = ALONE
     start: KV | None = None
+    distractors: tuple[KV, ...] = ()
     on_better: OnBetter | None = None
 
 
@@ -144,6 +146,7 @@ class TrainedCompiler(BaseCompiler):
             kv, curve = train(
                 memory, task.data(), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
                 task.checkpoint_every, task.ranks, task.start, task.on_better,
+                task.distractors,
             )  # fmt: skip
         return Compiled(KVPayload(kv), tuple(curve))
 

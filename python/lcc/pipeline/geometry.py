@@ -31,6 +31,11 @@ def geometry(
     return Geometry(segments, repeats * len(longest.response_ids) + batch * response_tokens)
 
 
+def prefix_ids(context: Context, settings: CompileSettings) -> tuple[int, ...]:
+    """What stands before the memory."""
+    return context.prefix_ids if settings.training.keep_prefix else ()
+
+
 def sample_count(settings: CompileSettings, queries: Sequence[str]) -> int:
     """Queries of all streams, if the model asks itself as many distinct questions as it should."""
     data = settings.effective_data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from ..data.samples import DistillationData
 from ..errors import InputError
@@ -12,6 +13,7 @@ from ..utils.device_memory import available_bytes
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from .checkpoint import Checkpoint
+from .distractors import most_tokens
 from .execution import resolve_auto
 from .settings import ExecutionSettings, TrainingSettings
 from .trainable import TrainableMemory
@@ -30,6 +32,7 @@ def train(
     ranks: Ranks = ALONE,
     start: KV | None = None,
     on_better: OnBetter | None = None,
+    distractors: Sequence[KV] = (),
 ) -> tuple[KV, Curve]:
     """Train ``memory`` on ``data`` to the end, or to an early stop.
 
@@ -37,6 +40,7 @@ def train(
         checkpoint: where the state is kept every ``checkpoint_every`` steps, and found after a kill.
         start: what to go on from, keys unrotated. It is measured first, and kept if nothing better comes.
         on_better: called after each measurement behind a step that is the best so far, with what would be returned.
+        distractors: memories of other texts, keys unrotated, that stand around this one in some steps.
 
     Returns:
         K and V of B, keys unrotated, of the best state; and the measurements.
@@ -51,8 +55,8 @@ def train(
         raise InputError(
             "there is no sample to train on: raise general_queries, self_study_questions or reconstruction_weight"
         )
-    execution = _resolved(memory, data, training, execution, ranks)
-    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start, on_better)
+    execution = _resolved(memory, data, training, execution, ranks, most_tokens(list(map(len, distractors)), training))
+    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start, on_better, distractors)
     return trainer.run(reporter, checkpoint_every), trainer.curve
 
 
@@ -81,10 +85,11 @@ def _resolved(
     training: TrainingSettings,
     execution: ExecutionSettings,
     ranks: Ranks,
+    beside: int = 0,
 ) -> ExecutionSettings:
     # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
     free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
-    return resolve_auto(memory, _longest_step(data, training.samples), execution, free)
+    return resolve_auto(memory, _longest_step(data, training.samples), execution, free, beside)
 
 
 def _longest_step(data: DistillationData, batch: int) -> int:
