@@ -1,7 +1,8 @@
 """Distractors: memories of other texts that stand around the trained one in some steps.
 
 As in Cartridges at Scale (arXiv 2606.04557): a share of the steps is isolated, and the others have 1, 2, … distractors,
-each number as likely as any other. Where among them the trained memory stands is OURS: every place is as likely.
+each number as likely as any other. OURS: the distractors are frozen, and the trained memory stands at any place among
+them, each as likely as any other.
 """
 
 from __future__ import annotations
