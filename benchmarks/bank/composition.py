@@ -9,9 +9,10 @@ ones. Readers:
 - ``text``: K and V of the documents themselves, read apart.
 - ``alone``: memories that were compiled alone.
 - ``0.75``, ``0.5``, ``0.25``: compiled among distractors, with that share of isolated steps.
-- ``elsewhere``: placed as ``0.5`` is, and nobody is there: what standing at other positions gives by itself.
 - ``alone > 20``, ``alone > 60``: ``alone``, then so many steps among distractors, half of them isolated.
+- ``…, unasked``: the same without questions about the distractors' texts.
 - ``alone > 60 alone``: ``alone``, then 60 more steps alone.
+- ``elsewhere``: placed as ``0.5`` is, and nobody is there: what standing at other positions gives by itself.
 
 ``score`` is the share of exact answers, ``kl`` that from the full text of the own document over its own answers, in
 nats a token. Memories and data are kept in DIR. A second call measures what is missing.
@@ -55,7 +56,9 @@ KEY = ("compiler", "ratio", "reader", "group")
 STEPS = {"recipe": "fast", "steps": 60, "evaluate_every": 60}
 TEXT, ALONE, ELSEWHERE, LONGER = "text", "alone", "elsewhere", "alone > 60 alone"
 REPAIRED = {"alone > 20": 20, "alone > 60": 60, LONGER: 60}
-READERS = (TEXT, ALONE, "0.75", "0.5", "0.25", ELSEWHERE, *REPAIRED)
+UNASKED = ", unasked"
+AMONG = ("0.75", "0.5", "0.25", "alone > 20", "alone > 60")
+READERS = (TEXT, ALONE, *AMONG, *(reader + UNASKED for reader in AMONG), LONGER, ELSEWHERE)
 Drawn = tuple[int, Document]
 
 
@@ -110,6 +113,8 @@ class Group:
         among: dict[str, Any] = {"distractors": self.distractors}
         if reader == ELSEWHERE:
             return among | {"compiler": ElsewhereCompiler(), "isolated_share": 0.5}
+        if reader.endswith(UNASKED):
+            return self.options(seed, written, reader.removesuffix(UNASKED)) | {"distractor_weight": 0.0}
         if reader in REPAIRED:
             steps, share = REPAIRED[reader], 1.0 if reader == LONGER else 0.5
             start = self.memory(seed, written, ALONE)

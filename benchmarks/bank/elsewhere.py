@@ -25,7 +25,7 @@ class ElsewhereKV(DirectKV):
         """
         if not distractors or not keep_prefix:
             return super().visible(buffer, keep_prefix)
-        behind = sum(map(len, distractors.behind))
+        behind = sum(len(one.kv) for one in distractors.behind)
         prefix = self.prefix.moved(self.model, -len(distractors))
         own = buffer.rotated(self.model, len(self.prefix) - behind)
         moved = KV(own.keys, own.values, prefix.end).after(prefix)

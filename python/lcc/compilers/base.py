@@ -15,6 +15,7 @@ from ..memory.payload import KVPayload, Payload
 from ..modeling.kv import KV
 from ..text.context import Context
 from ..training.checkpoint import Checkpoint
+from ..training.distractors import Distractor
 from ..training.execution import autocast
 from ..training.settings import ExecutionSettings, TrainingSettings
 from ..training.train import seconds_taken, train
@@ -39,7 +40,7 @@ class CompileTask:
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
         start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
-        distractors: K and V of other memories, keys unrotated, to train among: only for compilers that train.
+        distractors: memories of other texts to train among: only for compilers that train.
         on_better: called with K and V of K tokens, and the curve, whenever a compiler that trains has better ones.
     """
 
@@ -55,7 +56,7 @@ class CompileTask:
     checkpoint_every: int = 50
     ranks: Ranks = ALONE
     start: KV | None = None
-    distractors: tuple[KV, ...] = ()
+    distractors: tuple[Distractor, ...] = ()
     on_better: OnBetter | None = None
 
 

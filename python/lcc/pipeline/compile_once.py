@@ -31,7 +31,7 @@ from ..utils.random_state import seeded
 from ..utils.resumable import begun_on
 from .compiler_checks import check_compiled, check_start
 from .distillation import DataOnDemand, distillation_data
-from .distractors import check_distractors, of_other_texts
+from .distractors import check_distractors, of_other_texts, with_samples
 from .geometry import prefix_ids
 from .identity import Identity, require_own
 from .options import CompileOptions, Run
@@ -118,13 +118,11 @@ class Compilation:
             task = replace(task, start=options.start.to(model.device).kv)
         if options.distractors:
             check_distractors(among, model, context, settings, digests)
-            kvs = tuple(memory.to(model.device, model.dtype).kv for memory in among.values())
-            task = replace(task, distractors=kvs)
         return cls(tokenizer, text, options, settings, digests, queries, questions, task, data)
 
     def memory(self, keep: Keep | None = None) -> Memory:
         """Compile, and certify if that is asked for."""
-        task, compiler = self.task, self.options.compiler
+        task, compiler = self._task_among_distractors(), self.options.compiler
 
         def keep_better(kv: KV, curve: Curve) -> None:
             assert keep is not None
@@ -135,6 +133,11 @@ class Compilation:
             compiled = check_compiled(compiled, compiler, task.model, task.context, self.digests)
         memory = self._memory(compiled)
         return self._certified(memory) if self.options.certify else memory
+
+    def _task_among_distractors(self) -> CompileTask:
+        task, context = self.task, self.task.context
+        others = of_other_texts(self.options.distractors, context.sha256).values()
+        return replace(task, distractors=with_samples(others, task.model, context.chat, self.settings))
 
     def _certified(self, memory: Memory) -> Memory:
         model, settings = self.task.model, self.settings

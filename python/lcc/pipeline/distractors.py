@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers.base import Compiler, TrainedCompiler
+from ..data.samples import Sample
 from ..errors import InputError, MismatchError
+from ..inference.reader import Reader
 from ..memory.memory import Memory
-from ..modeling.fingerprint import require_same
+from ..modeling.fingerprint import fingerprint, require_same
 from ..modeling.window import check_window
+from ..text.chat_format import ChatFormat
 from ..text.context import Context
-from ..training.distractors import most_tokens
+from ..training.distractors import Distractor, asked_samples, most_tokens
 from ..utils.outputs import MEMORY_SUFFIX
 from .geometry import prefix_ids
 from .settings import CompileSettings
 
+# Questions that are answered from each distractor.
+QUESTIONS = 64
 # Memories, their files, and folders of such files.
 Given = Iterable[Memory | str | os.PathLike]
 
@@ -59,6 +66,31 @@ def of_other_texts(distractors: Mapping[str, Memory], source_sha256: str) -> dic
     return {digest: memory for digest, memory in distractors.items() if memory.source_sha256 != source_sha256}
 
 
+@torch.no_grad()
+def with_samples(
+    memories: Iterable[Memory], model: PreTrainedModel, chat: ChatFormat, settings: CompileSettings
+) -> tuple[Distractor, ...]:
+    """The memories as they are trained among: each with some of the questions that it was trained on, and its answers.
+
+    Args:
+        model: frozen; K and V become its dtype and go to its device.
+    """
+    rng, distractors = random.Random(settings.seed), []
+    for memory in memories:
+        here, questions = memory.to(model.device, model.dtype), memory.questions
+        samples: tuple[Sample, ...] = ()
+        if questions and asked_samples(settings.training) and settings.training.isolated_share < 1:
+            chosen = rng.sample(questions, min(QUESTIONS, len(questions)))
+            said = Reader.of_memory(model, chat, here).say(chosen, settings.data.max_response_tokens)
+            states = said.states.split([len(response) for response in said.responses])
+            samples = tuple(
+                Sample(tuple(chat.query_ids(query)), response, "distractors", query, hidden)
+                for query, response, hidden in zip(said.queries, said.responses, states, strict=True)
+            )
+        distractors.append(Distractor(here.kv, samples))
+    return tuple(distractors)
+
+
 def check_distractors(
     distractors: Mapping[str, Memory],
     model: PreTrainedModel,
@@ -93,3 +125,22 @@ def check_distractors(
     needed = len(prefix) + beside + context.buffer + repeated
     check_window(model, needed, f"a memory among {beside} tokens of distractors", "lower max_distractors")
     return beside
+
+
+def tokens_beside(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    context: Context,
+    settings: CompileSettings,
+    compiler: Compiler,
+    given: Given | None,
+) -> int:
+    """Tokens of the distractors in a step at most; 0 if none are given.
+
+    Raises:
+        InputError, MismatchError, MemoryFileError: as ``load_distractors`` and ``check_distractors``.
+    """
+    if given is None:
+        return 0
+    among = of_other_texts(load_distractors(given, compiler), context.sha256)
+    return check_distractors(among, model, context, settings, fingerprint(model, tokenizer))

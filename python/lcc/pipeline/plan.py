@@ -18,16 +18,16 @@ from ..compilers.lora import LoraCompiler
 from ..compilers.registry import DEFAULT, get
 from ..errors import InputError
 from ..modeling.architecture import check_architecture
-from ..modeling.fingerprint import fingerprint
 from ..modeling.model_copy import share_weights
 from ..modeling.weights import loaded_model
 from ..text.context import Context, build_context
 from ..text.queries import SELF, load_queries
+from ..training.distractors import asked_samples
 from ..training.execution import resolve_auto
 from ..training.step_memory import CHUNK, HEADROOM, step_memory
 from ..utils.device_memory import available_bytes, gibibytes
 from ..utils.random_state import seeded
-from .distractors import Given, check_distractors, load_distractors, of_other_texts
+from .distractors import Given, tokens_beside
 from .flops import StepFlops, step_flops
 from .geometry import Geometry, geometry, sample_count, step_layout
 from .probe import Probe, probe
@@ -141,10 +141,7 @@ def plan(
     asked = load_queries(None if queries == SELF else queries, tokenizer)
     samples = sample_count(fitted, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
-    beside = 0
-    if distractors is not None:
-        among = of_other_texts(load_distractors(distractors, method), context.sha256)
-        beside = check_distractors(among, model, context, fitted, fingerprint(model, tokenizer))
+    beside = tokens_beside(model, tokenizer, context, fitted, method, distractors)
     estimate = _estimate(model, context, method, fitted, samples, query_tokens, beside)
     probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
     return _plan(model, context, chosen, samples, estimate, probed)
@@ -184,14 +181,16 @@ def _estimate(
         groups = memory.parameter_groups(chosen.training)
         state = COPIES * sum(parameter.nbytes for group in groups for parameter in group["params"])
 
+        def worst(tried: CompileSettings, context: Context = context) -> Geometry:
+            more = asked_samples(tried.training) if beside else 0
+            return geometry(context, tried, samples, query_tokens, longest, more)
+
         @cache
         def step_bytes(tried: CompileSettings, context: Context = context) -> int:
-            worst = geometry(context, tried, samples, query_tokens, longest)
-            layout = step_layout(context, worst, tried)
+            layout = step_layout(context, worst(tried, context), tried)
             return step_memory(model, layout, tried.execution, memory.adapts_queries, beside).total
 
-        worst = geometry(context, chosen, samples, query_tokens, longest)
-        execution = resolve_auto(memory, sum(worst.segments), chosen.execution, free, beside)
+        execution = resolve_auto(memory, sum(worst(chosen).segments), chosen.execution, free, beside)
         settled = replace(chosen, execution=execution)
         teacher = _teacher_bytes(model, context, samples, longest)
         advice = _advice(step_bytes, settled, free, state + teacher)

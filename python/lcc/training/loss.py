@@ -32,7 +32,7 @@ def step_loss(
         samples: of any streams. A stream's weight is shared by its supervised tokens.
         all_samples: the samples of the whole step, when ``samples`` are one process's share. The losses of all shares
             add up to the step's.
-        distractors: what the samples see beside the memory. Their teacher reads the text alone.
+        distractors: what the samples see beside the memory. Their teacher reads one text, or one memory, alone.
 
     Returns:
         A scalar, in nats a token for ``loss="kl"``; differentiable in the memory's parameters.
@@ -62,10 +62,10 @@ def validation(
 ) -> tuple[float, float]:
     """``held_out_kl``, and the loss by which states are chosen, both in nats a token.
 
-    That loss looks at every stream that is trained: the mean KL over the reconstruction, and over each stream's
-    held-out samples, weighted as in ``step_loss``.
+    That loss looks at every stream that is trained: the mean KL over the reconstruction, over each stream's held-out
+    samples, and over what ``distractors`` are asked, weighted as in ``step_loss``.
     """
-    samples = [*(reconstruction if training.reconstruction_weight else ()), *held_out]
+    samples = [*(reconstruction if training.reconstruction_weight else ()), *distractors.asked, *held_out]
     with torch.no_grad():
         hidden = student_hidden(memory, samples, training.keep_prefix, execution, distractors)
         weights = token_weights(samples, training).to(hidden.device)
@@ -77,7 +77,9 @@ def validation(
 
 def stream_weights(training: TrainingSettings) -> dict[str, float]:
     """Weight of each stream's mean loss, before they are normalised over the streams present."""
-    weights = (training.reconstruction_weight, training.general_weight, training.self_study_weight)
+    weights = (
+        training.reconstruction_weight, training.general_weight, training.self_study_weight, training.distractor_weight
+    )  # fmt: skip
     return dict(zip(STREAMS, weights, strict=True))
 
 

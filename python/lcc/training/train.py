@@ -13,7 +13,7 @@ from ..utils.device_memory import available_bytes
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from .checkpoint import Checkpoint
-from .distractors import most_tokens
+from .distractors import Distractor, most_asked, most_tokens
 from .execution import resolve_auto
 from .settings import ExecutionSettings, TrainingSettings
 from .trainable import TrainableMemory
@@ -32,7 +32,7 @@ def train(
     ranks: Ranks = ALONE,
     start: KV | None = None,
     on_better: OnBetter | None = None,
-    distractors: Sequence[KV] = (),
+    distractors: Sequence[Distractor] = (),
 ) -> tuple[KV, Curve]:
     """Train ``memory`` on ``data`` to the end, or to an early stop.
 
@@ -40,7 +40,7 @@ def train(
         checkpoint: where the state is kept every ``checkpoint_every`` steps, and found after a kill.
         start: what to go on from, keys unrotated. It is measured first, and kept if nothing better comes.
         on_better: called after each measurement behind a step that is the best so far, with what would be returned.
-        distractors: memories of other texts, keys unrotated, that stand around this one in some steps.
+        distractors: memories of other texts that stand around this one in some steps.
 
     Returns:
         K and V of B, keys unrotated, of the best state; and the measurements.
@@ -55,7 +55,7 @@ def train(
         raise InputError(
             "there is no sample to train on: raise general_queries, self_study_questions or reconstruction_weight"
         )
-    execution = _resolved(memory, data, training, execution, ranks, most_tokens(list(map(len, distractors)), training))
+    execution = _resolved(memory, data, training, execution, ranks, distractors)
     trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start, on_better, distractors)
     return trainer.run(reporter, checkpoint_every), trainer.curve
 
@@ -85,11 +85,12 @@ def _resolved(
     training: TrainingSettings,
     execution: ExecutionSettings,
     ranks: Ranks,
-    beside: int = 0,
+    distractors: Sequence[Distractor] = (),
 ) -> ExecutionSettings:
     # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
     free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
-    return resolve_auto(memory, _longest_step(data, training.samples), execution, free, beside)
+    tokens = _longest_step(data, training.samples) + most_asked(distractors, training)
+    return resolve_auto(memory, tokens, execution, free, most_tokens([len(one.kv) for one in distractors], training))
 
 
 def _longest_step(data: DistillationData, batch: int) -> int:

@@ -20,7 +20,7 @@ from ..utils.progress import Reporter
 from ..utils.resumable import sound
 from ..utils.values import require
 from .checkpoint import Checkpoint, mark_diverged
-from .distractors import ISOLATED, Distractors, draw_distractors
+from .distractors import ISOLATED, Distractor, Distractors, draw_distractors
 from .loss import step_loss, stream_weights, validation
 from .optimizers import build_optimizer
 from .settings import ExecutionSettings, TrainingSettings
@@ -48,7 +48,7 @@ class Trainer:
         ranks: Ranks = ALONE,
         start: KV | None = None,
         on_better: OnBetter | None = None,
-        distractors: Sequence[KV] = (),
+        distractors: Sequence[Distractor] = (),
     ):
         self.on_better, self.distractors = on_better, distractors
         self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
@@ -136,9 +136,9 @@ class Trainer:
 
     def _gradients(self) -> tuple[float, list[torch.Tensor]]:
         """The step's loss and gradients, over all processes."""
-        drawn = self._draw()
-        share, distractors = self.ranks.share(drawn), self._draw_distractors()
-        loss = step_loss(self.memory, share, self.training, self.execution, drawn, distractors)
+        distractors = self._draw_distractors()
+        drawn = [*self._draw(), *distractors.asked]
+        loss = step_loss(self.memory, self.ranks.share(drawn), self.training, self.execution, drawn, distractors)
         # The last layer's other projections receive no gradient: ask for zeros.
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         total, *summed = self.ranks.sum([loss.detach(), *gradients])

@@ -12,7 +12,11 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.embedded_model.tokenizer import build_tokenizer
+from lcc.inference.reader import Reader
+from lcc.pipeline.distractors import with_samples
+from lcc.pipeline.settings import make_settings
 from lcc.synthetic.people import document
+from lcc.text.chat_format import ChatFormat
 from tests.lcc.pipeline.test_compile import fail_at, same
 from tests.support.tiny_models import tiny_model
 
@@ -36,7 +40,8 @@ def job(llama, tokenizer, text, fast):
 
 @pytest.fixture
 def others(job):
-    return [job(other_text(seed), compiler="attention_matching") for seed in (1, 2, 3)]
+    matched = [job(other_text(seed), compiler="attention_matching") for seed in (1, 2)]
+    return [*matched, job(other_text(3))]
 
 
 @pytest.mark.parametrize("compiler", TRAINED)
@@ -68,6 +73,22 @@ def test_it_goes_on_from_a_memory_that_was_compiled_alone(job, others):
     assert repaired.distractors
     assert not torch.equal(repaired.kv.values, alone.kv.values)
     assert not same(repaired, job(**options | {"isolated_share": 1.0}))
+
+
+def test_distractors_are_asked_what_they_were_trained_on(job, llama, tokenizer):
+    trained = [job(other_text(seed)) for seed in (1, 2)]
+    settings, chat = make_settings(isolated_share=0.25, max_response_tokens=8), ChatFormat.of(tokenizer)
+    for memory, distractor in zip(trained, with_samples(trained, llama, chat, settings), strict=True):
+        assert torch.equal(distractor.kv.keys, memory.kv.keys)
+        assert sorted(map(str, memory.questions)) == sorted(str(sample.query) for sample in distractor.samples)
+        said = Reader.of_memory(llama, chat, memory).say([sample.query for sample in distractor.samples], 8)
+        assert list(said.responses) == [sample.response_ids for sample in distractor.samples]
+        torch.testing.assert_close(said.states, torch.cat([sample.teacher_hidden for sample in distractor.samples]))
+    for without in ({"isolated_share": 1.0}, {"distractor_weight": 0.0}):
+        isolated = make_settings(max_response_tokens=8, **without)
+        assert not any(one.samples for one in with_samples(trained, llama, chat, isolated))
+    options = {"distractors": trained} | AMONG
+    assert not same(job(**options), job(**options, distractor_weight=0.0))
 
 
 def test_the_file_names_what_it_was_trained_among(job, others, tmp_path):

@@ -16,10 +16,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 import lcc
 from lcc.compilers.direct_kv import DirectKV
 from lcc.compilers.lora import LoraCompiler
+from lcc.data.samples import Sample
 from lcc.modeling.kv import KV
 from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
-from lcc.training.distractors import ISOLATED, Distractors, draw_distractors, most_tokens
+from lcc.training.distractors import ISOLATED, Distractor, Distractors, draw_distractors, most_asked, most_tokens
 from lcc.training.loss import step_loss, validation
 from lcc.training.settings import TrainingSettings
 from lcc.training.trainer import Trainer
@@ -34,7 +35,7 @@ def others(memory, *lengths):
     generator = torch.Generator().manual_seed(1)
     shapes = [(2, layers, heads, length, width) for length in lengths]
     drawn = [torch.randn(shape, generator=generator, dtype=memory.model.dtype) for shape in shapes]
-    return [KV(keys, values) for keys, values in drawn]
+    return [Distractor(KV(keys, values)) for keys, values in drawn]
 
 
 def plain_logits(memory, row, sample, keep_prefix):
@@ -92,7 +93,8 @@ def test_loss_and_gradient_are_those_of_plain_transformers(exact_job, compiler, 
                 parameter.add_(torch.randn_like(parameter) * 0.1)
         first, second, third = others(memory, 3, 7, 5)
         for before, behind in (((first, second), (third,)), ((), (first,)), ((second,), ())):
-            expected = plain_loss(memory, [*before, memory.encode(), *behind], samples, keep_prefix)
+            row = [*(one.kv for one in before), memory.encode(), *(one.kv for one in behind)]
+            expected = plain_loss(memory, row, samples, keep_prefix)
             wanted = torch.autograd.grad(expected, parameters, materialize_grads=True)
             for way in WAYS[: 4 if lora else 3]:
                 execution = replace(settings.execution, **way)
@@ -107,12 +109,18 @@ def test_nan_in_a_distractor_is_nan_in_the_loss(exact_job):
     model, context, settings, samples = exact_job
     memory = DirectKV(model, context)
     (other,) = others(memory, 3)
-    other.values[1, 0, 2, 1] = float("nan")
+    other.kv.values[1, 0, 2, 1] = float("nan")
     assert step_loss(memory, samples, settings.training, settings.execution, None, Distractors((other,))).isnan()
 
 
+def distractor(number, questions=0, tokens=1):
+    kv = KV(torch.full((1, 1, tokens, 2), float(number)), torch.zeros(1, 1, tokens, 2))
+    samples = [Sample((number, asked), (1, 2), "distractors", f"{number} {asked}") for asked in range(questions)]
+    return Distractor(kv, tuple(samples))
+
+
 def test_numbers_and_places_are_drawn_alike():
-    pool = [KV(torch.full((1, 1, 1, 2), number), torch.zeros(1, 1, 1, 2)) for number in range(5)]
+    pool = [distractor(number) for number in range(5)]
     training = TrainingSettings(max_distractors=3)
     drawn = [draw_distractors(pool, training, random.Random(seed)) for seed in range(6000)]
     places = Counter((len(one.before), len(one.behind)) for one in drawn)
@@ -120,20 +128,48 @@ def test_numbers_and_places_are_drawn_alike():
     assert sorted(places) == sorted((n - b, b) for n in (1, 2, 3) for b in range(n + 1))
     for (before, behind), times in places.items():
         assert times / 6000 == pytest.approx(1 / 3 / (before + behind + 1), rel=0.2)
-    seen = Counter(int(kv.keys[0, 0, 0, 0]) for one in drawn for kv in (*one.before, *one.behind))
+    rows = [[int(other.kv.keys[0, 0, 0, 0]) for other in (*one.before, *one.behind)] for one in drawn]
+    assert all(len(set(row)) == len(row) == len(one) for row, one in zip(rows, drawn, strict=True))
+    seen = Counter(number for row in rows for number in row)
     assert max(seen.values()) < 1.1 * min(seen.values())
-    assert all(len({kv.keys.data_ptr() for kv in (*one.before, *one.behind)}) == len(one) for one in drawn)
     again = draw_distractors(pool, training, random.Random(7))
-    assert [*map(id, again.before), 0, *map(id, again.behind)] == [
-        *map(id, drawn[7].before), 0, *map(id, drawn[7].behind)
-    ]  # fmt: skip
+    assert [*again.before, *again.behind] == [*drawn[7].before, *drawn[7].behind]
+
+
+def test_those_that_stand_there_are_asked_half_a_batch():
+    pool = [distractor(number, questions=4) for number in range(4)]
+    training = TrainingSettings(max_distractors=2, batch=11)
+    for seed in range(50):
+        one = draw_distractors(pool, training, random.Random(seed))
+        there = [sample for other in (*one.before, *one.behind) for sample in other.samples]
+        assert len(one.asked) == len({sample.query for sample in one.asked}) == min(6, len(there))
+        assert set(one.asked) <= set(there)
+    assert not draw_distractors(pool, replace(training, distractor_weight=0.0), random.Random(0)).asked
+    assert not draw_distractors([distractor(1)], training, random.Random(0)).asked
+
+
+def test_what_they_are_asked_is_a_stream(exact_job):
+    model, context, settings, samples = exact_job
+    memory = DirectKV(model, context)
+    others_asked = [replace(sample, stream="distractors") for sample in samples if sample.stream == "general"]
+    training = replace(settings.training, distractor_weight=3.0)
+
+    def loss(*drawn):
+        return step_loss(memory, drawn, training, settings.execution)
+
+    own, theirs = loss(*samples), loss(*others_asked)
+    # The reconstruction and the general queries weigh 0.25 each.
+    torch.testing.assert_close(loss(*samples, *others_asked), (0.5 * own + 3.0 * theirs) / 3.5, rtol=1e-9, atol=0)
 
 
 def test_the_longest_step_is_known():
     training = TrainingSettings(max_distractors=2)
     assert most_tokens([3, 9, 4], training) == 13
     assert most_tokens([3], training) == 3
-    assert most_tokens([3, 9, 4], replace(training, isolated_share=1.0)) == 0
+    pool = [distractor(0, questions=3), distractor(1)]
+    assert most_asked(pool, replace(training, batch=3)) == 2 * 3
+    isolated = replace(training, isolated_share=1.0)
+    assert most_tokens([3, 9, 4], isolated) == most_asked(pool, isolated) == 0
 
 
 def test_a_share_of_the_steps_is_isolated_and_states_are_chosen_by_both(exact_job):

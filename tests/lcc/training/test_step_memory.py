@@ -22,7 +22,7 @@ from lcc.data.teacher_states import TeacherStates
 from lcc.modeling.kv import KV
 from lcc.pipeline.settings import make_settings
 from lcc.training import execution
-from lcc.training.distractors import Distractors
+from lcc.training.distractors import Distractor, Distractors
 from lcc.training.loss import step_loss
 from lcc.training.settings import ExecutionSettings
 from lcc.training.step_memory import step_memory
@@ -62,7 +62,9 @@ def test_a_step_among_distractors_takes_as_much_as_estimated(job, way):
     parameters = [memory.buffer, *memory.lora]
 
     def step():
-        loss = step_loss(memory, job.samples, settings.training, settings.execution, None, Distractors((other,)))
+        loss = step_loss(
+            memory, job.samples, settings.training, settings.execution, None, Distractors((Distractor(other),))
+        )
         return torch.autograd.grad(loss, parameters, materialize_grads=True)
 
     peak = peak_bytes(step, "cpu")
