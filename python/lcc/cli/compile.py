@@ -53,6 +53,14 @@ def compile_command(
     start: Annotated[
         Path | None, typer.Option(help="A memory of the same text and ratio to go on from.", metavar="MEMORY")
     ] = None,
+    distractors: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A memory of another text, or a folder of them, to train among, for memories that are read together; "
+            "repeatable.",
+            metavar="PATH",
+        ),
+    ] = None,
     budget: BudgetOption = None,
     questions: Annotated[
         str | None,
@@ -73,7 +81,7 @@ def compile_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
-    options: dict[str, Any] = {"recipe": recipe, "compiler": compiler, "queries": queries}
+    options: dict[str, Any] = {"recipe": recipe, "compiler": compiler, "queries": queries, "distractors": distractors}
     options |= chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
     if dry_run and options["ratio"] == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")

@@ -116,6 +116,7 @@ def show_memory(memory: Memory, path: Path) -> None:
     table.add_row("compiler", _pairs(memory.compiler))
     for ancestor in memory.lineage:
         table.add_row("went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}")
+    table.add_row("distractors", f"{len(memory.distractors) or 'no'} memories of other texts")
     if memory.budget:
         state = "finished" if memory.budget["finished"] else "unfinished: run the command again to go on"
         table.add_row("budget", f"{memory.budget['seconds']:g} s, {state}")

@@ -19,6 +19,7 @@ from ..modeling.kv import KV
 from ..modeling.lora import layer_projections, lora_model
 from ..modeling.prefill import prefill
 from ..text.context import Context
+from ..training.distractors import ISOLATED, Distractors
 from ..training.settings import TrainingSettings
 from ..utils.settings import SettingsGroup
 from .base import Compiled, CompileTask, TrainedCompiler
@@ -77,7 +78,7 @@ class AdapterMemory(AdaptedMemory):
         nothing = self.prefix.head(0)
         return KV(nothing.keys, nothing.values)
 
-    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
+    def visible(self, buffer: KV, keep_prefix: bool, distractors: Distractors = ISOLATED) -> KV:
         """P, as the model reads it: with the LoRA on, if that acts on queries."""
         if not self.adapts_queries:
             return self.prefix
@@ -106,6 +107,7 @@ class AdapterCompiler(TrainedCompiler):
     Settings = AdapterSettings
     defaults: ClassVar[Mapping[str, Any]] = {"reconstruction_weight": 0.0, "learning_rate": 1e-2}
     goes_on: ClassVar[bool] = False
+    among: ClassVar[bool] = False
     by_ratio: ClassVar[bool] = False
 
     @contextmanager

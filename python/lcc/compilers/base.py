@@ -16,6 +16,7 @@ from ..memory.payload import KVPayload, Payload
 from ..modeling.kv import KV
 from ..text.context import Context
 from ..training.checkpoint import Checkpoint
+from ..training.distractors import Distractor
 from ..training.execution import autocast
 from ..training.settings import ExecutionSettings, TrainingSettings
 from ..training.train import seconds_taken, train
@@ -40,6 +41,7 @@ class CompileTask:
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
         start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
+        distractors: memories of other texts to train among: only for compilers that say ``among``.
         on_better: called with what would be returned whenever a compiler that trains has something better.
     """
 
@@ -55,6 +57,7 @@ class CompileTask:
     checkpoint_every: int = 50
     ranks: Ranks = ALONE
     start: KV | None = None
+    distractors: tuple[Distractor, ...] = ()
     on_better: Callable[[Compiled], None] | None = None
 
 
@@ -104,6 +107,7 @@ class BaseCompiler(ABC):
 
     Attributes:
         goes_on: it takes ``CompileTask.start``.
+        among: it takes ``CompileTask.distractors``.
         by_ratio: its memories have as many tokens as the ratio says.
     """
 
@@ -111,6 +115,7 @@ class BaseCompiler(ABC):
     Settings: ClassVar[type[SettingsGroup]] = NoSettings
     defaults: ClassVar[Mapping[str, Any]] = {}
     goes_on: ClassVar[bool] = False
+    among: ClassVar[bool] = False
     by_ratio: ClassVar[bool] = True
 
     def fingerprint(self) -> dict[str, str]:
@@ -126,6 +131,7 @@ class TrainedCompiler(BaseCompiler):
     """A compiler that optimises a ``TrainableMemory`` on the distillation data."""
 
     goes_on: ClassVar[bool] = True
+    among: ClassVar[bool] = True
 
     @abstractmethod
     def trainable(
@@ -163,7 +169,7 @@ class TrainedCompiler(BaseCompiler):
         ):
             tensors, curve = train(
                 memory, self.data(task), task.training, task.execution, task.seed, task.reporter, task.checkpoint,
-                task.checkpoint_every, task.ranks, task.start, task.on_better and better,
+                task.checkpoint_every, task.ranks, task.start, task.on_better and better, task.distractors,
             )  # fmt: skip
         return compiled(tensors, curve)
 

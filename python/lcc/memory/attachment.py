@@ -39,8 +39,8 @@ def attach(
     makes them. A cache grows with what is generated; attach again for the next query.
 
     Args:
-        memory: one, or several that stand in a row in the order given, behind one prefix. Each was trained alone:
-            benchmarks/log says what reading them together costs.
+        memory: one, or several that stand in a row in the order given, behind one prefix. Those that were not trained
+            among ``distractors`` lose answers in company: see benchmarks/log.
         start: position of the first token. The answers are the same wherever it stands, but for longrope models, whose
             rope is another one from ``original_max_position_embeddings`` on.
         cache: an empty, allocated ``StaticCache`` of the model's dtype to write to, in every row of its batch.

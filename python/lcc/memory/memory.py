@@ -48,6 +48,7 @@ class Memory:
             were ``asked`` for.
         lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
             its ``compiler``.
+        distractors: the ``digest`` of each memory of another text that it was trained among.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -73,6 +74,7 @@ class Memory:
     asking: dict[str, Any] | None = None
     date: str | None = None
     lineage: list[Ancestor] = field(default_factory=list)
+    distractors: list[str] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -137,10 +139,14 @@ class Memory:
         """Bytes of the buffer tokens' K and V, scales included; 0 for an adapter."""
         return self.nbytes if isinstance(self.payload, KVPayload) else 0
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the tensors, as hexadecimal digits."""
+        return json_digest({name: tensor_digest(tensor).hex() for name, tensor in self.tensors().items()})
+
     def with_ancestors(self) -> list[Ancestor]:
         """The lineage of a memory that goes on from this one."""
-        digests = {name: tensor_digest(tensor).hex() for name, tensor in self.tensors().items()}
-        return [Ancestor(digest=json_digest(digests), compiler=self.compiler), *self.lineage]
+        return [Ancestor(digest=self.digest, compiler=self.compiler), *self.lineage]
 
     @property
     def best_point(self) -> dict[str, float] | None:

@@ -199,6 +199,7 @@ METADATA: dict[str, Any] = {
     "asking": Asking | None,
     "date": str | None,
     "lineage": list[Ancestor],
+    "distractors": list[str],
 }
 # Token ids end below this: more than any vocabulary, and what an index of torch holds.
 TOKEN_IDS = 2**31

@@ -18,6 +18,7 @@ from ..utils.progress import Reporter, reporting
 from ..utils.resumable import remove_checkpoint
 from .budget import compile_within
 from .compile_once import Keep, compile_once
+from .distractors import Given
 from .options import CompileOptions, Run
 from .ratio_search import require_target, search_ratio
 
@@ -41,6 +42,7 @@ def compile(
     target: float | None = None,
     start: Memory | str | os.PathLike | None = None,
     budget: float | str | None = None,
+    distractors: Given | None = None,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -76,6 +78,9 @@ def compile(
         budget: seconds, or a text such as ``90s``, ``10m`` or ``2h``, that the call may take: an instant memory comes
             first, and ``compiler`` goes on from it. The budget decides the settings that the recipe ``fast`` names, and
             takes that recipe where the default one does not fit.
+        distractors: memories of other texts, their files, or folders of such files, to train among: for a memory that
+            is to be read beside others. ``isolated_share`` of the steps are without them, and the others have up to
+            ``max_distractors`` of them around the memory. With the compilers ``lcc`` and ``direct_kv``.
         **settings: ``ratio``, ``seed``, and the fields of ``DataSettings``, ``TrainingSettings``, ``ExecutionSettings``
             and of the compiler's ``Settings``. ``ratio="auto"`` tries 32, 16, 8, 4 and 2 until the target is met.
 
@@ -83,11 +88,14 @@ def compile(
         InputError: the text, the model, the tokenizer, a setting or a question cannot be used.
         TargetError: no ratio meets the target; the error holds the memory that keeps most.
         DivergedError: the loss became NaN; the last checkpoint stands.
-        MismatchError: the checkpoint folder belongs to another compilation, or the processes make different calls.
+        MismatchError: the checkpoint folder belongs to another compilation, the processes make different calls, or a
+            distractor or ``start`` is another model's.
         MemoryFileError: a checkpoint cannot be read or written.
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates, distributed)
-    options = CompileOptions.of(recipe, compiler, queries, questions, certify, target, start, budget, **settings)
+    options = CompileOptions.of(
+        recipe, compiler, queries, questions, certify, target, start, budget, distractors, **settings
+    )
     with reporting(run.ranks.main and progress) as reporter:
         memory = require_target(make_memory(model, tokenizer, text, options, run, reporter))
     if run.checkpoint and run.ranks.main:

@@ -28,6 +28,8 @@ from ..utils.random_state import seeded
 from ..utils.resumable import begun_on
 from .compiler_checks import check_compiled, check_start
 from .distillation import DataOnDemand, distillation_data
+from .distractors import check_distractors, of_other_texts, with_samples
+from .geometry import prefix_ids
 from .identity import Identity, require_own
 from .options import CompileOptions, Run
 from .settings import CompileSettings
@@ -102,19 +104,22 @@ class Compilation:
         questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
         digests = fingerprint(model, tokenizer)
         queries = options.queries_for(tokenizer)
-        identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage)
+        among = of_other_texts(options.distractors, context.sha256)
+        identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage, list(among))
         ranks.require_same(identity.compilation)
         if folder is not None and not run.restart:
             ranks.from_main(lambda: require_own(folder, identity))
         task, data = _task(model, context, settings, queries, run, identity, reporter)
         if options.start is not None:
-            check_start(options.start, context, _prefix_ids(context, settings), digests)
+            check_start(options.start, context, prefix_ids(context, settings), digests)
             task = replace(task, start=options.start.to(model.device).kv)
+        if options.distractors:
+            check_distractors(among, model, context, settings, digests)
         return cls(tokenizer, text, options, settings, digests, queries, questions, task, data)
 
     def memory(self, keep: Keep | None = None) -> Memory:
         """Compile, and certify if that is asked for."""
-        task, compiler = self.task, self.options.compiler
+        task, compiler = self._task_among_distractors(), self.options.compiler
 
         def keep_better(compiled: Compiled) -> None:
             assert keep is not None
@@ -125,6 +130,11 @@ class Compilation:
             compiled = check_compiled(compiled, compiler, task.model, task.context, self.digests)
         memory = self._memory(compiled)
         return self._certified(memory) if self.options.certify else memory
+
+    def _task_among_distractors(self) -> CompileTask:
+        task, context = self.task, self.task.context
+        others = of_other_texts(self.options.distractors, context.sha256).values()
+        return replace(task, distractors=with_samples(others, task.model, context.chat, self.settings))
 
     def _certified(self, memory: Memory) -> Memory:
         model, settings = self.task.model, self.settings
@@ -143,7 +153,7 @@ class Compilation:
         data = self.data.made
         memory = Memory(
             payload=compiled.payload,
-            prefix_ids=_prefix_ids(context, settings),
+            prefix_ids=prefix_ids(context, settings),
             ratio=settings.ratio,
             source_tokens=len(context.context_ids),
             source_sha256=context.sha256,
@@ -156,6 +166,7 @@ class Compilation:
             asking=data.asking if data else None,
             date=context.chat.date,
             lineage=self.options.lineage,
+            distractors=list(of_other_texts(self.options.distractors, context.sha256)),
         )
         return memory.to(model.device, model.dtype)
 
@@ -191,8 +202,3 @@ def _task(
         ranks=ranks,
     )
     return task, data
-
-
-def _prefix_ids(context: Context, settings: CompileSettings) -> tuple[int, ...]:
-    """What stands before the memory."""
-    return context.prefix_ids if settings.training.keep_prefix else ()

@@ -22,6 +22,7 @@ from ..utils.outputs import Output
 from ..utils.progress import Reporter
 from ..utils.tensor_files import ours
 from .compile import make_memory
+from .distractors import of_other_texts
 from .options import CompileOptions, Run
 from .ratio_search import require_target
 
@@ -93,8 +94,10 @@ def is_wanted(
         target = (memory.ratio_search or {"target": None})["target"]
         recorded = {"compiler": memory.compiler, "target": target, "budget": None, "lineage": memory.lineage}
         stored = memory.budget["asked"] if memory.budget else memory.settings | recorded
-        stored = stored | {"text": memory.source_sha256}
-        wanted = {"text": text_digest(text)} | json.loads(json.dumps(options.recorded))
+        stored = stored | {"text": memory.source_sha256, "distractors": memory.distractors}
+        digest = text_digest(text)
+        wanted = {"text": digest, "distractors": list(of_other_texts(options.distractors, digest))}
+        wanted |= json.loads(json.dumps(options.recorded))
         others = [name for name, value in wanted.items() if stored.get(name) != value]
         others += differing(memory.fingerprint, digests)
         if not others and memory.budget and not memory.budget["finished"]:

@@ -21,14 +21,23 @@ class Geometry:
 
 
 def geometry(
-    context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int
+    context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int, more: int = 0
 ) -> Geometry:
-    """The samples of a step: the longest repetition, if it has weight, and a batch of queries of these mean lengths."""
-    batch = step_queries(settings, samples)
+    """The samples of a step: the longest repetition, if it has weight, and a batch of queries of these mean lengths.
+
+    Args:
+        more: queries beyond the batch.
+    """
+    batch = step_queries(settings, samples) + more
     longest = longest_repetition(context, settings.data)
     repeats = bool(settings.training.reconstruction_weight)
     segments = (len(longest.input_ids),) * repeats + (query_tokens + response_tokens - 1,) * batch
     return Geometry(segments, repeats * len(longest.response_ids) + batch * response_tokens)
+
+
+def prefix_ids(context: Context, settings: CompileSettings) -> tuple[int, ...]:
+    """What stands before the memory."""
+    return context.prefix_ids if settings.training.keep_prefix else ()
 
 
 def sample_count(settings: CompileSettings, queries: Sequence[str]) -> int:

@@ -36,6 +36,7 @@ class Identity:
         fingerprint: dict[str, str],
         queries: Sequence[str] | str,
         lineage: Sequence[Ancestor] = (),
+        distractors: Sequence[str] = (),
     ) -> Identity:
         """The identity of compiling ``context``.
 
@@ -43,6 +44,7 @@ class Identity:
             fingerprint: of the model and the tokenizer.
             queries: context-agnostic ones; or ``SELF``.
             lineage: of the memory to be made.
+            distractors: digests of the memories that it is trained among.
         """
         data = asdict(settings.effective_data) | {"seed": settings.seed, "precision": settings.execution.precision}
         data |= {"text": context.sha256, "queries": json_digest(queries)} | fingerprint
@@ -51,6 +53,7 @@ class Identity:
             # What the template writes on another day is another chat, and the tokenizer's fingerprint is the same.
             data |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
         compilation = data | settings.flat() | {"compiler": record(compiler), "lineage": list(lineage)}
+        compilation |= {"distractors": list(distractors)}
         return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)))
 
 

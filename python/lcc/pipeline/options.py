@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
 from ..utils.settings import LARGEST, MOST
 from ..utils.values import check, require
+from .distractors import Given, load_distractors
 from .settings import AUTO, DEFAULT_RECIPE, RECIPES, SMALLEST, CompileSettings, make_settings
 
 # The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
@@ -70,6 +71,7 @@ class CompileOptions:
         certify: whether to measure.
         start: a memory of the same text to go on from.
         budget: the time to compile in.
+        distractors: memories to train among, by their digests. Those of the text itself do not count.
     """
 
     settings: CompileSettings
@@ -80,6 +82,7 @@ class CompileOptions:
     certify: bool
     start: Memory | None = None
     budget: Budget | None = None
+    distractors: Mapping[str, Memory] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -92,6 +95,7 @@ class CompileOptions:
         target: float | None = None,
         start: Memory | str | os.PathLike | None = None,
         budget: float | str | None = None,
+        distractors: Given | None = None,
         **settings: Any,
     ) -> CompileOptions:
         """The options of ``lcc.compile``.
@@ -99,7 +103,7 @@ class CompileOptions:
         Raises:
             InputError: a setting that cannot be used, options that do not go together, or queries or questions that
                 cannot be read.
-            MemoryFileError: ``start`` is the path of a file that is no memory.
+            MemoryFileError: ``start`` or a distractor is the path of a file that is no memory.
         """
         if not certify and questions is not None:
             raise InputError("questions are for the certificate: leave certify on, or leave them out")
@@ -122,9 +126,10 @@ class CompileOptions:
             require_start(start, method, searched)
         time = None
         if budget is not None:
-            check_budget(method, searched, start is not None)
+            check_budget(method, searched, start is not None, distractors is not None)
             time = Budget.of(budget, recipe, compiler, settings)
-        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time)
+        among = {} if distractors is None else load_distractors(distractors, method)
+        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time, among)
 
     def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
         """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""
@@ -227,7 +232,7 @@ def parse_seconds(given: float | str) -> float:
     return seconds
 
 
-def check_budget(compiler: Compiler, searched: bool, started: bool) -> None:
+def check_budget(compiler: Compiler, searched: bool, started: bool, among: bool) -> None:
     """Refuse a budget that goes with no other option.
 
     Raises:
@@ -243,6 +248,8 @@ def check_budget(compiler: Compiler, searched: bool, started: bool) -> None:
         raise InputError('ratio="auto" compiles many memories: name a ratio, or leave the budget out')
     if started:
         raise InputError("a budget makes its own start: leave one of the two out")
+    if among:
+        raise InputError("a budget counts on steps without distractors: leave one of the two out")
 
 
 def check_search(settings: CompileSettings, target: float, questions_given: bool, certify: bool) -> None:

@@ -22,10 +22,12 @@ from ..modeling.model_copy import share_weights
 from ..modeling.weights import loaded_model
 from ..text.context import Context, build_context
 from ..text.queries import SELF, load_queries
+from ..training.distractors import asked_samples
 from ..training.execution import resolve_auto
 from ..training.step_memory import CHUNK, HEADROOM, step_memory
 from ..utils.device_memory import available_bytes, gibibytes
 from ..utils.random_state import seeded
+from .distractors import Given, tokens_beside
 from .flops import StepFlops, step_flops
 from .geometry import Geometry, geometry, sample_count, step_layout
 from .probe import Probe, probe
@@ -47,16 +49,16 @@ class Plan:
         response_tokens: mean length of the frozen model's first answers.
         step_tokens: tokens that the model processes in a step (text, buffer and samples).
         steps: at most; an early stop ends sooner.
-        step_flops, total_flops: of a step, and of all steps, forward and backward.
-        step_bytes: peak of a step beyond weights and optimizer state: the estimate with full-length responses, or what
-            was measured if that is more.
+        step_flops, total_flops: of a step, and of all steps, forward and backward, as if all were isolated.
+        step_bytes: peak of a step beyond weights and optimizer state: the estimate with full-length responses and the
+            longest distractors, or what was measured if that is more.
         measured_step_bytes: the peak of a real step; None where none ran, or not on the whole text.
         state_bytes: LoRA and buffer embeddings with gradients, best copy and AdamW moments.
         teacher_bytes: the teacher's hidden states.
         weight_bytes: of the model, which is loaded already.
         available_bytes: free beside it on the device; None where it cannot be asked.
         probed_tokens: tokens of text in the steps that were timed: fewer than ``text_tokens`` if it does not fit.
-        teacher_seconds, step_seconds, total_seconds: expected on this machine.
+        teacher_seconds, step_seconds, total_seconds: expected on this machine, as if all steps were isolated.
         settled: what ``auto`` settings come to.
         advice: what to change if it does not fit.
     """
@@ -110,6 +112,7 @@ def plan(
     compiler: str | Compiler = DEFAULT,
     queries: str | Path | Iterable[str] | None = None,
     real_steps: bool = False,
+    distractors: Given | None = None,
     **settings: Any,
 ) -> Plan:
     """Say what ``lcc.compile`` with the same arguments takes; the model is left as it came.
@@ -138,7 +141,8 @@ def plan(
     asked = load_queries(None if queries == SELF else queries, tokenizer)
     samples = sample_count(fitted, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
-    estimate = _estimate(model, context, method, fitted, samples, query_tokens)
+    beside = tokens_beside(model, tokenizer, context, fitted, method, distractors)
+    estimate = _estimate(model, context, method, fitted, samples, query_tokens, beside)
     probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
     return _plan(model, context, chosen, samples, estimate, probed)
 
@@ -169,6 +173,7 @@ def _estimate(
     chosen: CompileSettings,
     samples: int,
     query_tokens: int,
+    beside: int,
 ) -> _Estimate:
     free, longest = available_bytes(model.device), chosen.data.max_response_tokens
     own: Any = chosen.compiler
@@ -176,14 +181,17 @@ def _estimate(
         groups = memory.parameter_groups(chosen.training)
         state = COPIES * sum(parameter.nbytes for group in groups for parameter in group["params"])
 
+        def worst(tried: CompileSettings, context: Context = context) -> Geometry:
+            more = asked_samples(tried.training) if beside else 0
+            return geometry(context, tried, samples, query_tokens, longest, more)
+
         @cache
         def step_bytes(tried: CompileSettings, context: Context = context) -> int:
-            worst = geometry(context, tried, samples, query_tokens, longest)
-            layout = step_layout(context, worst, tried)
-            return step_memory(model, layout, tried.execution, memory.adapts_samples).total
+            layout = step_layout(context, worst(tried, context), tried)
+            return step_memory(model, layout, tried.execution, memory.adapts_samples, beside).total
 
-        worst = geometry(context, chosen, samples, query_tokens, longest)
-        settled = replace(chosen, execution=resolve_auto(memory, sum(worst.segments), chosen.execution, free))
+        execution = resolve_auto(memory, sum(worst(chosen).segments), chosen.execution, free, beside)
+        settled = replace(chosen, execution=execution)
         teacher = _teacher_bytes(model, context, samples, longest)
         advice = _advice(step_bytes, settled, free, state + teacher)
         probed = context

@@ -23,7 +23,7 @@ SEEDS = range(-(2**63), 2**64)
 # Other keywords of ``lcc.compile``.
 KEYWORDS = frozenset({
     "model", "tokenizer", "text", "recipe", "compiler", "queries", "checkpoint", "checkpoint_every", "restart",
-    "surrogates", "progress", "distributed", "certify", "questions", "target", "start", "budget",
+    "surrogates", "progress", "distributed", "certify", "questions", "target", "start", "budget", "distractors",
 })  # fmt: skip
 GROUPS = {"data": DataSettings, "training": TrainingSettings, "execution": ExecutionSettings}
 

@@ -56,7 +56,7 @@ def bfloat16_pays(model: PreTrainedModel) -> bool:
 
 
 def resolve_auto(
-    memory: TrainableMemory, sample_tokens: int, execution: ExecutionSettings, free: int | None
+    memory: TrainableMemory, sample_tokens: int, execution: ExecutionSettings, free: int | None, beside: int = 0
 ) -> ExecutionSettings:
     """Resolve ``auto``: off if a step fits; else checkpointing; else also chunked encoding.
 
@@ -65,6 +65,7 @@ def resolve_auto(
     Args:
         sample_tokens: of all samples of a step.
         free: bytes, as ``available_bytes`` says. None: the fastest way is taken.
+        beside: tokens of the distractors in a step at most.
     """
     context = memory.context
     text = len(context.context_ids) if memory.reads_text else 0
@@ -84,6 +85,6 @@ def resolve_auto(
     fitting = (
         tried
         for tried in tries
-        if step_memory(memory.model, layout, tried, memory.adapts_samples).total <= HEADROOM * free
+        if step_memory(memory.model, layout, tried, memory.adapts_samples, beside).total <= HEADROOM * free
     )
     return next(fitting, tries[-1])

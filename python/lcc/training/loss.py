@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from ..data.samples import STREAMS, Sample
 from ..modeling.scoring import state_divergence
 from ..utils.settings import AUTO
+from .distractors import ISOLATED, Distractors
 from .settings import ExecutionSettings, TrainingSettings
 from .student import student_hidden
 from .trainable import TrainableMemory
@@ -21,6 +22,7 @@ def step_loss(
     training: TrainingSettings,
     execution: ExecutionSettings,
     all_samples: Sequence[Sample] | None = None,
+    distractors: Distractors = ISOLATED,
 ) -> torch.Tensor:
     """Weighted mean over streams of the mean divergence over each stream's supervised tokens.
 
@@ -30,11 +32,12 @@ def step_loss(
         samples: of any streams. A stream's weight is shared by its supervised tokens.
         all_samples: the samples of the whole step, when ``samples`` are one process's share. The losses of all shares
             add up to the step's.
+        distractors: what the samples see beside the memory. Their teacher reads one text, or one memory, alone.
 
     Returns:
         A scalar, in nats a token for ``loss="kl"``; differentiable in the memory's parameters.
     """
-    hidden = student_hidden(memory, samples, training.keep_prefix, execution)
+    hidden = student_hidden(memory, samples, training.keep_prefix, execution, distractors)
     weights = token_weights(samples, training, all_samples).to(hidden.device)
     return divergence(memory.model, hidden, samples, weights, training.loss, execution)
 
@@ -55,15 +58,16 @@ def validation(
     held_out: Sequence[Sample],
     training: TrainingSettings,
     execution: ExecutionSettings,
+    distractors: Distractors = ISOLATED,
 ) -> tuple[float, float]:
     """``held_out_kl``, and the loss by which states are chosen, both in nats a token.
 
-    That loss looks at every stream that is trained: the mean KL over the reconstruction, and over each stream's
-    held-out samples, weighted as in ``step_loss``.
+    That loss looks at every stream that is trained: the mean KL over the reconstruction, over each stream's held-out
+    samples, and over what ``distractors`` are asked, weighted as in ``step_loss``.
     """
-    samples = [*(reconstruction if training.reconstruction_weight else ()), *held_out]
+    samples = [*(reconstruction if training.reconstruction_weight else ()), *distractors.asked, *held_out]
     with torch.no_grad():
-        hidden = student_hidden(memory, samples, training.keep_prefix, execution)
+        hidden = student_hidden(memory, samples, training.keep_prefix, execution, distractors)
         weights = token_weights(samples, training).to(hidden.device)
         chosen_by = divergence(memory.model, hidden, samples, weights, "kl", execution).item()
         tokens = sum(len(sample.response_ids) for sample in held_out)
@@ -73,7 +77,9 @@ def validation(
 
 def stream_weights(training: TrainingSettings) -> dict[str, float]:
     """Weight of each stream's mean loss, before they are normalised over the streams present."""
-    weights = (training.reconstruction_weight, training.general_weight, training.self_study_weight)
+    weights = (
+        training.reconstruction_weight, training.general_weight, training.self_study_weight, training.distractor_weight
+    )  # fmt: skip
     return dict(zip(STREAMS, weights, strict=True))
 
 

@@ -31,6 +31,9 @@ class TrainingSettings(SettingsGroup):
             never stops early, and the last state is kept.
         keep_prefix: queries see the system prompt and the user header beside the memory.
         loss: ``kl`` (nats a token), or ``mse`` over logits (the paper's ablation).
+        isolated_share: of the steps, where there are distractors; in the others, queries see some of them too.
+        max_distractors: in such a step at most.
+        distractor_weight: in such a step, weight of the stream of questions that the distractors were trained on.
     """
 
     steps: int = 300
@@ -44,6 +47,9 @@ class TrainingSettings(SettingsGroup):
     patience: int = 8
     keep_prefix: bool = True
     loss: Literal["kl", "mse"] = "kl"
+    isolated_share: float = 0.75
+    max_distractors: int = 10
+    distractor_weight: float = 1.0
 
     @property
     def samples(self) -> int:
@@ -56,13 +62,14 @@ class TrainingSettings(SettingsGroup):
 
     def check_ranges(self) -> None:
         """Refuse what is out of range."""
-        self.require_count("steps", "evaluate_every")
+        self.require_count("steps", "evaluate_every", "max_distractors")
         require(
             self.batch == AUTO or int(self.batch) >= 1, "batch", self.batch, "auto, or a whole number of at least 1"
         )
         self.require_more_than(0, "learning_rate")
-        self.require_not_negative("patience")
+        self.require_not_negative("patience", "distractor_weight")
         self.require_share("momentum")
+        require(0 <= self.isolated_share <= 1, "isolated_share", self.isolated_share, "a share from 0 to 1")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)
         require(min(weights) >= 0 < sum(weights), "stream weights", weights, "zero or more, not all zero")
 

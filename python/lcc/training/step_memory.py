@@ -42,7 +42,11 @@ class StepMemory:
 
 
 def step_memory(
-    model: PreTrainedModel, layout: lk.BottleneckLayout, settings: ExecutionSettings, adapts_samples: bool = False
+    model: PreTrainedModel,
+    layout: lk.BottleneckLayout,
+    settings: ExecutionSettings,
+    adapts_samples: bool = False,
+    beside: int = 0,
 ) -> StepMemory:
     """Estimate the activation memory of a packed step.
 
@@ -51,6 +55,7 @@ def step_memory(
         layout: of one document, the reconstruction's segment included.
         settings: ``gradient_checkpointing`` and ``encode_chunk`` count as off where they are ``auto``.
         adapts_samples: see ``TrainableMemory``.
+        beside: tokens of the distractors in a step at most. Among them the text is encoded by itself.
     """
     (document,) = layout.documents
     text, answers = document.context + document.buffer, sum(document.segments)
@@ -59,26 +64,40 @@ def step_memory(
     text_row, answer_row = (_saved_per_row(model, adapted) for adapted in (True, adapts_samples))
     logits = min(LOGITS.get(model.device.type, LOGITS["cuda"]), 2 * answers * config.vocab_size * itemsize)
 
-    def phase(read: int, held: int) -> StepMemory:
-        """``read`` rows of C and B and all answers in one row, beside ``held`` bytes."""
+    _, kv_heads, head_dim = kv_shape(config)
+    heads, checkpointed = config.num_attention_heads, settings.gradient_checkpointing is True
+    seen = 2 * layers * kv_heads * beside * head_dim * itemsize
+    # What a layer's attention saves: keys, values, output, and zeros that stand for queries.
+    attended = 2 * (kv_heads + heads) * beside * head_dim * itemsize
+    # Once recomputed, one layer's with its gradients is enough, beside the gradients of all layers, old and new.
+    distractors = 3 * seen + 2 * attended if checkpointed else seen + layers * attended
+
+    def phase(read: int, held: int, last: int) -> StepMemory:
+        """``read`` rows of C and B, of which the last layer runs ``last``, and all answers, beside ``held`` bytes."""
         whole = text_row * read + answer_row * answers
         backward = (4 * config.intermediate_size + 2 * config.hidden_size) * (read + answers) * itemsize
-        if settings.gradient_checkpointing is True:
+        if checkpointed:
             inputs = layers * (read + answers) * config.hidden_size * itemsize
             return StepMemory(held + inputs, max(int(whole / layers) + backward, logits))
-        # Of C and B, the last layer runs B alone.
-        return StepMemory(held + int(whole - text_row * read / layers), max(backward, logits))
+        return StepMemory(held + int(whole - text_row * (read - last) / layers), max(backward, logits))
 
-    chunk = min(settings.chunk, text)
-    if not chunk:
-        return phase(text, 0)
-    _, kv_heads, head_dim = kv_shape(config)
-    states = 2 * layers * text * kv_heads * head_dim * itemsize
-    repeated = 2 * text * config.num_attention_heads * head_dim * itemsize
-    backward = 4 * config.intermediate_size * chunk * itemsize
-    inputs = layers * chunk * config.hidden_size * itemsize
-    encode = StepMemory(2 * states + inputs, int(text_row * chunk / layers) + 2 * repeated + backward)
-    return max(encode, phase(0, states), key=lambda memory: memory.total)
+    def in_chunks(chunk: int) -> StepMemory:
+        """The encode, ``chunk`` rows of C and B at a time, or the answers behind it."""
+        states = 2 * layers * text * kv_heads * head_dim * itemsize
+        repeated = 2 * text * heads * head_dim * itemsize
+        backward = 4 * config.intermediate_size * chunk * itemsize
+        inputs = layers * chunk * config.hidden_size * itemsize
+        encode = StepMemory(2 * states + inputs, int(text_row * chunk / layers) + 2 * repeated + backward)
+        return max(encode, phase(0, states + distractors, 0), key=lambda memory: memory.total)
+
+    if chunk := min(settings.chunk, text):
+        return in_chunks(chunk)
+    # Of C and B, the last layer runs B alone, or what an encode by itself runs.
+    isolated = phase(text, 0, 0)
+    if not beside:
+        return isolated
+    among = in_chunks(text) if checkpointed else phase(text, distractors, text)
+    return max(isolated, among, key=lambda memory: memory.total)
 
 
 def _saved_per_row(model: PreTrainedModel, adapted: bool) -> float:

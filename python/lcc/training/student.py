@@ -1,8 +1,9 @@
 """The student: the frozen model answers from B alone, and predicts each sample's response (LCC section 3.2).
 
 ``packed`` runs one packed row a step: [P | C | B | P' | sample | sample | ...]. K and V of P and P' are precomputed.
-The last layer skips the rows of C, because only the K and V of B are needed. After a chunked encode, or where the
-memory has K and V only, the row holds the samples alone. ``reference`` runs [P | C | B], then the samples over a cache.
+The last layer skips the rows of C, because only the K and V of B are needed. After a chunked encode, among
+distractors, or where the memory has K and V only, the row holds the samples alone. ``reference`` runs [P | C | B], then
+the samples over a cache.
 Both are the same function (identities 1, 6 and 7: docs/glossary.md).
 """
 
@@ -21,12 +22,17 @@ from ..modeling.kv import KV
 from ..modeling.packed_decoder import PackedRow, Rows
 from ..modeling.prefill import prefill
 from ..modeling.scoring import Completion, completion_states
+from .distractors import ISOLATED, Distractors
 from .settings import ExecutionSettings
 from .trainable import EncodeRows, TrainableMemory
 
 
 def student_hidden(
-    memory: TrainableMemory, samples: Sequence[Sample], keep_prefix: bool, execution: ExecutionSettings
+    memory: TrainableMemory,
+    samples: Sequence[Sample],
+    keep_prefix: bool,
+    execution: ExecutionSettings,
+    distractors: Distractors = ISOLATED,
 ) -> torch.Tensor:
     """Last hidden states where the samples' responses are predicted, (supervised tokens, H), sample by sample.
 
@@ -34,18 +40,21 @@ def student_hidden(
 
     Args:
         keep_prefix: see ``TrainingSettings``.
+        distractors: what the samples see beside the memory.
 
     Raises:
         InputError: ``encode_chunk`` is a number, and the memory cannot encode in chunks.
     """
     if execution.engine == "reference":
-        return reference_hidden(memory, samples, keep_prefix)
-    return packed_hidden(memory, samples, keep_prefix, execution)
+        return reference_hidden(memory, samples, keep_prefix, distractors)
+    return packed_hidden(memory, samples, keep_prefix, execution, distractors)
 
 
-def reference_hidden(memory: TrainableMemory, samples: Sequence[Sample], keep_prefix: bool) -> torch.Tensor:
+def reference_hidden(
+    memory: TrainableMemory, samples: Sequence[Sample], keep_prefix: bool, distractors: Distractors = ISOLATED
+) -> torch.Tensor:
     """``student_hidden`` in two passes: the encode, then batches of padded samples over [P' | B]."""
-    visible = memory.visible(memory.encode(), keep_prefix)
+    visible = memory.visible(memory.encode(), keep_prefix, distractors)
     if memory.adapts_responses:
         return torch.cat([_response_states(memory, visible, sample) for sample in samples])
     states: dict[int, torch.Tensor] = {}
@@ -66,18 +75,22 @@ def _response_states(memory: TrainableMemory, visible: KV, sample: Sample) -> to
 
 
 def packed_hidden(
-    memory: TrainableMemory, samples: Sequence[Sample], keep_prefix: bool, execution: ExecutionSettings
+    memory: TrainableMemory,
+    samples: Sequence[Sample],
+    keep_prefix: bool,
+    execution: ExecutionSettings,
+    distractors: Distractors = ISOLATED,
 ) -> torch.Tensor:
     """``student_hidden`` in one pass that runs C, B and the samples, or after an encode the samples alone."""
     model = memory.model
     ids = [token for sample in samples for token in sample.input_ids]
     own = model.get_input_embeddings()(torch.tensor([ids], device=model.device))
     segments = tuple(len(sample.input_ids) for sample in samples)
-    encode = None if execution.chunk else memory.encode_rows()
+    encode = None if execution.chunk or distractors else memory.encode_rows()
     if encode is not None:
         before, rows, first = encode.embeddings, _rows(memory, encode, segments, keep_prefix), len(memory.prefix)
     else:
-        visible = memory.visible(_encoded(memory, execution), keep_prefix)
+        visible = memory.visible(_encoded(memory, execution), keep_prefix, distractors)
         before = torch.empty(1, 0, own.shape[2], dtype=own.dtype, device=own.device)
         rows = [_samples_alone(memory, visible, samples)] * model.config.num_hidden_layers
         first = len(visible)
@@ -98,15 +111,17 @@ def packed_hidden(
 
 
 def _encoded(memory: TrainableMemory, execution: ExecutionSettings) -> KV:
-    """K and V of B, keys unrotated."""
-    if not execution.chunk:
-        return memory.encode()
-    encoded = memory.encode_chunked(execution.chunk)
-    if encoded is None:
+    """K and V of B, keys unrotated. With ``gradient_checkpointing`` the text is one chunk: it is read once more."""
+    whole = len(memory.context.context_ids) if execution.gradient_checkpointing is True else 0
+    tokens = execution.chunk or whole
+    encoded = memory.encode_chunked(tokens) if tokens else None
+    if encoded is not None:
+        return encoded
+    if execution.chunk:
         raise InputError(
             f"encode_chunk is {execution.chunk}, and {type(memory).__name__} reads no text in chunks: leave it out"
         )
-    return encoded
+    return memory.encode()
 
 
 def _rows(memory: TrainableMemory, encode: EncodeRows, segments: tuple[int, ...], keep_prefix: bool) -> list[PackedRow]:

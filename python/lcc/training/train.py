@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -14,6 +15,7 @@ from ..utils.device_memory import available_bytes
 from ..utils.distributed import ALONE, Ranks
 from ..utils.progress import Reporter
 from .checkpoint import Checkpoint
+from .distractors import Distractor, most_asked, most_tokens
 from .execution import resolve_auto
 from .settings import ExecutionSettings, TrainingSettings
 from .trainable import TrainableMemory
@@ -32,6 +34,7 @@ def train(
     ranks: Ranks = ALONE,
     start: KV | None = None,
     on_better: OnBetter | None = None,
+    distractors: Sequence[Distractor] = (),
 ) -> tuple[dict[str, torch.Tensor], Curve]:
     """Train ``memory`` on ``data`` to the end, or to an early stop.
 
@@ -39,6 +42,7 @@ def train(
         checkpoint: where the state is kept every ``checkpoint_every`` steps, and found after a kill.
         start: what to go on from, keys unrotated. It is measured first, and kept if nothing better comes.
         on_better: called after each measurement behind a step that is the best so far, with what would be returned.
+        distractors: memories of other texts that stand around this one in some steps.
 
     Returns:
         The ``tensors`` of the memory in its best state, and the measurements.
@@ -53,8 +57,8 @@ def train(
         raise InputError(
             "there is no sample to train on: raise general_queries, self_study_questions or reconstruction_weight"
         )
-    execution = _resolved(memory, data, training, execution, ranks)
-    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start, on_better)
+    execution = _resolved(memory, data, training, execution, ranks, distractors)
+    trainer = Trainer(memory, data, training, execution, seed, checkpoint, ranks, start, on_better, distractors)
     return trainer.run(reporter, checkpoint_every), trainer.curve
 
 
@@ -83,10 +87,12 @@ def _resolved(
     training: TrainingSettings,
     execution: ExecutionSettings,
     ranks: Ranks,
+    distractors: Sequence[Distractor] = (),
 ) -> ExecutionSettings:
     # What a layer of sharded weights takes while it runs cannot be told from what its backward keeps.
     free = None if is_sharded(memory.model) else ranks.least(available_bytes(memory.model.device))
-    return resolve_auto(memory, _longest_step(data, training.samples), execution, free)
+    tokens = _longest_step(data, training.samples) + most_asked(distractors, training)
+    return resolve_auto(memory, tokens, execution, free, most_tokens([len(one.kv) for one in distractors], training))
 
 
 def _longest_step(data: DistillationData, batch: int) -> int:

@@ -15,6 +15,7 @@ from ..modeling.kv import KV
 from ..modeling.packed_decoder import PackedDecoder
 from ..modeling.prefill import prefill
 from ..text.context import Context
+from .distractors import ISOLATED, Distractors
 from .settings import TrainingSettings
 
 
@@ -99,8 +100,9 @@ class TrainableMemory(ABC):
         """Switch on, inside the block, whatever the memory adds to the model."""
         return nullcontext()
 
-    def visible(self, buffer: KV, keep_prefix: bool) -> KV:
-        """What samples see, at the positions of inference: [P' | B], or B alone."""
+    def visible(self, buffer: KV, keep_prefix: bool, distractors: Distractors = ISOLATED) -> KV:
+        """What samples see, at the positions of inference: [P' | B], or B alone; B among ``distractors``."""
+        memories = distractors.around(buffer)
         if not keep_prefix:
-            return buffer.rotated(self.model, 0)
-        return buffer.rotated(self.model, len(self.prefix)).after(self.prefix)
+            return memories.rotated(self.model, 0)
+        return memories.rotated(self.model, len(self.prefix)).after(self.prefix)

@@ -20,6 +20,7 @@ from ..utils.progress import Reporter
 from ..utils.resumable import sound
 from ..utils.values import require
 from .checkpoint import Checkpoint, mark_diverged
+from .distractors import ISOLATED, Distractor, Distractors, draw_distractors
 from .loss import step_loss, stream_weights, validation
 from .optimizers import build_optimizer
 from .settings import ExecutionSettings, TrainingSettings
@@ -47,8 +48,9 @@ class Trainer:
         ranks: Ranks = ALONE,
         start: KV | None = None,
         on_better: OnBetter | None = None,
+        distractors: Sequence[Distractor] = (),
     ):
-        self.on_better = on_better
+        self.on_better, self.distractors = on_better, distractors
         self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
         self.checkpoint, self.ranks, self.goes_on = checkpoint, ranks, start is not None
         memory.initialize()
@@ -134,8 +136,9 @@ class Trainer:
 
     def _gradients(self) -> tuple[float, list[torch.Tensor]]:
         """The step's loss and gradients, over all processes."""
-        drawn = self._draw()
-        loss = step_loss(self.memory, self.ranks.share(drawn), self.training, self.execution, drawn)
+        distractors = self._draw_distractors()
+        drawn = [*self._draw(), *distractors.asked]
+        loss = step_loss(self.memory, self.ranks.share(drawn), self.training, self.execution, drawn, distractors)
         # The last layer's other projections receive no gradient: ask for zeros.
         gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
         total, *summed = self.ranks.sum([loss.detach(), *gradients])
@@ -167,12 +170,18 @@ class Trainer:
         turn, place = divmod(self.step, len(pieces))
         return random.Random(f"{self.seed} repetition {turn}").sample(pieces, len(pieces))[place]
 
+    def _draw_distractors(self) -> Distractors:
+        """Those of this step."""
+        rng = random.Random(f"{self.seed} distractors {self.step}")
+        if not self.distractors or rng.random() < self.training.isolated_share:
+            return ISOLATED
+        return draw_distractors(self.distractors, self.training, rng)
+
     def measure(self, loss: float = math.inf) -> None:
         """Append to the curve, and keep this state if it is the best so far; before any step there is no ``loss``."""
         kl = chosen_by = loss
         if held_out := self.data.held_out:
-            measured = validation(self.memory, self.data.reconstruction, held_out, self.training, self.execution)
-            kl, chosen_by = self.ranks.first(measured)
+            kl, chosen_by = self.ranks.first(self._validation())
         loss = loss if self.step else chosen_by
         self._require_finite("held-out KL", kl)
         self.curve.append({"step": self.step, "loss": loss, "held_out_kl": kl, "seconds": round(self.seconds, 3)})
@@ -182,6 +191,22 @@ class Trainer:
             self.best = [parameter.detach().clone() for parameter in self.parameters]
             if self.on_better and self.step:
                 self.on_better(self._kept(), list(self.curve))
+
+    def _validation(self) -> tuple[float, float]:
+        """Held-out KL of the memory alone, and the loss by which states are chosen: alone, and among distractors."""
+
+        def measured(distractors: Distractors) -> tuple[float, float]:
+            data, settings = self.data, (self.training, self.execution)
+            return validation(self.memory, data.reconstruction, data.held_out, *settings, distractors)
+
+        kl, alone = measured(ISOLATED)
+        share = self.training.isolated_share
+        if not self.distractors or share == 1:
+            return kl, alone
+        # The same in every measurement.
+        rng = random.Random(f"{self.seed} distractors")
+        _, among = measured(draw_distractors(self.distractors, self.training, rng))
+        return kl, share * alone + (1 - share) * among
 
     def _stale(self) -> bool:
         return 0 < self.training.patience <= self.stale

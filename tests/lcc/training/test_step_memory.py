@@ -19,8 +19,11 @@ from benchmarks.compile import step_speed
 from lcc.data.cache import DataCache
 from lcc.data.samples import DistillationData, Sample
 from lcc.data.teacher_states import TeacherStates
+from lcc.modeling.kv import KV
 from lcc.pipeline.settings import make_settings
 from lcc.training import execution
+from lcc.training.distractors import Distractor, Distractors
+from lcc.training.loss import step_loss
 from lcc.training.settings import ExecutionSettings
 from lcc.training.step_memory import step_memory
 
@@ -48,6 +51,24 @@ def test_each_way_takes_less_and_as_much_as_estimated(job):
         peaks.append(peak_bytes(lambda: step_speed.packed(replace(job, settings=settings)), "cpu"))  # noqa: B023
         assert 0.75 * peaks[-1] <= estimate <= 1.33 * peaks[-1]
     assert peaks[0] > 2 * peaks[1] > 2 * peaks[2]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_step_among_distractors_takes_as_much_as_estimated(job, way):
+    settings, memory = job.settings.replace(**way), job.memory
+    shape = memory.encode().keys.shape
+    other = KV(*torch.randn(2, *shape[:2], 1200, shape[3]))
+    estimate = step_memory(memory.model, layout_of(job), settings.execution, beside=1200).total
+    parameters = [memory.buffer, *memory.lora]
+
+    def step():
+        loss = step_loss(
+            memory, job.samples, settings.training, settings.execution, None, Distractors((Distractor(other),))
+        )
+        return torch.autograd.grad(loss, parameters, materialize_grads=True)
+
+    peak = peak_bytes(step, "cpu")
+    assert 0.75 * peak <= estimate <= 1.33 * peak
 
 
 def test_estimate_is_linear_in_length_and_leaves_a_plain_model_alone(job, llama):
