@@ -53,7 +53,8 @@ SEARCHED: dict[str, tuple[str, tuple[Options, ...], float | None]] = {
 
 def _peer(compiler: str) -> Peer:
     source, variants, start = SEARCHED.get(compiler, (f"the compiler {compiler}", ({},), None))
-    return Peer(compiled_with(compiler), f"{source}: this package's", variants, start)
+    by_ratio = getattr(registry.get(compiler), "by_ratio", True)
+    return Peer(compiled_with(compiler), f"{source}: this package's", variants, start, by_ratio)
 
 
 COMPILERS = {name: _peer(name) for name in registry.names()}

@@ -138,9 +138,11 @@ def test_every_compilers_memory_and_kept_tokens_have_the_same_bytes(embedded, te
     """With the embedded model, which every learned compiler has weights for."""
     few = {"steps": 1, "batch": 2, "general_queries": 4, "self_study_questions": 4, "max_response_tokens": 8}
     bench = Workbench(*embedded, make_settings(ratio=8, **few), tmp_path)
-    names = (*registry.names(), "first_tokens", "last_tokens", "surprising_tokens")
+    compilers = [name for name in registry.names() if PEERS[name].by_ratio]
+    names = (*compilers, "first_tokens", "last_tokens", "surprising_tokens")
     held = {name: PEERS[name].build(name, bench, PEERS[name].default).answer(text, examples).kv_bytes for name in names}
     assert len(set(held.values())) == 1, held
+    assert set(registry.names()) - set(compilers) == {"adapter"}
 
 
 def test_truncation_and_pruning_choose_their_tokens(bench, llama, text):
