@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 
 import torch
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ..errors import InputError, MismatchError
+from .architecture import check_architecture
 from .kv import decoder
 from .model_copy import private_copy
 from .sharding import is_sharded
-from .wrappers import plain_modules
+from .wrappers import AdapterHook, plain_modules
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ class AdaptedModel:
 
     Attributes:
         model: the copy.
+        adapters: how many there are.
 
     Raises:
-        InputError: there is no adapter; the model's weights are sharded; adapters act on different tokens.
+        InputError: there is no adapter; the model is not supported, or its weights are sharded; adapters act on
+            different tokens.
         MismatchError: an adapter is for layers that the model does not have.
     """
 
@@ -84,10 +86,12 @@ class AdaptedModel:
             raise InputError("the model's weights are sharded, and an adapter needs whole ones: load it on one device")
         if len({adapter.cache_sharing for adapter in given}) > 1:
             raise InputError("some of the adapters act on queries and some do not: read them one after the other")
+        # The verdict on the plain model is the copy's too.
+        check_architecture(model)
         layers = adaptable_layers(model)
         for adapter in given:
             check_fits(adapter, layers)
-        self.model = private_copy(model)
+        self.model, self.adapters = private_copy(model), len(adapters)
         self._tokens: Tokens | torch.Tensor = Tokens.LAST if given[0].cache_sharing else Tokens.ALL
         self._stacks = {
             name: _stacked(adapters, name, layers[name]) for name in sorted({name for a in given for name in a.down})
@@ -95,7 +99,7 @@ class AdaptedModel:
         self._chosen = self._stacks
         for name, layer in adaptable_layers(self.model).items():
             if name in self._stacks:
-                layer.register_forward_hook(partial(self._add, name))
+                layer.register_forward_hook(AdapterHook(self._add, name))
 
     @property
     def nbytes(self) -> int:
@@ -104,8 +108,9 @@ class AdaptedModel:
 
     @contextmanager
     def choosing(self, rows: Sequence[int]) -> Iterator[None]:
-        """Inside the block, sequence i is under adapter ``rows[i]``."""
-        places = torch.tensor(rows, device=self.model.device)
+        """Inside the block, sequence i is under adapter ``rows[i]``: their A and B are gathered once for each layer."""
+        one = slice(rows[0], rows[0] + 1) if len(rows) == 1 else None
+        places = one or torch.tensor(rows, device=self.model.device)
         before, self._chosen = self._chosen, {n: (a[places], b[places]) for n, (a, b) in self._stacks.items()}
         try:
             yield
@@ -181,14 +186,10 @@ def _stacked(
     rank = max(adapter.rank for adapter in held if adapter is not None)
     sample = next(adapter for adapter in held if adapter is not None)
     dtype, device = sample.down[name].dtype, layer.weight.device
-    downs, ups = [], []
-    for adapter in held:
-        if adapter is None:
-            downs.append(torch.zeros(rank, layer.in_features, dtype=dtype, device=device))
-            ups.append(torch.zeros(layer.out_features, rank, dtype=dtype, device=device))
-            continue
-        down, up = adapter.down[name].to(device, dtype), adapter.up[name].to(device, dtype)
-        missing = rank - adapter.rank
-        downs.append(pad(down, (0, 0, 0, missing)))
-        ups.append(pad(up * (adapter.alpha / adapter.rank), (0, missing)))
-    return torch.stack(downs), torch.stack(ups)
+    downs = torch.zeros(len(held), rank, layer.in_features, dtype=dtype, device=device)
+    ups = torch.zeros(len(held), layer.out_features, rank, dtype=dtype, device=device)
+    for row, adapter in enumerate(held):
+        if adapter is not None:
+            downs[row, : adapter.rank] = adapter.down[name]
+            ups[row, :, : adapter.rank] = adapter.up[name].to(device, dtype) * (adapter.alpha / adapter.rank)
+    return downs, ups

@@ -31,7 +31,7 @@ from .comparisons import (
 )
 from .lora import frozen
 from .model_copy import share_weights
-from .wrappers import plain_modules
+from .wrappers import AdapterHook, plain_modules
 
 REMEDY = (
     "a memory of it would answer wrongly. Take a model with rotary keys and full causal attention in every layer, such "
@@ -164,7 +164,8 @@ def _changed(named: tuple[str, torch.nn.Module]) -> Hashable:
     """What may make a module compute something else than its class does: a forward of its own, and hooks."""
     _, module = named
     own = [vars(module)["forward"]] if "forward" in vars(module) else []
-    functions = (*own, *module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    functions = (*own, *(hook for hook in hooks if not isinstance(hook, AdapterHook)))
     # A copy of the model has copies of methods and partial functions, of the same functions.
     return type(module), tuple(id(getattr(each, "__func__", getattr(each, "func", each))) for each in functions)
 

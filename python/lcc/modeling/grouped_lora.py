@@ -10,9 +10,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
-from .adapter import AdaptedModel, Adapter
+from .adapter import AdaptedModel
 from .architecture import supports_sharing
 from .attention import attending
 from .generation import end_tokens, generate_after
@@ -27,27 +26,29 @@ class FirstTokens:
 
     Attributes:
         question: K and V (rotated) of all that stands before the question's last token, as the plain model reads it.
-        hidden: (adapters, H), last hidden states of the last token.
+        hidden: (candidates, H), last hidden states of the last token.
         adapted: the model under the adapters.
+        rows: the numbers of the candidates in it.
         cache: ``question``, held once, and the last token's own K and V under each adapter.
     """
 
     question: KV
     hidden: torch.Tensor
     adapted: AdaptedModel
+    rows: tuple[int, ...]
     cache: SharedCache
 
     @torch.no_grad()
     def logits(self) -> torch.Tensor:
-        """(adapters, vocabulary)."""
+        """(candidates, vocabulary)."""
         head = self.adapted.model.get_output_embeddings()
         return head(self.hidden.to(head.weight.dtype))
 
-    def go_on(self, adapter: int, end: int, max_new_tokens: int) -> list[int]:
-        """The greedy answer under one of the adapters, from the same question and the step that is done.
+    def go_on(self, candidate: int, end: int, max_new_tokens: int) -> list[int]:
+        """The greedy answer under one of the candidates, from the same question and the step that is done.
 
         Args:
-            adapter: its number.
+            candidate: its place in ``rows``.
             end: the chat's end-of-response token; the model's own end tokens end an answer too.
 
         Returns:
@@ -56,43 +57,39 @@ class FirstTokens:
         Raises:
             InputError: as ``generate_after``.
         """
-        model, first = self.adapted.model, int(self.logits()[adapter].argmax())
+        model, first = self.adapted.model, int(self.logits()[candidate].argmax())
         if first in end_tokens(model, end):
             return []
         if max_new_tokens == 1:
             return [first]
         cache = SharedCache(self.question)
         for layer, read in zip(cache.layers, self.cache.layers, strict=True):
-            layer.update(*(states.own[adapter : adapter + 1] for states in read.split()))
-        with self.adapted.choosing([adapter]):
+            layer.update(*(states.own[candidate : candidate + 1] for states in read.split()))
+        with self.adapted.choosing([self.rows[candidate]]):
             (rest,) = generate_after(model, cache, [[first]], end, max_new_tokens=max_new_tokens - 1)
         return [first, *rest]
 
 
 @torch.no_grad()
 def first_tokens(
-    model: PreTrainedModel, question: KV, last_token: int, adapters: Sequence[Adapter | None]
+    adapted: AdaptedModel, question: KV, last_token: int, rows: Sequence[int] | None = None
 ) -> FirstTokens:
-    """Read a question's last token under each adapter, all in one pass.
+    """Read a question's last token under several adapters, all in one pass.
 
     Args:
+        adapted: the model under a bank's adapters; it serves any number of questions.
         question: K and V (rotated) of the chat's prefix and the question without its last token, which ``prefill`` of
             the plain model gives. They are read, never written or copied where the model's attention can share.
         last_token: the question's last token id.
-        adapters: None is the plain model, to which zeros are added.
-
-    Raises:
-        InputError: as ``AdaptedModel``.
-        MismatchError: as ``AdaptedModel``.
+        rows: numbers of the adapters to read it under; None: all.
     """
-    adapted = AdaptedModel(model, adapters)
-    cache = SharedCache(question).follow(adapted.model)
-    rows, device = len(adapters), adapted.model.device
-    with attending(adapted.model, SHARED_PREFIX) if supports_sharing(model) else nullcontext():
-        hidden = decoder(adapted.model)(
-            input_ids=torch.full((rows, 1), last_token, device=device),
-            position_ids=torch.full((rows, 1), question.end, device=device),
+    rows, model = list(range(adapted.adapters) if rows is None else rows), adapted.model
+    cache = SharedCache(question).follow(model)
+    with adapted.choosing(rows), attending(model, SHARED_PREFIX) if supports_sharing(model) else nullcontext():
+        hidden = decoder(model)(
+            input_ids=torch.full((len(rows), 1), last_token, device=model.device),
+            position_ids=torch.full((len(rows), 1), question.end, device=model.device),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-    return FirstTokens(question, hidden, adapted, cache)
+    return FirstTokens(question, hidden, adapted, tuple(rows), cache)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,10 @@ ACTIVE = (
     "the model carries an active adapter, and a memory belongs to the plain model: switch the adapter off (with "
     "model.disable_adapter()), unload it, or merge it into the weights for good (model.merge_and_unload())"
 )
+
+
+class AdapterHook(partial):
+    """The forward hook of a layer under an adapter: as a LoRA of peft's, it changes no verdict on the model."""
 
 
 def plain_model(model: torch.nn.Module) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 
 import lcc
 from lcc.modeling.adapter import AdaptedModel, adaptable_layers
+from lcc.modeling.architecture import supports_sharing
 from lcc.modeling.kv import decoder
 from lcc.modeling.model_copy import share_weights
 from tests.lcc.pipeline.test_compile import assert_untouched, state_of
@@ -147,3 +148,10 @@ def test_refused():
         AdaptedModel(model, [random_adapter(tiny_model("phi3"))])
     with pytest.raises(lcc.MismatchError, match=r"q_proj of 48 x 64; the model's is \(48, 48\)"):
         AdaptedModel(model, [random_adapter(tiny_model("llama", head_dim=16))])
+
+
+def test_the_copy_shares_a_cache_as_its_model_does(monkeypatch):
+    model = tiny_model("llama")
+    assert supports_sharing(model)
+    monkeypatch.setattr("lcc.modeling.architecture._probe", lambda _: pytest.fail("probed again"))
+    assert supports_sharing(AdaptedModel(model, [random_adapter(model)]).model)

@@ -57,14 +57,14 @@ def test_each_row_is_what_its_adapter_gives_alone(family):
     adapters = [random_adapter(model, rank, seed) for rank, seed in ((3, 1), (4, 2))]
     with torch.no_grad():
         question = prefill(model, [*PREFIX, *QUESTION[:-1]])
-    first = first_tokens(model, question, QUESTION[-1], [*adapters, None])
+    first = first_tokens(AdaptedModel(model, [*adapters, None]), question, QUESTION[-1])
     expected = torch.stack([alone(model, adapter) for adapter in (*adapters, None)])
     torch.testing.assert_close(first.hidden, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(first.logits(), model.lm_head(expected), rtol=1e-9, atol=1e-9)
 
 
 def test_one_adapter_is_that_adapter(model, adapters, question):
-    first = first_tokens(model, question, QUESTION[-1], adapters[:1])
+    first = first_tokens(AdaptedModel(model, adapters[:1]), question, QUESTION[-1])
     torch.testing.assert_close(first.hidden[0], alone(model, adapters[0]), rtol=1e-10, atol=1e-10)
     assert first.go_on(0, END, LONGEST) == answer(model, adapters[0])
 
@@ -78,7 +78,7 @@ def test_adapters_are_swapped_over_the_same_bits(model, adapters, question, monk
 
     monkeypatch.setattr(lk, "shared_prefix_attention", spy)
     before = KV(question.keys.clone(), question.values.clone(), question.start)
-    first = first_tokens(model, question, QUESTION[-1], [*adapters, None])
+    first = first_tokens(AdaptedModel(model, [*adapters, None]), question, QUESTION[-1])
     # One call a layer, for all adapters at once, over the question's own keys: none is copied.
     assert shared == [((4,), keys.data_ptr()) for keys in question.keys]
     # In any order, and one adapter twice: nothing is left of the one before.
@@ -90,7 +90,8 @@ def test_adapters_are_swapped_over_the_same_bits(model, adapters, question, monk
 
 
 def test_the_plain_row_is_the_plain_model_to_the_bit(model, adapters, question):
-    first = first_tokens(model, question, QUESTION[-1], [None, random_adapter(model, size=0.0), *adapters])
+    several = AdaptedModel(model, [None, random_adapter(model, size=0.0), *adapters])
+    first = first_tokens(several, question, QUESTION[-1])
     plain, rows = share_weights(model), 2 + len(adapters)
     with torch.no_grad(), attending(plain, SHARED_PREFIX):
         expected = plain.model(
@@ -103,8 +104,18 @@ def test_the_plain_row_is_the_plain_model_to_the_bit(model, adapters, question):
 
 
 def test_an_answer_ends_where_it_is_told_to(model, adapters, question):
-    first = first_tokens(model, question, QUESTION[-1], adapters)
+    first = first_tokens(AdaptedModel(model, adapters), question, QUESTION[-1])
     whole = first.go_on(1, END, LONGEST)
     assert first.go_on(1, END, 1) == whole[:1]
     assert first.go_on(1, whole[0], LONGEST) == []
     assert first.go_on(1, whole[2], LONGEST) == whole[: whole.index(whole[2])]
+
+
+def test_candidates_are_chosen_among_the_adapters_of_a_bank(model, adapters, question):
+    bank = AdaptedModel(model, [*adapters, None])
+    every = first_tokens(bank, question, QUESTION[-1])
+    for rows in ([2, 0], [3, 1, 1], [1]):
+        some = first_tokens(bank, question, QUESTION[-1], rows)
+        torch.testing.assert_close(some.hidden, every.hidden[rows], rtol=1e-10, atol=1e-10)
+        for place, row in enumerate(rows):
+            assert some.go_on(place, END, LONGEST) == every.go_on(row, END, LONGEST)
