@@ -109,8 +109,9 @@ class AdaptedModel:
     @contextmanager
     def choosing(self, rows: Sequence[int]) -> Iterator[None]:
         """Inside the block, sequence i is under adapter ``rows[i]``: their A and B are gathered once for each layer."""
-        one = slice(rows[0], rows[0] + 1) if len(rows) == 1 else None
-        places = one or torch.tensor(rows, device=self.model.device)
+        places: slice | torch.Tensor = torch.tensor(rows, device=self.model.device)
+        if [*rows] == [*range(rows[0], rows[0] + len(rows))]:
+            places = slice(rows[0], rows[0] + len(rows))  # no copy
         before, self._chosen = self._chosen, {n: (a[places], b[places]) for n, (a, b) in self._stacks.items()}
         try:
             yield
