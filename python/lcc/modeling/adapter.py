@@ -108,7 +108,13 @@ class AdaptedModel:
 
     @contextmanager
     def choosing(self, rows: Sequence[int]) -> Iterator[None]:
-        """Inside the block, sequence i is under adapter ``rows[i]``: their A and B are gathered once for each layer."""
+        """Inside the block, sequence i is under adapter ``rows[i]``: their A and B are gathered once for each layer.
+
+        Raises:
+            InputError: there are no rows.
+        """
+        if not rows:
+            raise InputError("no adapter is chosen: name at least one")
         places: slice | torch.Tensor = torch.tensor(rows, device=self.model.device)
         if [*rows] == [*range(rows[0], rows[0] + len(rows))]:
             places = slice(rows[0], rows[0] + len(rows))  # no copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import lcc
 import lcc_kernels as lk
 from lcc.modeling.adapter import AdaptedModel
 from lcc.modeling.attention import attending
@@ -114,6 +115,8 @@ def test_an_answer_ends_where_it_is_told_to(model, adapters, question):
 def test_candidates_are_chosen_among_the_adapters_of_a_bank(model, adapters, question):
     bank = AdaptedModel(model, [*adapters, None])
     every = first_tokens(bank, question, QUESTION[-1])
+    with pytest.raises(lcc.InputError, match="no adapter is chosen"):
+        first_tokens(bank, question, QUESTION[-1], [])
     for rows in ([2, 0], [3, 1, 1], [1]):
         some = first_tokens(bank, question, QUESTION[-1], rows)
         torch.testing.assert_close(some.hidden, every.hidden[rows], rtol=1e-10, atol=1e-10)
