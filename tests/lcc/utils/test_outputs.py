@@ -202,7 +202,7 @@ def test_folders_are_told_by_a_slash(tmp_path, monkeypatch):
     assert not any(map(names_folder, ("new", "there/new", "new.d")))
 
 
-@pytest.mark.parametrize("to", TENSORS)
+@pytest.mark.parametrize("to", sorted({*TENSORS} - {"peft"}))
 def test_an_export_replaces_an_earlier_one_alone(to, llama, memory, tmp_path):
     first = lcc.export(llama, memory, tmp_path / "out", to)
     assert lcc.export(llama, memory, tmp_path / "out", to) == first
