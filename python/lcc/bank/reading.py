@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling.adapter import Adapter
+from ..modeling.adapter import AdaptedModel, Adapter
 from ..modeling.decoding import Prompt
 from ..modeling.first_tokens import FirstTokens, read_first
 from ..modeling.generation import end_tokens
@@ -48,6 +48,7 @@ class BankReader:
         self.model, self.chat, self._put = model, chat, put
         self._plain = prefill(model, chat.prefix_ids)
         self.ends = end_tokens(model, chat.end).__contains__
+        self._adapted: tuple[tuple[Before, ...], AdaptedModel] | None = None
 
     def read(self, questions: Sequence[str], places: Sequence[Sequence[Before]]) -> Reading:
         """Read each question behind the plain model's prefix, and behind each of its ``places``.
@@ -61,6 +62,8 @@ class BankReader:
         """
         given = {before: self._put(before) for some in places for before in some}
         prefixes = {before: kv for before, kv in given.items() if isinstance(kv, KV)}
+        adapters = {before: one for before, one in given.items() if isinstance(one, Adapter)}
+        stacked = {before: row for row, before in enumerate(adapters)}
         numbers = {before: number for number, before in enumerate(prefixes, 1)}
         prompts: list[Prompt] = []
         rows: dict[Place, int] = {}
@@ -70,12 +73,18 @@ class BankReader:
             for choice, prefix in [(None, 0), *((n, numbers[one]) for n, one in enumerate(some) if one in numbers)]:
                 rows[question, choice] = len(prompts)
                 prompts.append(Prompt(alone if choice is None else behind, prefix=prefix))
-            adapters = {n: kv for n, one in enumerate(some) if isinstance(kv := given[one], Adapter)}
-            if adapters:
+            if own := [n for n, one in enumerate(some) if one in stacked]:
                 before = prefill(self.model, alone[:-1], self._plain)
-                tokens = first_tokens(self.model, before, alone[-1], list(adapters.values()))
-                adapted |= {(question, n): (tokens, row) for row, n in enumerate(adapters)}
+                chosen = [stacked[some[n]] for n in own]
+                tokens = first_tokens(self._under(adapters), before, alone[-1], chosen)
+                adapted |= {(question, n): (tokens, row) for row, n in enumerate(own)}
         return Reading(self, read_first(self.model, [self._plain, *prefixes.values()], prompts), rows, adapted)
+
+    def _under(self, adapters: dict[Before, Adapter]) -> AdaptedModel:
+        """The model under adapters; the last ones are kept."""
+        if self._adapted is None or self._adapted[0] != tuple(adapters):
+            self._adapted = tuple(adapters), AdaptedModel(self.model, list(adapters.values()))
+        return self._adapted[1]
 
     def text_of(self, ids: Sequence[int]) -> str:
         """What the tokens of an answer say."""
