@@ -17,6 +17,7 @@ import argparse
 import random
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--retrievers", nargs="*", default=["bm25", "hidden", "asking", "bm25+asking"])
+    parser.add_argument("--gates", nargs="*", default=["auto", "conformal"])
     parser.add_argument("--joint", type=int, default=0, help="compile so many documents into one memory too")
     parser.add_argument("--plots", type=Path, help="a folder for the plots of the gates")
     given = parser.parse_args()
     shelf = library(random.Random(LIBRARIES), given.documents, FACTS, OWN)
     folder = compiled(shelf, given.work)
-    sweep = Sweep(given.out, lambda row: (row["documents"], row["way"]))
-    for retriever in given.retrievers:
-        if sweep.missing([(given.documents, retriever)]):
-            sweep.add(measured(shelf, bank_of(folder, given.work, given.documents), retriever, given.plots))
-    if given.joint and sweep.missing([(given.joint, "one memory")]):
+    sweep = Sweep(given.out, lambda row: (row["documents"], row["way"], row["gate"]))
+    for retriever, gate in product(given.retrievers, given.gates):
+        if sweep.missing([(given.documents, retriever, gate)]):
+            sweep.add(measured(shelf, bank_of(folder, given.work, given.documents), retriever, gate, given.plots))
+    if given.joint and sweep.missing([(given.joint, "one memory", None)]):
         sweep.add(measured_jointly(shelf, given.joint))
-        sweep.add(measured(shelf, bank_of(folder, given.work, given.joint), "asking", None))
+        sweep.add(measured(shelf, bank_of(folder, given.work, given.joint), "asking", "auto", None))
 
 
 def key_of(number: int) -> str:
@@ -102,21 +104,22 @@ def unrelated() -> list[str]:
     return [query.text for query in general_exam(random.Random(LIBRARIES), UNRELATED, load_queries())]
 
 
-def measured(shelf: Library, bank: lcc.MemoryBank, retriever: str, plots: Path | None) -> dict[str, Any]:
+def measured(shelf: Library, bank: lcc.MemoryBank, retriever: str, gate: str, plots: Path | None) -> dict[str, Any]:
     model, tokenizer = load()
     with bank:
         documents = len(bank.documents())
         began = time.process_time()
         trained = bank.train_router(model, tokenizer, retriever=retriever)
         seconds = time.process_time() - began
-        ready = bank.open(model, tokenizer, retriever=retriever)
+        ready = bank.open(model, tokenizer, retriever=retriever, gate=gate)
         evaluation = BankEvaluation(ready, exact_match, ANSWER_TOKENS)
         figures = evaluation.run(questions_of(shelf, documents), unrelated())
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
         plot_gates(trained, plots / f"gates-{retriever}.svg")
-    row = {"documents": documents, "way": retriever, "train_seconds": seconds, "router": summary(trained)}
-    print(retriever, figures["right_memory"], figures["of_oracle"], flush=True)
+    row = {"documents": documents, "way": retriever, "gate": gate}
+    row |= {"train_seconds": seconds, "router": summary(trained)}
+    print(retriever, gate, figures["right_memory"], figures["of_oracle"], flush=True)
     return row | figures | describe()
 
 
@@ -136,6 +139,7 @@ def measured_jointly(shelf: Library, documents: int) -> dict[str, Any]:
     return {
         "documents": documents,
         "way": "one memory",
+        "gate": None,
         "compile_seconds": seconds,
         "buffer_tokens": memory.buffer_tokens,
         "questions": len(about),
