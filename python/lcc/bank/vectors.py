@@ -107,7 +107,9 @@ def sentence_encoder(folder: str) -> Encode:
             "hidden need nothing"
         ) from error
     try:
-        model: Any = SentenceTransformer(folder, trust_remote_code=False, local_files_only=True)
+        model: Any = SentenceTransformer(
+            folder, trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
     except Exception as error:
         # What stands in a folder's files can raise nearly anything inside the library.
         raise InputError(f"cannot load the retriever {folder}: {first_line(error)}") from error

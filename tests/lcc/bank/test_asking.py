@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from lcc.bank.session import QUESTIONS
 from lcc.inference.asking import ask_text
 from lcc.inference.reader import prefill_chat
 from lcc.modeling.shared_cache import SharedCache
-from tests.lcc.bank.asked_bank import fill
+from tests.lcc.bank.asked_bank import fill, made_library
 
 GENERAL = ["What is the capital of France?", "Say: moon stone.", "Add 3 and 4."]
 OPEN = {"router": "score", "gate": "none"}
@@ -101,6 +103,22 @@ def test_a_memory_that_breaks_meanwhile_is_skipped_and_named(model, tokenizer, t
         [answer] = ready.ask([shelf.questions(0)[0].text])
         assert answer.keys != ("doc0",)
         assert list(ready.session.skipped) == ["doc0"]
+
+
+def test_adapters_answer_from_the_question_of_the_plain_model(model, tokenizer, tmp_path):
+    shelf = made_library()
+    with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
+        for number, document in enumerate(shelf.documents[:2]):
+            options = {"compiler": "adapter", "rank": 4, "steps": 3, "recipe": "fast"}
+            asked = {"self_study_questions": 4, "general_queries": 8, "certify": False, "progress": False}
+            memory = lcc.compile(model, tokenizer, document.text, **options, **asked)
+            bank.put(f"doc{number}", replace(memory, questions=(shelf.questions(number)[0].text,)))
+        questions = [shelf.questions(number)[0].text for number in range(2)]
+        answers = bank.ask(model, tokenizer, questions, max_new_tokens=8, **OPEN)
+        assert [answer.keys for answer in answers] == [("doc0",), ("doc1",)]
+        for answer in answers:
+            memory = bank.memory(answer.keys[0])
+            assert [answer.text] == lcc.ask(model, tokenizer, memory, [answer.question], max_new_tokens=8)
 
 
 def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokenizer):

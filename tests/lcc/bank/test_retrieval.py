@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+import lcc
 from lcc.bank.index import Hit
 from lcc.bank.retrieval import FusedRetriever, Passages, VectorRetriever, WordRetriever
-from lcc.bank.vectors import PassageVectors
+from lcc.bank.vectors import PassageVectors, sentence_encoder
+from lcc.embedded_model import EMBEDDED
 from lcc.modeling.prefill import prefill
 from lcc.modeling.sentence_states import SentenceStates
 from tests.support.tiny_models import tiny_model
@@ -60,6 +63,21 @@ def test_vectors_are_made_once_and_only_of_what_is_new(people):
     people.remove("timo", "mara")
     assert vectors().bodies == ()
     assert WordRetriever(people.search).search("Mara", 1) == []
+
+
+def test_a_sentence_transformers_folder(tmp_path):
+    library = pytest.importorskip("sentence_transformers")
+    modules = pytest.importorskip("sentence_transformers.models")
+    words = modules.Transformer(str(EMBEDDED))
+    words.tokenizer.pad_token = words.tokenizer.eos_token
+    pooling = modules.Pooling(words.get_word_embedding_dimension())
+    library.SentenceTransformer(modules=[words, pooling]).save(str(tmp_path))
+    vectors = sentence_encoder(str(tmp_path))(["Where does Ada live?", "Where does Ada live?", "Add 3 and 4."])
+    torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3))
+    assert float(vectors[0] @ vectors[1]) > float(vectors[0] @ vectors[2])
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(lcc.InputError, match="cannot load the retriever"):
+        sentence_encoder(str(tmp_path))
 
 
 def test_states_are_those_of_the_model(tokenizer):
