@@ -35,6 +35,8 @@ from lcc.synthetic.seeds import LIBRARIES
 from lcc.text.queries import load_queries
 
 FACTS, OWN, UNRELATED, ANSWER_TOKENS = 24, 3, 200, 16
+# Self-asked ones that a router is trained on, at most.
+QUESTIONS = 2000
 COMPILER = {"compiler": "direct_kv", "recipe": "fast", "ratio": 8.0}
 
 
@@ -109,7 +111,7 @@ def measured(shelf: Library, bank: lcc.MemoryBank, retriever: str, gate: str, pl
     with bank:
         documents = len(bank.documents())
         began = time.process_time()
-        trained = bank.train_router(model, tokenizer, retriever=retriever)
+        trained = bank.train_router(model, tokenizer, retriever=retriever, questions=QUESTIONS)
         seconds = time.process_time() - began
         ready = bank.open(model, tokenizer, retriever=retriever, gate=gate)
         evaluation = BankEvaluation(ready, exact_match, ANSWER_TOKENS)

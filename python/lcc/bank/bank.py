@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..text.queries import load_queries
 from ..utils.progress import Report
+from ..utils.values import check_count
 from .opening import BM25, BankOptions, OpenBank, Opener
 from .router_file import save_trained
 from .router_training import Trained, train_on
@@ -61,6 +62,7 @@ class MemoryBank(BankStorage):
         retriever: str = BM25,
         candidates: int = 5,
         unrelated: Sequence[str] | None = None,
+        questions: int = 1000,
         seed: int = 0,
         report: Report = lambda *_: None,
     ) -> Trained:
@@ -68,12 +70,14 @@ class MemoryBank(BankStorage):
 
         Args:
             unrelated: questions that no memory is about; by default the package's context-agnostic queries.
+            questions: self-asked ones that are read, at most.
 
         Raises:
             InputError: the memories carry too few self-asked questions, or the bank has no memory.
             MismatchError: the model or the tokenizer is another one than the bank's.
             MemoryFileError: the router's file cannot be written.
         """
+        check_count("questions", questions)
         options = BankOptions(retriever, candidates=candidates)
         opener = Opener(self, model, tokenizer, report)
         others = load_queries(unrelated, tokenizer)
@@ -81,6 +85,8 @@ class MemoryBank(BankStorage):
             key: [passage.body for passage in passages if passage.kind == "question"]
             for key, passages in self.index.use(lambda index: index.all_passages()).items()
         }
-        trained = train_on(opener.session(retriever), asked, others, options.candidates, opener.near, seed, report)
+        trained = train_on(
+            opener.session(retriever), asked, others, options.candidates, opener.near, questions, seed, report
+        )
         save_trained(self.folder.router, trained, retriever=retriever, candidates=candidates, seed=seed)
         return trained

@@ -112,11 +112,11 @@ class VectorRetriever:
         cosines = passages.vectors @ self._encode([query])[0]
         hits: dict[str, Hit] = {}
         for index in cosines.argsort(descending=True, stable=True).tolist():
+            if len(hits) == k:
+                break
             key, body = passages.keys[index], passages.bodies[index]
             if key not in hits and body != without:
                 hits[key] = Hit(key, float(cosines[index]), float(cosines[index]), body)
-                if len(hits) == k:
-                    break
         return list(hits.values())
 
 

@@ -20,8 +20,8 @@ from .routing import FORMS, Asked, FirstTokenRouter, NeighborRouter, Router, Sco
 from .session import QUESTIONS, BankSession
 from .signals import Candidate
 
-# Self-asked questions and unrelated ones that are read, at most.
-MOST_ASKED, MOST_UNRELATED = 1000, 400
+# Unrelated questions that are read, at most.
+MOST_UNRELATED = 400
 HELD_OUT = 0.25
 # Questions whose neighbours are looked up at once.
 LOOKED_UP = 128
@@ -149,6 +149,7 @@ def train_on(
     unrelated: Sequence[str],
     count: int,
     near: Near,
+    most: int,
     seed: int = 0,
     report: Report = lambda *_: None,
 ) -> Trained:
@@ -159,6 +160,7 @@ def train_on(
         unrelated: questions that no memory is about.
         count: candidates of each question.
         near: see ``read_examples``.
+        most: self-asked questions that are read, at most.
 
     Raises:
         InputError: there are too few self-asked questions.
@@ -168,9 +170,10 @@ def train_on(
     others = sample_up_to(rng, list(dict.fromkeys(unrelated)), MOST_UNRELATED)
     held = int(len(others) * HELD_OUT)
     sides = zip(parts, (others[held:], others[:held]), strict=True)
-    most = (int(MOST_ASKED * (1 - HELD_OUT)), int(MOST_ASKED * HELD_OUT))
+    held_out_most = int(most * HELD_OUT)
     examples, held_out = (
-        read_examples(session, *some, count, limit, near, report) for some, limit in zip(sides, most, strict=True)
+        read_examples(session, *some, count, limit, near, report)
+        for some, limit in zip(sides, (most - held_out_most, held_out_most), strict=True)
     )
     return train(examples, held_out, seed)
 

@@ -126,6 +126,7 @@ def train_router_command(
     retriever: RetrieverOption = "bm25",
     candidates: CandidatesOption = 5,
     unrelated: QueriesOption = None,
+    questions: Annotated[int, typer.Option(min=1, help="Self-asked questions that are read, at most.")] = 1000,
     plot: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Plot the gates' signals and their ROC, as SVG or PNG."),
@@ -139,7 +140,9 @@ def train_router_command(
     from .bank_tables import show_trained
 
     with opened(bank) as store, Reporter(log_file=log_file) as reporter:
-        trained = store.train_router(*_loaded(model), retriever, candidates, unrelated, seed, report=reporter.count)
+        trained = store.train_router(
+            *_loaded(model), retriever, candidates, unrelated, questions, seed, report=reporter.count
+        )
         where = store.folder.router
     if plot is not None:
         from .bank_plots import plot_gates

@@ -51,7 +51,7 @@ def test_answers_are_those_of_the_memory_that_is_named(library_bank, model, toke
 @pytest.mark.parametrize("gate", [NEVER, "entropy=0"])
 def test_lambda_of_0_is_the_plain_model_bit_for_bit(library_bank, model, tokenizer, gate):
     bank, shelf = library_bank
-    ready = bank.open(model, tokenizer, router="score", gate=gate)
+    ready = bank.open(model, tokenizer, retriever="asking", router="score", gate=gate)
     question = shelf.questions(0)[0].text
     [answer] = ready.ask([question])
     assert (answer.source, answer.keys, answer.considered) == ("model", (), ())

@@ -26,6 +26,7 @@ def test_the_nearest_passage_of_each_document():
     retriever = VectorRetriever("places", encode, lambda: passages)
     assert [(hit.key, hit.passage) for hit in retriever.search("east", 2)] == [("b", "east"), ("a", "north-east")]
     assert [hit.passage for hit in retriever.search("east", 1, without="east")] == ["north-east"]
+    assert retriever.search("east", 0) == FusedRetriever([retriever]).search("east", 0) == []
 
 
 class Fixed:
