@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..bank.router_training import Trained
+from ..bank.router_training import SIGNALS, Trained
 from ..errors import InputError
 from ..utils.outputs import Output, replacing
 
+UNITS = {"entropy": "nats", "divergence": "nats", "likeness": "cosine", "score": "log odds"}
 NAMES = {"answered": "a memory answers", "unrelated": "unrelated", "absent": "the memory is missing"}
 COLOURS = {"answered": "#1b7f4d", "unrelated": "#c0392b", "absent": "#7f8c8d"}
 BINS = 40
@@ -24,17 +25,26 @@ def plot_gates(trained: Trained, path: Path) -> None:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise InputError("a plot is drawn with matplotlib: pip install 'lcc-kernels[bank]'") from error
-    figure = Figure(figsize=(4 * (len(trained.gates) + 1), 3.4), layout="constrained")
-    *panels, last = figure.subplots(1, len(trained.gates) + 1)
-    for axes, (name, fitted) in zip(panels, trained.gates.items(), strict=True):
-        for kind, values in trained.signals[name].items():
-            axes.hist(values, BINS, density=True, alpha=0.55, label=NAMES[kind], color=COLOURS[kind])
-        axes.axvline(fitted.gate.threshold, color="black", linewidth=1, linestyle="--")
-        axes.set(title=name, xlabel="log odds" if name == "score" else "nats", yticks=[])
-        last.plot(*zip(*fitted.roc, strict=True), label=f"{name} {fitted.area:.3f}")
-    panels[0].legend(fontsize=7)
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    *panels, last, legend = figure.subplots(2, 3).flat
+    for axes, signal in zip(panels, SIGNALS, strict=True):
+        values = {kind: trained.signals[signal][kind] for kind in NAMES}
+        every = [value for some in values.values() for value in some]
+        for kind, some in values.items():
+            shares = [1 / max(1, len(some))] * len(some)
+            span = (min(every, default=0), max(every, default=1))
+            axes.hist(some, BINS, span, weights=shares, alpha=0.55, label=NAMES[kind], color=COLOURS[kind])
+        axes.axvline(
+            trained.gates[signal].gate.threshold, color="black", linewidth=1, linestyle="--", label="threshold"
+        )
+        axes.set(title=signal, xlabel=UNITS[signal], ylabel="share of the questions")
+    for name, fitted in trained.gates.items():
+        last.plot(*zip(*fitted.roc, strict=True), label=f"{name}, area {fitted.area:.3f}")
     last.set(title="ROC", xlabel="unrelated that are kept", ylabel="answered that are kept")
-    last.legend(title="area", fontsize=7)
+    legend.axis("off")
+    kinds = legend.legend(*panels[0].get_legend_handles_labels(), loc="upper center", frameon=False)
+    legend.legend(*last.get_legend_handles_labels(), loc="lower center", frameon=False)
+    legend.add_artist(kinds)
     with replacing(Output(path, force=True)) as file:
         try:
             figure.savefig(file, format=path.suffix.removeprefix(".") or "svg")
