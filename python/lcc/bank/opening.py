@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,8 +50,9 @@ class BankOptions:
             ``Gate`` or SIGNAL=THRESHOLD, such as ``entropy=1.5``.
         candidates: memories that are looked at for each question.
         together: memories that may answer side by side.
-        fallback: what answers where no memory does: ``text``: the raw text of the memory that was nearest, if the bank
-            keeps it, else the plain model; ``model``: the plain model.
+        fallback: what answers where no memory does: ``text``: the raw text of the best candidate, if the bank keeps it
+            and the best of the trained gates does not take the question for an unrelated one; else the plain model.
+            ``model``: the plain model.
 
     Raises:
         InputError: an option is none of these.
@@ -177,7 +177,7 @@ class Opener:
         gate = self._gate(options.gate, trained)
         text_gate = None
         if options.fallback == "text":
-            text_gate = trained.gates["divergence"].gate if trained else Gate("divergence", -math.inf)
+            text_gate = trained.best.gate if trained else ALWAYS
         candidates = 0 if gate == NEVER else options.candidates
         chooser = Chooser(router, gate, options.together)
         asking = Asking(chooser, self.near, candidates, text_gate)

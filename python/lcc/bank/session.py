@@ -16,6 +16,7 @@ from ..memory.memory import Memory
 from ..memory.payload import AdapterPayload
 from ..modeling.adapter import Adapter
 from ..modeling.kv import KV
+from ..modeling.window import window_of
 from ..text.chat_format import ChatFormat
 from .choosing import Chooser, Considered, Decision
 from .gating import Gate
@@ -71,7 +72,8 @@ class Asking:
     Attributes:
         chooser: router and gate.
         candidates: memories that are looked at for each question.
-        text_gate: lets a kept text answer where no memory does; None: no text does.
+        text_gate: a second gate, for candidates that the first one refuses: the kept text of what it accepts answers.
+            None: no text does.
         neighborhood: looks questions up among the self-asked ones; it is called if the chooser ``looks``.
     """
 
@@ -126,7 +128,7 @@ class BankSession:
             asking.chooser.choose(reading.candidates(number, some, around), around)
             for number, (some, around) in enumerate(zip(hits, near, strict=True))
         ]
-        answers = self._answered_elsewhere(questions, hits, decisions, asking.text_gate, max_new_tokens)
+        answers = self._answered_elsewhere(questions, decisions, asking.text_gate, max_new_tokens)
         here = [(n, next(iter(d.chosen), None)) for n, d in enumerate(decisions) if n not in answers]
         for (number, choice), text in zip(here, reading.go_on(here, max_new_tokens), strict=True):
             before = None if choice is None else Before((hits[number][choice].key,))
@@ -134,42 +136,32 @@ class BankSession:
         return [answers[number] for number in range(len(questions))]
 
     def _answered_elsewhere(
-        self,
-        questions: Sequence[str],
-        hits: Sequence[Sequence[Hit]],
-        decisions: Sequence[Decision],
-        text_gate: Gate | None,
-        max_new_tokens: int,
+        self, questions: Sequence[str], decisions: Sequence[Decision], text_gate: Gate | None, max_new_tokens: int
     ) -> dict[int, BankAnswer]:
         """Answers behind what no candidate is: several memories side by side, or a text where no memory answers."""
         places: dict[int, Before] = {}
-        for number, decision in enumerate(decisions):
-            keys = tuple(hits[number][choice].key for choice in decision.chosen)
-            if len(keys) > 1:
-                places[number] = Before(keys)
-            elif not keys and decision.best is not None and text_gate is not None:
-                key = hits[number][decision.best].key
-                if self.documents.text(key) is not None:
-                    places[number] = Before((key,), "text")
-        places = {number: before for number, before in places.items() if self._fits(before)}
-        asked = [questions[number] for number in places]
-        if not asked:
+        for number, (question, decision) in enumerate(zip(questions, decisions, strict=True)):
+            before = self._elsewhere(decision, text_gate)
+            if before is not None and self._fits(before, question, max_new_tokens):
+                places[number] = before
+        if not places:
             return {}
-        reading = self.reader.read(asked, [[before] for before in places.values()])
-        chosen = [
-            (index, number)
-            for index, (number, before) in enumerate(places.items())
-            if before.source == "memory" or (text_gate and text_gate.accepts(self._divergence(reading, index, before)))
-        ]
-        texts = reading.go_on([(index, 0) for index, _ in chosen], max_new_tokens)
+        reading = self.reader.read([questions[number] for number in places], [[before] for before in places.values()])
+        texts = reading.go_on([(index, 0) for index in range(len(places))], max_new_tokens)
         return {
-            number: _answer(questions[number], text, places[number], decisions[number])
-            for (_, number), text in zip(chosen, texts, strict=True)
+            number: _answer(questions[number], text, before, decisions[number])
+            for (number, before), text in zip(places.items(), texts, strict=True)
         }
 
-    @staticmethod
-    def _divergence(reading: Reading, number: int, before: Before) -> float:
-        return reading.candidates(number, [Hit(before.keys[0], 0.0, 0.0, "")], NOBODY)[0].divergence
+    def _elsewhere(self, decision: Decision, text_gate: Gate | None) -> Before | None:
+        keys = tuple(decision.considered[choice].key for choice in decision.chosen)
+        if len(keys) > 1:
+            return Before(keys)
+        if keys or decision.best is None or text_gate is None:
+            return None
+        best = decision.considered[decision.best]
+        accepted = text_gate.accepts(getattr(best, text_gate.signal))
+        return Before((best.key,), "text") if accepted and self.documents.text(best.key) is not None else None
 
     def _readable(self, key: str) -> bool:
         try:
@@ -179,13 +171,14 @@ class BankSession:
             return False
         return True
 
-    def _fits(self, before: Before) -> bool:
-        """Whether the model's window holds them."""
+    def _fits(self, before: Before, question: str, max_new_tokens: int) -> bool:
+        """Whether the model's window holds what is before the question, the question and the answer."""
         try:
-            self._put(before)
+            put = self._put(before)
         except InputError:
             return False
-        return True
+        asked = len(self.chat.query_ids(question)) + max_new_tokens
+        return not isinstance(put, KV) or put.end + asked <= window_of(self.model)
 
     def _put(self, before: Before) -> KV | Adapter:
         return self._pool.get(before, lambda: self._made(before))

@@ -17,7 +17,7 @@ WAYS = {
     "oracle": "the right memory",
     "retrieved": "the nearest memory",
     "routed": "the routed memory",
-    "gated": "the routed memory, gated",
+    "gated": "the same, gated",
     "text": "the nearest text",
 }
 FIGURES = ("tokens", "buffer tokens", "KiB")
@@ -49,12 +49,12 @@ def show_trained(trained: Trained, path: Path) -> None:
     for name, share in trained.accuracy.items():
         taken = f"{name} (taken)" if name == trained.router.form else name
         routers.add_row(taken, percent(share))
-    gates = Table(title="gates on held-out questions")
+    gates = Table(title="gates on held-out questions, the best in bold")
     for heading in ("gate", "threshold", "balanced", "kept", "refused: unrelated", "memory missing", "ROC area"):
         gates.add_column(heading, justify="left" if heading == "gate" else "right")
     for name, fitted in trained.gates.items():
         shares = (fitted.accuracy, fitted.kept, trained.refused[name]["unrelated"], trained.refused[name]["absent"])
-        best = f"{name} (best)" if fitted is trained.best else name
+        best = f"[bold]{name}[/bold]" if fitted is trained.best else name
         gates.add_row(best, f"{fitted.gate.threshold:.3g}", *map(percent, shares), f"{fitted.area:.3f}")
     terminal = Terminal()
     terminal.print(routers)
