@@ -48,7 +48,7 @@ class BankReader:
         self.model, self.chat, self._put = model, chat, put
         self._plain = prefill(model, chat.prefix_ids)
         self.ends = end_tokens(model, chat.end).__contains__
-        self._adapted: tuple[tuple[Before, ...], AdaptedModel] | None = None
+        self._adapted: tuple[list[Adapter], AdaptedModel] | None = None
 
     def read(self, questions: Sequence[str], places: Sequence[Sequence[Before]]) -> Reading:
         """Read each question behind the plain model's prefix, and behind each of its ``places``.
@@ -76,15 +76,16 @@ class BankReader:
             if own := [n for n, one in enumerate(some) if one in stacked]:
                 before = prefill(self.model, alone[:-1], self._plain)
                 chosen = [stacked[some[n]] for n in own]
-                tokens = first_tokens(self._under(adapters), before, alone[-1], chosen)
+                tokens = first_tokens(self._under([*adapters.values()]), before, alone[-1], chosen)
                 adapted |= {(question, n): (tokens, row) for row, n in enumerate(own)}
         return Reading(self, read_first(self.model, [self._plain, *prefixes.values()], prompts), rows, adapted)
 
-    def _under(self, adapters: dict[Before, Adapter]) -> AdaptedModel:
+    def _under(self, adapters: list[Adapter]) -> AdaptedModel:
         """The model under adapters; the last ones are kept."""
-        if self._adapted is None or self._adapted[0] != tuple(adapters):
-            self._adapted = tuple(adapters), AdaptedModel(self.model, list(adapters.values()))
-        return self._adapted[1]
+        kept = self._adapted
+        if kept is None or list(map(id, kept[0])) != list(map(id, adapters)):
+            kept = self._adapted = adapters, AdaptedModel(self.model, adapters)
+        return kept[1]
 
     def text_of(self, ids: Sequence[int]) -> str:
         """What the tokens of an answer say."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
@@ -39,6 +39,10 @@ class Documents(Protocol):
 
     def text(self, key: str) -> str | None:
         """Its text, if that is kept."""
+        ...
+
+    def state(self, key: str) -> Hashable:
+        """Another one whenever its memory or its text has changed."""
         ...
 
 
@@ -172,16 +176,17 @@ class BankSession:
         return True
 
     def _fits(self, before: Before, question: str, max_new_tokens: int) -> bool:
-        """Whether the model's window holds what is before the question, the question and the answer."""
+        """Whether it can be read, and the model's window holds it, the question and the answer."""
         try:
             put = self._put(before)
-        except InputError:
+        except (MemoryFileError, InputError):
             return False
         asked = len(self.chat.query_ids(question)) + max_new_tokens
         return not isinstance(put, KV) or put.end + asked <= window_of(self.model)
 
     def _put(self, before: Before) -> KV | Adapter:
-        return self._pool.get(before, lambda: self._made(before))
+        states = tuple(map(self.documents.state, before.keys))
+        return self._pool.get((before, states), lambda: self._made(before))
 
     def _made(self, before: Before) -> KV | Adapter:
         """What a question is read behind.

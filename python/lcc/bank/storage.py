@@ -15,7 +15,7 @@ from ..modeling.fingerprint import fingerprint, require_same, tokenizer_fingerpr
 from ..utils.hashing import text_digest
 from .entries import put_entry, reconcile, require_one_model, stored_fingerprint, update
 from .folder import BankFolder, check_key, key_of
-from .index import BankIndex, Document, Hit
+from .index import BankIndex, Document, Files, Hit
 from .kept_index import KeptIndex
 from .passages import Passage
 from .verification import Problem, problems
@@ -208,6 +208,10 @@ class BankStorage:
         """
         digest = self.document(key).source_sha256
         return None if digest is None else self.folder.read_text(key, digest)
+
+    def state(self, key: str) -> Files | None:
+        """Sizes and times of change of the files of a memory as they are now, read or not; None if there are none."""
+        return self.folder.files(key)
 
     def passages(self, key: str) -> list[Passage]:
         """What a memory is found by: its questions, or without any the windows of its text if that is kept."""

@@ -54,7 +54,7 @@ def ask(
     model, memories = plain_model(model), stack_of(memory)
     memories[0].verify(model, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
-    requests = [Request((question,), max_new_tokens=max_new_tokens) for question in _checked(questions)]
+    requests = [Request((question,), max_new_tokens=max_new_tokens) for question in checked_questions(questions)]
     with attached(model, memory, verify=False) as before:
         answers = answer(before.model, chat, before.visible, requests, batch, before.after_text, **options)
         return [one.text for one in answers]
@@ -88,7 +88,7 @@ def prompt(
     if verify:
         memories[0].verify(None, tokenizer)
     chat = ChatFormat.of(tokenizer, date=memories[0].date, parse_special_tokens=parse_special_tokens)
-    queries = [chat.query_ids(question) for question in _checked(questions)]
+    queries = [chat.query_ids(question) for question in checked_questions(questions)]
     if not queries:
         raise InputError("there is no question: give at least one")
     past = cached_tokens(memories)
@@ -97,7 +97,12 @@ def prompt(
     return batch_inputs(past, queries, chat.prefix_ids[0], model.device, start)
 
 
-def _checked(questions: Sequence[str]) -> tuple[str, ...]:
+def checked_questions(questions: Sequence[str]) -> tuple[str, ...]:
+    """The questions of a caller.
+
+    Raises:
+        InputError: a single string where a list is meant, or a question that is no text or empty.
+    """
     if isinstance(questions, str):
         raise InputError("questions is one string; give a list of them")
     questions = tuple(questions) if isinstance(questions, Iterable) else questions

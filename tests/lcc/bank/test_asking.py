@@ -105,6 +105,33 @@ def test_a_memory_that_breaks_meanwhile_is_skipped_and_named(model, tokenizer, t
         assert list(ready.session.skipped) == ["doc0"]
 
 
+def test_an_open_bank_answers_from_the_memories_and_texts_that_are_there_now(model, tokenizer, tmp_path):
+    with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
+        shelf = fill(bank, model, tokenizer)
+        question, first, second = shelf.questions(0)[0].text, bank.memory("doc0"), bank.memory("doc1")
+        ready, of_text = bank.open(model, tokenizer, **OPEN), {"router": "score", "gate": "entropy=-1"}
+        texts = bank.open(model, tokenizer, **of_text)
+        before, [_] = [answer.text for answer in ready.ask([question])], texts.ask([question])
+        bank.put("doc0", replace(second, questions=first.questions), shelf.documents[1].text)
+        [answer], [from_text] = ready.ask([question]), texts.ask([question])
+        assert answer.keys == from_text.keys == ("doc0",)
+        assert [answer.text] == lcc.ask(model, tokenizer, second, [question]) != before
+        assert from_text == bank.ask(model, tokenizer, [question], **of_text)[0]
+        assert from_text.text != shelf.questions(0)[0].answer
+
+
+def test_a_memory_that_is_deleted_by_hand_while_two_answer(model, tokenizer, tmp_path):
+    with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
+        shelf = fill(bank, model, tokenizer)
+        question = shelf.questions(0)[0].text
+        ready = bank.open(model, tokenizer, together=2, **OPEN)
+        assert next(hit.key for hit in ready.session.find(question, 5)) == "doc0"
+        (tmp_path / "bank" / "memories" / "doc0.lcc.safetensors").unlink()
+        [answer] = ready.ask([question])
+        assert "doc0" not in answer.keys
+        assert list(ready.session.skipped) == ["doc0"]
+
+
 def test_adapters_answer_from_the_question_of_the_plain_model(model, tokenizer, tmp_path):
     shelf = made_library()
     with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
