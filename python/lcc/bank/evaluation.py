@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..utils.progress import Report
-from ..utils.values import is_text
+from ..utils.values import is_text, quoted
 from .gating import ALWAYS
 from .opening import OpenBank
 from .reading import Before
@@ -44,11 +44,14 @@ def parse_questions(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> l
     known, questions = set(keys), []
     for number, row in enumerate(rows, 1):
         question, answer, key = row.get("question"), row.get("answer"), row.get("document")
-        answers = () if answer is None else (answer,) if isinstance(answer, str) else tuple(answer)
-        if not isinstance(question, str) or not question.strip() or not all(map(is_text, (question, *answers))):
-            raise InputError(f"row {number} has no question, or an answer that is no text: give question and answer")
-        if key is not None and key not in known:
-            raise InputError(f"row {number} is about the document {key!r}, which the bank does not hold")
+        answers = () if answer is None else tuple(answer) if isinstance(answer, list) else (answer,)
+        if not all(is_text(text) and text.strip() for text in (question, *answers)):
+            raise InputError(
+                f"row {number} has no question, or an answer that is no text, or empty: give both as texts, such as "
+                '"7" for 7'
+            )
+        if key is not None and not (isinstance(key, str) and key in known):
+            raise InputError(f"row {number} is about the document {quoted(key)!r}, which the bank does not hold")
         if key is not None and not answers:
             raise InputError(f"row {number} is about {key} and has no answer: give one")
         questions.append(BankQuestion(question, answers, key))
@@ -140,10 +143,16 @@ class BankEvaluation:
         return answers
 
     def _raw_texts(self, answers: Sequence[BankAnswer]) -> list[Before] | None:
-        """The texts of the memories that were found first; None if one is not kept."""
+        """The texts of the memories that were found first; None if one is not kept, or goes beyond the window."""
         keys = [answer.considered[0].key if answer.considered else None for answer in answers]
         texts = {key: None if key is None else self.session.documents.text(key) for key in set(keys)}
-        return None if None in texts.values() else [Before((str(key),), "text") for key in keys]
+        places = [Before((str(key),), "text") for key in keys]
+        if None in texts.values() or not all(map(self._fits, (answer.question for answer in answers), places)):
+            return None
+        return places
+
+    def _fits(self, question: str, text: Before) -> bool:
+        return self.session.fits(text, question, self.max_new_tokens)
 
     def _behind(self, questions: Sequence[BankQuestion], places: Sequence[Before]) -> list[str]:
         """Answers behind what is given for each question."""

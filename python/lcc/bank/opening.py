@@ -22,14 +22,14 @@ from .gating import ALWAYS, NEVER, Gate
 from .neighbors import Neighborhood, neighborhood
 from .retrieval import FusedRetriever, Retriever, VectorRetriever, WordRetriever
 from .router_file import load_trained
-from .router_training import Trained
+from .router_training import Trained, best_of
 from .routing import FirstTokenRouter, NeighborRouter, Router, ScoreRouter
 from .session import Asking, BankAnswer, BankSession
 from .storage import BankStorage
 from .vectors import PassageVectors, asking_encoder, hidden_encoder, sentence_encoder
 
 BM25, HIDDEN, ASKING = "bm25", "hidden", "asking"
-AUTO, NONE, CONFORMAL = "auto", "none", "conformal"
+AUTO, NONE, CONFORMAL, SCORE = "auto", "none", "conformal", "score"
 ENCODERS = {HIDDEN: hidden_encoder, ASKING: asking_encoder}
 ROUTERS = (AUTO, ScoreRouter.name, FirstTokenRouter.name, NeighborRouter.name)
 
@@ -72,7 +72,8 @@ class BankOptions:
         check_count("candidates", self.candidates)
         check_count("together", self.together)
         require(self.fallback in ("text", "model"), "fallback", self.fallback, "text or model")
-        if isinstance(self.gate, str):
+        if not isinstance(self.gate, Gate):
+            check("gate", self.gate, str)
             parse_gate(self.gate)
 
 
@@ -174,7 +175,7 @@ class Opener:
         """
         trained, notes = self._trained(options)
         router = self._router(options.router, trained)
-        gate = self._gate(options.gate, trained)
+        gate = self._gate(options.gate, trained, router)
         text_gate = None
         if options.fallback == "text":
             text_gate = trained.best.gate if trained else ALWAYS
@@ -208,7 +209,7 @@ class Opener:
             raise InputError("the router first_token was not trained: run lcc bank train-router, or take score")
         return ScoreRouter()
 
-    def _gate(self, given: str | Gate, trained: Trained | None) -> Gate:
+    def _gate(self, given: str | Gate, trained: Trained | None, router: Router) -> Gate:
         gate = parse_gate(given) if isinstance(given, str) else given
         if isinstance(gate, Gate):
             return gate
@@ -220,4 +221,8 @@ class Opener:
             return ALWAYS
         if gate == CONFORMAL:
             return trained.conformal
-        return trained.best.gate if gate == AUTO else trained.gates[gate].gate
+        # The threshold on a score is one on the trained router's: others score in units of their own.
+        fits = {name: fit for name, fit in trained.gates.items() if name != SCORE or router is trained.router}
+        if gate == SCORE not in fits:
+            raise InputError(f"the gate score is of the router first_token: take that, or give {gate}=THRESHOLD")
+        return best_of(fits).gate if gate == AUTO else fits[gate].gate

@@ -18,6 +18,7 @@ from ..modeling.grouped_lora import FirstTokens as AdaptedTokens
 from ..modeling.grouped_lora import first_tokens
 from ..modeling.kv import KV
 from ..modeling.prefill import prefill
+from ..modeling.row_cache import check_rows
 from ..text.chat_format import ChatFormat
 from .index import Hit
 from .neighbors import Neighborhood
@@ -79,6 +80,17 @@ class BankReader:
                 tokens = first_tokens(self._under([*adapters.values()]), before, alone[-1], chosen)
                 adapted |= {(question, n): (tokens, row) for row, n in enumerate(own)}
         return Reading(self, read_first(self.model, [self._plain, *prefixes.values()], prompts), rows, adapted)
+
+    def check(self, question: str, before: Before, max_new_tokens: int) -> None:
+        """Refuse a question that the model's window does not hold with its answer behind K and V.
+
+        Raises:
+            InputError: naming the window that is needed.
+        """
+        prefix = self._put(before)
+        if isinstance(prefix, KV):
+            ids = tuple(self.chat.query_ids(question, after_text=True))
+            check_rows(self.model, [prefix], [(0, ids)], max_new_tokens)
 
     def _under(self, adapters: list[Adapter]) -> AdaptedModel:
         """The model under adapters; the last ones are kept."""

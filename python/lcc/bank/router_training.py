@@ -85,7 +85,12 @@ class Trained:
     @property
     def best(self) -> Fit:
         """The gate that tells the held-out questions apart best."""
-        return max(self.gates.values(), key=lambda fitted: fitted.accuracy)
+        return best_of(self.gates)
+
+
+def best_of(gates: Mapping[str, Fit]) -> Fit:
+    """The gate that tells the held-out questions apart best."""
+    return max(gates.values(), key=lambda fitted: fitted.accuracy)
 
 
 def distinct_questions(asked: Mapping[str, Sequence[str]], seed: int) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol
 from transformers import PreTrainedModel
 
 from ..errors import InputError, MemoryFileError
+from ..inference.asking import checked_questions
 from ..inference.attached import attached
 from ..inference.pool import AttachedPool
 from ..inference.reader import prefill_chat
@@ -16,8 +18,8 @@ from ..memory.memory import Memory
 from ..memory.payload import AdapterPayload
 from ..modeling.adapter import Adapter
 from ..modeling.kv import KV
-from ..modeling.window import window_of
 from ..text.chat_format import ChatFormat
+from ..utils.values import check_count
 from .choosing import Chooser, Considered, Decision
 from .gating import Gate
 from .index import Hit
@@ -88,7 +90,7 @@ class Asking:
 
 
 class BankSession:
-    """A model, and the documents of a bank.
+    """A model, and the documents of a bank. Threads may share it: their questions take turns.
 
     Attributes:
         skipped: why memories that were found could not be read, by key.
@@ -106,15 +108,21 @@ class BankSession:
         self._pool = pool
         self.reader = BankReader(model, chat, self._put)
         self.skipped: dict[str, str] = {}
+        self._turn = threading.Lock()
 
     def ask(self, questions: Sequence[str], asking: Asking, max_new_tokens: int = 64) -> Iterator[BankAnswer]:
         """Answer each question from the memories that are chosen for it, from a text, or from the plain model.
 
         Raises:
-            InputError: a question and its answer go beyond the model's window.
+            InputError: an empty question, a single string where a list is meant, or a question and its answer that go
+                beyond the model's window.
         """
+        check_count("max_new_tokens", max_new_tokens)
+        questions = checked_questions(questions)
         for start in range(0, len(questions), QUESTIONS):
-            yield from self._ask(questions[start : start + QUESTIONS], asking, max_new_tokens)
+            with self._turn:
+                answers = self._ask(questions[start : start + QUESTIONS], asking, max_new_tokens)
+            yield from answers
 
     def find(self, question: str, count: int, without: str | None = None) -> list[Hit]:
         """The candidates of a question whose memories can be read."""
@@ -146,7 +154,7 @@ class BankSession:
         places: dict[int, Before] = {}
         for number, (question, decision) in enumerate(zip(questions, decisions, strict=True)):
             before = self._elsewhere(decision, text_gate)
-            if before is not None and self._fits(before, question, max_new_tokens):
+            if before is not None and self.fits(before, question, max_new_tokens):
                 places[number] = before
         if not places:
             return {}
@@ -175,14 +183,13 @@ class BankSession:
             return False
         return True
 
-    def _fits(self, before: Before, question: str, max_new_tokens: int) -> bool:
-        """Whether it can be read, and the model's window holds it, the question and the answer."""
+    def fits(self, before: Before, question: str, max_new_tokens: int) -> bool:
+        """Whether they can be read, and the model's window holds them with the question and its answer."""
         try:
-            put = self._put(before)
+            self.reader.check(question, before, max_new_tokens)
         except (MemoryFileError, InputError):
             return False
-        asked = len(self.chat.query_ids(question)) + max_new_tokens
-        return not isinstance(put, KV) or put.end + asked <= window_of(self.model)
+        return True
 
     def _put(self, before: Before) -> KV | Adapter:
         states = tuple(map(self.documents.state, before.keys))

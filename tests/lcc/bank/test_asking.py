@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 import lcc
+from lcc.bank import opening
 from lcc.bank.gating import NEVER, Gate
 from lcc.bank.session import QUESTIONS
 from lcc.inference.asking import ask_text
@@ -15,6 +17,7 @@ from lcc.inference.reader import prefill_chat
 from lcc.modeling.shared_cache import SharedCache
 from tests.lcc.bank.asked_bank import fill, made_library
 
+MADE_WITH = {"retriever": "bm25", "candidates": 5}
 GENERAL = ["What is the capital of France?", "Say: moon stone.", "Add 3 and 4."]
 OPEN = {"router": "score", "gate": "none"}
 
@@ -132,6 +135,34 @@ def test_a_memory_that_is_deleted_by_hand_while_two_answer(model, tokenizer, tmp
         assert list(ready.session.skipped) == ["doc0"]
 
 
+def test_a_text_that_leaves_no_room_for_the_question_does_not_answer(library_bank, model, tokenizer, monkeypatch):
+    bank, shelf = library_bank
+    question, refusing = shelf.questions(1)[0].text, {"router": "score", "gate": "entropy=-1"}
+    ready = bank.open(model, tokenizer, **refusing)
+    session = ready.session
+    held = len(session.chat.ids(bank.text("doc1")))
+    monkeypatch.setattr(session.model.config, "max_position_embeddings", held + 40)
+    sources = [next(ready.ask([question], max_new_tokens)).source for max_new_tokens in (4, 40)]
+    assert sources == ["text", "model"]
+
+
+def test_threads_share_an_open_bank(library_bank, model, tokenizer):
+    bank, shelf = library_bank
+    ready, asked = bank.open(model, tokenizer, **OPEN), [question.text for _, question in own_questions(shelf)[:12]]
+    alone = [next(ready.ask([question])) for question in asked]
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(lambda question: next(ready.ask([question])), asked)] == alone
+
+
+def test_what_is_no_list_of_questions(library_bank, model, tokenizer):
+    bank, _ = library_bank
+    for questions, cause in (("Who?", "one string"), (["Who?", " "], "is empty"), ([None], "must be text")):
+        with pytest.raises(lcc.InputError, match=cause):
+            bank.ask(model, tokenizer, questions)
+    with pytest.raises(lcc.InputError, match="max_new_tokens is 0"):
+        bank.ask(model, tokenizer, ["Who?"], max_new_tokens=0)
+
+
 def test_adapters_answer_from_the_question_of_the_plain_model(model, tokenizer, tmp_path):
     shelf = made_library()
     with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
@@ -148,7 +179,7 @@ def test_adapters_answer_from_the_question_of_the_plain_model(model, tokenizer, 
             assert [answer.text] == lcc.ask(model, tokenizer, memory, [answer.question], max_new_tokens=8)
 
 
-def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokenizer):
+def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokenizer, monkeypatch):
     bank, shelf = library_bank
     with pytest.raises(lcc.InputError, match="was not trained: run lcc bank train-router"):
         bank.open(model, tokenizer, router="first_token")
@@ -164,6 +195,13 @@ def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokeni
     answers = [*ready.ask([question.text for _, question in asked])]
     assert sum(answer.keys == (key,) for answer, (key, _) in zip(answers, asked, strict=True)) > 0.8 * len(asked)
     assert bank.open(model, tokenizer, retriever="asking").notes == ["the router was trained with retriever bm25"]
+    with pytest.raises(lcc.InputError, match="the gate score is of the router first_token"):
+        bank.open(model, tokenizer, router="neighbors", gate="score")
+    gates = trained.gates | {"score": replace(trained.gates["score"], accuracy=2.0)}
+    monkeypatch.setattr(opening, "load_trained", lambda path: (replace(trained, gates=gates), MADE_WITH))
+    chosen = [bank.open(model, tokenizer, router=router).asking.chooser.gate.signal for router in ("auto", "score")]
+    assert chosen[0] == "score" != chosen[1]
+    monkeypatch.undo()
     for options in ({"gate": "conformal"}, {"router": "neighbors"}, {"retriever": "bm25+hidden"}):
         [answer] = bank.open(model, tokenizer, **options).ask(GENERAL[:1])
         assert answer.text == "Paris"
@@ -175,6 +213,7 @@ def test_options_that_are_none(library_bank, model, tokenizer):
         ({"router": "best"}, "router is best"),
         ({"gate": "entropy=low"}, "SIGNAL=THRESHOLD"),
         ({"gate": "mood"}, "gate is mood"),
+        ({"gate": None}, "gate is None"),
         ({"candidates": 0}, "candidates"),
         ({"fallback": "web"}, "fallback is web"),
         ({"retriever": "bm25+"}, "retriever is"),

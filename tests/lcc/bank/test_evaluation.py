@@ -62,6 +62,10 @@ def test_rows_that_cannot_be_asked():
         ({"question": "Who?", "document": "other", "answer": "x"}, "'other', which the bank does not hold"),
         ({"question": "Who?", "document": "doc0"}, "has no answer"),
         ({"question": "Who?"}, "no question is about a document"),
+        ({"question": "Who?", "document": ["doc0"], "answer": "x"}, "which the bank does not hold"),
+        ({"question": "Who?", "document": "doc0", "answer": 7}, "an answer that is no text"),
+        ({"question": "Who?", "document": "doc0", "answer": {"a": "x"}}, "an answer that is no text"),
+        ({"question": "Who?", "document": "doc0", "answer": ["x", ""]}, "or empty"),
     ):
         with pytest.raises(lcc.InputError, match=cause):
             parse_questions([row], ["doc0"])
