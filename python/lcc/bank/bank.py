@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..text.queries import load_queries
+from ..utils.outputs import Output
 from ..utils.progress import Report
 from ..utils.values import check_count
 from .opening import BM25, BankOptions, OpenBank, Opener
@@ -79,6 +80,7 @@ class MemoryBank(BankStorage):
         """
         check_count("questions", questions)
         options = BankOptions(retriever, candidates=candidates)
+        Output.of(self.folder.router).check()
         opener = Opener(self, model, tokenizer, report)
         others = load_queries(unrelated, tokenizer)
         asked = {

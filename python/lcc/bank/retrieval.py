@@ -109,6 +109,8 @@ class VectorRetriever:
     def search(self, query: str, k: int, without: str | None = None) -> list[Hit]:
         """See ``Retriever``; a score is a cosine."""
         passages = self._passages()
+        if not passages.keys:
+            return []
         cosines = passages.vectors @ self._encode([query])[0]
         hits: dict[str, Hit] = {}
         for index in cosines.argsort(descending=True, stable=True).tolist():

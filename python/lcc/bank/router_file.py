@@ -6,26 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MemoryFileError
-from ..utils.outputs import Output
-from ..utils.tensor_files import load_tensors, ours, save_tensors
+from ..utils.tensor_files import load_tensors, save_tensors
 from .gating import Fit, Gate
-from .router_training import Trained
+from .router_training import SIGNALS, Trained
 from .routing import FirstTokenRouter
 
 FORMAT = "lcc-router-1"
 
 
 def save_trained(path: Path, trained: Trained, **made_with: Any) -> None:
-    """Write a router and its gates, at once.
+    """Write a router and its gates, at once, in place of whatever file is there.
 
     Args:
         **made_with: what it depends on, JSON-ready.
 
     Raises:
-        MemoryFileError: the file cannot be written, or another one is there.
+        MemoryFileError: the file cannot be written.
     """
-    metadata = trained.to_dict() | {"made_with": made_with}
-    save_tensors(Output(path, ours=ours(FORMAT)), FORMAT, trained.router.tensors(), metadata)
+    save_tensors(path, FORMAT, trained.router.tensors(), trained.to_dict() | {"made_with": made_with})
 
 
 def load_trained(path: Path) -> tuple[Trained, dict[str, Any]]:
@@ -38,8 +36,11 @@ def load_trained(path: Path) -> tuple[Trained, dict[str, Any]]:
     try:
         made_with = metadata.pop("made_with")
         gates = {name: Fit.from_dict(stored) for name, stored in metadata.pop("gates").items()}
+        missing = [*({*SIGNALS} - gates.keys()), *({"retriever", "candidates"} - made_with.keys())]
+        if missing:
+            raise KeyError(missing[0])
         conformal = Gate(**metadata.pop("conformal"))
         router = FirstTokenRouter.of(metadata.pop("form"), tensors)
         return Trained(router, gates, conformal, **metadata), made_with
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MemoryFileError(f"{path} lacks a part of a router: {error}; run lcc bank train-router again") from error
+    except (KeyError, TypeError, AttributeError, ValueError, MemoryFileError) as error:
+        raise MemoryFileError(f"{path} is no whole router: {error}; run lcc bank train-router again") from error

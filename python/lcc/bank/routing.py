@@ -93,6 +93,8 @@ class Form(NamedTuple):
     hidden: int
 
 
+# Features besides the entries of the hidden state.
+NUMBERS = 12
 # Two layers with 128 entries of the hidden state are CDLM's; the paper names no width.
 FORMS = {"linear": Form(0, 0), "cdlm": Form(64, 128)}
 
@@ -184,6 +186,10 @@ class FirstTokenRouter:
             mean, deviation = weights.pop("mean"), weights.pop("deviation")
             network = _network(len(mean), FORMS[form].width)
             network.load_state_dict(weights)
+            if mean.shape != deviation.shape or not NUMBERS <= len(mean) <= NUMBERS + FORMS[form].hidden:
+                raise TypeError(f"its features are {len(mean)} and {len(deviation)}")
+            if not all(one.dtype == torch.float32 and one.isfinite().all() for one in tensors.values()):
+                raise TypeError("a number is not finite, or not in float32")
         except (KeyError, RuntimeError, TypeError) as error:
             raise MemoryFileError(f"the tensors are none of a router: {error}") from error
         return cls(form, network, mean, deviation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -9,9 +10,13 @@ import torch
 
 import lcc
 from lcc.bank.neighbors import NOBODY, Neighborhood, conformal_gate, neighborhood
-from lcc.bank.retrieval import Passages
+from lcc.bank.retrieval import Passages, VectorRetriever
+from lcc.bank.router_file import FORMAT, load_trained, save_trained
+from lcc.bank.router_training import Examples, train
 from lcc.bank.routing import Asked, FirstTokenRouter, NeighborRouter, ScoreRouter, accuracy
 from lcc.bank.signals import Candidate, candidates, divergences, entropies
+from lcc.utils.safe_json import finite_json
+from lcc.utils.tensor_files import save_tensors
 
 
 def candidate(key, similarity=0.5, entropy=1.0, divergence=1.0, likeness=0.5):
@@ -46,8 +51,16 @@ def test_what_it_cannot_learn_from_and_what_is_no_router():
     lost = [Asked((candidate("a"),), None, NOBODY)]
     with pytest.raises(lcc.InputError, match="nothing to learn"):
         FirstTokenRouter.train("linear", lost, lost)
-    with pytest.raises(lcc.MemoryFileError, match="none of a router"):
-        FirstTokenRouter.of("linear", {"mean": torch.zeros(3)})
+    whole = FirstTokenRouter.train("linear", questions(8), questions(8, 1)).tensors()
+    for broken in (
+        {"mean": torch.zeros(3)},
+        {name: tensor * torch.nan for name, tensor in whole.items()},
+        {name: tensor.double() for name, tensor in whole.items()},
+        whole | {"deviation": torch.ones(3)},
+        {"mean": torch.ones(5), "deviation": torch.ones(5), "0.weight": torch.ones(1, 5), "0.bias": torch.ones(1)},
+    ):
+        with pytest.raises(lcc.MemoryFileError, match="none of a router"):
+            FirstTokenRouter.of("linear", broken)
     assert accuracy(ScoreRouter(), lost) is None
 
 
@@ -88,3 +101,32 @@ def test_signals_are_those_of_the_distributions():
     assert float(divergences(base[None], base)) == pytest.approx(0, abs=1e-9)
     first, *_ = candidates(["a", "b", "c"], [0.3, 0.2, 0.1], logits, torch.randn(3, 4), base)
     assert (first.key, first.similarity) == ("a", 0.3)
+
+
+def trained():
+    examples = Examples(*(tuple(questions(40, seed)) for seed in (0, 1, 2)))
+    return train(examples, Examples(*(tuple(questions(30, seed)) for seed in (3, 4, 5))))
+
+
+def test_a_file_that_is_no_whole_router_is_told_and_replaced(tmp_path):
+    path, whole = tmp_path / "router.safetensors", trained()
+    made_with = {"retriever": "bm25", "candidates": 5}
+    metadata = json.loads(json.dumps(finite_json(whole.to_dict()))) | {"made_with": made_with}
+    for broken in (
+        {"gates": {}},
+        {"made_with": {}},
+        {"made_with": []},
+        {"conformal": {"signal": "mood", "threshold": 1.0}},
+        {"gates": metadata["gates"] | {"score": metadata["gates"]["score"] | {"roc": [[1]]}}},
+    ):
+        save_tensors(path, FORMAT, whole.router.tensors(), metadata | broken)
+        with pytest.raises(lcc.MemoryFileError, match="no whole router: .*; run lcc bank train-router again"):
+            load_trained(path)
+    path.write_bytes(b"")
+    save_trained(path, whole, **made_with)
+    assert load_trained(path)[0].to_dict() == whole.to_dict()
+
+
+def test_vectors_find_nothing_in_a_bank_without_passages():
+    none = Passages(torch.empty(0, 0), (), (), torch.empty(0, dtype=torch.bool))
+    assert VectorRetriever("asking", lambda texts: torch.ones(len(texts), 4), lambda: none).search("Who?", 5) == []
