@@ -72,7 +72,8 @@ class Hit:
         key: of the memory.
         score: of its best passage: more is better; only hits of one query compare.
         share: how much of the query that passage has, whatever the query: of BM25, the share of what a passage of mean
-            length with all of the query's words would have; of vectors, the cosine.
+            length with all of the query's words would have; of vectors, the cosine; of several retrievers, the share of
+            the highest score that there can be.
         passage: the text of that passage.
     """
 

@@ -142,4 +142,6 @@ class FusedRetriever:
                 scores[hit.key] = scores.get(hit.key, 0.0) + 1 / (FUSION + rank)
                 first.setdefault(hit.key, hit)
         nearest = sorted(scores, key=lambda key: (-scores[key], key))[:k]
-        return [replace(first[key], score=scores[key]) for key in nearest]
+        # Shares of different retrievers do not compare: this is one of what a document has that all find first.
+        most = len(self._retrievers) / (FUSION + 1)
+        return [replace(first[key], score=scores[key], share=scores[key] / most) for key in nearest]

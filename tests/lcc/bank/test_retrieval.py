@@ -43,6 +43,9 @@ def test_ranks_are_fused():
     assert [hit.key for hit in hits] == ["b", "a", "d"]
     assert hits[0].score == 1 / 62 + 1 / 61
     assert hits[0].passage == "one of b"
+    # What is said to be nearest is what was found first, whatever the units of the retrievers.
+    assert [hit.share for hit in hits] == sorted((hit.share for hit in hits), reverse=True)
+    assert hits[0].share == pytest.approx(hits[0].score * 61 / 2)
     assert fused.name == "one+two"
 
 

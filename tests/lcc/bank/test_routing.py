@@ -120,7 +120,7 @@ def test_a_file_that_is_no_whole_router_is_told_and_replaced(tmp_path):
         {"gates": metadata["gates"] | {"score": metadata["gates"]["score"] | {"roc": [[1]]}}},
     ):
         save_tensors(path, FORMAT, whole.router.tensors(), metadata | broken)
-        with pytest.raises(lcc.MemoryFileError, match="no whole router: .*; run lcc bank train-router again"):
+        with pytest.raises(lcc.MemoryFileError, match=r"no whole router: .*; run lcc bank train-router again"):
             load_trained(path)
     path.write_bytes(b"")
     save_trained(path, whole, **made_with)
