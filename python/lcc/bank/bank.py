@@ -90,5 +90,12 @@ class MemoryBank(BankStorage):
         trained = train_on(
             opener.session(retriever), asked, others, options.candidates, opener.near, questions, seed, report
         )
-        save_trained(self.folder.router, trained, retriever=retriever, candidates=candidates, seed=seed)
+        save_trained(
+            self.folder.router,
+            trained,
+            retriever=retriever,
+            candidates=candidates,
+            seed=seed,
+            model=opener.model_digest,
+        )
         return trained

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .gating import ALWAYS, LOW, Gate
+from .gating import ALWAYS, LOW, NEVER, Gate
 from .neighbors import Neighborhood
 from .routing import Router
 from .signals import Candidate
@@ -71,7 +71,8 @@ class Chooser:
             for one, score in zip(candidates, scores, strict=True)
         )
         if not candidates:
-            return Decision((), None, "no memory has a word of the question", ())
+            reason = "the gate never opens" if self.gate == NEVER else "the retriever found no memory"
+            return Decision((), None, reason, ())
         order = sorted(range(len(scores)), key=lambda index: -scores[index])
         signals = [getattr(considered[index], self.gate.signal) for index in order]
         passed = [index for index, signal in zip(order, signals, strict=True) if self.gate.accepts(signal)]

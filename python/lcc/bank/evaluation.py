@@ -45,7 +45,8 @@ def parse_questions(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> l
     for number, row in enumerate(rows, 1):
         question, answer, key = row.get("question"), row.get("answer"), row.get("document")
         answers = () if answer is None else tuple(answer) if isinstance(answer, list) else (answer,)
-        if not all(is_text(text) and text.strip() for text in (question, *answers)):
+        texts = (question, *answers)
+        if not isinstance(question, str) or not all(is_text(text) and text.strip() for text in texts):
             raise InputError(
                 f"row {number} has no question, or an answer that is no text, or empty: give both as texts, such as "
                 '"7" for 7'

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import InputError
 from .gating import Gate
 from .retrieval import Passages
 
@@ -62,13 +61,10 @@ def conformal_gate(likeness: Sequence[float], alpha: float = ALPHA) -> Gate:
 
     Split conformal prediction: a new question of the same kind is refused with a probability of ``alpha`` at most.
 
+    Where there are too few questions for ``alpha``, none is refused.
+
     Args:
         likeness: of self-asked questions to others of the same memory.
-
-    Raises:
-        InputError: there are too few for ``alpha``.
     """
     rank = math.floor(alpha * (len(likeness) + 1))
-    if rank < 1:
-        raise InputError(f"{len(likeness)} self-asked questions are too few for a conformal threshold at {alpha:g}")
-    return Gate("likeness", sorted(likeness)[rank - 1])
+    return Gate("likeness", sorted(likeness)[rank - 1] if rank else NOWHERE)

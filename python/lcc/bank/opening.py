@@ -119,6 +119,9 @@ class OpenBank:
 class Opener:
     """Puts the parts together.
 
+    Attributes:
+        model_digest: of the fingerprint of the bank's model and tokenizer.
+
     Raises:
         InputError: the bank has no memory that can be used.
         MismatchError: the model or the tokenizer is another one than the bank's.
@@ -137,6 +140,7 @@ class Opener:
             raise InputError(f"the bank {storage.path} has no memory that can be used: lcc bank add DOCUMENTS")
         storage.require_model(model, tokenizer)
         self.storage, self.model, self.report = storage, share_weights(model), report
+        self.model_digest = first.model
         self.chat = ChatFormat.of(tokenizer, date=storage.memory(first.key).date)
         self._vectors: dict[str, PassageVectors] = {}
         self._pool = AttachedPool[KV | Adapter]()
@@ -178,7 +182,7 @@ class Opener:
         gate = self._gate(options.gate, trained, router)
         text_gate = None
         if options.fallback == "text":
-            text_gate = trained.best.gate if trained else ALWAYS
+            text_gate = self._gate(AUTO, trained, router)
         candidates = 0 if gate == NEVER else options.candidates
         chooser = Chooser(router, gate, options.together)
         asking = Asking(chooser, self.near, candidates, text_gate)
@@ -196,6 +200,8 @@ class Opener:
             asks_for_one = options.router == options.gate == AUTO
             return None, ["no router was trained, so a memory always answers: lcc bank train-router"] * asks_for_one
         trained, made_with = load_trained(path)
+        if made_with["model"] != self.model_digest:
+            return None, ["the router was trained for another model: lcc bank train-router"]
         others = {"retriever": options.retriever, "candidates": options.candidates}
         differs = [f"{name} {made_with[name]}" for name, value in others.items() if made_with[name] != value]
         return trained, [f"the router was trained with {', '.join(differs)}"] if differs else []

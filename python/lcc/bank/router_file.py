@@ -36,7 +36,7 @@ def load_trained(path: Path) -> tuple[Trained, dict[str, Any]]:
     try:
         made_with = metadata.pop("made_with")
         gates = {name: Fit.from_dict(stored) for name, stored in metadata.pop("gates").items()}
-        missing = [*({*SIGNALS} - gates.keys()), *({"retriever", "candidates"} - made_with.keys())]
+        missing = [*({*SIGNALS} - gates.keys()), *({"retriever", "candidates", "model"} - made_with.keys())]
         if missing:
             raise KeyError(missing[0])
         conformal = Gate(**metadata.pop("conformal"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +100,8 @@ def sentence_encoder(folder: str) -> Encode:
     Raises:
         InputError: the package is missing, or the folder is none of it.
     """
+    if not Path(folder).is_dir():
+        raise InputError(f"there is no retriever {folder}: take bm25, hidden, asking or a sentence-transformers folder")
     try:
         from sentence_transformers import SentenceTransformer
     except ModuleNotFoundError as error:

@@ -97,8 +97,12 @@ def chat_command(
     max_new_tokens: MaxTokensOption = 64,
     model: ModelOption = None,
 ) -> None:
-    """Talk with a bank. The first message that a memory answers chooses it; /new chooses again; an empty line ends."""
+    """Talk with a bank. The first message that a memory answers chooses it; /new chooses again; an empty line ends.
+
+    An adapter is chosen for one message.
+    """
     from ..inference.conversation import Conversation
+    from ..memory.payload import KVPayload
 
     terminal, conversation = Terminal(), None
     options = {"retriever": retriever, "router": router, "gate": gate, "candidates": candidates}
@@ -107,16 +111,20 @@ def chat_command(
             if message.strip() == "/new":
                 conversation = None
                 continue
-            if conversation is not None:
-                said = conversation.say(message, max_new_tokens)
-            else:
-                [answer] = ready.ask([message], max_new_tokens)
-                said = answer.text
-                terminal.print(f"({_where(answer)})", style="dim", soft_wrap=True)
-                if answer.source == "memory" and len(answer.keys) == 1:
-                    session = ready.session
-                    conversation = Conversation(session.model, session.chat.tokenizer, store.memory(answer.keys[0]))
-                    conversation.say(message, max_new_tokens)
+            try:
+                if conversation is not None:
+                    said = conversation.say(message, max_new_tokens)
+                else:
+                    [answer] = ready.ask([message], max_new_tokens)
+                    said = answer.text
+                    terminal.print(f"({_where(answer)})", style="dim", soft_wrap=True)
+                    memory = store.memory(answer.keys[0]) if answer.source == "memory" else None
+                    if memory is not None and isinstance(memory.payload, KVPayload):
+                        conversation = Conversation(ready.session.model, ready.session.chat.tokenizer, memory)
+                        conversation.say(message, max_new_tokens)
+            except InputError as error:
+                terminal.print(f"[red]error:[/red] {shown(str(error))}", soft_wrap=True)
+                continue
             terminal.print(f"[bold green]bank:[/bold green] {shown_lines(said)}")
 
 
@@ -137,16 +145,17 @@ def train_router_command(
     as_json: JsonOption = False,
 ) -> None:
     """Train the router and fit the gates on the questions that the memories asked themselves."""
+    from .bank_plots import check_plot, plot_gates
     from .bank_tables import show_trained
 
+    if plot is not None:
+        check_plot(plot)
     with opened(bank) as store, Reporter(log_file=log_file) as reporter:
         trained = store.train_router(
             *_loaded(model), retriever, candidates, unrelated, questions, seed, report=reporter.count
         )
         where = store.folder.router
     if plot is not None:
-        from .bank_plots import plot_gates
-
         plot_gates(trained, plot)
     if as_json:
         print_json(trained.to_dict() | {"path": str(where)})

@@ -11,13 +11,13 @@ import torch
 import lcc
 from lcc.bank import opening
 from lcc.bank.gating import NEVER, Gate
+from lcc.bank.router_file import load_trained, save_trained
 from lcc.bank.session import QUESTIONS
 from lcc.inference.asking import ask_text
 from lcc.inference.reader import prefill_chat
 from lcc.modeling.shared_cache import SharedCache
 from tests.lcc.bank.asked_bank import fill, made_library
 
-MADE_WITH = {"retriever": "bm25", "candidates": 5}
 GENERAL = ["What is the capital of France?", "Say: moon stone.", "Add 3 and 4."]
 OPEN = {"router": "score", "gate": "none"}
 
@@ -58,6 +58,7 @@ def test_lambda_of_0_is_the_plain_model_bit_for_bit(library_bank, model, tokeniz
     question = shelf.questions(0)[0].text
     [answer] = ready.ask([question])
     assert (answer.source, answer.keys, answer.considered) == ("model", (), ())
+    assert answer.reason == "the gate never opens"
     assert [answer.text] == ask_text(model, tokenizer, "", [question], 64)
     session = ready.session
     logits = session.read([question], [[]]).tokens.logits
@@ -85,7 +86,7 @@ def test_what_is_refused_is_answered_by_the_text_or_by_the_model(library_bank, m
 def test_without_a_word_in_common_the_model_answers(library_bank, model, tokenizer):
     bank, _ = library_bank
     [answer] = bank.ask(model, tokenizer, ["Reverse: stone moon."], **OPEN)
-    assert (answer.source, answer.reason) == ("model", "no memory has a word of the question")
+    assert (answer.source, answer.reason) == ("model", "the retriever found no memory")
 
 
 def test_two_memories_side_by_side(library_bank, model, tokenizer):
@@ -198,7 +199,8 @@ def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokeni
     with pytest.raises(lcc.InputError, match="the gate score is of the router first_token"):
         bank.open(model, tokenizer, router="neighbors", gate="score")
     gates = trained.gates | {"score": replace(trained.gates["score"], accuracy=2.0)}
-    monkeypatch.setattr(opening, "load_trained", lambda path: (replace(trained, gates=gates), MADE_WITH))
+    made_with = load_trained(bank.folder.router)[1]
+    monkeypatch.setattr(opening, "load_trained", lambda path: (replace(trained, gates=gates), made_with))
     chosen = [bank.open(model, tokenizer, router=router).asking.chooser.gate.signal for router in ("auto", "score")]
     assert chosen[0] == "score" != chosen[1]
     monkeypatch.undo()
@@ -229,3 +231,13 @@ def test_another_model_or_an_empty_bank(library_bank, tokenizer, bank, model):
         library_bank[0].open(tiny_model("llama"), tokenizer)
     with pytest.raises(lcc.InputError, match="no memory that can be used: lcc bank add"):
         bank.open(model, tokenizer)
+
+
+def test_a_router_of_another_model_is_not_used(model, tokenizer, tmp_path):
+    with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
+        fill(bank, model, tokenizer)
+        trained = bank.train_router(model, tokenizer)
+        save_trained(bank.folder.router, trained, retriever="bm25", candidates=5, model="another")
+        ready = bank.open(model, tokenizer)
+        assert ready.trained is None
+        assert ready.notes == ["the router was trained for another model: lcc bank train-router"]

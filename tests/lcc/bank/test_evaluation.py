@@ -96,3 +96,17 @@ def test_commands(shelf_and_bank, tmp_path):
     assert "questions of no document" in run("eval", file, *options)
     assert json.loads(run("eval", file, *options, "--json"))["unrelated"]["count"] == 3
     run("eval", file, *options, "--metric", "luck", code=2)
+
+
+def test_what_cannot_be_drawn_is_refused_before_training(shelf_and_bank, tmp_path):
+    _, place = shelf_and_bank
+    for plot, code in ((tmp_path / "gates.docx", 2), (tmp_path / "no folder" / "gates.svg", 4), (tmp_path / "x", 2)):
+        run("train-router", "--bank", place, "--plot", plot, code=code)
+
+
+def test_a_message_that_is_too_long_does_not_end_the_chat(shelf_and_bank):
+    shelf, place = shelf_and_bank
+    question = shelf.questions(0)[0].text
+    chat = run("chat", "--bank", place, typed=f"{question}\n{'word ' * 6000}\n{question}\n\n")
+    assert chat.count("bank:") == 2
+    assert "window" in chat
