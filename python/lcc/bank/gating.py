@@ -14,7 +14,7 @@ from ..utils.values import check, require
 Signal = Literal["entropy", "divergence", "likeness", "score"]
 # Signals that are low where the memory answers.
 LOW: tuple[Signal, ...] = ("entropy",)
-MOST_POINTS = 200
+MOST_POINTS = 50
 
 
 @dataclass(frozen=True)
