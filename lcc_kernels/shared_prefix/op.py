@@ -42,7 +42,8 @@ def shared_prefix_attention(
     All sequences have all S rows of ``shared_k`` and ``shared_v`` for their prefix, unless ``shared_lengths`` says
     otherwise: then these hold several prefixes, and that of sequence b is the rows shared_starts[b] ...
     shared_starts[b] + shared_lengths[b] - 1. Prefixes may lie anywhere and overlap, in one launch all the same.
-    A prefix is read once for all its sequences where these stand side by side in the batch.
+    A prefix is read once for all its sequences where these stand side by side in the batch. A nan in the values of one
+    prefix reaches its own sequences alone, but with ``triton`` it may reach neighbours in the batch too.
 
     Args:
         q: (batch, heads, q_len, head_dim), floating point.
