@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..modeling.first_tokens import entropy_of
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -31,12 +33,6 @@ class Candidate:
     likeness: float = -1.0
 
 
-def entropies(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy of the softmax of each row of (rows, vocabulary) logits, (rows,) float64, in nats."""
-    logs = logits.double().log_softmax(-1)
-    return -(logs.exp() * logs).sum(-1)
-
-
 def divergences(logits: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """KL(softmax(base) || softmax(row)) of each row of (rows, vocabulary) logits, (rows,) float64, in nats.
 
@@ -44,7 +40,8 @@ def divergences(logits: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
         base: (vocabulary,) logits of the plain model.
     """
     logs, of_base = logits.double().log_softmax(-1), base.double().log_softmax(-1)
-    return (of_base.exp() * (of_base - logs)).sum(-1)
+    possible = of_base > -torch.inf
+    return (of_base.exp() * (of_base - logs))[:, possible].sum(-1)
 
 
 def candidates(
@@ -56,7 +53,7 @@ def candidates(
         logits, hidden: (candidates, vocabulary) and (candidates, H).
         base: (vocabulary,) logits of the plain model.
     """
-    measured = zip(entropies(logits).tolist(), divergences(logits, base).tolist(), strict=True)
+    measured = zip(entropy_of(logits.double()).tolist(), divergences(logits, base).tolist(), strict=True)
     return [
         Candidate(key, similarity, entropy, divergence, state)
         for key, similarity, (entropy, divergence), state in zip(keys, similarities, measured, hidden, strict=True)

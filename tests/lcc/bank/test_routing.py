@@ -14,7 +14,7 @@ from lcc.bank.retrieval import Passages, VectorRetriever
 from lcc.bank.router_file import FORMAT, load_trained, save_trained
 from lcc.bank.router_training import Examples, train
 from lcc.bank.routing import Asked, FirstTokenRouter, NeighborRouter, ScoreRouter, accuracy
-from lcc.bank.signals import Candidate, candidates, divergences, entropies
+from lcc.bank.signals import Candidate, candidates, divergences
 from lcc.utils.safe_json import finite_json
 from lcc.utils.tensor_files import save_tensors
 
@@ -95,11 +95,13 @@ def test_signals_are_those_of_the_distributions():
     torch.manual_seed(0)
     logits, base = torch.randn(3, 7), torch.randn(7)
     p, q = logits.double().softmax(-1), base.double().softmax(-1)
-    torch.testing.assert_close(entropies(logits), -(p * p.log()).sum(-1))
     torch.testing.assert_close(divergences(logits, base), (q * (q / p).log()).sum(-1))
     assert float(divergences(base[None], base)) == pytest.approx(0, abs=1e-9)
     first, *_ = candidates(["a", "b", "c"], [0.3, 0.2, 0.1], logits, torch.randn(3, 4), base)
     assert (first.key, first.similarity) == ("a", 0.3)
+    assert first.entropy == pytest.approx(float(-(p[0] * p[0].log()).sum()))
+    never = torch.tensor([0.0, -torch.inf, 1.0])  # a token that cannot come, in either
+    assert float(divergences(never[None], never)) == pytest.approx(0, abs=1e-9)
 
 
 def trained():
