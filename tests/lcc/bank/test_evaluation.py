@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -110,3 +114,17 @@ def test_a_message_that_is_too_long_does_not_end_the_chat(shelf_and_bank):
     chat = run("chat", "--bank", place, typed=f"{question}\n{'word ' * 6000}\n{question}\n\n")
     assert chat.count("bank:") == 2
     assert "window" in chat
+
+
+def test_a_kill_while_a_router_is_trained_leaves_the_old_one(shelf_and_bank):
+    _, place = shelf_and_bank
+    before = (place / "router.safetensors").read_bytes()
+    command = [sys.executable, "-m", "lcc", "bank", "train-router", "--bank", str(place), "--seed", "1"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as training:
+        assert any("reading questions" in line for line in training.stderr)
+        training.kill()
+    assert training.returncode == -signal.SIGKILL
+    assert (place / "router.safetensors").read_bytes() == before
+    run("train-router", "--bank", place, "--seed", 1)
+    assert (place / "router.safetensors").read_bytes() != before
