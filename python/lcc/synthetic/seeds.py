@@ -9,8 +9,8 @@ QUERIES = 20_000
 DEMO = 1_000_000
 # Lessons that compilers are meta-trained on.
 LESSONS = 5_000_000
-# Libraries of the benchmarks of memory banks.
-LIBRARIES = 7_000_000
+# Corpora of the benchmarks of memory banks.
+CORPORA = 7_000_000
 # Suites of ``lcc eval``.
 SUITES = 9_000_000
 # Texts for whatever is trained beside the embedded model, and all seeds above.

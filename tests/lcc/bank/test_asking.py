@@ -16,7 +16,7 @@ from lcc.bank.session import QUESTIONS
 from lcc.inference.asking import ask_text
 from lcc.inference.reader import prefill_chat
 from lcc.modeling.shared_cache import SharedCache
-from tests.lcc.bank.asked_bank import fill, made_library
+from tests.lcc.bank.asked_bank import fill, made_corpus
 
 GENERAL = ["What is the capital of France?", "Say: moon stone.", "Add 3 and 4."]
 OPEN = {"router": "score", "gate": "none"}
@@ -28,18 +28,18 @@ def model(_embedded):
 
 
 @pytest.fixture(scope="module")
-def library_bank(model, tokenizer, tmp_path_factory):
-    with lcc.MemoryBank(tmp_path_factory.mktemp("library") / "bank", create=True) as bank:
+def corpus_bank(model, tokenizer, tmp_path_factory):
+    with lcc.MemoryBank(tmp_path_factory.mktemp("corpus") / "bank", create=True) as bank:
         yield bank, fill(bank, model, tokenizer)
 
 
-def own_questions(shelf):
-    return [(f"doc{n}", question) for n in range(len(shelf.documents)) for question in shelf.questions(n)]
+def own_questions(corpus):
+    return [(f"doc{n}", question) for n in range(len(corpus.documents)) for question in corpus.questions(n)]
 
 
-def test_answers_are_those_of_the_memory_that_is_named(library_bank, model, tokenizer):
-    bank, shelf = library_bank
-    asked = own_questions(shelf)
+def test_answers_are_those_of_the_memory_that_is_named(corpus_bank, model, tokenizer):
+    bank, corpus = corpus_bank
+    asked = own_questions(corpus)
     assert len(asked) > 2 * QUESTIONS
     answers = bank.ask(model, tokenizer, [question.text for _, question in asked], **OPEN)
     assert sum(answer.keys == (key,) for answer, (key, _) in zip(answers, asked, strict=True)) > 0.9 * len(asked)
@@ -52,10 +52,10 @@ def test_answers_are_those_of_the_memory_that_is_named(library_bank, model, toke
 
 
 @pytest.mark.parametrize("gate", [NEVER, "entropy=0"])
-def test_lambda_of_0_is_the_plain_model_bit_for_bit(library_bank, model, tokenizer, gate):
-    bank, shelf = library_bank
+def test_lambda_of_0_is_the_plain_model_bit_for_bit(corpus_bank, model, tokenizer, gate):
+    bank, corpus = corpus_bank
     ready = bank.open(model, tokenizer, retriever="asking", router="score", gate=gate)
-    question = shelf.questions(0)[0].text
+    question = corpus.questions(0)[0].text
     [answer] = ready.ask([question])
     assert (answer.source, answer.keys, answer.considered) == ("model", (), ())
     assert answer.reason == "the gate never opens"
@@ -70,9 +70,9 @@ def test_lambda_of_0_is_the_plain_model_bit_for_bit(library_bank, model, tokeniz
     assert torch.equal(logits[0], plain[0, -1])
 
 
-def test_what_is_refused_is_answered_by_the_text_or_by_the_model(library_bank, model, tokenizer):
-    bank, shelf = library_bank
-    question = shelf.questions(1)[0].text
+def test_what_is_refused_is_answered_by_the_text_or_by_the_model(corpus_bank, model, tokenizer):
+    bank, corpus = corpus_bank
+    question = corpus.questions(1)[0].text
     refusing = {"router": "score", "gate": Gate("divergence", 1e6)}
     [from_text] = bank.ask(model, tokenizer, [question], **refusing)
     assert (from_text.source, from_text.keys) == ("text", ("doc1",))
@@ -83,15 +83,15 @@ def test_what_is_refused_is_answered_by_the_text_or_by_the_model(library_bank, m
     assert "is not above 1e+06" in plain.reason
 
 
-def test_without_a_word_in_common_the_model_answers(library_bank, model, tokenizer):
-    bank, _ = library_bank
+def test_without_a_word_in_common_the_model_answers(corpus_bank, model, tokenizer):
+    bank, _ = corpus_bank
     [answer] = bank.ask(model, tokenizer, ["Reverse: stone moon."], **OPEN)
     assert (answer.source, answer.reason) == ("model", "the retriever found no memory")
 
 
-def test_two_memories_side_by_side(library_bank, model, tokenizer):
-    bank, shelf = library_bank
-    question = shelf.questions(0)[0].text
+def test_two_memories_side_by_side(corpus_bank, model, tokenizer):
+    bank, corpus = corpus_bank
+    question = corpus.questions(0)[0].text
     [answer] = bank.ask(model, tokenizer, [question], together=2, **OPEN)
     assert answer.source == "memory"
     assert len(answer.keys) == 2
@@ -101,33 +101,33 @@ def test_two_memories_side_by_side(library_bank, model, tokenizer):
 
 def test_a_memory_that_breaks_meanwhile_is_skipped_and_named(model, tokenizer, tmp_path):
     with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
-        shelf = fill(bank, model, tokenizer, keep_texts=False)
+        corpus = fill(bank, model, tokenizer, keep_texts=False)
         ready = bank.open(model, tokenizer, **OPEN)
         (tmp_path / "bank" / "memories" / "doc0.lcc.safetensors").write_bytes(b"broken")
-        [answer] = ready.ask([shelf.questions(0)[0].text])
+        [answer] = ready.ask([corpus.questions(0)[0].text])
         assert answer.keys != ("doc0",)
         assert list(ready.session.skipped) == ["doc0"]
 
 
 def test_an_open_bank_answers_from_the_memories_and_texts_that_are_there_now(model, tokenizer, tmp_path):
     with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
-        shelf = fill(bank, model, tokenizer)
-        question, first, second = shelf.questions(0)[0].text, bank.memory("doc0"), bank.memory("doc1")
+        corpus = fill(bank, model, tokenizer)
+        question, first, second = corpus.questions(0)[0].text, bank.memory("doc0"), bank.memory("doc1")
         ready, of_text = bank.open(model, tokenizer, **OPEN), {"router": "score", "gate": "entropy=-1"}
         texts = bank.open(model, tokenizer, **of_text)
         before, [_] = [answer.text for answer in ready.ask([question])], texts.ask([question])
-        bank.put("doc0", replace(second, questions=first.questions), shelf.documents[1].text)
+        bank.put("doc0", replace(second, questions=first.questions), corpus.documents[1].text)
         [answer], [from_text] = ready.ask([question]), texts.ask([question])
         assert answer.keys == from_text.keys == ("doc0",)
         assert [answer.text] == lcc.ask(model, tokenizer, second, [question]) != before
         assert from_text == bank.ask(model, tokenizer, [question], **of_text)[0]
-        assert from_text.text != shelf.questions(0)[0].answer
+        assert from_text.text != corpus.questions(0)[0].answer
 
 
 def test_a_memory_that_is_deleted_by_hand_while_two_answer(model, tokenizer, tmp_path):
     with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
-        shelf = fill(bank, model, tokenizer)
-        question = shelf.questions(0)[0].text
+        corpus = fill(bank, model, tokenizer)
+        question = corpus.questions(0)[0].text
         ready = bank.open(model, tokenizer, together=2, **OPEN)
         assert next(hit.key for hit in ready.session.find(question, 5)) == "doc0"
         (tmp_path / "bank" / "memories" / "doc0.lcc.safetensors").unlink()
@@ -136,9 +136,9 @@ def test_a_memory_that_is_deleted_by_hand_while_two_answer(model, tokenizer, tmp
         assert list(ready.session.skipped) == ["doc0"]
 
 
-def test_a_text_that_leaves_no_room_for_the_question_does_not_answer(library_bank, model, tokenizer, monkeypatch):
-    bank, shelf = library_bank
-    question, refusing = shelf.questions(1)[0].text, {"router": "score", "gate": "entropy=-1"}
+def test_a_text_that_leaves_no_room_for_the_question_does_not_answer(corpus_bank, model, tokenizer, monkeypatch):
+    bank, corpus = corpus_bank
+    question, refusing = corpus.questions(1)[0].text, {"router": "score", "gate": "entropy=-1"}
     ready = bank.open(model, tokenizer, **refusing)
     session = ready.session
     held = len(session.chat.ids(bank.text("doc1")))
@@ -147,16 +147,16 @@ def test_a_text_that_leaves_no_room_for_the_question_does_not_answer(library_ban
     assert sources == ["text", "model"]
 
 
-def test_threads_share_an_open_bank(library_bank, model, tokenizer):
-    bank, shelf = library_bank
-    ready, asked = bank.open(model, tokenizer, **OPEN), [question.text for _, question in own_questions(shelf)[:12]]
+def test_threads_share_an_open_bank(corpus_bank, model, tokenizer):
+    bank, corpus = corpus_bank
+    ready, asked = bank.open(model, tokenizer, **OPEN), [question.text for _, question in own_questions(corpus)[:12]]
     alone = [next(ready.ask([question])) for question in asked]
     with ThreadPoolExecutor(4) as threads:
         assert [*threads.map(lambda question: next(ready.ask([question])), asked)] == alone
 
 
-def test_what_is_no_list_of_questions(library_bank, model, tokenizer):
-    bank, _ = library_bank
+def test_what_is_no_list_of_questions(corpus_bank, model, tokenizer):
+    bank, _ = corpus_bank
     for questions, cause in (("Who?", "one string"), (["Who?", " "], "is empty"), ([None], "must be text")):
         with pytest.raises(lcc.InputError, match=cause):
             bank.ask(model, tokenizer, questions)
@@ -165,14 +165,14 @@ def test_what_is_no_list_of_questions(library_bank, model, tokenizer):
 
 
 def test_adapters_answer_from_the_question_of_the_plain_model(model, tokenizer, tmp_path):
-    shelf = made_library()
+    corpus = made_corpus()
     with lcc.MemoryBank(tmp_path / "bank", create=True) as bank:
-        for number, document in enumerate(shelf.documents[:2]):
+        for number, document in enumerate(corpus.documents[:2]):
             options = {"compiler": "adapter", "rank": 4, "steps": 3, "recipe": "fast"}
             asked = {"self_study_questions": 4, "general_queries": 8, "certify": False, "progress": False}
             memory = lcc.compile(model, tokenizer, document.text, **options, **asked)
-            bank.put(f"doc{number}", replace(memory, questions=(shelf.questions(number)[0].text,)))
-        questions = [shelf.questions(number)[0].text for number in range(2)]
+            bank.put(f"doc{number}", replace(memory, questions=(corpus.questions(number)[0].text,)))
+        questions = [corpus.questions(number)[0].text for number in range(2)]
         answers = bank.ask(model, tokenizer, questions, max_new_tokens=8, **OPEN)
         assert [answer.keys for answer in answers] == [("doc0",), ("doc1",)]
         for answer in answers:
@@ -180,8 +180,8 @@ def test_adapters_answer_from_the_question_of_the_plain_model(model, tokenizer, 
             assert [answer.text] == lcc.ask(model, tokenizer, memory, [answer.question], max_new_tokens=8)
 
 
-def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokenizer, monkeypatch):
-    bank, shelf = library_bank
+def test_routers_and_gates_are_trained_kept_and_used(corpus_bank, model, tokenizer, monkeypatch):
+    bank, corpus = corpus_bank
     with pytest.raises(lcc.InputError, match="was not trained: run lcc bank train-router"):
         bank.open(model, tokenizer, router="first_token")
     with pytest.raises(lcc.InputError, match="gate entropy was not trained"):
@@ -192,7 +192,7 @@ def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokeni
     ready = bank.open(model, tokenizer)
     assert ready.trained.to_dict() == trained.to_dict()
     assert [answer.source for answer in ready.ask(GENERAL)] == ["model"] * 3
-    asked = own_questions(shelf)
+    asked = own_questions(corpus)
     answers = [*ready.ask([question.text for _, question in asked])]
     assert sum(answer.keys == (key,) for answer, (key, _) in zip(answers, asked, strict=True)) > 0.8 * len(asked)
     assert bank.open(model, tokenizer, retriever="asking").notes == ["the router was trained with retriever bm25"]
@@ -209,8 +209,8 @@ def test_routers_and_gates_are_trained_kept_and_used(library_bank, model, tokeni
         assert answer.text == "Paris"
 
 
-def test_options_that_are_none(library_bank, model, tokenizer):
-    bank, _ = library_bank
+def test_options_that_are_none(corpus_bank, model, tokenizer):
+    bank, _ = corpus_bank
     for options, named in (
         ({"router": "best"}, "router is best"),
         ({"gate": "entropy=low"}, "SIGNAL=THRESHOLD"),
@@ -224,11 +224,11 @@ def test_options_that_are_none(library_bank, model, tokenizer):
             bank.open(model, tokenizer, **options)
 
 
-def test_another_model_or_an_empty_bank(library_bank, tokenizer, bank, model):
+def test_another_model_or_an_empty_bank(corpus_bank, tokenizer, bank, model):
     from tests.support.tiny_models import tiny_model
 
     with pytest.raises(lcc.MismatchError, match="model"):
-        library_bank[0].open(tiny_model("llama"), tokenizer)
+        corpus_bank[0].open(tiny_model("llama"), tokenizer)
     with pytest.raises(lcc.InputError, match="no memory that can be used: lcc bank add"):
         bank.open(model, tokenizer)
 

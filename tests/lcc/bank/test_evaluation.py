@@ -21,21 +21,21 @@ GENERAL = ["What is the capital of France?", "Say: moon stone."]
 
 
 @pytest.fixture(scope="module")
-def shelf_and_bank(_embedded, tmp_path_factory):
+def corpus_and_bank(_embedded, tmp_path_factory):
     place = tmp_path_factory.mktemp("evaluated") / "bank"
     with lcc.MemoryBank(place, create=True) as bank:
-        shelf = fill(bank, *_embedded)
+        corpus = fill(bank, *_embedded)
         bank.train_router(*_embedded)
-    return shelf, place
+    return corpus, place
 
 
-def rows_of(shelf):
+def rows_of(corpus):
     about = [
         {"question": question.text, "answer": question.answer, "document": f"doc{number}"}
-        for number in range(len(shelf.documents))
-        for question in shelf.questions(number)
+        for number in range(len(corpus.documents))
+        for question in corpus.questions(number)
     ]
-    return [*about, *({"question": question.text} for question in shelf.unanswerable(slice(0, 1))[:4])]
+    return [*about, *({"question": question.text} for question in corpus.unanswerable(slice(0, 1))[:4])]
 
 
 def run(*arguments, code=0, typed=None):
@@ -44,10 +44,10 @@ def run(*arguments, code=0, typed=None):
     return result.stdout
 
 
-def test_both_sides(shelf_and_bank, embedded):
-    shelf, place = shelf_and_bank
+def test_both_sides(corpus_and_bank, embedded):
+    corpus, place = corpus_and_bank
     with lcc.MemoryBank(place) as bank:
-        asked = parse_questions(rows_of(shelf), [document.key for document in bank.documents()])
+        asked = parse_questions(rows_of(corpus), [document.key for document in bank.documents()])
         figures = BankEvaluation(bank.open(*embedded), exact_match, 8).run(asked, GENERAL)
     assert figures["documents"] == 3
     assert figures["questions"] == len(asked) - 4
@@ -75,9 +75,9 @@ def test_rows_that_cannot_be_asked():
             parse_questions([row], ["doc0"])
 
 
-def test_commands(shelf_and_bank, tmp_path):
-    shelf, place = shelf_and_bank
-    question = shelf.questions(0)[0].text
+def test_commands(corpus_and_bank, tmp_path):
+    corpus, place = corpus_and_bank
+    question = corpus.questions(0)[0].text
     shown = run("ask", question, GENERAL[0], "--bank", place)
     assert "(memory: doc0; doc0 is preferred by the router; its " in shown.replace("\n", " ")
     assert "Paris" in shown
@@ -95,29 +95,29 @@ def test_commands(shelf_and_bank, tmp_path):
     assert "gates on held-out questions" in run("train-router", "--bank", place)
 
     file = tmp_path / "questions.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(shelf)))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows_of(corpus)))
     options = ("--bank", place, "--count", 3, "--max-new-tokens", 8)
     assert "questions of no document" in run("eval", file, *options)
     assert json.loads(run("eval", file, *options, "--json"))["unrelated"]["count"] == 3
     run("eval", file, *options, "--metric", "luck", code=2)
 
 
-def test_what_cannot_be_drawn_is_refused_before_training(shelf_and_bank, tmp_path):
-    _, place = shelf_and_bank
+def test_what_cannot_be_drawn_is_refused_before_training(corpus_and_bank, tmp_path):
+    _, place = corpus_and_bank
     for plot, code in ((tmp_path / "gates.docx", 2), (tmp_path / "no folder" / "gates.svg", 4), (tmp_path / "x", 2)):
         run("train-router", "--bank", place, "--plot", plot, code=code)
 
 
-def test_a_message_that_is_too_long_does_not_end_the_chat(shelf_and_bank):
-    shelf, place = shelf_and_bank
-    question = shelf.questions(0)[0].text
+def test_a_message_that_is_too_long_does_not_end_the_chat(corpus_and_bank):
+    corpus, place = corpus_and_bank
+    question = corpus.questions(0)[0].text
     chat = run("chat", "--bank", place, typed=f"{question}\n{'word ' * 6000}\n{question}\n\n")
     assert chat.count("bank:") == 2
     assert "window" in chat
 
 
-def test_a_kill_while_a_router_is_trained_leaves_the_old_one(shelf_and_bank):
-    _, place = shelf_and_bank
+def test_a_kill_while_a_router_is_trained_leaves_the_old_one(corpus_and_bank):
+    _, place = corpus_and_bank
     before = (place / "router.safetensors").read_bytes()
     command = [sys.executable, "-m", "lcc", "bank", "train-router", "--bank", str(place), "--seed", "1"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

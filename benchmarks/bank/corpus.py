@@ -1,7 +1,7 @@
 """A bank of a hundred documents that share names and subjects, asked on both sides.
 
-    python -m benchmarks.bank.library --work DIR --out library.json --plots DIR
-    python -m benchmarks.bank.library --work DIR --out library.json --joint 12
+    python -m benchmarks.bank.corpus --work DIR --out corpus.json --plots DIR
+    python -m benchmarks.bank.corpus --work DIR --out corpus.json --joint 12
 
 Each document tells 24 facts. Three of them are about subjects that no other document tells of: the questions are about
 these, in three wordings, of which the embedded model asked itself two at most. The other facts are about 60 subjects
@@ -29,9 +29,9 @@ from lcc.bank.evaluation import BankEvaluation, BankQuestion
 from lcc.bank.router_training import Trained
 from lcc.cli.bank_plots import plot_gates
 from lcc.evaluation.metrics import exact_match
+from lcc.synthetic.corpus import Corpus, draw_corpus
 from lcc.synthetic.exam import general_exam
-from lcc.synthetic.library import Library, library
-from lcc.synthetic.seeds import LIBRARIES
+from lcc.synthetic.seeds import CORPORA
 from lcc.text.queries import load_queries
 
 FACTS, OWN, UNRELATED, ANSWER_TOKENS = 24, 3, 200, 16
@@ -50,28 +50,28 @@ def main() -> None:
     parser.add_argument("--joint", type=int, default=0, help="compile so many documents into one memory too")
     parser.add_argument("--plots", type=Path, help="a folder for the plots of the gates")
     given = parser.parse_args()
-    shelf = library(random.Random(LIBRARIES), given.documents, FACTS, OWN)
-    folder = compiled(shelf, given.work)
+    corpus = draw_corpus(random.Random(CORPORA), given.documents, FACTS, OWN)
+    folder = compiled(corpus, given.work)
     sweep = Sweep(given.out, lambda row: (row["documents"], row["way"], row["gate"]))
     for retriever, gate in product(given.retrievers, given.gates):
         if sweep.missing([(given.documents, retriever, gate)]):
-            sweep.add(measured(shelf, bank_of(folder, given.work, given.documents), retriever, gate, given.plots))
+            sweep.add(measured(corpus, bank_of(folder, given.work, given.documents), retriever, gate, given.plots))
     if given.joint and sweep.missing([(given.joint, "one memory", None)]):
-        sweep.add(measured_jointly(shelf, given.joint))
-        sweep.add(measured(shelf, bank_of(folder, given.work, given.joint), "asking", "auto", None))
+        sweep.add(measured_jointly(corpus, given.joint))
+        sweep.add(measured(corpus, bank_of(folder, given.work, given.joint), "asking", "auto", None))
 
 
 def key_of(number: int) -> str:
     return f"doc{number:03}"
 
 
-def compiled(shelf: Library, work: Path) -> Path:
+def compiled(corpus: Corpus, work: Path) -> Path:
     """The memories' folder; what is there already is not compiled again."""
     texts = work / "documents"
     texts.mkdir(parents=True, exist_ok=True)
-    for number, document in enumerate(shelf.documents):
+    for number, document in enumerate(corpus.documents):
         (texts / f"{key_of(number)}.txt").write_text(document.text, encoding="utf-8")
-    sources = [texts / f"{key_of(number)}.txt" for number in range(len(shelf.documents))]
+    sources = [texts / f"{key_of(number)}.txt" for number in range(len(corpus.documents))]
     outcomes = lcc.compile_documents(*load(), sources, work / "memories", certify=False, **COMPILER)
     failed = [outcome.error for outcome in outcomes if outcome.status == "failed"]
     if failed:
@@ -91,22 +91,22 @@ def bank_of(memories: Path, work: Path, documents: int) -> lcc.MemoryBank:
     return bank
 
 
-def questions_of(shelf: Library, documents: int) -> list[BankQuestion]:
+def questions_of(corpus: Corpus, documents: int) -> list[BankQuestion]:
     """What one document alone answers, and what none does."""
     about = [
         BankQuestion(question.text, (question.answer,), key_of(number))
         for number in range(documents)
-        for question in shelf.questions(number)
+        for question in corpus.questions(number)
     ]
-    return [*about, *(BankQuestion(question.text) for question in shelf.unanswerable())]
+    return [*about, *(BankQuestion(question.text) for question in corpus.unanswerable())]
 
 
 def unrelated() -> list[str]:
     """General queries that no training of a router or a memory saw."""
-    return [query.text for query in general_exam(random.Random(LIBRARIES), UNRELATED, load_queries())]
+    return [query.text for query in general_exam(random.Random(CORPORA), UNRELATED, load_queries())]
 
 
-def measured(shelf: Library, bank: lcc.MemoryBank, retriever: str, gate: str, plots: Path | None) -> dict[str, Any]:
+def measured(corpus: Corpus, bank: lcc.MemoryBank, retriever: str, gate: str, plots: Path | None) -> dict[str, Any]:
     model, tokenizer = load()
     with bank:
         documents = len(bank.documents())
@@ -115,7 +115,7 @@ def measured(shelf: Library, bank: lcc.MemoryBank, retriever: str, gate: str, pl
         seconds = time.process_time() - began
         ready = bank.open(model, tokenizer, retriever=retriever, gate=gate)
         evaluation = BankEvaluation(ready, exact_match, ANSWER_TOKENS)
-        figures = evaluation.run(questions_of(shelf, documents), unrelated())
+        figures = evaluation.run(questions_of(corpus, documents), unrelated())
     if plots is not None:
         plots.mkdir(parents=True, exist_ok=True)
         plot_gates(trained, plots / f"gates-{retriever}.svg")
@@ -130,14 +130,14 @@ def summary(trained: Trained) -> dict[str, Any]:
     return {name: value for name, value in trained.to_dict().items() if name != "signals"}
 
 
-def measured_jointly(shelf: Library, documents: int) -> dict[str, Any]:
+def measured_jointly(corpus: Corpus, documents: int) -> dict[str, Any]:
     """One memory of all texts, at the same ratio, asked the same questions."""
     model, tokenizer = load()
-    text = "\n".join(document.text for document in shelf.documents[:documents])
+    text = "\n".join(document.text for document in corpus.documents[:documents])
     began = time.process_time()
     memory = lcc.compile(model, tokenizer, text, certify=False, **COMPILER)
     seconds = time.process_time() - began
-    about = [one for one in questions_of(shelf, documents) if one.key]
+    about = [one for one in questions_of(corpus, documents) if one.key]
     return {
         "documents": documents,
         "way": "one memory",

@@ -1,4 +1,4 @@
-"""A library: many documents about the same people and subjects, each of which alone answers some questions."""
+"""A corpus: many documents about the same people and subjects, each of which alone answers some questions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Subject = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Library:
+class Corpus:
     """Documents that share names and subjects.
 
     Attributes:
@@ -40,7 +40,7 @@ class Library:
         return [Question(wording, UNKNOWN) for subject in self.untold for wording in _wordings(subject, wordings)]
 
 
-def library(rng: random.Random, documents: int, facts: int, own: int, untold: int = 24) -> Library:
+def draw_corpus(rng: random.Random, documents: int, facts: int, own: int, untold: int = 24) -> Corpus:
     """Draw ``documents`` of so many ``facts`` each.
 
     Of the facts ``own`` are about subjects that no other document tells of. The others are about subjects that all
@@ -56,7 +56,7 @@ def library(rng: random.Random, documents: int, facts: int, own: int, untold: in
         raise ValueError(f"{len(subjects)} subjects are too few for {documents} documents with {own} of their own each")
     owned = [tuple(subjects[number * own : (number + 1) * own]) for number in range(documents)]
     drawn = [_document(rng, [*mine, *rng.sample(common, facts - own)]) for mine in owned]
-    return Library(tuple(drawn), tuple(owned), tuple(subjects[documents * own : documents * own + untold]))
+    return Corpus(tuple(drawn), tuple(owned), tuple(subjects[documents * own : documents * own + untold]))
 
 
 def _document(rng: random.Random, subjects: list[Subject]) -> Document:
