@@ -195,7 +195,7 @@ class BankIndex:
 
     def stamp(self) -> tuple[object, ...]:
         """Equal as long as the index holds the same memories that are not damaged."""
-        return tuple(self._rows("SELECT id, added FROM documents WHERE status = 'ok' ORDER BY key"))
+        return tuple(self._rows("SELECT count(*), total(id), max(added) FROM documents WHERE status = 'ok'"))
 
     def all_passages(self) -> dict[str, list[Passage]]:
         """Those of all memories that are not damaged, by key."""
