@@ -67,6 +67,7 @@ class Compilation:
         questions: to certify with, if they are given.
         task: what the compiler is given; ``task.model`` is private to the compilation.
         data: that of the task.
+        among: the distractors, by their digests.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,6 +79,7 @@ class Compilation:
     questions: list[Question] | None
     task: CompileTask
     data: DataOnDemand
+    among: dict[str, Memory]
 
     @classmethod
     def of(
@@ -115,7 +117,7 @@ class Compilation:
             task = replace(task, start=options.start.to(model.device).kv)
         if options.distractors:
             check_distractors(among, model, context, settings, digests)
-        return cls(tokenizer, text, options, settings, digests, queries, questions, task, data)
+        return cls(tokenizer, text, options, settings, digests, queries, questions, task, data, among)
 
     def memory(self, keep: Keep | None = None) -> Memory:
         """Compile, and certify if that is asked for."""
@@ -132,9 +134,9 @@ class Compilation:
         return self._certified(memory) if self.options.certify else memory
 
     def _task_among_distractors(self) -> CompileTask:
-        task, context = self.task, self.task.context
-        others = of_other_texts(self.options.distractors, context.sha256).values()
-        return replace(task, distractors=with_samples(others, task.model, context.chat, self.settings))
+        task = self.task
+        samples = with_samples(self.among.values(), task.model, task.context.chat, self.settings)
+        return replace(task, distractors=samples)
 
     def _certified(self, memory: Memory) -> Memory:
         model, settings = self.task.model, self.settings
@@ -166,7 +168,7 @@ class Compilation:
             asking=data.asking if data else None,
             date=context.chat.date,
             lineage=self.options.lineage,
-            distractors=list(of_other_texts(self.options.distractors, context.sha256)),
+            distractors=list(self.among),
         )
         return memory.to(model.device, model.dtype)
 

@@ -21,6 +21,7 @@ from ..text.chat_format import ChatFormat
 from ..text.context import Context
 from ..training.distractors import Distractor, asked_samples, most_tokens
 from ..utils.outputs import MEMORY_SUFFIX
+from ..utils.random_state import sample_up_to
 from .geometry import prefix_ids
 from .settings import CompileSettings
 
@@ -79,7 +80,7 @@ def with_samples(
         here, questions = memory.to(model.device, model.dtype), memory.questions
         samples: tuple[Sample, ...] = ()
         if questions and asked_samples(settings.training) and settings.training.isolated_share < 1:
-            chosen = rng.sample(questions, min(QUESTIONS, len(questions)))
+            chosen = sample_up_to(rng, questions, QUESTIONS)
             said = Reader.of_memory(model, chat, here).say(chosen, settings.data.max_response_tokens)
             states = said.states.split([len(response) for response in said.responses])
             samples = tuple(

@@ -16,6 +16,7 @@ from heapq import nlargest
 
 from ..data.samples import Sample
 from ..modeling.kv import KV
+from ..utils.random_state import sample_up_to
 from .settings import TrainingSettings
 
 
@@ -62,7 +63,7 @@ def draw_distractors(pool: Sequence[Distractor], training: TrainingSettings, rng
     drawn = rng.sample(pool, rng.randint(1, min(training.max_distractors, len(pool))))
     place = rng.randint(0, len(drawn))
     samples = [sample for one in drawn for sample in one.samples]
-    asked = rng.sample(samples, min(asked_samples(training), len(samples)))
+    asked = sample_up_to(rng, samples, asked_samples(training))
     return Distractors(tuple(drawn[:place]), tuple(drawn[place:]), tuple(asked))
 
 
