@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from ..errors import LCCError, MemoryFileError, MismatchError
 from ..memory.memory import Memory
-from ..memory.payload import KVPayload
 from ..modeling.fingerprint import DTYPE, differing
 from ..utils.hashing import json_digest
 from ..utils.tensor_files import load_metadata
@@ -119,8 +118,8 @@ def _document(key: str, files: Files, memory: Memory, has_text: bool) -> Documen
         compiler=memory.compiler["name"],
         source_sha256=memory.source_sha256,
         source_tokens=memory.source_tokens,
-        buffer_tokens=memory.buffer_tokens if isinstance(memory.payload, KVPayload) else 0,
-        tensor_bytes=memory.kv_bytes,
+        buffer_tokens=memory.buffer_tokens,
+        tensor_bytes=memory.nbytes,
         model=model_digest(memory),
         prefix=prefix_digest(memory),
         has_text=has_text,
