@@ -110,7 +110,7 @@ def _import(bank: MemoryBank, key: str, source: Path, force: bool) -> str:
     given = Memory.load(source)
     if key in bank and not force:
         stored = bank.memory(key)
-        if stored.metadata() == given.metadata() and stored.with_ancestors() == given.with_ancestors():
+        if stored.metadata() == given.metadata() and stored.digest == given.digest:
             return "skipped"
         raise MismatchError(f"the memory {key} is in the bank already and differs: rename the file, or give --force")
     bank.put(key, given)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,8 +24,6 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from ..bank.bank import MemoryBank
     from ..bank.opening import OpenBank
     from ..bank.session import BankAnswer
@@ -73,7 +69,8 @@ def ask_command(
 ) -> None:
     """Ask a bank: the right memory answers, or a text, or the plain model; it says which, and why."""
     options = {"retriever": retriever, "router": router, "gate": gate, "candidates": candidates, "together": together}
-    with opened(bank) as store, _before(store, model, **options, fallback=fallback) as ready:
+    with opened(bank) as store:
+        ready = _before(store, model, **options, fallback=fallback)
         answers = list(ready.ask(questions, max_new_tokens))
         skipped = dict(ready.session.skipped)
     for key, error in skipped.items():
@@ -106,7 +103,8 @@ def chat_command(
 
     terminal, conversation = Terminal(), None
     options = {"retriever": retriever, "router": router, "gate": gate, "candidates": candidates}
-    with opened(bank) as store, _before(store, model, **options) as ready:
+    with opened(bank) as store:
+        ready = _before(store, model, **options)
         while message := next_message(terminal):
             if message.strip() == "/new":
                 conversation = None
@@ -147,12 +145,13 @@ def train_router_command(
     """Train the router and fit the gates on the questions that the memories asked themselves."""
     from .bank_plots import check_plot, plot_gates
     from .bank_tables import show_trained
+    from .loading import load_model
 
     if plot is not None:
         check_plot(plot)
     with opened(bank) as store, Reporter(log_file=log_file) as reporter:
         trained = store.train_router(
-            *_loaded(model), retriever, candidates, unrelated, questions, seed, report=reporter.count
+            *load_model(model), retriever, candidates, unrelated, questions, seed, report=reporter.count
         )
         where = store.folder.router
     if plot is not None:
@@ -190,6 +189,7 @@ def eval_command(
     from ..text.queries import load_queries
     from ..utils.jsonl import load_rows
     from .bank_tables import show_evaluation
+    from .loading import load_model
 
     if metric not in METRICS:
         raise InputError(f"metric is {metric!r}; it must be one of {', '.join(METRICS)}")
@@ -198,7 +198,7 @@ def eval_command(
     rows = load_rows(questions, "test")
     with opened(bank) as store, Reporter(log_file=log_file) as reporter:
         asked = parse_questions(rows, [document.key for document in store.documents()])
-        loaded = _loaded(model)
+        loaded = load_model(model)
         others = load_queries(unrelated, loaded[1])[:count] if count else []
         ready = store.open(*loaded, report=reporter.count, **options)
         measured = BankEvaluation(ready, METRICS[metric], max_new_tokens, reporter.count).run(asked, others)
@@ -209,20 +209,15 @@ def eval_command(
         show_evaluation(measured)
 
 
-@contextmanager
-def _before(store: MemoryBank, model: str | None, **options: Any) -> Iterator[OpenBank]:
+def _before(store: MemoryBank, model: str | None, **options: Any) -> OpenBank:
     """The bank before a model; what must be made first is shown, and what is not as it was trained is said."""
-    with Reporter() as reporter:
-        ready = store.open(*_loaded(model), report=reporter.count, **options)
-    for note in ready.notes:
-        Terminal(stderr=True).print(f"note: {shown(note)}", soft_wrap=True)
-    yield ready
-
-
-def _loaded(model: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from .loading import load_model
 
-    return load_model(model)
+    with Reporter() as reporter:
+        ready = store.open(*load_model(model), report=reporter.count, **options)
+    for note in ready.notes:
+        Terminal(stderr=True).print(f"note: {shown(note)}", soft_wrap=True)
+    return ready
 
 
 def _where(answer: BankAnswer) -> str:
