@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -140,14 +139,7 @@ class Reading:
                 ids[place] = tokens.go_on(row, self.reader.chat.end, max_new_tokens)
         return [self.reader.text_of(ids[place]) for place in chosen]
 
-    @cached_property
-    def _logits(self) -> torch.Tensor:
-        return self.tokens.logits
-
     def _first(self, place: Place) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits, (vocabulary,), and the hidden state, (H,), of a place's first token."""
-        if place in self.rows:
-            row = self.rows[place]
-            return self._logits[row], self.tokens.hidden[row]
-        tokens, row = self.adapted[place]
-        return tokens.logits()[row], tokens.hidden[row]
+        tokens, row = self.adapted[place] if place in self.adapted else (self.tokens, self.rows[place])
+        return tokens.logits[row], tokens.hidden[row]

@@ -37,10 +37,10 @@ class FirstTokens:
         self._cache, self._rows, self._places = cache, rows, [places[row] for row in rows]
         self.hidden = hidden[self._places]
 
-    @property
+    @cached_property
     @torch.no_grad()
     def logits(self) -> torch.Tensor:
-        """(prompts, vocabulary) in the dtype of the model's head, computed at each call."""
+        """(prompts, vocabulary) in the dtype of the model's head."""
         return logits_of(self._cache.model, self.hidden)
 
     @cached_property

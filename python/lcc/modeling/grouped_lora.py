@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -16,6 +17,7 @@ from .architecture import supports_sharing
 from .attention import attending
 from .generation import end_tokens, generate_after
 from .kv import KV, decoder
+from .row_cache import logits_of
 from .shared_cache import SharedCache
 from .shared_prefix_attention import SHARED_PREFIX
 
@@ -38,11 +40,11 @@ class FirstTokens:
     rows: tuple[int, ...]
     cache: SharedCache
 
+    @cached_property
     @torch.no_grad()
     def logits(self) -> torch.Tensor:
-        """(candidates, vocabulary)."""
-        head = self.adapted.model.get_output_embeddings()
-        return head(self.hidden.to(head.weight.dtype))
+        """(candidates, vocabulary) in the dtype of the model's head."""
+        return logits_of(self.adapted.model, self.hidden)
 
     def go_on(self, candidate: int, end: int, max_new_tokens: int) -> list[int]:
         """The greedy answer under one of the candidates, from the same question and the step that is done.
@@ -57,7 +59,7 @@ class FirstTokens:
         Raises:
             InputError: as ``generate_after``.
         """
-        model, first = self.adapted.model, int(self.logits()[candidate].argmax())
+        model, first = self.adapted.model, int(self.logits[candidate].argmax())
         if first in end_tokens(model, end):
             return []
         if max_new_tokens == 1:

@@ -61,7 +61,7 @@ def test_each_row_is_what_its_adapter_gives_alone(family):
     first = first_tokens(AdaptedModel(model, [*adapters, None]), question, QUESTION[-1])
     expected = torch.stack([alone(model, adapter) for adapter in (*adapters, None)])
     torch.testing.assert_close(first.hidden, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(first.logits(), model.lm_head(expected), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(first.logits, model.lm_head(expected), rtol=1e-9, atol=1e-9)
 
 
 def test_one_adapter_is_that_adapter(model, adapters, question):
