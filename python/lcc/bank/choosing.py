@@ -25,6 +25,14 @@ class Considered:
     score: float
 
 
+def scored(router: Router, candidates: Sequence[Candidate], neighborhood: Neighborhood) -> tuple[Considered, ...]:
+    """The candidates of one question with their scores, in the same order."""
+    return tuple(
+        Considered(one.key, one.similarity, one.entropy, one.divergence, one.likeness, score)
+        for one, score in zip(candidates, router.scores(candidates, neighborhood), strict=True)
+    )
+
+
 @dataclass(frozen=True)
 class Decision:
     """What was decided about a question.
@@ -65,15 +73,11 @@ class Chooser:
         Args:
             neighborhood: of the question; an empty one unless ``looks``.
         """
-        scores = self.router.scores(candidates, neighborhood)
-        considered = tuple(
-            Considered(one.key, one.similarity, one.entropy, one.divergence, one.likeness, score)
-            for one, score in zip(candidates, scores, strict=True)
-        )
+        considered = scored(self.router, candidates, neighborhood)
         if not candidates:
             reason = "the gate never opens" if self.gate == NEVER else "the retriever found no memory"
             return Decision((), None, reason, ())
-        order = sorted(range(len(scores)), key=lambda index: -scores[index])
+        order = sorted(range(len(considered)), key=lambda index: -considered[index].score)
         signals = [getattr(considered[index], self.gate.signal) for index in order]
         passed = [index for index, signal in zip(order, signals, strict=True) if self.gate.accepts(signal)]
         told = passed[0] if passed else order[0]

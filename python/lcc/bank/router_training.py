@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from ..errors import InputError
 from ..utils.progress import Report
 from ..utils.random_state import sample_up_to
+from .choosing import Considered, scored
 from .gating import LOW, Fit, Gate, Signal, fit
 from .index import Hit
 from .neighbors import NOWHERE, Neighborhood, conformal_gate
@@ -47,6 +49,11 @@ class Examples:
     answered: tuple[Asked, ...]
     absent: tuple[Asked, ...]
     unrelated: tuple[Asked, ...]
+
+    @property
+    def found(self) -> tuple[Asked, ...]:
+        """The answered ones whose memory is a candidate."""
+        return tuple(one for one in self.answered if one.gold is not None)
 
 
 @dataclass(frozen=True)
@@ -195,11 +202,12 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
     router = forms[max(reached, key=lambda form: reached[form] or 0.0)]
     others: list[Router] = [ScoreRouter(), NeighborRouter()]
     reached |= {each.name: accuracy(each, held_out.answered) for each in others}
-    gates: dict[str, Fit] = {signal: _fitted(signal, router, examples, held_out) for signal in SIGNALS}
-    found = [one for one in held_out.answered if one.gold is not None]
-    kinds = {"answered": found, "unrelated": held_out.unrelated, "absent": held_out.absent}
-    signals: dict[str, dict[str, list[float]]] = {
-        signal: {kind: _values(signal, router, some) for kind, some in kinds.items()} for signal in SIGNALS
+    trained_on, signals = (_signals(router, some) for some in (examples, held_out))
+    gates: dict[str, Fit] = {
+        signal: fit(
+            signal, *(side[signal][kind] for side in (trained_on, signals) for kind in ("answered", "unrelated"))
+        )
+        for signal in SIGNALS
     }
     return Trained(
         router=router,
@@ -208,7 +216,7 @@ def train(examples: Examples, held_out: Examples, seed: int = 0) -> Trained:
             [one.candidates[one.gold].likeness for one in examples.answered if one.gold is not None]
         ),
         accuracy=reached,
-        found=len(found) / len(held_out.answered),
+        found=len(held_out.found) / len(held_out.answered),
         refused={
             signal: {kind: _share_refused(gates[signal].gate, some[kind]) for kind in ("unrelated", "absent")}
             for signal, some in signals.items()
@@ -261,14 +269,6 @@ def _asked(read: Sequence[Candidate], key: str | None, around: Neighborhood) -> 
     return Asked(tuple(read), gold, around)
 
 
-def _fitted(signal: Signal, router: Router, examples: Examples, held_out: Examples) -> Fit:
-    sides = []
-    for some in (examples, held_out):
-        found = [one for one in some.answered if one.gold is not None]
-        sides += [_values(signal, router, found), _values(signal, router, some.unrelated)]
-    return fit(signal, *sides)
-
-
 def _finite(values: Iterable[float]) -> list[float]:
     return list(filter(math.isfinite, values))
 
@@ -277,14 +277,22 @@ def _share_refused(gate: Gate, values: Sequence[float]) -> float:
     return 1 - sum(map(gate.accepts, values)) / max(1, len(values))
 
 
-def _values(signal: Signal, router: Router, asked: Sequence[Asked]) -> list[float]:
-    """The signal of the candidate that the router prefers; of a question without candidates, one beyond all others."""
-    values = []
-    for one in asked:
-        scores: list[Any] = router.scores(one.candidates, one.neighborhood)
-        if not scores:
-            values.append(math.inf if signal in LOW else -math.inf)
-            continue
-        best = max(range(len(scores)), key=scores.__getitem__)
-        values.append(scores[best] if signal == "score" else getattr(one.candidates[best], signal))
-    return values
+def _signals(router: Router, examples: Examples) -> dict[str, dict[str, list[float]]]:
+    """Those of the candidates that the router prefers, by the signal and by the kind of question."""
+    kinds = {"answered": examples.found, "unrelated": examples.unrelated, "absent": examples.absent}
+    preferred = {kind: [_preferred(router, one) for one in asked] for kind, asked in kinds.items()}
+    return {
+        signal: {kind: [_value(signal, one) for one in some] for kind, some in preferred.items()} for signal in SIGNALS
+    }
+
+
+def _preferred(router: Router, asked: Asked) -> Considered | None:
+    candidates = scored(router, asked.candidates, asked.neighborhood)
+    return max(candidates, key=attrgetter("score"), default=None)
+
+
+def _value(signal: Signal, preferred: Considered | None) -> float:
+    """The signal of a candidate; of a question without candidates, one beyond all others."""
+    if preferred is None:
+        return math.inf if signal in LOW else -math.inf
+    return getattr(preferred, signal)
