@@ -25,7 +25,7 @@ class Gate:
         signal: ``entropy`` of the first token, which is low where the memory answers (CDLM); ``divergence`` from the
             plain model's first token, ``likeness`` to a question that the memory asked itself, or the router's
             ``score``, which are high there.
-        threshold: in the signal's unit, nats but for a score.
+        threshold: in the signal's unit: nats of an entropy or a divergence, a cosine of a likeness.
 
     Raises:
         InputError: an unknown signal, or a threshold that is NaN.

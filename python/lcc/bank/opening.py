@@ -180,9 +180,7 @@ class Opener:
         trained, notes = self._trained(options)
         router = self._router(options.router, trained)
         gate = self._gate(options.gate, trained, router)
-        text_gate = None
-        if options.fallback == "text":
-            text_gate = self._gate(AUTO, trained, router)
+        text_gate = self._gate(AUTO, trained, router) if options.fallback == "text" else None
         candidates = 0 if gate == NEVER else options.candidates
         chooser = Chooser(router, gate, options.together)
         asking = Asking(chooser, self.near, candidates, text_gate)

@@ -21,12 +21,12 @@ class Retriever(Protocol):
     """Finds documents.
 
     Attributes:
-        name: recorded with what is trained on its hits.
+        name: how it is called on the command line.
     """
 
     @property
     def name(self) -> str:
-        """How it is called on the command line."""
+        """See the class."""
         ...
 
     def search(self, query: str, k: int, without: str | None = None) -> list[Hit]:
