@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers import PreTrainedModel, StaticCache
+from transformers import PreTrainedConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import StaticLayer
 
 import lcc_kernels as lk
@@ -40,18 +40,27 @@ def check_memory(model: PreTrainedModel, memory: Memory) -> None:
         InputError: it holds NaN.
         MismatchError: its layers, heads, widths, rope or prefix are not the model's.
     """
+    check_shape(model.config, memory)
+    _check_prefix(model, memory)
+
+
+def check_shape(config: PreTrainedConfig, memory: Memory) -> None:
+    """``check_memory``, where the prefix is not looked at.
+
+    Raises:
+        InputError, MismatchError: as ``check_memory``.
+    """
     memory.check()
-    wanted = kv_shape(model.config)
+    wanted = kv_shape(config)
     layers, memory_heads, _, memory_width = memory.kv.keys.shape
     for name, have, want in (
         ("layers", layers, wanted[0]),
         ("kv_heads", memory_heads, wanted[1]),
         ("head_dim", memory_width, wanted[2]),
-        ("rope", memory.rope, model.config.rope_parameters),
+        ("rope", memory.rope, config.rope_parameters),
     ):
         if have != want:
             raise MismatchError(f"the memory's {name} is {have} but the model's is {want}: not compiled for this model")
-    _check_prefix(model, memory)
 
 
 def check_adapted(model: PreTrainedModel, memory: Memory, start: int = 0) -> None:

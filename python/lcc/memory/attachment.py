@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from transformers import Cache, PreTrainedModel, StaticCache
@@ -13,15 +13,14 @@ import lcc_kernels as lk
 
 from ..errors import InputError, MismatchError
 from ..modeling.fingerprint import differing
-from ..modeling.kv import KV, rotary_tables
+from ..modeling.kv import no_tokens, rotary_tables
 from ..modeling.prefill import prefill
 from ..modeling.shared_cache import SharedCache
 from ..modeling.wrappers import plain_model
 from ..utils.values import check
-from .attachable import check_blocks, check_memory, check_model, check_positions, check_range, check_static
+from .attachable import check_blocks, check_memory, check_model, check_positions, check_static
 from .memory import Memory
-
-Caches = torch.Tensor | Sequence[torch.Tensor]
+from .parts import Part, joined, placed_parts, write_parts
 
 
 @torch.no_grad()
@@ -56,16 +55,12 @@ def attach(
     model = plain_model(model)
     memories = _checked(model, memory, start, verify)
     tokens = cached_tokens(memories)
-    slots = torch.arange(tokens, device=model.device)
     if cache is None:
-        layers, heads, _, width = memories[0].kv.keys.shape
-        keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=model.dtype, device=model.device)
-        _write(model, memories, start, keys, values, slots)
-        return SharedCache(KV(keys[:, 0], values[:, 0], start)).follow(model)
+        return SharedCache(joined(_parts(model, memories, start), start, model.dtype)).follow(model)
     check_static(model, cache, memories[0], tokens)
-    _write(
-        model, memories, start, [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers], slots
-    )
+    slots = torch.arange(tokens, device=model.device)
+    keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
+    write_parts(_parts(model, memories, start), keys, values, slots)
     for layer in cache.layers:
         layer.cumulative_length.fill_(tokens)
     return cache
@@ -106,7 +101,7 @@ def attach_paged(
     check_blocks(block_table, math.ceil(tokens / block_size), blocks)
     positions = torch.arange(tokens, device=block_table.device)
     slots = lk.slot_mapping(block_table, positions, block_size).to(model.device)
-    _write(model, memories, start, key_cache, value_cache, slots, paged=True)
+    write_parts(_parts(model, memories, start), key_cache, value_cache, slots, paged=True)
     return tokens
 
 
@@ -144,70 +139,10 @@ def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:
     return memories
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Consecutive tokens of the cache to be, with the tables that turn their keys, (tokens, rotary_dim)."""
-
-    kv: KV
-    cos: torch.Tensor
-    sin: torch.Tensor
-    key_scale: torch.Tensor | None = None
-    value_scale: torch.Tensor | None = None
-
-    def dequantized(self) -> KV:
-        """K and V in the tables' dtype, multiplied by their scales."""
-        keys, values = self.kv.keys.to(self.cos.dtype), self.kv.values.to(self.cos.dtype)
-        if self.key_scale is not None and self.value_scale is not None:
-            keys, values = keys * self.key_scale[:, :, None], values * self.value_scale[..., None]
-        return replace(self.kv, keys=keys, values=values)
-
-
-def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> Iterator[_Part]:
-    dtype = torch.promote_types(model.dtype, torch.float32)
-    prefix_ids = memories[0].prefix_ids
-    if prefix_ids:
-        # The model itself reads the prefix where it stands: its keys are turned already.
-        one = torch.ones(len(prefix_ids), 2, dtype=dtype, device=model.device)
-        yield _Part(prefill(model, prefix_ids, start=start), one, torch.zeros_like(one))
-        start += len(prefix_ids)
-    for memory in memories:
-        here = {name: tensor.to(model.device) for name, tensor in memory.tensors().items()}
-        part = _Part(
-            KV(here.pop("keys"), here.pop("values")),
-            *rotary_tables(model, start, memory.buffer_tokens, dtype),
-            **here,
-        )
-        check_range(part.dequantized(), part.cos, part.sin, model.dtype)
-        yield part
-        start += memory.buffer_tokens
-
-
-def _write(
-    model: PreTrainedModel,
-    memories: Sequence[Memory],
-    start: int,
-    key_cache: Caches,
-    value_cache: Caches,
-    slots: torch.Tensor,
-    paged: bool = False,
-) -> None:
-    """Write prefix and memories to ``slots``, (tokens,), of every layer at once; nothing before all is known to fit."""
-    done = 0
-    for part in list(_parts(model, memories, start)):
-        where = slots[done : done + len(part.kv)]
-        lk.attach_kv(
-            part.kv.keys,
-            part.kv.values,
-            key_cache,
-            value_cache,
-            where,
-            part.cos,
-            part.sin,
-            part.key_scale,
-            part.value_scale,
-            paged=paged,
-        )
-        done += len(part.kv)
+def _parts(model: PreTrainedModel, memories: Sequence[Memory], start: int) -> list[Part]:
+    """Prefix and memories; all are known to fit before the first is written."""
+    prefix = prefill(model, memories[0].prefix_ids, start=start) if memories[0].prefix_ids else no_tokens(model, start)
+    return list(placed_parts(memories, prefix, partial(rotary_tables, model), model.dtype, model.device))
 
 
 def _checked(model: PreTrainedModel, memory: Memory | Sequence[Memory], start: int, verify: bool) -> tuple[Memory, ...]:

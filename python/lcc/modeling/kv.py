@@ -113,6 +113,13 @@ class KV:
         return turn(wide, *tables).to(self.keys.dtype)
 
 
+def no_tokens(model: PreTrainedModel, start: int = 0) -> KV:
+    """K and V of no token, in the model's dtype."""
+    layers, heads, width = kv_shape(model.config)
+    empty = torch.empty(layers, heads, 0, width, dtype=model.dtype, device=model.device)
+    return KV(empty, empty, start)
+
+
 def decoder(model: PreTrainedModel) -> PreTrainedModel:
     """The model without its lm_head."""
     return getattr(model, model.base_model_prefix)
@@ -151,6 +158,6 @@ def rotary_tables(
 def rotary_tables_at(
     model: PreTrainedModel, positions: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The model's own cos and sin at ``positions``, (tokens,) int64; each (tokens, rotary_dim)."""
-    cos, sin = decoder(model).rotary_emb(torch.empty(0, dtype=dtype, device=model.device), positions[None])
+    """The model's own cos and sin at ``positions``, (tokens,) int64; each (tokens, rotary_dim) on their device."""
+    cos, sin = decoder(model).rotary_emb(torch.empty(0, dtype=dtype, device=positions.device), positions[None])
     return cos[0], sin[0]

@@ -1,0 +1,159 @@
+"""What the model reads of a request: the tokens behind its memories, or the whole chat where it names none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InputError
+from ..text.chat_format import ChatFormat
+from ..text.plain_text import template_ids
+from ..text.prompts import SYSTEM_PROMPT
+from ..utils.terminal import first_line
+from ..utils.values import quoted
+from .api_errors import bad_request
+from .library import Entry
+
+Messages = Sequence[Mapping[str, Any]]
+# What a memory's prefix says nothing of, with why.
+REFUSED = {
+    "tools": "a memory was compiled behind a prompt without tools",
+    "functions": "a memory was compiled behind a prompt without functions",
+    "documents": "a memory stands where documents would",
+    "prompt_logprobs": "there are no tokens of a text whose probabilities could be told",
+    "echo": "there is no text of a prompt to repeat",
+    "chat_template": "a memory belongs to the model's own chat template",
+    "continue_final_message": "a question is what an answer follows",
+}
+
+
+class Prompts:
+    """Makes the tokens of requests.
+
+    Args:
+        window: positions that the server's model has.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, window: float):
+        self.tokenizer, self.window = tokenizer, window
+        self._formats: dict[tuple[str | None, str | None], ChatFormat] = {}
+
+    def chat(self, entries: Sequence[Entry], messages: Messages) -> list[int]:
+        """The tokens behind memories.
+
+        Raises:
+            ApiError: 400: messages that are no chat, a system message that the memory was not compiled with, or no
+                question.
+        """
+        system, turns = turns_of(messages)
+        first = entries[0]
+        try:
+            if system is not None and self._format(first.date, system).prefix_ids != list(first.prefix_ids):
+                raise bad_request(
+                    "a memory stands behind the system prompt that it was compiled with: leave the system message out",
+                    "messages",
+                )
+            return self._format(first.date).query_ids(turns)
+        except InputError as error:
+            raise bad_request(str(error), "messages") from error
+
+    def plain_chat(self, messages: Messages) -> list[int]:
+        """The tokens of a whole chat.
+
+        Raises:
+            ApiError: 400: messages that are no chat, or that the template refuses.
+        """
+        system, turns = turns_of(messages)
+        said = [] if system is None else [{"role": "system", "content": system}]
+        said += [{"role": "assistant" if at % 2 else "user", "content": turn} for at, turn in enumerate(turns)]
+        try:
+            text = str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+            return template_ids(self.tokenizer, text)
+        except Exception as error:
+            # A template is a program: it may fail in any way.
+            raise bad_request(f"the chat template refuses the messages: {first_line(error)}", "messages") from error
+
+    def text(self, prompt: str | Sequence[int], behind_memory: bool) -> list[int]:
+        """The tokens of a prompt that is no chat.
+
+        Raises:
+            ApiError: 400: it is empty, or has ids that the tokenizer does not know.
+        """
+        if isinstance(prompt, str):
+            ids = self._format(None).ids(prompt) if behind_memory else self.tokenizer(prompt)["input_ids"]
+        else:
+            ids = list(prompt)
+            if any(not 0 <= token < len(self.tokenizer) for token in ids):
+                raise bad_request(f"a token id is not in 0 to {len(self.tokenizer) - 1}", "prompt")
+        if not ids:
+            raise bad_request("the prompt is empty", "prompt")
+        return ids
+
+    def check_fits(self, past: int, ids: Sequence[int], new_tokens: int) -> None:
+        """Refuse what is beyond the window.
+
+        Raises:
+            ApiError: 400.
+        """
+        needed = past + len(ids) + new_tokens
+        if needed > self.window:
+            raise bad_request(
+                f"memory ({past}), question ({len(ids)}) and answer ({new_tokens}) take {needed} tokens, and the "
+                f"model's window has {self.window}: ask less, or lower max_tokens",
+                "max_tokens",
+            )
+
+    def _format(self, date: str | None, system: str | None = None) -> ChatFormat:
+        key = date, system
+        if key not in self._formats:
+            if len(self._formats) > 64:
+                self._formats.clear()
+            self._formats[key] = ChatFormat.of(self.tokenizer, SYSTEM_PROMPT if system is None else system, date)
+        return self._formats[key]
+
+
+def check_memory_request(body: Mapping[str, Any]) -> None:
+    """Refuse what cannot be had together with a memory.
+
+    Raises:
+        ApiError: 400, with the field.
+    """
+    for name, why in REFUSED.items():
+        if body.get(name) not in (None, False, [], {}):
+            raise bad_request(f"{name} cannot be given with a memory: {why}", name)
+
+
+def turns_of(messages: Messages) -> tuple[str | None, tuple[str, ...]]:
+    """The system prompt, if there is one, and the turns: question, answer, ..., question.
+
+    Raises:
+        ApiError: 400.
+    """
+    said = [(message.get("role"), _text(message)) for message in messages]
+    system = said.pop(0)[1] if said and said[0][0] in ("system", "developer") else None
+    wanted = ["user", "assistant"] * (len(said) // 2 + 1)
+    if not said or [role for role, _ in said] != wanted[: len(said)] or len(said) % 2 == 0:
+        raise bad_request(
+            "messages must be user and assistant in turn, with a system message in front or none, and end in one of "
+            "the user's",
+            "messages",
+        )
+    turns = tuple(text for _, text in said)
+    if not turns[-1].strip():
+        raise bad_request("the question is empty", "messages")
+    return system, turns
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    content = message.get("content")
+    if message.get("tool_calls"):
+        raise bad_request("messages with tool_calls cannot be read here", "messages")
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        texts = [part.get("text") for part in content]
+        if all(isinstance(text, str) for text in texts):
+            return "\n".join(texts)
+    raise bad_request(f"a message's content is {quoted(content)}; it must be text", "messages")
