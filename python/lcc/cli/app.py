@@ -39,6 +39,7 @@ from .options import (
     chosen_settings,
     print_json,
 )
+from .serve import serve_command
 
 UsageError: Any = typer.BadParameter.__base__
 
@@ -163,6 +164,7 @@ def ask(
 
 
 command("chat")(chat_command)
+command("serve")(serve_command)
 
 
 @command()

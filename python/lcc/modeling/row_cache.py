@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -86,6 +86,17 @@ class RowCache:
         selected._numbers, selected._lengths = [used.index(number) for number in numbers], lengths
         selected._cache.copy_rows(self._cache, self._places(places), max(lengths))
         return selected
+
+    def over(self, prefixes: Sequence[KV], numbers: Mapping[int, int]) -> RowCache:
+        """The same rows in a cache over other prefixes; their own K and V are not copied, and this one is used up.
+
+        Args:
+            numbers: the new number of each prefix that a row sees.
+        """
+        moved = RowCache(self.model, prefixes, self.shares)
+        moved._numbers, moved._lengths = [numbers[number] for number in self._numbers], self._lengths
+        moved._cache.take_rows(self._cache)
+        return moved
 
     def _of(self, places: Sequence[int]) -> tuple[list[int], list[int]]:
         """Prefixes and lengths of these rows."""

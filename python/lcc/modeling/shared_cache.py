@@ -220,6 +220,11 @@ class SharedCache(DynamicCache):
         for layer, other in zip(self.layers, source.layers, strict=True):
             layer.copy_rows(other, rows, tokens)
 
+    def take_rows(self, source: SharedCache) -> None:
+        """Hold another cache's sequences without copying them."""
+        for layer, other in zip(self.layers, source.layers, strict=True):
+            layer._own = other._own
+
     def refill(self, kept: torch.Tensor, tokens: int, entering: SharedCache, room: int = 0) -> None:
         """Go on with some of the sequences, and with those of ``entering``, which shares the same tokens.
 
