@@ -1,0 +1,1 @@
+"""What serving costs, and whether it holds: many requests over many memories."""
