@@ -50,7 +50,7 @@ class Vocabulary:
 
 
 def write_gguf(path: Path, model, vocabulary: Vocabulary, quantized: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Write a Llama, Mistral, Qwen 2 or 3, or Phi 3 of transformers in float32.
+    """Write a Llama, Mistral, Qwen 2 or 3, Phi 3 or Gemma of transformers in float32.
 
     Args:
         quantized: names of the matrices that are stored as Q8_0.
@@ -65,7 +65,7 @@ def write_gguf(path: Path, model, vocabulary: Vocabulary, quantized: Sequence[st
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        array = _reordered(name, tensor.float().numpy(), config)
+        array = _converted(name, tensor.float().numpy(), config)
         if name in quantized:
             packed = gguf.quants.quantize(array, Q8)
             worth[name] = gguf.quants.dequantize(packed, Q8)
@@ -122,8 +122,10 @@ def _short(name: str) -> str:
     return name
 
 
-def _reordered(name: str, array: np.ndarray, config) -> np.ndarray:
-    """Rows of queries and keys with each rotary pair side by side, where llama.cpp wants them so."""
+def _converted(name: str, array: np.ndarray, config) -> np.ndarray:
+    """Rows of queries and keys with each rotary pair side by side, and norms with their one, where it wants them so."""
+    if config.model_type == "gemma" and array.ndim == 1:
+        return array + 1
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None or config.model_type not in SIDE_BY_SIDE:
         return array

@@ -31,7 +31,7 @@ VERSIONS = {2: b"", 3: b"", 4: struct.pack("<II", 0, 0)}
 TYPES = {"f32": (0, torch.float32), "f16": (1, torch.float16)}
 # Whether llama.cpp turns a key's neighbouring channels together, by config.model_type: its converter puts side by side
 # the channels that transformers turns together, which are half a head apart.
-NEIGHBOURS = {"llama": True, "mistral": True, "phi3": False, "qwen2": False, "qwen3": False}
+NEIGHBOURS = {"gemma": False, "llama": True, "mistral": True, "phi3": False, "qwen2": False, "qwen3": False}
 # The kinds of rotary tables that both make alike.
 ROPES = ("default", "linear", "llama3", "yarn")
 

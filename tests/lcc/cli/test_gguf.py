@@ -22,6 +22,8 @@ TEMPLATE = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + ' ' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant ' }}{% endif %}"
 )
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A tiny Llama's GGUF file, with one 8-bit matrix, and what that matrix is worth."""

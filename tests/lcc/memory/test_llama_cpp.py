@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 from dataclasses import dataclass
 
@@ -11,12 +10,10 @@ import pytest
 import torch
 
 import lcc
-from lcc.memory.llama_cpp import NEIGHBOURS, VERSIONS, StateOptions, parse_state_version, placeholders, state_bytes
+from lcc.memory.llama_cpp import VERSIONS, StateOptions, parse_state_version, placeholders, state_bytes
 from lcc.modeling.kv import KV
-from lcc.synthetic.people import document
-from lcc.text.chat_format import ChatFormat
 from tests.support.plain_memories import plain_memory
-from tests.support.tiny_models import FAMILIES, ROPES, tiny_model
+from tests.support.tiny_models import tiny_model
 
 LAYERS, HEADS, TOKENS, WIDTH = 2, 3, 5, 4
 TEXT = "Mara lives in the quiet old town of Selby. Hugo works every day as a baker."

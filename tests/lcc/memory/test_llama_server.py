@@ -8,26 +8,37 @@ import pytest
 import torch
 
 import lcc
-from lcc.memory.llama_cpp import NEIGHBOURS, parse_state_version, placeholders
+from lcc.memory import llama_cpp
+from lcc.memory.llama_cpp import NEIGHBOURS, VERSIONS, parse_state_version, placeholders
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
 from tests.support.llama_server import llama_server
 from tests.support.plain_memories import plain_memory
-from tests.support.tiny_models import FAMILIES, ROPES, tiny_model
+from tests.support.tiny_models import EXPORTED, FAMILIES, tiny_model
 
 pytest.importorskip("xllamacpp", reason="the package xllamacpp, a prebuilt llama.cpp server, is not installed")
 gguf_model = pytest.importorskip("tests.support.gguf_model", reason="the package gguf is not installed")
 
 TOKENS = 12
-# Long sequences of a random model.
 TEXT = "Mara lives in the quiet old town of Selby. Hugo works every day as a baker."
-KINDS = ["llama", "llama3", "linear", "yarn", "mistral", "qwen2", "qwen3", "phi3"]
+KINDS = [*FAMILIES, *EXPORTED, "linear", "yarn"]
 
 
 def gguf_of(folder, model, tokenizer):
     path = folder / "model.gguf"
     gguf_model.write_gguf(path, model, gguf_model.Vocabulary.of(tokenizer))
     return path
+
+
+def version_of(server) -> int:
+    status, saved = server.slot("save", "empty")
+    assert status == 200, saved
+    return parse_state_version(server.folder / "empty")
+
+
+def exported(server, model, memories, kv: str = "f32", flash_attn: bool = False):
+    options = {"kv": kv, "flash_attn": flash_attn, "state_version": version_of(server)}
+    return lcc.export(model, memories, server.folder / "memory", "llama-cpp", **options)
 
 
 def answered(server, tokenizer, path, question: str, tokens: int = TOKENS) -> tuple[list[int], int]:
@@ -42,9 +53,9 @@ def answered(server, tokenizer, path, question: str, tokens: int = TOKENS) -> tu
 @torch.no_grad()
 def own_answer(model, tokenizer, memories, question: str, tokens: int = TOKENS) -> list[int]:
     inputs = lcc.prompt(model, tokenizer, memories, [question])
-    row = model.generate(
-        **inputs, past_key_values=lcc.attach(model, memories), max_new_tokens=tokens, do_sample=False
-    )[0]
+    row = model.generate(**inputs, past_key_values=lcc.attach(model, memories), max_new_tokens=tokens, do_sample=False)[
+        0
+    ]
     return row[inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -57,17 +68,59 @@ def documents():
 def test_the_server_answers_as_ask_does(kv, flash_attn, documents, embedded, tmp_path, monkeypatch):
     model, tokenizer = embedded
     first, second = (plain_memory(model, tokenizer, each.text, monkeypatch)[0] for each in documents)
-    questions = [question.text for each in documents for question in each.questions[:4]]
-    stacks = {"first": [first], "second": [second], "both": [first, second]}
+    questions = [(asked.text, asked.answer) for each in documents for asked in each.questions()[::3]]
     right = 0
     with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, kv, flash_attn) as server:
-        for name, stack in stacks.items():
-            options = {"kv": kv, "flash_attn": flash_attn}
-            path = lcc.export(model, stack, tmp_path / name, "llama-cpp", **options)
-            texts = lcc.ask(model, tokenizer, stack, questions, max_new_tokens=TOKENS)
-            for question, text in zip(questions, texts, strict=True):
+        for stack in ([first], [second], [first, second]):
+            path = exported(server, model, stack, kv, flash_attn)
+            texts = lcc.ask(model, tokenizer, stack, [question for question, _ in questions], max_new_tokens=TOKENS)
+            for (question, value), text in zip(questions, texts, strict=True):
                 tokens, cached = answered(server, tokenizer, path, question)
                 assert cached == len(placeholders(path))
                 assert tokens == own_answer(model, tokenizer, stack, question)
                 assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
-                right += 1
+                right += value in text
+    assert right > len(questions)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_architecture_and_rope(kind, tokenizer, tmp_path, monkeypatch):
+    """A random model's answer depends on every channel of every key."""
+    model = tiny_model(kind)
+    memory, _ = plain_memory(model, tokenizer, TEXT, monkeypatch)
+    with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, "f32", False) as server:
+        path = exported(server, model, memory)
+        for question in ("Where does Mara live?", "Say: dog cat.", "What is the job of Hugo?"):
+            tokens, cached = answered(server, tokenizer, path, question)
+            assert tokens == own_answer(model, tokenizer, memory, question)
+            assert cached == len(placeholders(path))
+        monkeypatch.setattr(llama_cpp, "_neighbours", lambda model: not NEIGHBOURS[model.config.model_type])
+        path = exported(server, model, memory)
+        assert answered(server, tokenizer, path, question)[0] != tokens
+
+
+def test_a_state_that_the_server_cannot_read_is_an_error(embedded, tmp_path, monkeypatch):
+    model, tokenizer = embedded
+    memory, _ = plain_memory(model, tokenizer, TEXT, monkeypatch)
+    with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, "f32", False) as server:
+        started = {"kv": "f32", "flash_attn": False, "state_version": version_of(server)}
+        other = min(VERSIONS.keys() - {started["state_version"]})
+        wrong = {"kv": "f16", "flash_attn": True, "state_version": other}
+        for name, value in wrong.items():
+            path = lcc.export(model, memory, tmp_path / name, "llama-cpp", **started | {name: value})
+            status, answer = server.slot("restore", path.name)
+            assert status == 400, name
+            assert "Unable to restore slot" in answer["error"]["message"]
+        path, question = exported(server, model, memory), "Where does Mara live?"
+        expected = own_answer(model, tokenizer, memory, question), len(placeholders(path))
+        assert answered(server, tokenizer, path, question) == expected
+
+
+def test_what_a_server_saved_is_not_replaced(embedded, tmp_path, monkeypatch):
+    model, tokenizer = embedded
+    memory, _ = plain_memory(model, tokenizer, TEXT, monkeypatch)
+    with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path) as server:
+        server.complete([1, 2, 3], 2)
+        assert server.slot("save", "saved")[0] == 200
+    with pytest.raises(lcc.MemoryFileError, match="not one of this package's"):
+        lcc.export(model, memory, tmp_path / "saved", "llama-cpp")
