@@ -41,21 +41,21 @@ def exported(server, model, memories, kv: str = "f32", flash_attn: bool = False)
     return lcc.export(model, memories, server.folder / "memory", "llama-cpp", **options)
 
 
-def answered(server, tokenizer, path, question: str, tokens: int = TOKENS) -> tuple[list[int], int]:
-    """The greedy answer behind a state, and how many tokens the server took from it."""
+def restore(server, path) -> None:
     status, restored = server.slot("restore", path.name)
     assert status == 200, restored
-    prompt = placeholders(path) + ChatFormat.of(tokenizer).query_ids(question)
-    answer = server.complete(prompt, tokens)
+
+
+def answered(server, tokenizer, path, question: str) -> tuple[list[int], int]:
+    """The greedy answer behind a state that the slot holds, and how many tokens the server took from it."""
+    answer = server.complete(placeholders(path) + ChatFormat.of(tokenizer).query_ids(question), TOKENS)
     return answer["tokens"], answer["timings"]["cache_n"]
 
 
 @torch.no_grad()
-def own_answer(model, tokenizer, memories, question: str, tokens: int = TOKENS) -> list[int]:
-    inputs = lcc.prompt(model, tokenizer, memories, [question])
-    row = model.generate(**inputs, past_key_values=lcc.attach(model, memories), max_new_tokens=tokens, do_sample=False)[
-        0
-    ]
+def own_answer(model, tokenizer, memories, question: str) -> list[int]:
+    inputs, cache = lcc.prompt(model, tokenizer, memories, [question]), lcc.attach(model, memories)
+    row = model.generate(**inputs, past_key_values=cache, max_new_tokens=TOKENS, do_sample=False)[0]
     return row[inputs["input_ids"].shape[1] :].tolist()
 
 
@@ -73,6 +73,7 @@ def test_the_server_answers_as_ask_does(kv, flash_attn, documents, embedded, tmp
     with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, kv, flash_attn) as server:
         for stack in ([first], [second], [first, second]):
             path = exported(server, model, stack, kv, flash_attn)
+            restore(server, path)
             texts = lcc.ask(model, tokenizer, stack, [question for question, _ in questions], max_new_tokens=TOKENS)
             for (question, value), text in zip(questions, texts, strict=True):
                 tokens, cached = answered(server, tokenizer, path, question)
@@ -90,12 +91,13 @@ def test_every_architecture_and_rope(kind, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(model, tokenizer, TEXT, monkeypatch)
     with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, "f32", False) as server:
         path = exported(server, model, memory)
+        restore(server, path)
         for question in ("Where does Mara live?", "Say: dog cat.", "What is the job of Hugo?"):
             tokens, cached = answered(server, tokenizer, path, question)
             assert tokens == own_answer(model, tokenizer, memory, question)
             assert cached == len(placeholders(path))
         monkeypatch.setattr(llama_cpp, "_neighbours", lambda model: not NEIGHBOURS[model.config.model_type])
-        path = exported(server, model, memory)
+        restore(server, exported(server, model, memory))
         assert answered(server, tokenizer, path, question)[0] != tokens
 
 
@@ -112,6 +114,7 @@ def test_a_state_that_the_server_cannot_read_is_an_error(embedded, tmp_path, mon
             assert status == 400, name
             assert "Unable to restore slot" in answer["error"]["message"]
         path, question = exported(server, model, memory), "Where does Mara live?"
+        restore(server, path)
         expected = own_answer(model, tokenizer, memory, question), len(placeholders(path))
         assert answered(server, tokenizer, path, question) == expected
 
