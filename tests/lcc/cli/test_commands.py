@@ -226,7 +226,6 @@ def test_export(run, plain, tmp_path):
     assert (tmp_path / "a" / "adapter_config.json").exists()
     assert "cache.safetensors" in run("export", plain, "--to", "safetensors", "-o", tmp_path / "b").stdout
     run("export", plain, "--to", "gguf", "-o", tmp_path / "c", code=2)
-    run("export", plain, "--to", "safetensors", "-o", tmp_path / "c", "--kv", "f16", code=2)
     run("export", plain, "--to", "cartridge", "-o", tmp_path / "c", model=False, code=3)
     run("export", plain, "--to", "cartridge", "-o", plain / "below", code=4)
 

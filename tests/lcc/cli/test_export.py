@@ -36,3 +36,5 @@ def test_export_to_llama_cpp(tmp_path, monkeypatch):
     assert path.stat().st_size > report["bytes"] * 1.9
     run(*command, tmp_path / "new", "--kv", "q8_0", code=2)
     run(*command, plain, code=4)
+    run("export", plain, "--to", "safetensors", "-o", tmp_path / "new", "--kv", "f16", code=2)
+    assert not (tmp_path / "new").exists()

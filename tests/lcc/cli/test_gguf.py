@@ -9,9 +9,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lcc
-from lcc.cli import loading
 from lcc.cli.loading import load_model
 from lcc.errors import InputError
+from lcc.modeling import loading
 from lcc.modeling.fingerprint import fingerprint
 from lcc.utils.outputs import model_paths
 

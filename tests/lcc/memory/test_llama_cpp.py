@@ -162,6 +162,6 @@ def test_what_cannot_be_told_is_refused(llama, tokenizer, tmp_path, monkeypatch)
     with pytest.raises(lcc.InputError, match="a llama that turns 16 of 32"):
         lcc.export(partial, memory, tmp_path, "llama-cpp")
     monkeypatch.setattr(partial.config, "model_type", "new")
-    with pytest.raises(lcc.InputError, match="the channels of new is not known here, but of llama, mistral"):
+    with pytest.raises(lcc.InputError, match="the channels of new is not known here, but of gemma, llama"):
         lcc.export(partial, memory, tmp_path, "llama-cpp", verify=False)
     assert not list(tmp_path.iterdir())

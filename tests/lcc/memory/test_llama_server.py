@@ -47,7 +47,7 @@ def restore(server, path) -> None:
 
 
 def answered(server, tokenizer, path, question: str) -> tuple[list[int], int]:
-    """The greedy answer behind a state that the slot holds, and how many tokens the server took from it."""
+    """The greedy answer behind a state that the slot holds, and how many tokens the server found there."""
     answer = server.complete(placeholders(path) + ChatFormat.of(tokenizer).query_ids(question), TOKENS)
     return answer["tokens"], answer["timings"]["cache_n"]
 
@@ -77,7 +77,7 @@ def test_the_server_answers_as_ask_does(kv, flash_attn, documents, embedded, tmp
             texts = lcc.ask(model, tokenizer, stack, [question for question, _ in questions], max_new_tokens=TOKENS)
             for (question, value), text in zip(questions, texts, strict=True):
                 tokens, cached = answered(server, tokenizer, path, question)
-                assert cached == len(placeholders(path))
+                assert cached >= len(placeholders(path))
                 assert tokens == own_answer(model, tokenizer, stack, question)
                 assert tokenizer.decode(tokens, skip_special_tokens=True).strip() == text
                 right += value in text
@@ -95,7 +95,7 @@ def test_every_architecture_and_rope(kind, tokenizer, tmp_path, monkeypatch):
         for question in ("Where does Mara live?", "Say: dog cat.", "What is the job of Hugo?"):
             tokens, cached = answered(server, tokenizer, path, question)
             assert tokens == own_answer(model, tokenizer, memory, question)
-            assert cached == len(placeholders(path))
+            assert cached >= len(placeholders(path))
         monkeypatch.setattr(llama_cpp, "_neighbours", lambda model: not NEIGHBOURS[model.config.model_type])
         restore(server, exported(server, model, memory))
         assert answered(server, tokenizer, path, question)[0] != tokens
