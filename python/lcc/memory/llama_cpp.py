@@ -89,11 +89,12 @@ def state_bytes(kv: KV, options: StateOptions, neighbours: bool, vocabulary: int
 
     Raises:
         InputError: K and V are too large for f16.
+        ValueError: the keys are unrotated.
     """
     keys, values = (_array(kv, name, options.kv) for name in ("keys", "values"))
     if neighbours:
         keys = keys.reshape(*keys.shape[:3], 2, -1).swapaxes(3, 4).reshape(keys.shape)
-    body = b"".join((_cells(len(kv), kv.start or 0), *_layers(keys, values, options)))
+    body = b"".join((_cells(kv), *_layers(keys, values, options)))
     placeholder = int.from_bytes(hashlib.sha256(body).digest()[:8], "little") % vocabulary
     tokens = np.full(len(kv), placeholder, "<i4").tobytes()
     return HEADER.pack(MAGIC, options.state_version, len(kv)) + tokens + body
@@ -148,10 +149,11 @@ def _array(kv: KV, name: str, kind: str) -> np.ndarray:
     return cast.numpy()
 
 
-def _cells(tokens: int, start: int) -> bytes:
+def _cells(kv: KV) -> bytes:
     """One stream with a cell a token, each of one sequence, 0: its position, how many sequences, and which."""
-    cells = np.stack((np.arange(start, start + tokens), np.ones(tokens), np.zeros(tokens)), 1)
-    return struct.pack("<II", 1, tokens) + cells.astype("<i4").tobytes()
+    positions = np.arange(kv.end - len(kv), kv.end)
+    cells = np.stack((positions, np.ones_like(positions), np.zeros_like(positions)), 1)
+    return struct.pack("<II", 1, len(kv)) + cells.astype("<i4").tobytes()
 
 
 def _layers(keys: np.ndarray, values: np.ndarray, options: StateOptions) -> Iterator[bytes]:

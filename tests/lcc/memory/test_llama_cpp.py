@@ -101,6 +101,14 @@ def test_pairs_of_channels_stand_side_by_side():
     np.testing.assert_array_equal(state.values, rows(some.values))
 
 
+def test_tokens_may_stand_further_behind():
+    some = some_kv()
+    content = state_bytes(KV(some.keys, some.values, 7), StateOptions(), neighbours=False, vocabulary=50)
+    assert parsed(content).positions == [7, 8, 9, 10, 11]
+    with pytest.raises(ValueError, match="unrotated"):
+        state_bytes(KV(some.keys, some.values), StateOptions(), neighbours=False, vocabulary=50)
+
+
 def test_other_memories_have_other_placeholders():
     some, options = some_kv(), StateOptions()
     other = KV(some.keys, some.values + 1, 0)

@@ -119,6 +119,19 @@ def test_a_state_that_the_server_cannot_read_is_an_error(embedded, tmp_path, mon
         assert answered(server, tokenizer, path, question) == expected
 
 
+def test_a_prompt_of_another_memory_is_not_answered_from_the_slot(documents, embedded, tmp_path, monkeypatch):
+    model, tokenizer = embedded
+    first, second = (plain_memory(model, tokenizer, each.text, monkeypatch)[0] for each in documents)
+    with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path) as server:
+        options = {"kv": "f32", "flash_attn": False, "state_version": version_of(server)}
+        paths = [
+            lcc.export(model, each, tmp_path / name, "llama-cpp", **options)
+            for name, each in (("first", first), ("second", second))
+        ]
+        restore(server, paths[0])
+        assert answered(server, tokenizer, paths[1], "Where does Mara live?")[1] == 0
+
+
 def test_what_a_server_saved_is_not_replaced(embedded, tmp_path, monkeypatch):
     model, tokenizer = embedded
     memory, _ = plain_memory(model, tokenizer, TEXT, monkeypatch)
