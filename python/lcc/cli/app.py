@@ -214,13 +214,25 @@ def quantize(
 @command()
 def export(
     memory: MemoryArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", help="The folder to write to.")],
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="PATH", help="The folder to write to; of llama-cpp also the file.")
+    ],
     to: Annotated[
         str,
         typer.Option(
-            help="cartridge: K and V as a peft adapter; safetensors: K and V as in a cache; peft: an adapter as a LoRA."
+            help="cartridge: K and V as a peft adapter; safetensors: K and V as in a cache; llama-cpp: a state that "
+            "its server restores; peft: an adapter as a LoRA."
         ),
     ],
+    kv: Annotated[
+        str | None, typer.Option(help="llama-cpp: the type of the server's cache, f16 (its default) or f32.")
+    ] = None,
+    flash_attn: Annotated[
+        bool | None, typer.Option(help="llama-cpp: whether the server's --flash-attn is on, as by default.")
+    ] = None,
+    state_version: Annotated[
+        int | None, typer.Option(help="llama-cpp: the version of the states that the server saves.", metavar="N")
+    ] = None,
     force: ForceOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -232,14 +244,30 @@ def export(
 
     stored = Memory.load(memory)
     inputs = (*input_paths(memory), *model_paths(model))
-    export_files(output, to, force, inputs)
+    given = {"kv": kv, "flash_attn": flash_attn, "state_version": state_version}
+    options = {name: value for name, value in given.items() if value is not None}
+    export_files(output, to, force, inputs, options)
     loaded, tokenizer = load_model(model)
     stored.verify(loaded, tokenizer)
-    path = export(loaded, stored, output, to, verify=False, force=force, inputs=inputs)
+    path = export(loaded, stored, output, to, verify=False, force=force, inputs=inputs, **options)
+    size, prompt = path.stat().st_size, _prompt_of(path, to)
     if as_json:
-        print_json({"path": str(path), "to": to, "bytes": path.stat().st_size})
-    else:
-        Terminal().print(f"wrote {shown(path)}, {path.stat().st_size / 1024:.1f} KiB", soft_wrap=True)
+        print_json({"path": str(path), "to": to, "bytes": size} | prompt)
+        return
+    Terminal().print(f"wrote {shown(path)}, {size / 1024:.1f} KiB", soft_wrap=True)
+    if prompt:
+        repeated = "{tokens} x token {placeholder}".format(**prompt)
+        Terminal().print(f"a prompt is {repeated}, and then the query's tokens", soft_wrap=True)
+
+
+def _prompt_of(path: Path, to: str) -> dict[str, int]:
+    """What a prompt begins with that is answered by a server's state: so many times one token."""
+    if to != "llama-cpp":
+        return {}
+    from ..memory.llama_cpp import placeholders
+
+    ids = placeholders(path)
+    return {"tokens": len(ids), "placeholder": ids[0]}
 
 
 @command()

@@ -80,7 +80,10 @@ def attach_paged(
 
     Args:
         key_cache, value_cache: a tensor a layer, viewed as (blocks, kv_heads, block_size, head_dim), whatever the
-            strides: of vLLM's (blocks, block_size, kv_heads, head_dim) give ``layer.transpose(1, 2)``.
+            strides. vLLM's layers on a GPU are (blocks, kv_heads, block_size, 2 head_dim) from 0.26 on: give
+            ``kv[..., :head_dim]`` and ``kv[..., head_dim:]``. Before 0.26 keys and values are (blocks, block_size,
+            kv_heads, head_dim) each: give ``layer.transpose(1, 2)``. On a CPU vLLM stores keys in an order of its
+            backend's, which alone can write them.
         block_table: the sequence's blocks in order, (max_blocks,) integers, each named once; they may be shared by any
             number of sequences that only read them.
         verify: as for ``attach``.

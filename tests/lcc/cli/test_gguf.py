@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import string
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lcc
-from lcc.cli import loading
 from lcc.cli.loading import load_model
 from lcc.errors import InputError
+from lcc.modeling import loading
 from lcc.modeling.fingerprint import fingerprint
 from lcc.utils.outputs import model_paths
 
-gguf = pytest.importorskip("gguf")
+gguf_model = pytest.importorskip("tests.support.gguf_model", reason="the package gguf is not installed")
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 64, 2, 4, 2, 96
 TEMPLATE = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + ' ' + m['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start|>assistant ' }}{% endif %}"
 )
-NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "model.layers": "blk",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -44,41 +37,11 @@ def written(tmp_path_factory):
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(512)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (len(tokens) - 3) + [3, 3, 3])
-    writer.add_token_merges(["t h", "Ġ a"])
-    writer.add_bos_token_id(len(tokens) - 2)
-    writer.add_eos_token_id(len(tokens) - 1)
-    writer.add_chat_template(TEMPLATE)
-    kept = None
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        short, array = name, tensor.numpy().astype(np.float32)
-        for long, ours in NAMES.items():
-            short = short.replace(long, ours)
-        if name.endswith("0.mlp.gate_proj.weight"):
-            packed = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
-            kept = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
-            writer.add_tensor(short, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
-        else:
-            writer.add_tensor(short, array)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    types = [1] * (len(tokens) - 3) + [3, 3, 3]
+    ends = {"bos": len(tokens) - 2, "eos": len(tokens) - 1}
+    vocabulary = gguf_model.Vocabulary("gpt2", tokens, types, **ends, template=TEMPLATE, merges=("t h", "Ġ a"))
+    name = "model.layers.0.mlp.gate_proj.weight"
+    kept = gguf_model.write_gguf(path, model, vocabulary, quantized=(name,))[name]
     return path, kept
 
 
