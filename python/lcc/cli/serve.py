@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import InputError
 from ..utils.terminal import Terminal, shown
+from .bank import opened
 from .options import ModelOption
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..serving.engine import Engine
     from ..serving.front import Front
+    from ..serving.library import Library
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LLAMA_CPP = "http://127.0.0.1:8080"
+# What the extra ``serve`` brings.
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpx2")
 MIB = 1 << 20
 
 
@@ -25,9 +34,7 @@ def serve_command(
     ] = None,
     model: ModelOption = None,
     name: Annotated[str | None, typer.Option(help="The model's name in requests; by default its folder's.")] = None,
-    host: Annotated[
-        str, typer.Option(help="Where to listen; other machines reach loopback addresses not.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Where to listen; by default nobody else's machine gets in.")] = LOOPBACK[0],
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0: any that is free.")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="LCC_API_KEY", help="A key that clients must give.", metavar="KEY")
@@ -36,49 +43,42 @@ def serve_command(
         Path | None, typer.Option(help="A bank that answers chats that name no memory.", metavar="BANK")
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Answers that are written at once, at most.")] = 64,
-    queue: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; further ones are told to come again.")
-    ] = 256,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; others are told to come again.")] = 256,
     pool: Annotated[int, typer.Option(min=1, help="MiB of attached memories that are kept.")] = 1024,
+    engine: Annotated[
+        Literal["transformers", "llama-cpp"], typer.Option(help="What runs the model: this process, or a server.")
+    ] = "transformers",
+    url: Annotated[str, typer.Option(help="llama-cpp: where its server is; nobody else may ask it.")] = LLAMA_CPP,
+    states: Annotated[
+        Path | None, typer.Option(help="llama-cpp: the folder of its --slot-save-path.", metavar="FOLDER")
+    ] = None,
+    kv: Annotated[str, typer.Option(help="llama-cpp: the type of its cache, f16 or f32.")] = "f16",
+    flash_attn: Annotated[bool, typer.Option(help="llama-cpp: whether its --flash-attn is on.")] = True,
 ) -> None:
     """Serve a folder of memories behind OpenAI's API."""
-    for package, extra in (("fastapi", "serve"), ("uvicorn", "serve"), ("prometheus_client", "serve")):
-        _require(package, extra)
-    from ..memory.attachable import check_memory, check_model
-    from ..memory.memory import Memory
-    from ..modeling.window import window_of
+    missing = [package for package in PACKAGES if find_spec(package) is None]
+    if missing:
+        raise InputError(f"lcc serve needs {', '.join(missing)}: pip install 'lcc-kernels[serve]'")
     from ..serving.app import make_app
-    from ..serving.front import Front
-    from ..serving.library import Library
-    from ..serving.prompts import Prompts
+    from ..serving.bank_answers import BankAnswers
     from ..serving.running import run
     from ..serving.transformers_engine import TransformersEngine
     from .loading import load_model
 
     where = _folder_of(folder, bank)
     loaded, tokenizer = load_model(model)
-    check_model(loaded)
-
-    def check(memory: Memory) -> None:
-        memory.verify(loaded, tokenizer)
-        check_memory(loaded, memory)
-
-    library = Library(where, check)
-    front = Front(
-        name or ("embedded" if model is None else Path(model).stem), library, Prompts(tokenizer, window_of(loaded))
-    )
+    base = name or ("embedded" if model is None else Path(model).stem)
+    front, library = _front(base, where, loaded, tokenizer)
     with contextlib.ExitStack() as stack:
-        answers = None
-        if bank is not None:
-            from ..serving.bank_answers import BankAnswers
-            from .bank import opened
-
-            answers = BankAnswers(stack.enter_context(opened(bank)).open(loaded, tokenizer))
-        engine = TransformersEngine(loaded, tokenizer, library, rows, queue, pool * MIB)
+        answers = None if bank is None else BankAnswers(stack.enter_context(opened(bank)).open(loaded, tokenizer))
+        if engine == "llama-cpp":
+            chosen = _llama_cpp(front, library, loaded, tokenizer, url, states, kv, flash_attn, queue)
+        else:
+            chosen = TransformersEngine(loaded, tokenizer, library, rows, queue, pool * MIB)
         _show(front)
         if host not in LOOPBACK and api_key is None:
             _say(f"[yellow]anybody who reaches {shown(host)} may ask:[/yellow] --api-key lets only some")
-        run(make_app(front, engine, api_key, answers), host, port)
+        run(make_app(front, chosen, api_key, answers), host, port)
 
 
 def _folder_of(folder: Path | None, bank: Path | None) -> Path:
@@ -87,6 +87,50 @@ def _folder_of(folder: Path | None, bank: Path | None) -> Path:
     if bank is None:
         raise InputError("name the folder of memories, or a --bank")
     return bank / "memories"
+
+
+def _front(
+    base: str, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Front, Library]:
+    """What reads requests, over a library that takes the memories of this model alone."""
+    from ..memory.attachable import check_memory, check_model
+    from ..memory.memory import Memory
+    from ..modeling.window import window_of
+    from ..serving.front import Front
+    from ..serving.library import Library
+    from ..serving.prompts import Prompts
+
+    check_model(model)
+
+    def check(memory: Memory) -> None:
+        memory.verify(model, tokenizer)
+        check_memory(model, memory)
+
+    library = Library(folder, check)
+    return Front(base, library, Prompts(tokenizer, window_of(model))), library
+
+
+def _llama_cpp(
+    front: Front,
+    library: Library,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    url: str,
+    states: Path | None,
+    kv: str,
+    flash_attn: bool,
+    queue: int,
+) -> Engine:
+    """A llama.cpp server as the engine; requests must fit into one of its slots."""
+    from ..memory.llama_cpp import StateOptions
+    from ..serving.llama_cpp_engine import LlamaCppEngine, look_at
+
+    if states is None:
+        raise InputError("name the folder of the server's --slot-save-path with --states")
+    server = look_at(url, states)
+    options = StateOptions(kv, flash_attn, server.state_version)  # type: ignore[arg-type]
+    front.prompts.window = min(front.prompts.window, server.window)
+    return LlamaCppEngine(model, tokenizer, library, url, states, options, server.slots, queue)
 
 
 def _show(front: Front) -> None:
@@ -98,12 +142,5 @@ def _show(front: Front) -> None:
             _say(f"[red]not served:[/red] {shown(row['error']['message'])}")
 
 
-def _require(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise InputError(f"lcc serve needs {package}: pip install 'lcc-kernels[{extra}]'")
-
-
-def _say(message: str, **options: Any) -> None:
-    Terminal(stderr=True).print(message, soft_wrap=True, **options)
+def _say(message: str) -> None:
+    Terminal(stderr=True).print(message, soft_wrap=True)
