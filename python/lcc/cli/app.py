@@ -19,6 +19,7 @@ from ..utils.terminal import Terminal, plain, shown, shown_lines
 from ..utils.utf8 import prepare_streams
 from .bank_ask import bank_commands
 from .boundary import boundary
+from .certify import certify_command
 from .chat import chat_command
 from .compile import compile_command
 from .evaluate import eval_command
@@ -165,6 +166,7 @@ def ask(
 
 command("chat")(chat_command)
 command("serve")(serve_command)
+command("certify")(certify_command)
 
 
 @command()

@@ -114,9 +114,8 @@ def show_memory(memory: Memory, path: Path) -> None:
     for name, digest in memory.fingerprint.items():
         table.add_row(shown(name.replace("_", " ")), shown(digest[:16]))
     table.add_row("compiler", _pairs(memory.compiler))
-    for ancestor in memory.lineage:
-        table.add_row("went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}")
-    table.add_row("distractors", f"{len(memory.distractors) or 'no'} memories of other texts")
+    for name, others in _others(memory):
+        table.add_row(name, others)
     if memory.budget:
         state = "finished" if memory.budget["finished"] else "unfinished: run the command again to go on"
         table.add_row("budget", f"{memory.budget['seconds']:g} s, {state}")
@@ -128,6 +127,16 @@ def show_memory(memory: Memory, path: Path) -> None:
     terminal.print(table)
     if memory.certificate:
         terminal.print(_certificate(memory.certificate, memory.dtype))
+
+
+def _others(memory: Memory) -> Iterator[tuple[str, str]]:
+    """Rows on memories that this one has to do with, and on servers that it was asked behind."""
+    for ancestor in memory.lineage:
+        yield "went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}"
+    yield "distractors", f"{len(memory.distractors) or 'no'} memories of other texts"
+    for row in memory.served:
+        same = f"{row['same']} of {row['answers']} answers are those of lcc ask ({row['date']})"
+        yield shown(f"served by {row['engine']}, {row['dtype']}"), shown(same)
 
 
 def _shape(memory: Memory, summary: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from ..text.chat_format import Query
 from ..utils.hashing import json_digest, tensor_digest
 from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
-from .metadata import Ancestor, Budget, check_metadata
+from .metadata import Ancestor, Budget, Served, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
 
 
@@ -49,6 +49,7 @@ class Memory:
         lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
             its ``compiler``.
         distractors: the ``digest`` of each memory of another text that it was trained among.
+        served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -75,6 +76,7 @@ class Memory:
     date: str | None = None
     lineage: list[Ancestor] = field(default_factory=list)
     distractors: list[str] = field(default_factory=list)
+    served: list[Served] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -172,6 +172,25 @@ class Ancestor(TypedDict):
     compiler: dict[str, str]
 
 
+class Changed(TypedDict):
+    """A question that a server answers otherwise than ``lcc.ask``."""
+
+    question: str
+    lcc: str
+    served: str
+
+
+class Served(TypedDict):
+    """How a server's answers compare with those of ``lcc.ask``: how many there were, and how many are the same."""
+
+    engine: str
+    dtype: str
+    date: str
+    answers: int
+    same: int
+    changed: list[Changed]
+
+
 class AdapterRecord(TypedDict):
     """What a memory of the kind ``adapter`` says of its LoRA; see ``lcc.modeling.adapter.Adapter``."""
 
@@ -200,6 +219,7 @@ METADATA: dict[str, Any] = {
     "date": str | None,
     "lineage": list[Ancestor],
     "distractors": list[str],
+    "served": list[Served],
 }
 # Token ids end below this: more than any vocabulary, and what an index of torch holds.
 TOKEN_IDS = 2**31
