@@ -26,11 +26,11 @@ from benchmarks.common.results_file import Row
 from benchmarks.common.sweep import Sweep
 from benchmarks.serving.client import Reply, load
 from benchmarks.serving.memories import Case, make_memories
-from benchmarks.serving.servers import Server, transformers_server, vllm_server
+from benchmarks.serving.servers import Server, llama_cpp_server, transformers_server, vllm_server
 from lcc.embedded_model import EMBEDDED
 
 WAYS = ("memory", "text")
-ENGINES = ("transformers", "vllm")
+ENGINES = ("transformers", "vllm", "llama-cpp")
 Key = tuple[str, str, int]
 
 
@@ -68,6 +68,8 @@ def server_of(engine: str, memories: Path, options: argparse.Namespace) -> Abstr
     log = options.work / f"{engine}.log"
     if engine == "transformers":
         return transformers_server(memories, options.model, options.threads, log)
+    if engine == "llama-cpp":
+        return llama_cpp_server(memories, options.model, options.threads, log)
     return vllm_server(options.vllm_python, memories, options.model or str(EMBEDDED), options.threads, log)
 
 

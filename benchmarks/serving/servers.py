@@ -11,14 +11,21 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import psutil
 
+from benchmarks.common.gguf_model import Vocabulary, write_gguf
+from benchmarks.common.models import load
+from benchmarks.serving.llama_server import llama_server
+from lcc.modeling.loading import load_checkpoint
+from lcc.modeling.window import window_of
+
 READY_SECONDS = 300
+SLOTS, CONTEXT = 8, 2048
 VLLM = ["-m", "vllm.entrypoints.openai.api_server"]
 
 
@@ -33,21 +40,43 @@ class Server:
 
     url: str
     model: str
-    process: psutil.Process
+    processes: tuple[psutil.Process, ...]
 
     @property
     def resident_bytes(self) -> int:
-        """Memory of the process and all that it started, shared pages counted once a process."""
-        family = [self.process, *self.process.children(recursive=True)]
+        """Memory of the processes and all that they started, shared pages counted once a process."""
+        family = [each for one in self.processes for each in (one, *one.children(recursive=True))]
         return sum(each.memory_info().rss for each in family if each.is_running())
 
 
 @contextmanager
 def transformers_server(memories: Path, model: str | None, threads: int, log: Path) -> Iterator[Server]:
     """``lcc serve``."""
+    with _lcc_serve(memories, model, threads, log, []) as server:
+        yield server
+
+
+@contextmanager
+def llama_cpp_server(memories: Path, model: str | None, threads: int, log: Path) -> Iterator[Server]:
+    """``lcc serve`` before a llama.cpp server of ``SLOTS`` slots, with a float32 cache and no flash attention."""
+    loaded, tokenizer = load_checkpoint(model) if model else load()
+    folder = log.parent / "states"
+    folder.mkdir(exist_ok=True)
+    gguf = folder / "model.gguf"
+    write_gguf(gguf, loaded, Vocabulary.of(tokenizer))
+    context = int(min(window_of(loaded), CONTEXT))
+    with llama_server(gguf, folder, slots=SLOTS, context=context) as llama:
+        options = ["--engine", "llama-cpp", "--url", llama.address, "--states", str(folder), "--kv", "f32",
+                   "--no-flash-attn"]  # fmt: skip
+        with _lcc_serve(memories, model, threads, log, options) as server:
+            yield replace(server, processes=(*server.processes, psutil.Process(llama.pid)))
+
+
+@contextmanager
+def _lcc_serve(memories: Path, model: str | None, threads: int, log: Path, options: list[str]) -> Iterator[Server]:
     port = _free_port()
     command = [sys.executable, "-m", "lcc", "serve", str(memories), "--port", str(port), "--name", "model"]
-    command += ["--queue", "1024"] + (["--model", model] if model else [])
+    command += ["--queue", "1024", *options] + (["--model", model] if model else [])
     with _running(command, port, {"OMP_NUM_THREADS": str(threads)}, log) as server:
         yield server
 
@@ -90,7 +119,7 @@ def _running(command: list[str], port: int, environment: dict[str, str], log: Pa
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(process, url, log)
-            yield Server(url, "model", psutil.Process(process.pid))
+            yield Server(url, "model", (psutil.Process(process.pid),))
         finally:
             _end(process)
 

@@ -235,6 +235,10 @@ def export(
     state_version: Annotated[
         int | None, typer.Option(help="llama-cpp: the version of the states that the server saves.", metavar="N")
     ] = None,
+    streams: Annotated[
+        int | None,
+        typer.Option(help="llama-cpp: of the server's cache: 1 with --kv-unified, else one a slot.", metavar="N"),
+    ] = None,
     force: ForceOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
@@ -246,7 +250,7 @@ def export(
 
     stored = Memory.load(memory)
     inputs = (*input_paths(memory), *model_paths(model))
-    given = {"kv": kv, "flash_attn": flash_attn, "state_version": state_version}
+    given = {"kv": kv, "flash_attn": flash_attn, "state_version": state_version, "streams": streams}
     options = {name: value for name, value in given.items() if value is not None}
     export_files(output, to, force, inputs, options)
     loaded, tokenizer = load_model(model)

@@ -128,7 +128,7 @@ def _llama_cpp(
     if states is None:
         raise InputError("name the folder of the server's --slot-save-path with --states")
     server = look_at(url, states)
-    options = StateOptions(kv, flash_attn, server.state_version)  # type: ignore[arg-type]
+    options = StateOptions(kv, flash_attn, **server.state)  # type: ignore[arg-type]
     front.prompts.window = min(front.prompts.window, server.window)
     return LlamaCppEngine(model, tokenizer, library, url, states, options, server.slots, queue)
 

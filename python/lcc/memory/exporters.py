@@ -129,7 +129,7 @@ def export(
         force: replace files of these names that are no exports.
         inputs: files that are never replaced, such as the memory's own.
         options: of ``llama-cpp``, how its server was started: ``kv``, "f16" or "f32", the type of its cache;
-            ``flash_attn``, True or False; ``state_version``, of the files that it saves.
+            ``flash_attn``, True or False; ``state_version`` and ``streams``, of the files that it saves.
 
     Returns:
         The file with the tensors.

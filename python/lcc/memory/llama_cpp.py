@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError, MemoryFileError
 from ..modeling.kv import KV, kv_shape, rotary_tables
 from ..utils.outputs import os_errors
-from ..utils.values import check
+from ..utils.values import check, check_count
 
 MAGIC = b"qsgg"
 # Magic, version and the number of tokens.
@@ -43,7 +43,9 @@ class StateOptions:
     Attributes:
         kv: type of its cache, ``--cache-type-k`` and ``--cache-type-v``.
         flash_attn: whether ``--flash-attn`` is on, as it is by default where the device has it.
-        state_version: of the files that it writes; ``parse_state_version`` reads it off one.
+        state_version: of the files that it writes; ``parse_state`` reads it off one.
+        streams: of its cache, which ``parse_state`` reads too: 1 with ``--kv-unified`` or with one slot, else one a
+            slot.
 
     Raises:
         InputError: a type or a version that cannot be written.
@@ -52,11 +54,13 @@ class StateOptions:
     kv: Literal["f16", "f32"] = "f16"
     flash_attn: bool = True
     state_version: int = max(VERSIONS)
+    streams: int = 1
 
     def __post_init__(self) -> None:
         check("kv", self.kv, Literal["f16", "f32"])
         check("flash_attn", self.flash_attn, bool)
         check("state_version", self.state_version, int)
+        check_count("streams", self.streams)
         if self.state_version not in VERSIONS:
             raise InputError(
                 f"state_version is {self.state_version}; the versions {', '.join(map(str, VERSIONS))} can be written: "
@@ -94,7 +98,9 @@ def state_bytes(kv: KV, options: StateOptions, neighbours: bool, vocabulary: int
     keys, values = (_array(kv, name, options.kv) for name in ("keys", "values"))
     if neighbours:
         keys = keys.reshape(*keys.shape[:3], 2, -1).swapaxes(3, 4).reshape(keys.shape)
-    body = b"".join((_cells(kv), *_layers(keys, values, options)))
+    # The cells of the first stream; each other stream has none.
+    streams = struct.pack("<I", options.streams), bytes(4 * (options.streams - 1))
+    body = b"".join((streams[0], _cells(kv), *_layers(keys, values, options), streams[1]))
     placeholder = int.from_bytes(hashlib.sha256(body).digest()[:8], "little") % vocabulary
     tokens = np.full(len(kv), placeholder, "<i4").tobytes()
     return HEADER.pack(MAGIC, options.state_version, len(kv)) + tokens + body
@@ -106,32 +112,36 @@ def placeholders(path: str | os.PathLike) -> list[int]:
     Raises:
         MemoryFileError: the file cannot be read, is no such state, or was saved by a server.
     """
-    version, ids = _read(path)
+    version, ids, _ = _read(path)
     if version not in VERSIONS or len(set(ids)) != 1 or ids[0] < 0:
         raise MemoryFileError(f"{path} is a sequence state of llama.cpp, but not one of this package's")
     return ids
 
 
-def parse_state_version(path: str | os.PathLike) -> int:
-    """The version of a state that a server saved, ``POST /slots/0?action=save``; it restores no other.
+def parse_state(path: str | os.PathLike) -> dict[str, int]:
+    """``state_version`` and ``streams`` of a state that a server saved; it restores no others.
+
+    ``POST /slots/0?action=save`` saves one, of an empty slot too.
 
     Raises:
         MemoryFileError: the file cannot be read, or is no sequence state.
     """
-    return _read(path)[0]
+    version, _, streams = _read(path)
+    return {"state_version": version, "streams": streams}
 
 
-def _read(path: str | os.PathLike) -> tuple[int, list[int]]:
-    """The version and what stands in the place of the tokens; newer servers pack more than tokens there."""
+def _read(path: str | os.PathLike) -> tuple[int, list[int], int]:
+    """The version, what stands in the place of the tokens, where newer servers pack more, and the streams."""
     with os_errors(f"cannot read {path}"), Path(path).open("rb") as file:
         header = file.read(HEADER.size)
         if len(header) < HEADER.size or not header.startswith(MAGIC):
             raise MemoryFileError(f"{path} is no sequence state of llama.cpp")
         _, version, tokens = HEADER.unpack(header)
-        words = file.read(4 * tokens)
-    if len(words) < 4 * tokens:
+        words = file.read(4 * tokens + 4)
+    if len(words) < 4 * tokens + 4:
         raise MemoryFileError(f"{path} is truncated: its header speaks of {tokens} tokens")
-    return version, np.frombuffer(words, "<i4").tolist()
+    *ids, streams = np.frombuffer(words, "<i4").tolist()
+    return version, ids, streams
 
 
 def _array(kv: KV, name: str, kind: str) -> np.ndarray:
@@ -150,10 +160,10 @@ def _array(kv: KV, name: str, kind: str) -> np.ndarray:
 
 
 def _cells(kv: KV) -> bytes:
-    """One stream with a cell a token, each of one sequence, 0: its position, how many sequences, and which."""
+    """How many cells there are, one a token, each of one sequence, 0: position, how many sequences, and which."""
     positions = np.arange(kv.end - len(kv), kv.end)
     cells = np.stack((positions, np.ones_like(positions), np.zeros_like(positions)), 1)
-    return struct.pack("<II", 1, len(kv)) + cells.astype("<i4").tobytes()
+    return struct.pack("<I", len(kv)) + cells.astype("<i4").tobytes()
 
 
 def _layers(keys: np.ndarray, values: np.ndarray, options: StateOptions) -> Iterator[bytes]:

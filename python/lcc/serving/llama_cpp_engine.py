@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError, LCCError, MemoryFileError
 from ..memory.attachment import attach
-from ..memory.llama_cpp import StateOptions, parse_state_version, placeholders, state_of
+from ..memory.llama_cpp import StateOptions, parse_state, placeholders, state_of
 from ..modeling.generation import end_tokens
 from ..text.chat_format import ChatFormat
+from ..utils.hashing import json_digest
 from ..utils.outputs import write_bytes
 from .api_errors import ApiError
 from .engine import Piece, Sampling
@@ -48,12 +49,12 @@ class Server:
     """What a llama.cpp server says of itself.
 
     Attributes:
-        state_version: of the states that it saves.
+        state: ``state_version`` and ``streams`` of what it saves.
         slots: their numbers.
         window: positions of a slot.
     """
 
-    state_version: int
+    state: dict[str, int]
     slots: tuple[int, ...]
     window: int
 
@@ -75,11 +76,11 @@ def look_at(url: str, states: Path) -> Server:
     if saved.status_code != 200 or not isinstance(slots, list):
         raise InputError(f"the server at {url} saves no slots: start it with --slots --slot-save-path {states}/")
     try:
-        version = parse_state_version(states / PROBE)
+        state = parse_state(states / PROBE)
     except MemoryFileError as error:
         raise InputError(f"the server at {url} saves its slots elsewhere than in {states}") from error
     (states / PROBE).unlink(missing_ok=True)
-    return Server(version, tuple(slot["id"] for slot in slots), min(slot["n_ctx"] for slot in slots))
+    return Server(state, tuple(slot["id"] for slot in slots), min(slot["n_ctx"] for slot in slots))
 
 
 class LlamaCppEngine:
@@ -199,7 +200,8 @@ class LlamaCppEngine:
     def _state(self, entries: tuple[Entry, ...], digests: tuple[str, ...]) -> Path:
         """The file of a memory's state; it is written when it is first wanted."""
         name = "-".join(digest[:16] for digest in digests)
-        path = self.states / f"{PREFIX}{name}-{self._options.kv}-{int(self._options.flash_attn)}.ggsq"
+        kind = json_digest([str(self.model.dtype), vars(self._options)])[:8]
+        path = self.states / f"{PREFIX}{name}-{kind}.ggsq"
         if not path.exists():
             memories = [self.library.memory(entry) for entry in entries]
             try:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lcc.cli.app import app
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.memory.llama_cpp import parse_state_version, placeholders
+from lcc.memory.llama_cpp import parse_state, placeholders
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import tiny_model
 
@@ -32,7 +32,7 @@ def test_export_to_llama_cpp(tmp_path, monkeypatch):
     said = " ".join(run(*command, f"{tmp_path / 'folder'}/", *options).stdout.split())
     path = tmp_path / "folder" / "state.ggsq"
     assert f"a prompt is {report['tokens']} x token {placeholders(path)[0]}, and then the query's tokens" in said
-    assert parse_state_version(path) == 3
+    assert parse_state(path)["state_version"] == 3
     assert path.stat().st_size > report["bytes"] * 1.9
     run(*command, tmp_path / "new", "--kv", "q8_0", code=2)
     run(*command, plain, code=4)

@@ -15,7 +15,7 @@ from lcc.modeling import loading
 from lcc.modeling.fingerprint import fingerprint
 from lcc.utils.outputs import model_paths
 
-gguf_model = pytest.importorskip("tests.support.gguf_model", reason="the package gguf is not installed")
+gguf_model = pytest.importorskip("benchmarks.common.gguf_model", reason="the package gguf is not installed")
 
 WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 64, 2, 4, 2, 96
 TEMPLATE = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lcc
-from lcc.memory.llama_cpp import VERSIONS, StateOptions, parse_state_version, placeholders, state_bytes
+from lcc.memory.llama_cpp import VERSIONS, StateOptions, parse_state, placeholders, state_bytes
 from lcc.modeling.kv import KV
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import tiny_model
@@ -43,7 +43,8 @@ def parsed(content: bytes) -> State:
     magic, version, count = take("III")
     assert magic == 0x67677371
     tokens = list(take(f"{count}i"))
-    assert take("II") == (1, count)
+    streams, cells = take("II")
+    assert cells == count
     cells = [take("iIi") for _ in range(count)]
     assert {cell[1:] for cell in cells} == {(1, 0)}
     transposed, layers = take("II")
@@ -64,6 +65,7 @@ def parsed(content: bytes) -> State:
 
     keys = np.stack([tensor() for _ in range(layers)])
     values = np.stack([turned() if transposed else tensor() for _ in range(layers)])
+    assert take(f"{streams - 1}I") == (0,) * (streams - 1)
     assert place == len(content)
     return State(version, tokens, [cell[0] for cell in cells], bool(transposed), keys, values)
 
@@ -80,10 +82,11 @@ def some_kv(dtype: torch.dtype = torch.float32) -> KV:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kv", ["f16", "f32"])
 @pytest.mark.parametrize("flash_attn", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_every_number_is_where_it_belongs(version, kv, flash_attn, dtype):
+@pytest.mark.parametrize(("dtype", "streams"), [(torch.float32, 1), (torch.bfloat16, 2), (torch.float64, 5)])
+def test_every_number_is_where_it_belongs(version, kv, flash_attn, dtype, streams):
     some = some_kv(dtype)
-    state = parsed(state_bytes(some, StateOptions(kv, flash_attn, version), neighbours=False, vocabulary=50))
+    options = StateOptions(kv, flash_attn, version, streams)
+    state = parsed(state_bytes(some, options, neighbours=False, vocabulary=50))
     assert (state.version, state.transposed, state.positions) == (version, not flash_attn, [0, 1, 2, 3, 4])
     assert len(state.tokens) == TOKENS
     assert len(set(state.tokens)) == 1
@@ -134,7 +137,7 @@ def test_only_our_own_states_are_read_and_replaced(llama, tokenizer, tmp_path, m
     others = {
         "no sequence state": b"precious",
         "truncated": content[:20],
-        "not one of this package's": struct.pack("<4sII3i", b"qsgg", 4, 3, -1, 1, 2) + content,
+        "not one of this package's": struct.pack("<4sII3iI", b"qsgg", 4, 3, -1, 1, 2, 1) + content,
     }
     for reason, other in others.items():
         path.write_bytes(other)
@@ -143,7 +146,7 @@ def test_only_our_own_states_are_read_and_replaced(llama, tokenizer, tmp_path, m
         with pytest.raises(lcc.MemoryFileError, match=f"{reason}.*--force"):
             lcc.export(llama, memory, path, "llama-cpp")
         assert path.read_bytes() == other
-    assert parse_state_version(path) == 4
+    assert parse_state(path) == {"state_version": 4, "streams": 1}
     assert lcc.export(llama, memory, path, "llama-cpp", force=True).read_bytes() == content
     assert [file.name for file in sorted(tmp_path.iterdir())] == ["deeper", "state.ggsq"]
 

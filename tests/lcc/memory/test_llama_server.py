@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import lcc
+from benchmarks.serving.llama_server import llama_server
 from lcc.memory import llama_cpp
-from lcc.memory.llama_cpp import NEIGHBOURS, VERSIONS, parse_state_version, placeholders
+from lcc.memory.llama_cpp import NEIGHBOURS, VERSIONS, parse_state, placeholders
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
-from tests.support.llama_server import llama_server
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import EXPORTED, FAMILIES, tiny_model
 
 pytest.importorskip("xllamacpp", reason="the package xllamacpp, a prebuilt llama.cpp server, is not installed")
-gguf_model = pytest.importorskip("tests.support.gguf_model", reason="the package gguf is not installed")
+gguf_model = pytest.importorskip("benchmarks.common.gguf_model", reason="the package gguf is not installed")
 
 TOKENS = 12
 TEXT = "Mara lives in the quiet old town of Selby. Hugo works every day as a baker."
@@ -30,14 +30,14 @@ def gguf_of(folder, model, tokenizer):
     return path
 
 
-def version_of(server) -> int:
+def state_of(server) -> dict[str, int]:
     status, saved = server.slot("save", "empty")
     assert status == 200, saved
-    return parse_state_version(server.folder / "empty")
+    return parse_state(server.folder / "empty")
 
 
 def exported(server, model, memories, kv: str = "f32", flash_attn: bool = False):
-    options = {"kv": kv, "flash_attn": flash_attn, "state_version": version_of(server)}
+    options = {"kv": kv, "flash_attn": flash_attn, **state_of(server)}
     return lcc.export(model, memories, server.folder / "memory", "llama-cpp", **options)
 
 
@@ -105,9 +105,9 @@ def test_a_state_that_the_server_cannot_read_is_an_error(embedded, tmp_path, mon
     model, tokenizer = embedded
     memory, _ = plain_memory(model, tokenizer, TEXT, monkeypatch)
     with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, "f32", False) as server:
-        started = {"kv": "f32", "flash_attn": False, "state_version": version_of(server)}
+        started = {"kv": "f32", "flash_attn": False, **state_of(server)}
         other = min(VERSIONS.keys() - {started["state_version"]})
-        wrong = {"kv": "f16", "flash_attn": True, "state_version": other}
+        wrong = {"kv": "f16", "flash_attn": True, "state_version": other, "streams": 2}
         for name, value in wrong.items():
             path = lcc.export(model, memory, tmp_path / name, "llama-cpp", **started | {name: value})
             status, answer = server.slot("restore", path.name)
@@ -123,13 +123,29 @@ def test_a_prompt_of_another_memory_is_not_answered_from_the_slot(documents, emb
     model, tokenizer = embedded
     first, second = (plain_memory(model, tokenizer, each.text, monkeypatch)[0] for each in documents)
     with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path) as server:
-        options = {"kv": "f32", "flash_attn": False, "state_version": version_of(server)}
+        options = {"kv": "f32", "flash_attn": False, **state_of(server)}
         paths = [
             lcc.export(model, each, tmp_path / name, "llama-cpp", **options)
             for name, each in (("first", first), ("second", second))
         ]
         restore(server, paths[0])
         assert answered(server, tokenizer, paths[1], "Where does Mara live?")[1] == 0
+
+
+@pytest.mark.parametrize("unified", [True, False])
+def test_any_slot_of_several_takes_a_state(unified, documents, embedded, tmp_path, monkeypatch):
+    model, tokenizer = embedded
+    memory, _ = plain_memory(model, tokenizer, documents[0].text, monkeypatch)
+    question = documents[0].questions()[0].text
+    with llama_server(gguf_of(tmp_path, model, tokenizer), tmp_path, slots=3, unified=unified) as server:
+        assert state_of(server)["streams"] == (1 if unified else 3)
+        path = exported(server, model, memory)
+        prompt = placeholders(path) + ChatFormat.of(tokenizer).query_ids(question)
+        for number in (2, 0):
+            assert server.slot("restore", path.name, number)[0] == 200
+            answer = server.complete(prompt, TOKENS, number)
+            assert answer["timings"]["cache_n"] == len(placeholders(path))
+            assert answer["tokens"] == own_answer(model, tokenizer, memory, question)
 
 
 def test_what_a_server_saved_is_not_replaced(embedded, tmp_path, monkeypatch):
