@@ -13,8 +13,8 @@ import torch
 
 import lcc
 from lcc.embedded_model import EMBEDDED
+from lcc.inference import requests
 from lcc.inference.asking import ask_text
-from lcc.inference.requests import Request, answer
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
 from tests.support.plain_memories import plain_memory
@@ -140,7 +140,8 @@ def test_a_second_turn(asked, results):
     first, second = (step[0] for step in results["second turn"]["steps"])
     turns = (asked.questions["m0"][0], "I do not know.", asked.questions["m0"][1])
     model, chat, memory = asked.model, asked.chat, asked.memories["m0"]
-    (expected,) = answer(model, chat, lcc.attach(model, memory).kv(), [Request(turns, max_new_tokens=24)])
+    asked_here = [requests.Request(turns, max_new_tokens=24)]
+    (expected,) = requests.answer(model, chat, lcc.attach(model, memory).kv(), asked_here)
     assert asked.text(second) == expected.text
     assert second["cached"] >= first["cached"]
 
