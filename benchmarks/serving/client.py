@@ -45,7 +45,8 @@ async def load(
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
         async def one(number: int) -> list[Reply]:
-            rng, replies = random.Random(number), []
+            rng = random.Random(number)
+            replies = [await _ask(client, model, rng.choice(cases), way, new_tokens)]
             while time.perf_counter() < end:
                 replies.append(await _ask(client, model, rng.choice(cases), way, new_tokens))
             return replies

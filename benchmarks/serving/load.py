@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,9 +26,10 @@ from benchmarks.common.report_parts import head, line
 from benchmarks.common.results_file import Row
 from benchmarks.common.sweep import Sweep
 from benchmarks.serving.client import Reply, load
-from benchmarks.serving.memories import Case, make_memories
+from benchmarks.serving.memories import Case, invented, make_memories, stories
 from benchmarks.serving.servers import Server, llama_cpp_server, transformers_server, vllm_server
 from lcc.embedded_model import EMBEDDED
+from lcc.modeling.loading import load_checkpoint
 
 WAYS = ("memory", "text")
 ENGINES = ("transformers", "vllm", "llama-cpp")
@@ -39,12 +41,16 @@ def measure(server: Server, cases: Sequence[Case], way: str, options: argparse.N
     given = (server.url, server.model, cases, way, options.concurrency)
     asyncio.run(load(*given, seconds=options.warm_up, new_tokens=options.new_tokens))
     before = server.resident_bytes
+    began = time.perf_counter()
     replies = asyncio.run(load(*given, seconds=options.seconds, new_tokens=options.new_tokens))
-    return summary(replies, options.seconds) | {"mib_before": before >> 20, "mib_after": server.resident_bytes >> 20}
+    return summary(replies, time.perf_counter() - began) | {
+        "mib_before": before >> 20,
+        "mib_after": server.resident_bytes >> 20,
+    }
 
 
 def summary(replies: Sequence[Reply], seconds: float) -> Row:
-    """Figures of a load; times in seconds."""
+    """Figures of a load that took so many seconds; times in seconds."""
     answered = [reply for reply in replies if reply.status == 200]
     first, whole = (sorted(getattr(reply, name) for reply in answered) for name in ("first", "whole"))
     return {
@@ -95,12 +101,13 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=300)
     parser.add_argument("--ratio", type=float, default=16)
     parser.add_argument("--concurrency", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--seconds", type=float, default=60, help="0: every client asks once")
     parser.add_argument("--warm-up", type=float, default=10, help="seconds before")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1, help="of the server")
     parser.add_argument("--vllm-python", help="python of the environment that has vLLM")
-    parser.add_argument("--model", help="a model folder; by default the embedded model")
+    parser.add_argument("--model", help="a model folder, which is asked about stories; by default the embedded model")
+    parser.add_argument("--compiler", default="lcc")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--work", type=Path, required=True, help="where memories and logs go")
     parser.add_argument("--out", type=Path, required=True)
@@ -108,9 +115,13 @@ def main() -> None:
     if "vllm" in options.engines and not options.vllm_python:
         parser.error("the engine vllm needs --vllm-python")
     memories = options.work / "memories"
-    cases = make_memories(memories, *load_model(), options.memories, options.words, options.ratio)
+    loaded = load_checkpoint(options.model) if options.model else load_model()
+    sources = stories(options.memories) if options.model else invented(options.memories, options.words)
+    recipe = {"recipe": "fast"} if options.compiler == "lcc" else {}
+    compiled = {"ratio": options.ratio, "compiler": options.compiler} | recipe
+    cases = make_memories(memories, *loaded, sources, options.new_tokens, **compiled)
     sweep: Sweep[Key] = Sweep(options.out, lambda row: (row["engine"], row["way"], row["concurrency"]))
-    asked = {name: getattr(options, name) for name in ("concurrency", "seconds", "memories", "words", "ratio",
+    asked = {name: getattr(options, name) for name in ("concurrency", "seconds", "memories", "ratio",
                                                         "threads", "new_tokens")}  # fmt: skip
     for engine in options.engines:
         missing = sweep.missing([(engine, way, options.concurrency) for way in WAYS])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import lcc
+from lcc.evaluation.stories import NAMES, load_story
 from lcc.inference.asking import ask_text
-from lcc.synthetic.people import Document, document, people_for
+from lcc.synthetic.people import document, people_for
+from lcc.utils.outputs import MEMORY_SUFFIX
 
 ATTRIBUTES = 6
 QUESTIONS = "questions.json"
@@ -34,36 +38,56 @@ class Case:
     from_text: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """A document, and what is asked about it."""
+
+    name: str
+    text: str
+    questions: tuple[str, ...]
+
+
+def invented(count: int, words: int) -> list[Source]:
+    """Documents about people that nobody has seen, with all questions that they answer."""
+    drawn = [document(random.Random(f"serving {n}"), people_for(words, ATTRIBUTES), ATTRIBUTES) for n in range(count)]
+    return [
+        Source(f"document-{number}", one.text, tuple(question.text for question in one.questions()))
+        for number, one in enumerate(drawn)
+    ]
+
+
+def stories(count: int) -> list[Source]:
+    """Texts of the suite ``stories``."""
+    chosen = [load_story(name) for name in NAMES[:count]]
+    return [Source(story.name, story.text, tuple(q["question"] for q in story.questions)) for story in chosen]
+
+
 def make_memories(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, count: int, words: int, ratio: float
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Source],
+    new_tokens: int,
+    **options: Any,
 ) -> list[Case]:
-    """Compile what is missing of ``count`` documents' memories, and ask each everything that its document answers."""
+    """Compile what is missing of the sources' memories, and ask each every question.
+
+    Args:
+        options: of ``lcc.compile``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / QUESTIONS
     if path.exists():
-        return load_cases(folder)
+        return [Case(**row) for row in json.loads(path.read_text("utf-8"))]
     cases = []
-    for number in range(count):
-        drawn = document(random.Random(f"serving {number}"), people_for(words, ATTRIBUTES), ATTRIBUTES)
-        file = folder / f"document-{number}.lcc.safetensors"
+    for source in sources:
+        file = folder / f"{source.name}{MEMORY_SUFFIX}"
         if not file.exists():
             print(f"compiling {file.name}", flush=True)
-            options = {"ratio": ratio, "recipe": "fast", "certify": False, "progress": False, "seed": number}
-            lcc.compile(model, tokenizer, drawn.text, **options).save(file)
-        cases += _cases(f"document-{number}", drawn, lcc.Memory.load(file), model, tokenizer)
+            lcc.compile(model, tokenizer, source.text, certify=False, progress=False, **options).save(file)
+        memory, asked = lcc.Memory.load(file), list(source.questions)
+        here = lcc.ask(model, tokenizer, memory, asked, max_new_tokens=new_tokens)
+        texts = ask_text(model, tokenizer, source.text, asked, max_new_tokens=new_tokens)
+        cases += [Case(source.name, source.text, *row) for row in zip(asked, here, texts, strict=True)]
     path.write_text(json.dumps([asdict(case) for case in cases]), "utf-8")
     return cases
-
-
-def load_cases(folder: Path) -> list[Case]:
-    """The questions that ``make_memories`` left."""
-    return [Case(**row) for row in json.loads((folder / QUESTIONS).read_text("utf-8"))]
-
-
-def _cases(
-    name: str, drawn: Document, memory: lcc.Memory, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[Case]:
-    asked = [question.text for question in drawn.questions()]
-    answers = zip(asked, lcc.ask(model, tokenizer, memory, asked), ask_text(model, tokenizer, drawn.text, asked),
-                  strict=True)  # fmt: skip
-    return [Case(name, drawn.text, question, one, other) for question, one, other in answers]
