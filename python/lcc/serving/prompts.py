@@ -12,7 +12,7 @@ from ..text.chat_format import ChatFormat
 from ..text.plain_text import template_ids
 from ..text.prompts import SYSTEM_PROMPT
 from ..utils.terminal import first_line
-from ..utils.values import quoted
+from ..utils.values import is_text, quoted
 from .api_errors import bad_request
 from .library import Entry
 
@@ -38,7 +38,7 @@ class Prompts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, window: float):
         self.tokenizer, self.window = tokenizer, window
-        self._formats: dict[tuple[str | None, str | None], ChatFormat] = {}
+        self._formats: dict[str | None, ChatFormat] = {}
 
     def chat(self, entries: Sequence[Entry], messages: Messages) -> list[int]:
         """The tokens behind memories.
@@ -50,7 +50,7 @@ class Prompts:
         system, turns = turns_of(messages)
         first = entries[0]
         try:
-            if system is not None and self._format(first.date, system).prefix_ids != list(first.prefix_ids):
+            if system is not None and not self._is_before(first, system):
                 raise bad_request(
                     "a memory stands behind the system prompt that it was compiled with: leave the system message out",
                     "messages",
@@ -79,10 +79,10 @@ class Prompts:
         """The tokens of a prompt that is no chat.
 
         Raises:
-            ApiError: 400: it is empty, or has ids that the tokenizer does not know.
+            ApiError: 400: it is empty, or has ids or characters that the tokenizer does not know.
         """
         if isinstance(prompt, str):
-            ids = self._format(None).ids(prompt) if behind_memory else self.tokenizer(prompt)["input_ids"]
+            ids = self._text_ids(prompt, behind_memory)
         else:
             ids = list(prompt)
             if any(not 0 <= token < len(self.tokenizer) for token in ids):
@@ -100,18 +100,32 @@ class Prompts:
         needed = past + len(ids) + new_tokens
         if needed > self.window:
             raise bad_request(
-                f"memory ({past}), question ({len(ids)}) and answer ({new_tokens}) take {needed} tokens, and the "
-                f"model's window has {self.window}: ask less, or lower max_tokens",
+                f"memory ({past}), question ({len(ids)}) and answer ({quoted(new_tokens)}) take {quoted(needed)} "
+                f"tokens, and the model's window has {self.window}: ask less, or lower max_tokens",
                 "max_tokens",
             )
 
-    def _format(self, date: str | None, system: str | None = None) -> ChatFormat:
-        key = date, system
-        if key not in self._formats:
+    def _text_ids(self, prompt: str, behind_memory: bool) -> list[int]:
+        if not is_text(prompt):
+            raise bad_request("the prompt holds half of a surrogate pair, which is no character", "prompt")
+        try:
+            return self._format(None).ids(prompt) if behind_memory else self.tokenizer(prompt)["input_ids"]
+        except InputError as error:
+            raise bad_request(str(error), "prompt") from error
+
+    def _is_before(self, entry: Entry, system: str) -> bool:
+        """Whether a memory was compiled behind this system prompt."""
+        return ChatFormat.of(self.tokenizer, system, entry.date).prefix_ids == list(entry.prefix_ids)
+
+    def _format(self, date: str | None) -> ChatFormat:
+        """The format behind memories of a date; threads may ask at once."""
+        known = self._formats.get(date)
+        if known is None:
+            known = ChatFormat.of(self.tokenizer, SYSTEM_PROMPT, date)
             if len(self._formats) > 64:
                 self._formats.clear()
-            self._formats[key] = ChatFormat.of(self.tokenizer, SYSTEM_PROMPT if system is None else system, date)
-        return self._formats[key]
+            self._formats[date] = known
+        return known
 
 
 def check_memory_request(body: Mapping[str, Any]) -> None:
@@ -150,10 +164,10 @@ def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if message.get("tool_calls"):
         raise bad_request("messages with tool_calls cannot be read here", "messages")
-    if isinstance(content, str):
+    if isinstance(content, str) and is_text(content):
         return content
     if isinstance(content, list) and all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
         texts = [part.get("text") for part in content]
-        if all(isinstance(text, str) for text in texts):
-            return "\n".join(texts)
+        if all(map(is_text, texts)):
+            return "\n".join(map(str, texts))
     raise bad_request(f"a message's content is {quoted(content)}; it must be text", "messages")
