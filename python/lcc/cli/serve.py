@@ -64,9 +64,7 @@ def serve_command(
         check_memory(loaded, memory)
 
     library = Library(where, check)
-    front = Front(
-        name or ("embedded" if model is None else Path(model).stem), library, Prompts(tokenizer, window_of(loaded))
-    )
+    front = Front(name or _name_of(model), library, Prompts(tokenizer, window_of(loaded)))
     with contextlib.ExitStack() as stack:
         answers = None
         if bank is not None:
@@ -79,6 +77,11 @@ def serve_command(
         if host not in LOOPBACK and api_key is None:
             _say(f"[yellow]anybody who reaches {shown(host)} may ask:[/yellow] --api-key lets only some")
         run(make_app(front, engine, api_key, answers), host, port)
+
+
+def _name_of(model: str | None) -> str:
+    """The name of the model's folder or file; one such as Llama-3.2-1.5B keeps its points."""
+    return "embedded" if model is None else Path(model).resolve().name.removesuffix(".gguf")
 
 
 def _folder_of(folder: Path | None, bank: Path | None) -> Path:
