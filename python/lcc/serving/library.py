@@ -147,7 +147,7 @@ class Library:
         if not name or "/" in name or "\0" in name or not is_text(name):
             raise bad_request(f"id is {quoted(name)}; it must be a name without slashes", "id")
         target = inside(self.folder, path)
-        if not target.is_file():
+        if not os.path.isfile(target):
             raise ApiError(404, f"the server's folder has no file {quoted(path)}", "path")
         with self._lock:
             taken = self._added.get(name, self._own(name))
