@@ -13,9 +13,15 @@ from tests.support.served import BASE, Row, Running, Shelf, fill_shelf, running
 
 
 @pytest.fixture(scope="session")
-def shelf(_embedded, tmp_path_factory) -> Shelf:
+def loaded(_embedded):
+    """The embedded model, which nobody changes, and its tokenizer."""
+    return _embedded
+
+
+@pytest.fixture(scope="session")
+def shelf(loaded, tmp_path_factory) -> Shelf:
     """Memories of the embedded model; whoever changes files takes a copy."""
-    return fill_shelf(*_embedded, tmp_path_factory.mktemp("shelf"))
+    return fill_shelf(*loaded, tmp_path_factory.mktemp("shelf"))
 
 
 @pytest.fixture
@@ -25,16 +31,16 @@ def folder(shelf, tmp_path):
 
 
 @pytest.fixture(scope="package")
-def server(_embedded, shelf) -> Iterator[Running]:
+def server(loaded, shelf) -> Iterator[Running]:
     """The real server, of a folder that nobody changes."""
-    with running(*_embedded, shelf.folder) as server:
+    with running(*loaded, shelf.folder) as server:
         yield server
 
 
 @pytest.fixture
-def own_server(_embedded, folder) -> Iterator[Running]:
+def own_server(loaded, folder) -> Iterator[Running]:
     """The real server, of a folder that the test may change."""
-    with running(*_embedded, folder) as server:
+    with running(*loaded, folder) as server:
         yield server
 
 
