@@ -57,6 +57,6 @@ class BankAnswers:
 
 
 async def _events(shape: Shape, choice: Choice) -> AsyncIterator[str]:
-    event = shape.event([shape.delta(choice, choice.text, first=True)], **shape.memories)
+    event = shape.event([shape.delta(choice, choice.text, first=True, last=True)], **shape.memories)
     yield f"data: {json.dumps(event)}\n\n"
     yield "data: [DONE]\n\n"
