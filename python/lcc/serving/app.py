@@ -86,8 +86,9 @@ class _Guard:
 
 
 def _may_ask(headers: Headers, api_key: str) -> bool:
-    given = headers.get("authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), api_key.encode())
+    # Starlette reads each byte of a header as a character.
+    scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given, api_key.encode(errors="surrogateescape"))
 
 
 async def _chat(chat: ChatRequest, request: Request) -> Response:
