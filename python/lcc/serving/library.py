@@ -144,8 +144,8 @@ class Library:
             ApiError: 400: the path leads out of the folder, or the id is none; 404: there is no file; 409: the id is
                 taken, the file is damaged, or belongs to another model.
         """
-        if not name or "/" in name or "\0" in name or not is_text(name):
-            raise bad_request(f"id is {quoted(name)}; it must be a name without slashes", "id")
+        if not name or "/" in name or not name.isprintable():
+            raise bad_request(f"id is {quoted(name)}; it must be a name in one line, without slashes", "id")
         target = inside(self.folder, path)
         if not os.path.isfile(target):
             raise ApiError(404, f"the server's folder has no file {quoted(path)}", "path")
