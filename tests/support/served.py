@@ -132,6 +132,12 @@ def running(
         server.stop()
 
 
+def chat_body(question: str, memory: str | None = None, **more: Any) -> dict[str, Any]:
+    """A chat of one question, in short."""
+    said = {"model": BASE, "messages": [{"role": "user", "content": question}], "max_tokens": 24}
+    return said | ({} if memory is None else {"memory": memory}) | more
+
+
 def until(true: Any, seconds: float = 20) -> None:
     """Wait for something that must come."""
     end = time.monotonic() + seconds
