@@ -15,7 +15,6 @@ from typing import Any
 
 import openai
 import pytest
-import uvicorn
 
 import lcc
 from lcc.memory.attachable import check_memory
@@ -24,6 +23,7 @@ from lcc.serving.app import make_app
 from lcc.serving.front import Front
 from lcc.serving.library import Library
 from lcc.serving.prompts import Prompts
+from lcc.serving.running import Server
 from lcc.serving.transformers_engine import TransformersEngine
 from lcc.synthetic.people import document
 from lcc.utils.outputs import MEMORY_SUFFIX
@@ -95,12 +95,12 @@ class Running:
         url: of the API.
     """
 
-    def __init__(self, app: Any):
+    def __init__(self, app: Any, grace: int = 5):
         self.app = app
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.root = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         self.url = f"{self.root}/v1"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=5))
+        self._server = Server(app, grace)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]})
         self._thread.start()
         until(lambda: self._server.started)
@@ -112,8 +112,11 @@ class Running:
     def client(self, api_key: str = "none") -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=api_key, max_retries=0, timeout=30)
 
-    def stop(self) -> None:
+    def tell_to_stop(self) -> None:
         self._server.should_exit = True
+
+    def stop(self) -> None:
+        self.tell_to_stop()
         self._thread.join(30)
         self._socket.close()
         assert not self._thread.is_alive()
@@ -121,11 +124,17 @@ class Running:
 
 @contextmanager
 def running(
-    model: Any, tokenizer: Any, folder: Path, api_key: str | None = None, bank: Any = None, **options: int
+    model: Any,
+    tokenizer: Any,
+    folder: Path,
+    api_key: str | None = None,
+    bank: Any = None,
+    grace: int = 5,
+    **options: int,
 ) -> Iterator[Running]:
     """A server of a folder; ``options`` are those of ``make_engine``."""
     front = make_front(model, tokenizer, folder)
-    server = Running(make_app(front, make_engine(model, tokenizer, front, **options), api_key, bank))
+    server = Running(make_app(front, make_engine(model, tokenizer, front, **options), api_key, bank), grace)
     try:
         yield server
     finally:

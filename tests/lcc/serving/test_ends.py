@@ -6,6 +6,7 @@ import gc
 import json
 import socket
 import threading
+from time import sleep
 
 import httpx2 as httpx
 import openai
@@ -148,10 +149,36 @@ def test_a_server_that_stops_ends_what_is_under_way(loaded, folder, caplog):
         with http.stream("POST", "/chat/completions", json=chat_body("Who?", max_tokens=400, stream=True)) as response:
             lines = response.iter_lines()
             next(lines)
-            server._server.should_exit = True
+            server.tell_to_stop()
             *_, done = [line for line in lines if line]
         assert done == "data: [DONE]"
     until(lambda: threading.active_count() <= before)
+    assert not caplog.records
+
+
+def test_an_answer_that_lasts_longer_than_the_grace_ends_with_an_error(loaded, folder, monkeypatch, caplog):
+    real = RowCache.step
+    monkeypatch.setattr(RowCache, "step", lambda *arguments: sleep(0.02) or real(*arguments))
+    ends = []
+    with running(*loaded, folder, grace=0, rows=2) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        server.engine._batch.ends = frozenset()
+        threads = [
+            threading.Thread(target=lambda: ends.append(http.post("/chat/completions", json=long_chat())))
+            for _ in range(3)
+        ]
+        with http.stream("POST", "/chat/completions", json=long_chat(stream=True)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            for thread in threads:
+                thread.start()
+            until(lambda: server.engine.stats()["waiting"] == 2)
+            server.tell_to_stop()
+            *_, error, done = [line.removeprefix("data: ") for line in lines if line]
+        for thread in threads:
+            thread.join()
+    assert done == "[DONE]"
+    assert is_error(json.loads(error), 503)
+    assert [is_error(response.json(), 503) for response in ends] == [True] * 3
     assert not caplog.records
 
 

@@ -97,13 +97,13 @@ def lcc_serve(embedded, monkeypatch):
     served = []
 
     class Server:
-        def __init__(self, config):
-            served.append(config.app)
+        def __init__(self, app):
+            served.append(app)
 
         def run(self, sockets):
             assert sockets[0].getsockname()[1]
 
-    monkeypatch.setattr(process.uvicorn, "Server", Server)
+    monkeypatch.setattr(process, "Server", Server)
 
     def run(*arguments):
         done = CliRunner().invoke(cli.app, ["serve", *map(str, arguments)])
