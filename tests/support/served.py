@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from lcc.serving.library import Library
 from lcc.serving.prompts import Prompts
 from lcc.serving.running import Server
 from lcc.serving.transformers_engine import TransformersEngine
-from lcc.synthetic.people import document
+from lcc.synthetic.people import Document, document
+from lcc.utils.hashing import text_digest
 from lcc.utils.outputs import MEMORY_SUFFIX
 from tests.support.plain_memories import plain_memory
 
@@ -58,13 +59,19 @@ class Shelf:
         return Path(shutil.copytree(self.folder, folder))
 
 
+def made_text(number: int) -> Document:
+    """What the memory of a number was made of."""
+    return document(random.Random(number), people=2, attributes=3)
+
+
 def fill_shelf(model: Any, tokenizer: Any, folder: Path, questions: int = 4) -> Shelf:
     """Memories of three short documents, made without compiling."""
     memories, rows = {}, []
     for seed, name in enumerate(NAMES):
-        told = document(random.Random(seed), people=2, attributes=3)
+        told = made_text(seed)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            memories[name] = plain_memory(model, tokenizer, told.text, monkeypatch)[0]
+            memory = plain_memory(model, tokenizer, told.text, monkeypatch)[0]
+        memories[name] = replace(memory, source_sha256=text_digest(told.text))
         memories[name].save(folder / (name + MEMORY_SUFFIX))
         asked = [question.text for question in random.Random(seed).sample(told.questions(), questions)]
         answers = lcc.ask(model, tokenizer, memories[name], asked, max_new_tokens=24)
