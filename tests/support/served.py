@@ -91,8 +91,10 @@ def make_front(model: Any, tokenizer: Any, folder: Path, base: str = BASE) -> Fr
     return Front(base, make_library(model, tokenizer, folder), Prompts(tokenizer, window_of(model)))
 
 
-def make_engine(model: Any, tokenizer: Any, front: Front, rows: int = 8, waiting: int = 64) -> TransformersEngine:
-    return TransformersEngine(model, tokenizer, front.library, rows, waiting, 64 << 20)
+def make_engine(
+    model: Any, tokenizer: Any, front: Front, rows: int = 8, waiting: int = 64, pool: int = 64 << 20
+) -> TransformersEngine:
+    return TransformersEngine(model, tokenizer, front.library, rows, waiting, pool)
 
 
 class Running:
