@@ -30,7 +30,8 @@ from .openai_format import Shape
 
 log = logging.getLogger(__name__)
 OPEN = ("/health", "/metrics")
-ALL_ERRORS = errors(400, 401, 404, 409, 429, 500, 503)
+# What OpenAPI says of answers: they are JSON, or events.
+ANSWERS = {200: {"content": {"text/event-stream": {}}}, **errors(400, 401, 404, 409, 429, 500, 503)}
 
 
 def make_app(front: Front, engine: Engine, api_key: str | None = None, bank: BankAnswers | None = None) -> FastAPI:
@@ -52,8 +53,8 @@ def make_app(front: Front, engine: Engine, api_key: str | None = None, bank: Ban
     app.state.answering = Answering(engine, metrics)
     _handle_errors(app)
     app.include_router(memory_router())
-    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], responses=ALL_ERRORS)
-    app.add_api_route("/v1/completions", _completions, methods=["POST"], responses=ALL_ERRORS)
+    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], responses=ANSWERS)
+    app.add_api_route("/v1/completions", _completions, methods=["POST"], responses=ANSWERS)
     app.add_api_route("/v1/models", _models, methods=["GET"], responses=errors(401, 503))
     app.add_api_route("/health", _health, methods=["GET"], responses=errors(503))
     app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=Response)
