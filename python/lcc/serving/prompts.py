@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +18,7 @@ from ..utils.values import is_text, quoted
 from .api_errors import bad_request
 from .library import Entry
 
+_MARK = re.compile("\u2045([0-9]+)\u2046")
 Messages = Sequence[Mapping[str, Any]]
 # What a memory's prefix says nothing of, with why.
 REFUSED = {
@@ -60,17 +63,34 @@ class Prompts:
             raise bad_request(str(error), "messages") from error
 
     def plain_chat(self, messages: Messages) -> list[int]:
-        """The tokens of a whole chat.
+        """The tokens of a whole chat, in which no control token comes of what is said.
 
         Raises:
-            ApiError: 400: messages that are no chat, or that the template refuses.
+            ApiError: 400: messages that are no chat, or that the template refuses; or they name a control token that
+                the tokenizer cannot write as plain text.
         """
         system, turns = turns_of(messages)
-        said = [] if system is None else [{"role": "system", "content": system}]
-        said += [{"role": "assistant" if at % 2 else "user", "content": turn} for at, turn in enumerate(turns)]
+        said = turns if system is None else (system, *turns)
+        ids = template_ids(self.tokenizer, self._rendered(said, system is not None))
+        # The template alone, with a mark in place of each thing that is said.
+        parts = _MARK.split(self._rendered([f"\u2045{at}\u2046" for at in range(len(said))], system is not None))
+        alone = [template_ids(self.tokenizer, part) for part in parts[::2]]
+        chat = self._format(None)
+        if [token for token in ids if token in chat.control] == [
+            t for some in alone for t in some if t in chat.control
+        ]:
+            return ids
         try:
-            text = str(self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
-            return template_ids(self.tokenizer, text)
+            between = [chat.ids(said[int(mark)]) for mark in parts[1::2]]
+        except InputError as error:
+            raise bad_request(str(error), "messages") from error
+        return [token for some in chain.from_iterable(zip_longest(alone, between, fillvalue=[])) for token in some]
+
+    def _rendered(self, said: Sequence[str], with_system: bool) -> str:
+        roles = ["system"] * with_system + ["user", "assistant"] * len(said)
+        messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except Exception as error:
             # A template is a program: it may fail in any way.
             raise bad_request(f"the chat template refuses the messages: {first_line(error)}", "messages") from error
