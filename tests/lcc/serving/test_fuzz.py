@@ -22,7 +22,7 @@ from lcc.serving.prompts import Prompts
 from tests.support.served import BASE, is_error, make_engine, make_library
 
 # Answers that are drawn at random are long: not all of the window is for them.
-WINDOW = 160
+WINDOW = 110
 few = settings(
     max_examples=settings().max_examples // 4,
     deadline=None,
