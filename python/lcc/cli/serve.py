@@ -67,7 +67,7 @@ def serve_command(
 
     where = _folder_of(folder, bank)
     loaded, tokenizer = load_model(model)
-    base = name or ("embedded" if model is None else Path(model).stem)
+    base = name or _name_of(model)
     front, library = _front(base, where, loaded, tokenizer)
     with contextlib.ExitStack() as stack:
         answers = None if bank is None else BankAnswers(stack.enter_context(opened(bank)).open(loaded, tokenizer))
@@ -79,6 +79,11 @@ def serve_command(
         if host not in LOOPBACK and api_key is None:
             _say(f"[yellow]anybody who reaches {shown(host)} may ask:[/yellow] --api-key lets only some")
         run(make_app(front, chosen, api_key, answers), host, port)
+
+
+def _name_of(model: str | None) -> str:
+    """The name of the model's folder or file; one such as Llama-3.2-1.5B keeps its points."""
+    return "embedded" if model is None else Path(model).resolve().name.removesuffix(".gguf")
 
 
 def _folder_of(folder: Path | None, bank: Path | None) -> Path:

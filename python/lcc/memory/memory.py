@@ -183,7 +183,7 @@ class Memory:
             MemoryFileError: no such file, or a truncated, tampered or foreign one, or one that needs a newer version,
                 or one that holds NaN, or scales that are missing, NaN or zero.
         """
-        payload, fields = parse_memory(path, *load_tensors(path, *READABLE))
+        payload, fields = parse_memory(path, *load_tensors(path, *READABLE, apart=True))
         try:
             return cls(payload, **fields)
         except TypeError as error:

@@ -82,9 +82,10 @@ class Answering:
                 choice, text = await ready.get()
                 if isinstance(text, BaseException):
                     raise text
-                open_choices -= text is None
-                if text or text is None or choice.index not in said:
-                    delta = order.shape.delta(choice, text or "", choice.index not in said)
+                first, last = choice.index not in said, text is None
+                open_choices -= last
+                if text or first or last:
+                    delta = order.shape.delta(choice, text or "", first, last)
                     memories = {} if said else order.shape.memories
                     said.add(choice.index)
                     yield _event(order.shape.event([delta], **memories))

@@ -29,6 +29,17 @@ UNKNOWN: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "prompt_logprobs": (0,),
     "min_tokens": (0,),
+    "min_p": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "structured_outputs": ({},),
+    "documents": ([],),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
 }
 Stop = Annotated[str, Field(min_length=1)]
 
@@ -66,8 +77,11 @@ class _Request(BaseModel):
         """Texts that end the answer."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
-    def sampling(self, choice: int) -> Sampling:
+    def sampling(self, choice: int, room: float) -> Sampling:
         """How a choice is drawn; greedily unless a temperature is given.
+
+        Args:
+            room: tokens that the window has for an answer, for a request that does not say how long it may be.
 
         Raises:
             ApiError: 400: a field that would change the answer and is not known here.
@@ -77,7 +91,7 @@ class _Request(BaseModel):
             if body.get(name) is not None and body[name] not in harmless:
                 raise bad_request(f"{name} is not known to this server: leave it out, or serve with vLLM", name)
         return Sampling(
-            new_tokens_of(body) or DEFAULT_NEW_TOKENS,
+            new_tokens_of(body) or int(min(DEFAULT_NEW_TOKENS, room)),
             self.temperature or 0.0,
             1.0 if self.top_p is None else self.top_p,
             max(self.top_k or 0, 0),

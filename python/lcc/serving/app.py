@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..utils.values import quoted
 from ..utils.version import __version__
 from .answering import Answering, Order, error_event
 from .api_errors import TYPES, ApiError, bad_request
@@ -29,7 +30,8 @@ from .openai_format import Shape
 
 log = logging.getLogger(__name__)
 OPEN = ("/health", "/metrics")
-ALL_ERRORS = errors(400, 401, 404, 409, 429, 500, 503)
+# What OpenAPI says of answers: they are JSON, or events.
+ANSWERS = {200: {"content": {"text/event-stream": {}}}, **errors(400, 401, 404, 409, 429, 500, 503)}
 
 
 def make_app(front: Front, engine: Engine, api_key: str | None = None, bank: BankAnswers | None = None) -> FastAPI:
@@ -51,8 +53,8 @@ def make_app(front: Front, engine: Engine, api_key: str | None = None, bank: Ban
     app.state.answering = Answering(engine, metrics)
     _handle_errors(app)
     app.include_router(memory_router())
-    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], responses=ALL_ERRORS)
-    app.add_api_route("/v1/completions", _completions, methods=["POST"], responses=ALL_ERRORS)
+    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], responses=ANSWERS)
+    app.add_api_route("/v1/completions", _completions, methods=["POST"], responses=ANSWERS)
     app.add_api_route("/v1/models", _models, methods=["GET"], responses=errors(401, 503))
     app.add_api_route("/health", _health, methods=["GET"], responses=errors(503))
     app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=Response)
@@ -85,8 +87,9 @@ class _Guard:
 
 
 def _may_ask(headers: Headers, api_key: str) -> bool:
-    given = headers.get("authorization", "").removeprefix("Bearer ")
-    return hmac.compare_digest(given.encode(), api_key.encode())
+    # Starlette reads each byte of a header as a character.
+    scheme, _, given = headers.get("authorization", "").encode("latin-1").partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(given, api_key.encode(errors="surrogateescape"))
 
 
 async def _chat(chat: ChatRequest, request: Request) -> Response:
@@ -107,9 +110,8 @@ async def _completions(completion: CompletionRequest, request: Request) -> Respo
 
 async def _respond(given: ChatRequest | CompletionRequest, asked: list[Any], request: Request, is_chat: bool) -> Any:
     front, answering = request.app.state.lcc, request.app.state.answering
-    options = tuple(given.sampling(choice) for choice in range(given.n or 1))
-    for one in asked:
-        front.prompts.check_fits(one.past, one.ids, options[0].max_new_tokens)
+    room = min(front.prompts.window - one.past - len(one.ids) for one in asked)
+    options = tuple(given.sampling(choice, room) for choice in range(given.n or 1))
     shape = Shape(is_chat, given.model or front.base, asked[0].memory_fields())
     with_usage = bool(given.stream_options and given.stream_options.include_usage)
     order = Order(shape, tuple(asked), options, tuple(given.stops()), with_usage)
@@ -174,6 +176,16 @@ async def _metrics(request: Request) -> Response:
     return Response(request.app.state.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _invalid(first: dict[str, Any]) -> ApiError:
+    """What the first thing is that is wrong with a request's fields."""
+    if first["type"] == "json_invalid":
+        return bad_request(f"the body is no JSON: {first['ctx']['error']}", None)
+    place = [str(part) for part in first["loc"] if part != "body"]
+    if not place:
+        return bad_request("the body must be a JSON object, sent as Content-Type: application/json", None)
+    return bad_request(f"{quoted('.'.join(place))}: {first['msg']}", quoted(place[0]))
+
+
 def _handle_errors(app: FastAPI) -> None:
     """Give every error OpenAI's shape."""
 
@@ -183,9 +195,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return error_response(bad_request(f"{place or 'the body'}: {first['msg']}", place or None))
+        return error_response(_invalid(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:

@@ -13,7 +13,7 @@ from ..bank.opening import OpenBank
 from ..bank.session import BankAnswer
 from ..errors import InputError, MemoryFileError
 from .api_errors import ApiError, bad_request
-from .api_models import ChatRequest
+from .api_models import DEFAULT_NEW_TOKENS, ChatRequest
 from .openai_format import Choice, Shape
 from .prompts import turns_of
 
@@ -35,7 +35,7 @@ class BankAnswers:
             raise bad_request(
                 "a bank answers single questions: to go on, name the memory that the answer came from", "messages"
             )
-        sampling = chat.sampling(0)
+        sampling = chat.sampling(0, DEFAULT_NEW_TOKENS)
         if sampling.temperature or (chat.n or 1) > 1 or chat.stops():
             raise bad_request("a bank answers greedily, once, and to the end: leave the sampling out", "temperature")
         answer = await asyncio.to_thread(self._ask, turns[0], sampling.max_new_tokens)
@@ -57,6 +57,6 @@ class BankAnswers:
 
 
 async def _events(shape: Shape, choice: Choice) -> AsyncIterator[str]:
-    event = shape.event([shape.delta(choice, choice.text, first=True)], **shape.memories)
+    event = shape.event([shape.delta(choice, choice.text, first=True, last=True)], **shape.memories)
     yield f"data: {json.dumps(event)}\n\n"
     yield "data: [DONE]\n\n"

@@ -86,6 +86,8 @@ class Batch:
             if self._closing:
                 raise ApiError(503, "the server is shutting down", retry_after=5)
             if len(self._waiting) >= self.most_waiting:
+                self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            if len(self._waiting) >= self.most_waiting:
                 raise ApiError(429, f"{len(self._waiting)} requests wait already: ask again later", retry_after=1)
             self._waiting.append(job)
             self._changed.notify()
@@ -98,7 +100,8 @@ class Batch:
     @property
     def waiting(self) -> int:
         """Jobs that wait."""
-        return len(self._waiting)
+        with self._changed:
+            return sum(not job.cancelled for job in self._waiting)
 
     @property
     def alive(self) -> bool:

@@ -27,7 +27,9 @@ class Draws:
 
     def draw(self, logits: torch.Tensor) -> int:
         """A token by ``logits``, (vocabulary,)."""
-        wide = logits.to(device="cpu", dtype=torch.float32) / self.sampling.temperature
+        # In float64, and of differences: the smallest temperature that there is makes no infinity of the best logit.
+        wide = logits.to(device="cpu", dtype=torch.float64)
+        wide = (wide - wide.max()) / self.sampling.temperature
         kept = wide.topk(min(self.sampling.top_k or len(wide), len(wide)))
         probabilities = kept.values.softmax(-1)
         # The fewest tokens that together have a probability of top_p; one at least.

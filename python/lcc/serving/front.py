@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..utils.values import quoted
 from .api_errors import ApiError, bad_request
 from .cards import described, model_card, refused
 from .library import Entry, Library, tokens_of
@@ -118,7 +119,7 @@ def new_tokens_of(body: Mapping[str, Any]) -> int | None:
         value = body.get(name)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise bad_request(f"{name} is {value!r}; it must be a whole number of 1 or more", name)
+                raise bad_request(f"{name} is {quoted(value)}; it must be a whole number of 1 or more", name)
             return value
     return None
 

@@ -13,12 +13,12 @@ from ..errors import InputError, LCCError, MemoryFileError, MismatchError
 from ..memory.memory import Memory
 from ..utils.hashing import json_digest
 from ..utils.outputs import MEMORY_SUFFIX
-from ..utils.values import quoted
+from ..utils.values import is_text, quoted
 from .api_errors import ApiError, bad_request
 
 # How often a file is read that is replaced meanwhile.
 ATTEMPTS = 5
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -76,14 +76,14 @@ class Library:
         self._lock = threading.RLock()
 
     def ids(self) -> list[str]:
-        """All ids, sorted, those of damaged files among them."""
+        """All ids, sorted, those of damaged files among them; a name that is no text is none."""
         try:
             names = [entry.name for entry in os.scandir(self.folder) if entry.name.endswith(MEMORY_SUFFIX)]
         except OSError as error:
             raise ApiError(503, f"the server's folder cannot be read: {error.strerror}", retry_after=1) from error
         with self._lock:
-            found = {name.removesuffix(MEMORY_SUFFIX) for name in names} - self._deleted
-            return sorted(found | self._added.keys())
+            found = {name.removesuffix(MEMORY_SUFFIX) for name in names if is_text(name)} - self._deleted
+            return sorted((found | self._added.keys()) - {""})
 
     def entry(self, name: str) -> Entry:
         """The memory of an id.
@@ -95,6 +95,7 @@ class Library:
         for _ in range(ATTEMPTS):
             stamp = _stamp(path)
             if stamp is None:
+                self._forget(name)
                 raise _unknown(name)
             with self._lock:
                 known, (refused_stamp, refused) = self._known.get(name), self._refused.get(name, (None, None))
@@ -143,10 +144,10 @@ class Library:
             ApiError: 400: the path leads out of the folder, or the id is none; 404: there is no file; 409: the id is
                 taken, the file is damaged, or belongs to another model.
         """
-        if not name or "/" in name or "\0" in name:
-            raise bad_request(f"id is {quoted(name)}; it must be a name without slashes", "id")
+        if not name or "/" in name or not name.isprintable():
+            raise bad_request(f"id is {quoted(name)}; it must be a name in one line, without slashes", "id")
         target = inside(self.folder, path)
-        if not target.is_file():
+        if not os.path.isfile(target):
             raise ApiError(404, f"the server's folder has no file {quoted(path)}", "path")
         with self._lock:
             taken = self._added.get(name, self._own(name))
@@ -176,8 +177,14 @@ class Library:
             raise _unknown(name)
         with self._lock:
             self._added.pop(name, None)
-            self._known.pop(name, None)
+            self._forget(name)
             self._deleted.add(name)
+
+    def _forget(self, name: str) -> None:
+        """Nothing is kept of a file that is gone."""
+        with self._lock:
+            self._known.pop(name, None)
+            self._refused.pop(name, None)
 
     def _own(self, name: str) -> Path:
         return self.folder / (name + MEMORY_SUFFIX)
@@ -207,8 +214,7 @@ class Library:
 
     def _keep(self, name: str, stamp: Stamp, outcome: Entry | ApiError) -> Entry:
         with self._lock:
-            self._known.pop(name, None)
-            self._refused.pop(name, None)
+            self._forget(name)
             if isinstance(outcome, ApiError):
                 self._refused[name] = (stamp, outcome)
                 raise outcome
@@ -264,7 +270,8 @@ def _stamp(path: Path) -> Stamp | None:
         state = path.stat()
     except (OSError, ValueError):
         return None
-    return state.st_mtime_ns, state.st_size, state.st_ino
+    # The last one cannot be set: a copy in place that keeps its source's times is another file too.
+    return state.st_mtime_ns, state.st_size, state.st_ino, state.st_ctime_ns
 
 
 def _facts(memory: Memory) -> dict[str, Any]:

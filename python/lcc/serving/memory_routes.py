@@ -50,23 +50,23 @@ def memory_router() -> APIRouter:
     """The routes; ``app.state.lcc`` is their ``Front``."""
     router = APIRouter()
 
-    @router.get("/v1/memories", responses=errors(503))
+    @router.get("/v1/memories", responses=errors(401, 503))
     async def list_memories(request: Request) -> JSONResponse:
         """All memories of the folder, those that cannot be served with why."""
         rows = await asyncio.to_thread(_front(request).listed)
         return JSONResponse({"object": "list", "data": rows})
 
-    @router.get("/v1/memories/{name:path}", responses=errors(404, 409, 503))
+    @router.get("/v1/memories/{name:path}", responses=errors(401, 404, 409, 503))
     async def show_memory(name: str, request: Request) -> JSONResponse:
         """One memory."""
         return await _entry(lambda front: front.library.entry(name), request)
 
-    @router.post("/v1/memories", responses=errors(400, 404, 409, 503))
+    @router.post("/v1/memories", responses=errors(400, 401, 404, 409, 503))
     async def add_memory(new: NewMemory, request: Request) -> JSONResponse:
         """Give a file of the folder an id; it is checked at once."""
         return await _entry(lambda front: front.library.add(new.id, new.path), request)
 
-    @router.delete("/v1/memories/{name:path}", responses=errors(404, 503))
+    @router.delete("/v1/memories/{name:path}", responses=errors(401, 404, 503))
     async def delete_memory(name: str, request: Request) -> JSONResponse:
         """Forget an id; its file stays."""
         try:

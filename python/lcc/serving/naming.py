@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..utils.values import quoted
+from ..utils.values import is_text, quoted
 from .api_errors import ApiError, bad_request
 
 # Between the base model's name and a memory's, in the name of a model.
@@ -60,7 +60,7 @@ def _named(body: Mapping[str, Any], base: str) -> Iterator[tuple[str, tuple[str,
 def _of_model(model: Any, base: str) -> tuple[str, ...]:
     if model is None or model == base:
         return ()
-    if not isinstance(model, str):
+    if not is_text(model):
         raise bad_request(f"model is {quoted(model)}; it must be a name", "model")
     memory = model.removeprefix(base + OF)
     if memory in ("", model):
@@ -71,7 +71,7 @@ def _of_model(model: Any, base: str) -> tuple[str, ...]:
 def _one(value: Any, param: str) -> tuple[str, ...]:
     if value is None:
         return ()
-    if not isinstance(value, str) or not value:
+    if not is_text(value) or not value:
         raise bad_request(f"{param} is {quoted(value)}; it must be the id of a memory", param)
     return (value,)
 

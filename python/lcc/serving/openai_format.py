@@ -45,9 +45,13 @@ class Shape:
         """An event of a stream."""
         return self._head(stream=True) | {"choices": list(choices)} | more
 
-    def delta(self, choice: Choice, text: str, first: bool = False) -> dict[str, Any]:
-        """What a choice got."""
-        said: dict[str, Any] = {"index": choice.index, "finish_reason": choice.finish, "logprobs": None}
+    def delta(self, choice: Choice, text: str, first: bool, last: bool) -> dict[str, Any]:
+        """What a choice got; the last time, why it ends there."""
+        said: dict[str, Any] = {
+            "index": choice.index,
+            "finish_reason": choice.finish if last else None,
+            "logprobs": None,
+        }
         if not self.chat:
             return said | {"text": text}
         return said | {"delta": ({"role": "assistant"} if first else {}) | {"content": text}}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from ..errors import MemoryFileError, MismatchError
 from .outputs import Rule, replacing
@@ -57,8 +57,14 @@ def ours(*format_names: str, **same: Any) -> Rule:
     return check
 
 
-def load_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def load_tensors(
+    path: str | os.PathLike, *format_names: str, apart: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Read what ``save_tensors`` wrote in one of the formats ``format_names``, of which the first is the current one.
+
+    Args:
+        apart: the tensors are copies. Else they may be the file itself: whoever writes to it in place, rather than
+            replacing it, changes them, and whoever cuts it off ends the process.
 
     Raises:
         MemoryFileError: no such file, a truncated or foreign one, or one whose content does not match its digest.
@@ -66,11 +72,10 @@ def load_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str,
     if Path(path).exists() and not Path(path).is_file():
         raise MemoryFileError(f"{path} is no regular file: name a file")
     try:
-        with safe_open(path, framework="pt") as file:
-            raw = (file.metadata() or {}).get(METADATA_KEY)
-            if raw is None:
-                raise MemoryFileError(f"{path} is a safetensors file, but not one of this package's")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        named, tensors = _copied(path) if apart else _mapped(path)
+        raw = named.get(METADATA_KEY)
+        if raw is None:
+            raise MemoryFileError(f"{path} is a safetensors file, but not one of this package's")
     except FileNotFoundError:
         raise MemoryFileError(f"there is no file {path}") from None
     except (SafetensorError, OSError) as error:
@@ -91,6 +96,20 @@ def load_tensors(path: str | os.PathLike, *format_names: str) -> tuple[dict[str,
     if digest != _digest(tensors, metadata):
         raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
     return tensors, metadata
+
+
+def _mapped(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """A file's own metadata and tensors."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _copied(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """A file's metadata and tensors as they are now."""
+    content = Path(path).read_bytes()
+    tensors = load(content)
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__") or {}, tensors
 
 
 def load_metadata(path: str | os.PathLike) -> dict[str, Any]:

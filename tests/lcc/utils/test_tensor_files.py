@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -24,51 +25,64 @@ def path(tmp_path):
     return target
 
 
-def test_round_trip(path):
-    tensors, metadata = load_tensors(path, "test-1")
+@pytest.fixture(params=[False, True], ids=["mapped", "apart"])
+def read(request):
+    return partial(load_tensors, apart=request.param)
+
+
+def test_round_trip(path, read):
+    tensors, metadata = read(path, "test-1")
     assert metadata == {"number": 1}
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
     assert os.listdir(path.parent) == [path.name]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
-def test_truncated_file_is_refused(path, keep):
+def test_truncated_file_is_refused(path, keep, read):
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(MemoryFileError, match="truncated"):
-        load_tensors(path, "test-1")
+        read(path, "test-1")
 
 
-def test_changed_tensor_is_refused(path):
+def test_changed_tensor_is_refused(path, read):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(MemoryFileError, match="digest"):
-        load_tensors(path, "test-1")
+        read(path, "test-1")
 
 
-def test_changed_metadata_is_refused(path):
+def test_changed_metadata_is_refused(path, read):
     content = path.read_bytes()
     assert content.count(b'\\"number\\": 1') == 1
     path.write_bytes(content.replace(b'\\"number\\": 1', b'\\"number\\": 2'))
     with pytest.raises(MemoryFileError, match="digest"):
-        load_tensors(path, "test-1")
+        read(path, "test-1")
 
 
-def test_foreign_files_are_refused(path, tmp_path):
+def test_foreign_files_are_refused(path, tmp_path, read):
     other = tmp_path / "other.safetensors"
     save_file(TENSORS, other)
     with pytest.raises(MemoryFileError, match="not one of this package's"):
-        load_tensors(other, "test-1")
+        read(other, "test-1")
     save_file(TENSORS, other, {"lcc": json.dumps(["no", "header"])})
     with pytest.raises(MemoryFileError, match="metadata"):
-        load_tensors(other, "test-1")
+        read(other, "test-1")
     with pytest.raises(MemoryFileError, match="format"):
-        load_tensors(path, "test-2")
+        read(path, "test-2")
     save_tensors(other, "test-1", TENSORS, ["no", "object"])
     with pytest.raises(MemoryFileError, match="no JSON object"):
-        load_tensors(other, "test-1")
+        read(other, "test-1")
     with pytest.raises(MemoryFileError, match="no file"):
-        load_tensors(tmp_path / "absent", "test-1")
+        read(tmp_path / "absent", "test-1")
+
+
+def test_what_was_read_apart_stays(path):
+    """Whatever is written to the file, and though it is cut off: tensors that are the file itself would end us."""
+    tensors, _ = load_tensors(path, "test-1", apart=True)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    path.write_bytes(b"")
+    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
 def test_full_disk_keeps_the_old_file(path, monkeypatch):
