@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import socket
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from lcc.utils.outputs import MEMORY_SUFFIX
 from tests.support.plain_memories import plain_memory
 
 BASE = "embedded"
+# Names the file of an ``Endpoint`` that is to be tested instead of those that the tests start.
+ENDPOINT = "LCC_TEST_ENDPOINT"
 NAMES = ("ada", "bo", "cy")
 
 
@@ -41,6 +44,30 @@ class Row:
     memory: str
     question: str
     answer: str
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """All that a client knows of a server, whatever its engine.
+
+    Attributes:
+        url: of the API.
+        model: the base model's name.
+        rows: what it is asked, and answers.
+    """
+
+    url: str
+    model: str
+    rows: tuple[Row, ...]
+
+    def save(self, path: Path) -> Path:
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Endpoint:
+        content = json.loads(path.read_text())
+        return cls(content["url"], content["model"], tuple(Row(**row) for row in content["rows"]))
 
 
 @dataclass(frozen=True)

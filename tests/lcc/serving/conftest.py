@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2 as httpx
 import openai
 import pytest
 
-from tests.support.served import BASE, Row, Running, Shelf, fill_shelf, running
+from benchmarks.serving.servers import llama_cpp_server
+from tests.support.served import BASE, ENDPOINT, Endpoint, Running, Shelf, fill_shelf, running
 
 
 @pytest.fixture(scope="session")
@@ -56,28 +58,28 @@ def client(server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """All that a client knows of a server, whatever its engine.
-
-    Attributes:
-        url: of the API.
-        model: the base model's name.
-        rows: what it is asked, and answers.
-    """
-
-    url: str
-    model: str
-    rows: tuple[Row, ...]
-
-
 @pytest.fixture(scope="package")
 def _transformers(server, shelf) -> Endpoint:
     return Endpoint(server.url, BASE, shelf.rows)
 
 
+@pytest.fixture(scope="package")
+def _llama_cpp(shelf, tmp_path_factory) -> Iterator[Endpoint]:
+    work = tmp_path_factory.mktemp("llama")
+    with llama_cpp_server(shelf.folder, None, 1, work / "serve.log") as server:
+        yield Endpoint(f"{server.url}/v1", server.model, shelf.rows)
+
+
+@pytest.fixture(scope="package")
+def _elsewhere() -> Endpoint:
+    return Endpoint.load(Path(os.environ[ENDPOINT]))
+
+
 # For each engine, a fixture that gives an Endpoint.
-@pytest.fixture(scope="package", params=["_transformers"])
+ENGINES = ["_elsewhere"] if ENDPOINT in os.environ else ["_transformers", "_llama_cpp"]
+
+
+@pytest.fixture(scope="package", params=ENGINES)
 def endpoint(request) -> Endpoint:
     """A server, of each engine in turn."""
     return request.getfixturevalue(request.param)
