@@ -61,16 +61,22 @@ def serve_command(
         raise InputError(f"lcc serve needs {', '.join(missing)}: pip install 'lcc-kernels[serve]'")
     from ..serving.app import make_app
     from ..serving.bank_answers import BankAnswers
-    from ..serving.running import run
+    from ..serving.running import listening, run
     from ..serving.transformers_engine import TransformersEngine
     from .loading import load_model
 
     where = _folder_of(folder, bank)
+    # Loading a model takes long: what is wrong with the rest is said before.
+    listening(host, port).close()
     loaded, tokenizer = load_model(model)
     base = name or _name_of(model)
     front, library = _front(base, where, loaded, tokenizer)
     with contextlib.ExitStack() as stack:
-        answers = None if bank is None else BankAnswers(stack.enter_context(opened(bank)).open(loaded, tokenizer))
+        answers = None
+        if bank is not None:
+            answers = BankAnswers(stack.enter_context(opened(bank)).open(loaded, tokenizer))
+            for note in answers.bank.notes:
+                _say(shown(note))
         if engine == "llama-cpp":
             chosen = _llama_cpp(front, library, loaded, tokenizer, url, states, kv, flash_attn, queue)
         else:
@@ -87,11 +93,13 @@ def _name_of(model: str | None) -> str:
 
 
 def _folder_of(folder: Path | None, bank: Path | None) -> Path:
-    if folder is not None:
-        return folder
-    if bank is None:
+    if folder is None and bank is None:
         raise InputError("name the folder of memories, or a --bank")
-    return bank / "memories"
+    chosen = folder or Path(bank or "", "memories")
+    if not chosen.is_dir():
+        what = "holds memories" if folder else "is a bank"
+        raise InputError(f"there is no folder {chosen}: name one that {what}")
+    return chosen
 
 
 def _front(

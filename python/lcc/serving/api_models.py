@@ -12,7 +12,7 @@ from .front import new_tokens_of
 
 # Answers that do not say how long they may be.
 DEFAULT_NEW_TOKENS = 256
-MOST_STOPS, MOST_CHOICES = 4, 16
+MOST_STOPS, MOST_CHOICES, MOST_ANSWERS = 4, 16, 64
 # What would change an answer and is not known here, with the values that change nothing.
 UNKNOWN: dict[str, tuple[Any, ...]] = {
     "tools": ([],),

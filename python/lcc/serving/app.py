@@ -20,7 +20,7 @@ from ..utils.values import quoted
 from ..utils.version import __version__
 from .answering import Answering, Order, error_event
 from .api_errors import TYPES, ApiError, bad_request
-from .api_models import ChatRequest, CompletionRequest
+from .api_models import MOST_ANSWERS, ChatRequest, CompletionRequest
 from .bank_answers import BankAnswers
 from .engine import Engine
 from .front import Front
@@ -55,6 +55,7 @@ def make_app(front: Front, engine: Engine, api_key: str | None = None, bank: Ban
     app.include_router(memory_router())
     app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], responses=ANSWERS)
     app.add_api_route("/v1/completions", _completions, methods=["POST"], responses=ANSWERS)
+    app.add_api_route("/v1/models/{name:path}", _model, methods=["GET"], responses=errors(401, 404, 503))
     app.add_api_route("/v1/models", _models, methods=["GET"], responses=errors(401, 503))
     app.add_api_route("/health", _health, methods=["GET"], responses=errors(503))
     app.add_api_route("/metrics", _metrics, methods=["GET"], response_class=Response)
@@ -112,6 +113,8 @@ async def _respond(given: ChatRequest | CompletionRequest, asked: list[Any], req
     front, answering = request.app.state.lcc, request.app.state.answering
     room = min(front.prompts.window - one.past - len(one.ids) for one in asked)
     options = tuple(given.sampling(choice, room) for choice in range(given.n or 1))
+    if len(asked) * len(options) > MOST_ANSWERS:
+        raise bad_request(f"a request has {MOST_ANSWERS} answers at most: send several", "n" if is_chat else "prompt")
     shape = Shape(is_chat, given.model or front.base, asked[0].memory_fields())
     with_usage = bool(given.stream_options and given.stream_options.include_usage)
     order = Order(shape, tuple(asked), options, tuple(given.stops()), with_usage)
@@ -161,6 +164,14 @@ async def _models(request: Request) -> dict[str, Any]:
     front = request.app.state.lcc
     base = {"id": front.base, "object": "model", "created": 0, "owned_by": "lcc", "parent": None, "root": front.base}
     return {"object": "list", "data": [base, *await asyncio.to_thread(front.cards)]}
+
+
+async def _model(name: str, request: Request) -> dict[str, Any]:
+    """One model of the list."""
+    card = next((card for card in (await _models(request))["data"] if card["id"] == name), None)
+    if card is None:
+        raise ApiError(404, f"the model {quoted(name)} does not exist; GET /v1/models lists them", "model")
+    return card
 
 
 async def _health(request: Request) -> JSONResponse:

@@ -64,7 +64,8 @@ def _of_model(model: Any, base: str) -> tuple[str, ...]:
         raise bad_request(f"model is {quoted(model)}; it must be a name", "model")
     memory = model.removeprefix(base + OF)
     if memory in ("", model):
-        raise ApiError(404, f"the model {quoted(model)} does not exist; GET /v1/models lists them", "model")
+        hint = f"the model is {base}, and a memory is {model_name(base, 'ID')}; GET /v1/models lists them"
+        raise ApiError(404, f"the model {quoted(model)} does not exist: {hint}", "model")
     return (memory,)
 
 

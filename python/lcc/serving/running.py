@@ -46,13 +46,18 @@ def run(app: FastAPI, host: str, port: int) -> None:
     Raises:
         InputError: the address cannot be listened on.
     """
-    with _listening(host, port) as sock:
+    with listening(host, port) as sock:
         shown = f"[{host}]" if ":" in host else host
         print(f"serving on http://{shown}:{sock.getsockname()[1]}/v1", flush=True)
         Server(app).run(sockets=[sock])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that waits for connections.
+
+    Raises:
+        InputError: the address cannot be listened on.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)

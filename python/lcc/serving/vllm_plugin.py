@@ -29,6 +29,7 @@ from vllm.logger import init_logger
 from ..memory.memory import Memory
 from ..memory.stored_prefix import Prefixes
 from ..text.chat_format import ChatFormat
+from ..utils.values import quoted
 from .api_errors import ApiError, bad_request
 from .front import Asked, Front
 from .library import Library
@@ -53,6 +54,7 @@ class MemoryEndpoints:
         app.add_api_route(CHAT, _chat, methods=["POST"])
         app.add_api_route(COMPLETIONS, _completions, methods=["POST"])
         app.add_api_route("/v1/models", _models, methods=["GET"])
+        app.add_api_route("/v1/models/{name:path}", _model, methods=["GET"])
         app.add_middleware(_NoMemoryElsewhere)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -90,6 +92,14 @@ async def _models(raw_request: Request) -> JSONResponse:
     listed = (await state.openai_serving_models.show_available_models()).model_dump()
     listed["data"] += await asyncio.to_thread(state.lcc.cards)
     return JSONResponse(listed)
+
+
+async def _model(name: str, raw_request: Request) -> JSONResponse:
+    listed = json.loads(bytes((await _models(raw_request)).body))["data"]
+    card = next((card for card in listed if card["id"] == name), None)
+    if card is None:
+        return error_response(ApiError(404, f"the model {quoted(name)} does not exist", "model"))
+    return JSONResponse(card)
 
 
 async def _answered(raw_request: Request, rewrite: Any, kind: type, answer: Any) -> Any:

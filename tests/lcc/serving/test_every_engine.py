@@ -140,6 +140,7 @@ def test_a_completion_goes_on_behind_the_memory(client, endpoint):
 
 def test_lists(client, endpoint):
     memories = {row.memory for row in endpoint.rows}
+    assert client.models.retrieve(f"{endpoint.model}:{min(memories)}").parent == endpoint.model
     cards = {card.id: card for card in client.models.list().data}
     assert endpoint.model in cards
     for memory in memories:

@@ -69,6 +69,7 @@ OPERATIONS = (
     "GET /v1/memories/{name}",
     "DELETE /v1/memories/{name}",
     "GET /v1/models",
+    "GET /v1/models/{name}",
     "GET /health",
     "GET /metrics",
 )
