@@ -150,7 +150,8 @@ class Batch:
         left = len(self._rows) - self.running
         if entering or left >= max(1, LEAVING * len(self._rows)):
             self._refill(entering)
-        elif self._rows:
+        # In the same turn: rows that are being written never wait for more than one reading of others.
+        if self.running:
             self._step()
 
     def _place(self, job: Job) -> bool:

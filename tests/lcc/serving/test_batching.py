@@ -241,3 +241,25 @@ def test_draws_are_of_the_probable_tokens():
     for seed in (0, -1, 2**63, 2**64 + 5, -(10**40)):
         one, two = (Draws(Sampling(1, 1.0, seed=seed)) for _ in range(2))
         assert [one.draw(logits) for _ in range(9)] == [two.draw(logits) for _ in range(9)]
+
+
+def test_an_answer_goes_on_while_others_keep_coming(make_batch, answer, shelf, monkeypatch):
+    """Each turn brings another request, as many as the answer has tokens: it ends before they do."""
+    batch, row = make_batch(rows=64, ends=frozenset()), shelf.rows[0]
+    first = answer(row.memory, row.question, Sampling(12))
+    others = [answer(row.memory, row.question, Sampling(40)) for _ in range(12)]
+    entering, came = batch._entering, iter(others)
+    ended = []
+
+    def one_more():
+        other = next(came, None) if batch._rows else None
+        if other is not None:
+            batch._waiting.append(other.job)
+        return entering()
+
+    monkeypatch.setattr(batch, "_entering", one_more)
+    deliver = first.job.deliver
+    first.job.deliver = lambda event: (ended.append(sum(one.job.written > 0 for one in others)), deliver(event))
+    submit(batch, first)
+    assert first.wait() == "length"
+    assert ended[-1] < len(others)
