@@ -57,17 +57,19 @@ def transformers_server(memories: Path, model: str | None, threads: int, log: Pa
 
 
 @contextmanager
-def llama_cpp_server(memories: Path, model: str | None, threads: int, log: Path) -> Iterator[Server]:
-    """``lcc serve`` before a llama.cpp server of ``SLOTS`` slots, with a float32 cache and no flash attention."""
+def llama_cpp_server(
+    memories: Path, model: str | None, threads: int, log: Path, kv: str = "f32", flash_attn: bool = False
+) -> Iterator[Server]:
+    """``lcc serve`` before a llama.cpp server of ``SLOTS`` slots with a cache of this type."""
     loaded, tokenizer = load_checkpoint(model) if model else load()
     folder = log.parent / "states"
     folder.mkdir(exist_ok=True)
     gguf = folder / "model.gguf"
     write_gguf(gguf, loaded, Vocabulary.of(tokenizer))
     context = int(min(window_of(loaded), CONTEXT))
-    with llama_server(gguf, folder, slots=SLOTS, context=context) as llama:
-        options = ["--engine", "llama-cpp", "--url", llama.address, "--states", str(folder), "--kv", "f32",
-                   "--no-flash-attn"]  # fmt: skip
+    with llama_server(gguf, folder, kv, flash_attn, slots=SLOTS, context=context) as llama:
+        options = ["--engine", "llama-cpp", "--url", llama.address, "--states", str(folder), "--kv", kv,
+                   "--flash-attn" if flash_attn else "--no-flash-attn"]  # fmt: skip
         with _lcc_serve(memories, model, threads, log, options) as server:
             yield replace(server, processes=(*server.processes, psutil.Process(llama.pid)))
 
