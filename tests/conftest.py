@@ -28,6 +28,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 settings.register_profile("long", max_examples=5_000)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the kernels' tests, the longest: the processes then end together."""
+    items.sort(key=lambda item: "lcc_kernels" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     return build_tokenizer()

@@ -1,4 +1,4 @@
-"""Triton's interpreter as strict as a GPU."""
+"""Triton's interpreter as strict as a GPU, and faster than it comes."""
 
 from __future__ import annotations
 
@@ -30,3 +30,35 @@ def _a_gpu_rounds_once(monkeypatch):
             return TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
 
         monkeypatch.setattr(InterpreterBuilder, "create_fma", fma)
+
+
+@pytest.fixture(autouse=True)
+def _a_launch_patches_once(monkeypatch):
+    """The interpreter patches Triton's language for every call of a device function: once a launch is the same."""
+    if interpreting():
+        from triton.runtime import interpreter
+
+        patch, launch, patched = interpreter._patch_lang, interpreter.GridExecutor.__call__, set()
+
+        def patch_once(fn):
+            if id(fn.__globals__) in patched:
+                return interpreter._LangPatchScope()
+            patched.add(id(fn.__globals__))
+            return patch(fn)
+
+        def launch_anew(self, *arguments, **options):
+            patched.clear()
+            return launch(self, *arguments, **options)
+
+        monkeypatch.setattr(interpreter, "_patch_lang", patch_once)
+        monkeypatch.setattr(interpreter.GridExecutor, "__call__", launch_anew)
+
+
+@pytest.fixture(autouse=True)
+def _sums_are_not_checked_in_vain(monkeypatch):
+    """Whether integers overflow is computed at every step, for an assertion that the interpreter leaves out."""
+    if interpreting():
+        from triton.runtime.interpreter import InterpreterOptions, interpreter_builder
+
+        assert not interpreter_builder.options.debug
+        monkeypatch.setattr(interpreter_builder, "options", InterpreterOptions(sanitize_overflow=False))

@@ -14,14 +14,17 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run_interpreted(tests: str | Path) -> None:
-    """Run these tests, those of Triton alone, in Triton's interpreter."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests), "-k", "triton"]
+def run_interpreted(*tests: str) -> None:
+    """Run those of these tests, named from this folder, that are of Triton, in Triton's interpreter."""
+    paths = [f"tests/lcc_kernels/{name}" for name in tests]
+    options = ["-rp", "-p", "no:cacheprovider", "--confcutdir=tests/lcc_kernels", "-k", "triton"]
+    command = [sys.executable, "-m", "pytest", *options, *paths]
     run = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    for path in paths:
+        assert f"\nPASSED {path}" in run.stdout
 
 
 def run_compiled(module: str, recorded: dict, configs: Sequence[str], cache: Path) -> dict[str, dict]:

@@ -12,7 +12,6 @@ from lcc_kernels.bottleneck import reference as bottleneck_reference
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.linear_kl.options import KLOptions
 from lcc_kernels.linear_kl.torch_path import divergence_ as torch_divergence_
-from tests.lcc_kernels.other_process import run_interpreted
 from tests.support.far_apart import far_apart
 
 triton = pytest.importorskip("triton")
@@ -26,12 +25,6 @@ close = partial(torch.testing.assert_close, rtol=2e-3, atol=2e-3)
 
 def half(*shape):
     return normal(shape).half()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(interpreting(), reason="this is that process")
-def test_these_tests_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 @interpreted

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
-from tests.lcc_kernels.other_process import ROOT, run_interpreted
+from tests.lcc_kernels.other_process import ROOT
 
 kernels = pytest.importorskip("kernels")
 write = runpy.run_path(str(ROOT / ".ci" / "hub.py"))["write"]
@@ -102,13 +102,6 @@ def test_two_versions_beside_the_package(op, loaded):
 def test_triton_in_a_build(op, loaded):
     (namespace, package), _ = loaded.items()
     compare(op, package, namespace, "triton")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(interpreting(), reason="this process is the interpreter's")
-def test_these_tests_in_the_interpreter():
-    pytest.importorskip("triton")
-    run_interpreted(__file__)
 
 
 def test_torch_compiles_a_build(loaded):

@@ -48,7 +48,7 @@ def document(tmp_path, text):
 def run(model_folder):
     def invoke(*arguments: object, model: bool = True, code: int = 0, **options):
         command = [str(argument) for argument in arguments] + (["--model", model_folder] if model else [])
-        command += SMALL if command[0] == "compile" else ()
+        command += SMALL if command[0] in ("compile", "demo") else ()
         result = runner.invoke(cli.app, command, **options)
         assert result.exit_code == code, result.output
         return result

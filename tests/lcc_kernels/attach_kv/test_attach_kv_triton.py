@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import lcc_kernels as lk
 from lcc_kernels.attach_kv.attachment import Attachment
 from lcc_kernels.dispatch import interpreting
-from tests.lcc_kernels.other_process import run_interpreted
 
 from .attach_cases import BACKENDS, DEVICE, check, check_foreign_slots, tables
 
 pytest.importorskip("triton")
 runs = pytest.mark.skipif("triton" not in BACKENDS, reason="needs a GPU or the interpreter")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("triton" in BACKENDS, reason="the tests of this folder run the kernel as they are")
-def test_these_tests_in_the_interpreter():
-    """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
-    run_interpreted(Path(__file__).parent)
 
 
 @runs

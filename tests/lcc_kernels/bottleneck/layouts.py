@@ -20,11 +20,17 @@ AWKWARD = {
     ),
 }
 
+
+def packed(tile: int) -> BottleneckLayout:
+    """Two documents whose regions hold whole tiles of so many rows, parts of them before and behind, and fewer."""
+    segments, alone = (2 * tile + 3 * tile // 5 + 1, 1, tile // 2), (2 * tile + tile // 3 + 2,)
+    first = BottleneckLayout(3, 7 * tile // 2 + 2, 2 * tile + 5, segments)
+    return BottleneckLayout.pack([first, BottleneckLayout(0, tile + 1, tile // 8, alone, False)])
+
+
 LARGE = {  # tiles of every kind with neighbours of every kind, whatever their size
     "one document": BottleneckLayout(5, 700, 90, (700, *range(30, 40))),
-    "packed": BottleneckLayout.pack(
-        [BottleneckLayout(3, 450, 261, (333, 1, 64)), BottleneckLayout(0, 129, 16, (300,), False)]
-    ),
+    "packed": packed(128),
     "long": BottleneckLayout(7, 1_500, 300, (1_600, 0, *[3] * 100), keep_prefix=False),
 }
 

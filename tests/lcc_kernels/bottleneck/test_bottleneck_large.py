@@ -1,11 +1,14 @@
 """The tiles of a GPU on rows that fill many of them: against float64 on a GPU, and in Triton's interpreter."""
 
+from dataclasses import astuple
+
 import pytest
 import torch
 
 import lcc_kernels as lk
+from lcc_kernels.bottleneck.tiles import tiles
 from lcc_kernels.dispatch import interpreting
-from tests.lcc_kernels.bottleneck.layouts import LARGE
+from tests.lcc_kernels.bottleneck.layouts import LARGE, packed
 from tests.lcc_kernels.bottleneck.truth import DEVICE, assert_near_dense, tensors
 
 KINDS = [(dtype, size) for dtype in (torch.float16, torch.bfloat16) for size in (16, 40, 64, 96, 128, 192, 256)]
@@ -29,7 +32,8 @@ def test_triton_at_every_tile(name, dtype, head_dim):
 @pytest.mark.parametrize(("arch", "dtype", "head_dim"), TILES, ids=str)
 def test_triton_with_the_tiles_of_a_gpu(arch, dtype, head_dim, monkeypatch):
     monkeypatch.setattr("lcc_kernels.bottleneck.triton_kernel.architecture", lambda device: arch)
-    layout = LARGE["packed"]
+    chosen = astuple(tiles(arch, head_dim, dtype))
+    layout = packed(max(side for rows, keys, *_ in chosen for side in (rows, keys)))
     assert_near_dense(layout, "triton", tensors(layout, 1, 1, head_dim, dtype))
 
 

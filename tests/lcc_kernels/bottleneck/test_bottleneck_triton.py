@@ -1,7 +1,5 @@
 """What is particular to the Triton kernels; they run in Triton's interpreter, in a process of its own."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -9,17 +7,9 @@ import lcc_kernels as lk
 from lcc_kernels.bottleneck import schedule
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.tiles import Tile
-from tests.lcc_kernels.other_process import run_interpreted
 
 pytest.importorskip("triton")
 GPU = torch.cuda.is_available()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(interpreting() or GPU, reason="this is that process, or there is a GPU to run on")
-def test_these_tests_in_the_interpreter():
-    """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
-    run_interpreted(Path(__file__).parent)
 
 
 @pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")

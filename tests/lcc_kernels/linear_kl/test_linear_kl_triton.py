@@ -9,7 +9,6 @@ import lcc_kernels as lk
 from lcc_kernels.dispatch import interpreting
 from lcc_kernels.linear_kl import driver
 from lcc_kernels.linear_kl.options import KLOptions
-from tests.lcc_kernels.other_process import run_interpreted
 
 from .kl_cases import (
     VARIANTS,
@@ -26,13 +25,6 @@ from .kl_cases import (
 
 triton = pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(not interpreting(), reason="runs in a process of its own with TRITON_INTERPRET=1")
-compiled = pytest.mark.skipif(interpreting(), reason="Triton's interpreter compiles nothing")
-
-
-@compiled
-@pytest.mark.slow
-def test_the_interpreted_tests_of_this_file():
-    run_interpreted(__file__)
 
 
 @interpreted

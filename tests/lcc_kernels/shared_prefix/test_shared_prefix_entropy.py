@@ -15,10 +15,12 @@ from tests.lcc_kernels.shared_prefix.test_shared_prefix_options import AWKWARD, 
 SINKS = [0, 1, 4]
 
 
-@pytest.fixture(params=["few", "many"])
-def scores(request, monkeypatch):
-    """The ``torch`` backend as it is for few scores and for many."""
-    monkeypatch.setattr(torch_path, "FEW_SCORES", {"few": 10**9, "many": 0}[request.param])
+@pytest.fixture(params=[*BACKENDS, "torch of many scores"])
+def backend(request, monkeypatch):
+    """Every backend, and ``torch`` as it is for few scores and for many."""
+    name, _, many = request.param.partition(" ")
+    monkeypatch.setattr(torch_path, "FEW_SCORES", 0 if many else 10**9)
+    return name
 
 
 def entropy(inputs, backend, sinks, scale=0.3):
@@ -31,9 +33,8 @@ def entropy(inputs, backend, sinks, scale=0.3):
 
 
 @pytest.mark.parametrize("sinks", SINKS)
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lengths", [(9,), (700,), (9, 5, 33)], ids=str)
-def test_a_decode_step_over_own_keys_alone(lengths, backend, sinks, scores):
+def test_a_decode_step_over_own_keys_alone(lengths, backend, sinks):
     """Plain decoding, one query a sequence: the entropy of the attention matrix without its sinks, renormalised."""
     inputs = batch(lengths, shared=0)
     got = entropy(inputs, backend, sinks)
@@ -46,8 +47,7 @@ def test_a_decode_step_over_own_keys_alone(lengths, backend, sinks, scores):
 
 
 @pytest.mark.parametrize("sinks", SINKS)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_of_equal_scores_it_is_the_logarithm_of_how_many_count(backend, sinks, scores):
+def test_of_equal_scores_it_is_the_logarithm_of_how_many_count(backend, sinks):
     inputs = batch((9, 5, 33, 2), shared=0)
     inputs.q.zero_()
     counted = [max(length - sinks, 1) for length in (9, 5, 33, 2)]
@@ -57,8 +57,7 @@ def test_of_equal_scores_it_is_the_logarithm_of_how_many_count(backend, sinks, s
 
 @pytest.mark.parametrize("sinks", SINKS)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_it_is_between_0_and_the_logarithm_of_how_many_count(backend, scale, sinks, scores):
+def test_it_is_between_0_and_the_logarithm_of_how_many_count(backend, scale, sinks):
     got = entropy(batch((40, 5, 33, 1), shared=0), backend, sinks, scale)
     for row, length in zip(got, (40, 5, 33, 1), strict=True):
         assert row.min() >= 0
@@ -73,9 +72,8 @@ def test_many_scores_are_as_accurate_as_few(name, sinks, biased, monkeypatch):
     check(batch(**AWKWARD[name], biased=biased), "torch", sinks)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("lead", [60.0, 85.0, 300.0])
-def test_a_sink_beside_which_all_else_rounds_to_nothing(backend, lead, scores):
+def test_a_sink_beside_which_all_else_rounds_to_nothing(backend, lead):
     inputs = batch((4, 2))
     bias = torch.zeros(2, 19, device=DEVICE)
     bias[:, 0] = lead

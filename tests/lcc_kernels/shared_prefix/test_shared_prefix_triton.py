@@ -1,7 +1,5 @@
 """What is particular to the Triton kernel; it runs in Triton's interpreter, in a process of its own."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,19 +8,11 @@ from lcc_kernels.dispatch import interpreting
 from lcc_kernels.shared_prefix import reference
 from lcc_kernels.shared_prefix.batch import PrefixBatch
 from lcc_kernels.tiles import Tile
-from tests.lcc_kernels.other_process import run_interpreted
 from tests.lcc_kernels.shared_prefix.batches import DEVICE, SCALE, batch
 
 pytest.importorskip("triton")
 GPU = torch.cuda.is_available()
 runs_kernels = pytest.mark.skipif(not (interpreting() or GPU), reason="needs a GPU or the interpreter")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(interpreting() or GPU, reason="this is that process, or there is a GPU to run on")
-def test_these_tests_in_the_interpreter():
-    """Triton reads the switch when it is first imported, so another process tests the ``triton`` backend."""
-    run_interpreted(Path(__file__).parent)
 
 
 @runs_kernels
