@@ -111,7 +111,7 @@ def results(asked, cases, tmp_path_factory):
     return json.loads((work / "out.json").read_text())
 
 
-def test_two_memories_in_a_batch_answer_as_ask_does(asked, results):
+def two_memories_in_a_batch_answer_as_ask_does(asked, results):
     (answers,) = results["batch"]["steps"]
     expected = [
         text
@@ -128,7 +128,7 @@ def test_two_memories_in_a_batch_answer_as_ask_does(asked, results):
         assert len(answer["told"]["memory_digests"]) == 1
 
 
-def test_preempted_requests_load_their_memory_again(asked, results):
+def preempted_requests_load_their_memory_again(asked, results):
     assert results["preempted"]["preemptions"] > 0
     (answers,) = results["preempted"]["steps"]
     for number, answer in enumerate(answers):
@@ -136,7 +136,7 @@ def test_preempted_requests_load_their_memory_again(asked, results):
         assert answer["ids"] == asked.ids_after(name, asked.questions["m0"][number], LONG)
 
 
-def test_a_second_turn(asked, results):
+def a_second_turn(asked, results):
     first, second = (step[0] for step in results["second turn"]["steps"])
     turns = (asked.questions["m0"][0], "I do not know.", asked.questions["m0"][1])
     model, chat, memory = asked.model, asked.chat, asked.memories["m0"]
@@ -146,13 +146,13 @@ def test_a_second_turn(asked, results):
     assert second["cached"] >= first["cached"]
 
 
-def test_blocks_that_were_read_as_text_are_nobody_elses(asked, results):
+def blocks_that_were_read_as_text_are_nobody_elses(asked, results):
     _, plain = results["poison"]["steps"]
     questions = asked.questions["m0"][2:4]
     assert [asked.text(one) for one in plain] == lcc.ask(asked.model, asked.tokenizer, asked.memories["m0"], questions)
 
 
-def test_what_cannot_be_loaded_fails_alone(asked, results):
+def what_cannot_be_loaded_fails_alone(asked, results):
     (answers,) = results["bad ones"]["steps"]
     assert [answer["finish"] for answer in answers] == ["error", "stop", "error", "error", "stop"]
     for place, name in ((1, "m1"), (4, "m0")):
@@ -160,20 +160,20 @@ def test_what_cannot_be_loaded_fails_alone(asked, results):
         assert asked.text(answers[place]) == expected
 
 
-def test_prompts_without_placeholders_are_not_answered(asked, results):
+def prompts_without_placeholders_are_not_answered(asked, results):
     (answers,) = results["no placeholders"]["steps"]
     assert [answer["finish"] for answer in answers] == ["error", "error", "error", "stop"]
     (expected,) = lcc.ask(asked.model, asked.tokenizer, asked.memories["m1"], asked.questions["m1"][1:2])
     assert asked.text(answers[3]) == expected
 
 
-def test_requests_without_a_memory_are_left_alone(asked, results):
+def requests_without_a_memory_are_left_alone(asked, results):
     (answers,) = results["text"]["steps"]
     assert [asked.text(answers[0])] == ask_text(asked.model, asked.tokenizer, "", ["Say: dog cat."])
     assert answers[0]["told"] is None
 
 
-def test_setups_that_would_read_memories_wrongly_are_refused(results):
+def setups_that_would_read_memories_wrongly_are_refused(asked, results):
     said = results["refusals"]
     assert said.pop("none") == said.pop("ngram") == ""
     for name, words in (("policy", "fail"), ("mla", "MLA"), ("eagle", "eagle"), ("groups", "SlidingWindowSpec"),
@@ -181,9 +181,29 @@ def test_setups_that_would_read_memories_wrongly_are_refused(results):
         assert words in said[name]
 
 
-def test_every_worker_takes_its_own_heads(results):
+def every_worker_takes_its_own_heads(asked, results):
     heads = results["heads"]
     assert [heads[f"8 2 {rank}"] for rank in range(2)] == [[0, 4], [4, 8]]
     assert [heads[f"8 8 {rank}"] for rank in range(8)] == [[rank, rank + 1] for rank in range(8)]
     assert [heads[f"2 4 {rank}"] for rank in range(4)] == [[0, 1], [0, 1], [1, 2], [1, 2]]
     assert [heads[f"1 3 {rank}"] for rank in range(3)] == [[0, 1]] * 3
+
+
+CHECKS = (
+    two_memories_in_a_batch_answer_as_ask_does,
+    preempted_requests_load_their_memory_again,
+    a_second_turn,
+    blocks_that_were_read_as_text_are_nobody_elses,
+    what_cannot_be_loaded_fails_alone,
+    prompts_without_placeholders_are_not_answered,
+    requests_without_a_memory_are_left_alone,
+    setups_that_would_read_memories_wrongly_are_refused,
+    every_worker_takes_its_own_heads,
+)
+
+
+def test_vllm(asked, results, subtests):
+    """One engine for all: it takes half a minute to start."""
+    for check in CHECKS:
+        with subtests.test(check.__name__):
+            check(asked, results)
