@@ -25,8 +25,8 @@ def job(llama, tokenizer, text, fast):
 
 
 @pytest.fixture
-def matched(job):
-    return job(compiler="attention_matching", certify=False)
+def matched(job, once):
+    return once("matched", lambda: job(compiler="attention_matching", certify=False))
 
 
 @pytest.mark.parametrize("compiler", TRAINED)

@@ -31,8 +31,8 @@ QUESTIONS = ["Where does Mara live?", "Say: dog cat.", "What is the job of Hugo,
 
 
 @pytest.fixture
-def memory(llama, tokenizer, text, fast):
-    return lcc.compile(llama, tokenizer, text, **fast)
+def memory(llama, tokenizer, text, fast, once):
+    return once("memory", lambda: lcc.compile(llama, tokenizer, text, **fast))
 
 
 def test_file_round_trip(memory, tmp_path):

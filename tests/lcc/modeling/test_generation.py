@@ -23,8 +23,8 @@ LONG = "Where does Mara live? " * 300
 
 
 @pytest.fixture
-def memory(llama, tokenizer, text, fast):
-    return lcc.compile(llama, tokenizer, text, **fast)
+def memory(llama, tokenizer, text, fast, once):
+    return once("memory", lambda: lcc.compile(llama, tokenizer, text, **fast))
 
 
 def used(memory, tokenizer, question) -> int:

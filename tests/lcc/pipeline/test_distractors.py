@@ -39,9 +39,9 @@ def job(llama, tokenizer, text, fast):
 
 
 @pytest.fixture
-def others(job):
-    matched = [job(other_text(seed), compiler="attention_matching") for seed in (1, 2)]
-    return [*matched, job(other_text(3))]
+def others(job, once):
+    compilers = ("attention_matching", "attention_matching", "direct_kv")
+    return once("others", lambda: [job(other_text(n), compiler=name) for n, name in enumerate(compilers, 1)])
 
 
 @pytest.mark.parametrize("compiler", TRAINED)
