@@ -29,9 +29,12 @@ def keys(bank):
 def loaded(monkeypatch):
     """The names of the memories' files that were read."""
     real, names = memory_file.load_tensors, []
-    monkeypatch.setattr(
-        memory_file, "load_tensors", lambda path, *formats: names.append(path.name) or real(path, *formats)
-    )
+
+    def noted(path, *formats, **options):
+        names.append(path.name)
+        return real(path, *formats, **options)
+
+    monkeypatch.setattr(memory_file, "load_tensors", noted)
     return names
 
 
