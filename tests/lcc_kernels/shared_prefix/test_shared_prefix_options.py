@@ -48,8 +48,6 @@ def check(inputs, backend, sinks):
 def test_as_accurate_as_torch(name, backend, biased, dtype):
     if backend == "triton" and dtype in (torch.float64, *[torch.bfloat16] * (DEVICE == "cpu")):
         pytest.skip("not a dtype of this backend here")
-    if backend == "triton" and DEVICE == "cpu" and (biased, dtype) == (False, torch.float16):
-        pytest.skip("the interpreter does float16 with a bias here, and without one in test_shared_prefix_values")
     check(batch(**AWKWARD[name], biased=biased, dtype=dtype), backend, sinks=2)
 
 
