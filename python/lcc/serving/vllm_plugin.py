@@ -24,6 +24,7 @@ from vllm.entrypoints.openai.chat_completion.api_router import create_chat_compl
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.exceptions import GenerationError
 from vllm.logger import init_logger
 
 from ..memory.memory import Memory
@@ -39,6 +40,8 @@ from .prompts import Prompts
 from .vllm_scheduling import FILES
 
 log = init_logger("vllm.lcc")
+# What the connector's workers refuse ends as a failed generation.
+NOT_LOADED = ApiError(503, "the memory could not be loaded: ask again", "memory", retry_after=1)
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
 
@@ -116,7 +119,13 @@ async def _answered(raw_request: Request, rewrite: Any, kind: type, answer: Any)
         return error_response(error)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
-    response = await answer(request, raw_request)
+    try:
+        response = await answer(request, raw_request)
+    except GenerationError as error:
+        if asked is None:
+            raise
+        log.warning("a memory was not loaded: %s", error)
+        return error_response(NOT_LOADED)
     return response if asked is None else _told(response, asked)
 
 
@@ -150,7 +159,7 @@ def _told(response: Any, asked: Asked) -> Any:
         return response
     content = json.loads(bytes(response.body))
     if response.status_code == 500:
-        return error_response(ApiError(503, "the memory could not be loaded: ask again", "memory", retry_after=1))
+        return error_response(NOT_LOADED)
     content.pop(TRANSFER, None)
     return JSONResponse(content | (asked.memory_fields() if response.status_code == 200 else {}), response.status_code)
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from benchmarks.serving.servers import llama_cpp_server
+from tests.support.chaos import plant
 from tests.support.served import BASE, ENDPOINT, Endpoint, Running, Shelf, fill_shelf, running
 
 
@@ -24,6 +25,12 @@ def loaded(_embedded):
 def shelf(loaded, tmp_path_factory) -> Shelf:
     """Memories of the embedded model; whoever changes files takes a copy."""
     return fill_shelf(*loaded, tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture(scope="session")
+def planted(loaded, tmp_path_factory):
+    """Files of memories that each know a word of their own, and the words."""
+    return plant(loaded, tmp_path_factory.mktemp("planted"))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.serving.servers import vllm_server
 from lcc.embedded_model import EMBEDDED
 from lcc.utils.outputs import MEMORY_SUFFIX
+from tests.support.chaos import ask_in_chaos
 from tests.support.served import ENDPOINT, Endpoint, is_error
 from tests.support.small_memories import small_memory
 from tests.support.vllm_python import VLLM_PYTHON, needs_vllm
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 CHAT = "/v1/chat/completions"
 
 
-def test_vllm(shelf, tmp_path):
+def test_vllm(shelf, planted, tmp_path):
     """One server for all: it takes a minute to start."""
     folder = shelf.copy(tmp_path / "memories")
     with vllm_server(VLLM_PYTHON, folder, str(EMBEDDED), 1, tmp_path / "vllm.log") as server:
@@ -32,6 +33,8 @@ def test_vllm(shelf, tmp_path):
             nothing_answers_without_its_memory(http, server.model, shelf)
             routes_of_vllm_are_left_alone(http, server.model)
             files_that_change(http, server.model, shelf, folder)
+        with httpx.Client(base_url=endpoint.url, timeout=60) as http:
+            ask_in_chaos(http, server.model, folder, planted)
 
 
 def every_engines_tests(endpoint: Path) -> None:
