@@ -20,8 +20,8 @@ from tests.support.served import chat_body, is_error
 
 IDS = tuple("abcdef")
 QUESTION = "Where does Ada live?"
-# Requests of each thread.
-THREADS, REQUESTS = 6, 60
+# Requests of each thread; further rounds follow while a memory has not answered, or something has not happened.
+THREADS, REQUESTS, ROUNDS = 6, 60, 10
 DEEDS = 7
 
 
@@ -49,9 +49,15 @@ class Chaos(threading.Thread):
     def __init__(self, folder, files, http):
         super().__init__()
         self.folder, self.files, self.http, self.draw = folder, files, http, random.Random(5)
-        self.over, self.done = threading.Event(), Counter()
+        self.over, self.done, self.error = threading.Event(), Counter(), None
 
     def run(self):
+        try:
+            self.go_on()
+        except BaseException as error:
+            self.error = error
+
+    def go_on(self):
         deeds = [self.replace, self.rewrite, self.truncate, self.grow, self.remove, self.rename, self.delete]
         while not self.over.wait(self.draw.uniform(0, 0.01)):
             name, deed = self.draw.choice(IDS), self.draw.choice(deeds)
@@ -87,9 +93,11 @@ class Chaos(threading.Thread):
 
     def delete(self, path, content):
         name = path.name.split(".")[0]
-        assert self.http.delete(f"/memories/{name}").status_code in (200, 404)
+        deleted = self.http.delete(f"/memories/{name}")
+        assert deleted.status_code in (200, 404), deleted.text
         self.replace(path, content)
-        assert self.http.post("/memories", json={"id": name, "path": path.name}).status_code == 200
+        added = self.http.post("/memories", json={"id": name, "path": path.name})
+        assert added.status_code == 200, added.text
 
 
 def ask(http, model, draw, towns) -> str:
@@ -112,7 +120,7 @@ def ask(http, model, draw, towns) -> str:
             return "error"
         text = "".join(event["choices"][0]["delta"]["content"] for event in events)
         memory = events[0]["memory"]
-    assert memory["id"] == name
+    assert memory["id"] == name, f"{memory} answered for {name}"
     assert text.strip() == towns[name, memory["digest"]], f"{name} said {text}"
     return name
 
@@ -128,15 +136,21 @@ def ask_in_chaos(http, model, folder, planted) -> None:
         draw = random.Random(seed)
         return Counter(ask(http, model, draw, towns) for _ in range(REQUESTS))
 
+    outcomes: Counter = Counter()
     chaos.start()
     try:
-        with ThreadPoolExecutor(THREADS) as threads:
-            outcomes = sum(threads.map(asking, range(THREADS)), Counter())
+        for round in range(ROUNDS):
+            with ThreadPoolExecutor(THREADS) as threads:
+                outcomes += sum(threads.map(asking, range(round * THREADS, (round + 1) * THREADS)), Counter())
+            if set(IDS) <= outcomes.keys() and len(chaos.done) == DEEDS:
+                break
     finally:
         chaos.over.set()
         chaos.join()
-    assert set(IDS) <= outcomes.keys()
-    assert len(chaos.done) == DEEDS
+    if chaos.error is not None:
+        raise chaos.error
+    assert set(IDS) <= outcomes.keys(), f"some memory never answered: {outcomes}"
+    assert len(chaos.done) == DEEDS, f"something never happened: {chaos.done}"
     for name in IDS:
         said = http.post("/chat/completions", json=chat_body(QUESTION, name, model=model, temperature=0)).json()
         assert said["choices"][0]["message"]["content"].strip() == towns[name, said["memory"]["digest"]]

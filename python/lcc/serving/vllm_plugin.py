@@ -35,7 +35,7 @@ from .api_errors import ApiError, bad_request
 from .front import Asked, Front
 from .library import Library
 from .memory_routes import error_response, memory_router
-from .naming import FIELDS, TRANSFER
+from .naming import FIELDS, OF, TRANSFER
 from .prompts import Prompts
 from .vllm_scheduling import FILES
 
@@ -109,8 +109,11 @@ async def _answered(raw_request: Request, rewrite: Any, kind: type, answer: Any)
     """vLLM's answer to a request in which a memory stands as placeholders."""
     state = raw_request.app.state
     try:
-        body = await _json(raw_request)
-        if not state.lcc.memories(body):
+        body = _of_base(await _json(raw_request), state)
+        if body.get("model") not in (None, state.lcc.base) and not _named(body, state.lcc.base):
+            # Such as a LoRA: vLLM knows it, or says that there is none.
+            asked = None
+        elif not state.lcc.memories(body):
             body, asked = {name: value for name, value in body.items() if name not in FIELDS}, None
         else:
             body, asked = await asyncio.to_thread(rewrite, state.lcc, state.lcc_placeholder, body)
@@ -127,6 +130,26 @@ async def _answered(raw_request: Request, rewrite: Any, kind: type, answer: Any)
         log.warning("a memory was not loaded: %s", error)
         return error_response(NOT_LOADED)
     return response if asked is None else _told(response, asked)
+
+
+def _of_base(body: dict[str, Any], state: State) -> dict[str, Any]:
+    """The request with the first of the base model's names in place of any other one of them."""
+    names = [path.name for path in state.openai_serving_models.base_model_paths]
+    return body | {"model": state.lcc.base} if body.get("model") in names else body
+
+
+def _named(body: dict[str, Any], base: str) -> bool:
+    """Whether a request of another model than the base names a memory.
+
+    Raises:
+        ApiError: 400: it does, beside the model.
+    """
+    field = next((name for name in FIELDS if body.get(name) is not None), None)
+    if str(body["model"]).startswith(base + OF):
+        return True
+    if field is not None:
+        raise bad_request(f"a memory was compiled for the model {base}, and the request wants another one", "model")
+    return False
 
 
 def _rewrite_chat(front: Front, placeholder: int, body: dict[str, Any]) -> tuple[dict[str, Any], Asked]:

@@ -26,12 +26,14 @@ CHAT = "/v1/chat/completions"
 def test_vllm(shelf, planted, tmp_path):
     """One server for all: it takes a minute to start."""
     folder = shelf.copy(tmp_path / "memories")
-    with vllm_server(VLLM_PYTHON, folder, str(EMBEDDED), 1, tmp_path / "vllm.log") as server:
+    names = ("--served-model-name", "model", "alias")
+    with vllm_server(VLLM_PYTHON, folder, str(EMBEDDED), 1, tmp_path / "vllm.log", names) as server:
         endpoint = Endpoint(f"{server.url}/v1", server.model, shelf.rows)
         every_engines_tests(endpoint.save(tmp_path / "endpoint.json"))
         with httpx.Client(base_url=server.url, timeout=60) as http:
             nothing_answers_without_its_memory(http, server.model, shelf)
             routes_of_vllm_are_left_alone(http, server.model)
+            models_of_vllm_are_left_alone(http, shelf)
             files_that_change(http, server.model, shelf, folder)
         with httpx.Client(base_url=endpoint.url, timeout=60) as http:
             ask_in_chaos(http, server.model, folder, planted)
@@ -82,6 +84,18 @@ def routes_of_vllm_are_left_alone(http, model: str) -> None:
     assert http.get("/version").json()["version"]
     tokens = http.post("/tokenize", json={"model": model, "prompt": "dog cat"})
     assert tokens.status_code == 200
+
+
+def models_of_vllm_are_left_alone(http, shelf) -> None:
+    row = shelf.rows[0]
+    said = http.post(CHAT, json=chat(row.question, model="alias", memory=row.memory)).json()
+    assert said["choices"][0]["message"]["content"].strip() == row.answer
+    assert http.post(CHAT, json=chat("Who?", model="alias")).status_code == 200
+    # As a LoRA that vLLM does not know: it says so itself.
+    unknown = http.post(CHAT, json=chat("Who?", model="a-lora"))
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (404, "model")
+    both = http.post(CHAT, json=chat("Who?", model="a-lora", memory=row.memory))
+    assert (both.status_code, both.json()["error"]["param"]) == (400, "model")
 
 
 def files_that_change(http, model: str, shelf, folder: Path) -> None:
