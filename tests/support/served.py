@@ -21,8 +21,8 @@ import lcc
 from lcc.memory.attachable import check_memory
 from lcc.modeling.window import window_of
 from lcc.serving.app import make_app
+from lcc.serving.catalog import Catalog
 from lcc.serving.front import Front
-from lcc.serving.library import Library
 from lcc.serving.prompts import Prompts
 from lcc.serving.running import Server
 from lcc.serving.transformers_engine import TransformersEngine
@@ -106,22 +106,22 @@ def fill_shelf(model: Any, tokenizer: Any, folder: Path, questions: int = 4) -> 
     return Shelf(folder, memories, tuple(rows))
 
 
-def make_library(model: Any, tokenizer: Any, folder: Path) -> Library:
+def make_catalog(model: Any, tokenizer: Any, folder: Path) -> Catalog:
     def check(memory: lcc.Memory) -> None:
         memory.verify(model, tokenizer)
         check_memory(model, memory)
 
-    return Library(folder, check)
+    return Catalog(folder, check)
 
 
 def make_front(model: Any, tokenizer: Any, folder: Path, base: str = BASE) -> Front:
-    return Front(base, make_library(model, tokenizer, folder), Prompts(tokenizer, window_of(model)))
+    return Front(base, make_catalog(model, tokenizer, folder), Prompts(tokenizer, window_of(model)))
 
 
 def make_engine(
     model: Any, tokenizer: Any, front: Front, rows: int = 8, waiting: int = 64, pool: int = 64 << 20
 ) -> TransformersEngine:
-    return TransformersEngine(model, tokenizer, front.library, rows, waiting, pool)
+    return TransformersEngine(model, tokenizer, front.catalog, rows, waiting, pool)
 
 
 class Running:

@@ -28,8 +28,8 @@ def certify_command(
 ) -> None:
     """Compare a server's answers from a memory with those of lcc ask, and write the outcome into the memory's file."""
     from ..memory.memory import Memory
+    from ..serving.catalog import served_digest
     from ..serving.certifying import ServedMemory, certify_served
-    from ..serving.library import served_digest
     from ..text.queries import load_queries
     from .loading import load_model
 

@@ -17,9 +17,9 @@ from .options import ModelOption
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..serving.catalog import Catalog
     from ..serving.engine import Engine
     from ..serving.front import Front
-    from ..serving.library import Library
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LLAMA_CPP = "http://127.0.0.1:8080"
@@ -70,7 +70,7 @@ def serve_command(
     listening(host, port).close()
     loaded, tokenizer = load_model(model)
     base = name or _name_of(model)
-    front, library = _front(base, where, loaded, tokenizer)
+    front, catalog = _front(base, where, loaded, tokenizer)
     with contextlib.ExitStack() as stack:
         answers = None
         if bank is not None:
@@ -78,9 +78,9 @@ def serve_command(
             for note in answers.bank.notes:
                 _say(shown(note))
         if engine == "llama-cpp":
-            chosen = _llama_cpp(front, library, loaded, tokenizer, url, states, kv, flash_attn, queue)
+            chosen = _llama_cpp(front, catalog, loaded, tokenizer, url, states, kv, flash_attn, queue)
         else:
-            chosen = TransformersEngine(loaded, tokenizer, library, rows, queue, pool * MIB)
+            chosen = TransformersEngine(loaded, tokenizer, catalog, rows, queue, pool * MIB)
         _show(front)
         if host not in LOOPBACK and api_key is None:
             _say(f"[yellow]anybody who reaches {shown(host)} may ask:[/yellow] --api-key lets only some")
@@ -104,13 +104,13 @@ def _folder_of(folder: Path | None, bank: Path | None) -> Path:
 
 def _front(
     base: str, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Front, Library]:
-    """What reads requests, over a library that takes the memories of this model alone."""
+) -> tuple[Front, Catalog]:
+    """What reads requests, over a catalog that takes the memories of this model alone."""
     from ..memory.attachable import check_memory, check_model
     from ..memory.memory import Memory
     from ..modeling.window import window_of
+    from ..serving.catalog import Catalog
     from ..serving.front import Front
-    from ..serving.library import Library
     from ..serving.prompts import Prompts
 
     check_model(model)
@@ -119,13 +119,13 @@ def _front(
         memory.verify(model, tokenizer)
         check_memory(model, memory)
 
-    library = Library(folder, check)
-    return Front(base, library, Prompts(tokenizer, window_of(model))), library
+    catalog = Catalog(folder, check)
+    return Front(base, catalog, Prompts(tokenizer, window_of(model))), catalog
 
 
 def _llama_cpp(
     front: Front,
-    library: Library,
+    catalog: Catalog,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     url: str,
@@ -143,13 +143,13 @@ def _llama_cpp(
     server = look_at(url, states)
     options = StateOptions(kv, flash_attn, **server.state)  # type: ignore[arg-type]
     front.prompts.window = min(front.prompts.window, server.window)
-    return LlamaCppEngine(model, tokenizer, library, url, states, options, server.slots, queue)
+    return LlamaCppEngine(model, tokenizer, catalog, url, states, options, server.slots, queue)
 
 
 def _show(front: Front) -> None:
     rows = front.listed()
     served = [row for row in rows if "error" not in row]
-    _say(f"{len(served)} memories of the model {shown(front.base)} in {shown(front.library.folder)}")
+    _say(f"{len(served)} memories of the model {shown(front.base)} in {shown(front.catalog.folder)}")
     for row in rows:
         if "error" in row:
             _say(f"[red]not served:[/red] {shown(row['error']['message'])}")

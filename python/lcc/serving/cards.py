@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .api_errors import ApiError
-from .library import Entry
+from .catalog import Entry
 from .naming import model_name
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..utils.values import quoted
 from .api_errors import ApiError, bad_request
 from .cards import described, model_card, refused
-from .library import Entry, Library, tokens_of
+from .catalog import Catalog, Entry, tokens_of
 from .naming import named_memories
 from .prompts import Prompts, check_memory_request
 
@@ -46,19 +46,19 @@ class Front:
         base: the model's name in requests.
     """
 
-    def __init__(self, base: str, library: Library, prompts: Prompts):
-        self.base, self.library, self.prompts = base, library, prompts
+    def __init__(self, base: str, catalog: Catalog, prompts: Prompts):
+        self.base, self.catalog, self.prompts = base, catalog, prompts
 
     def memories(self, body: Mapping[str, Any]) -> tuple[Entry, ...]:
         """The memories that a request names.
 
         Raises:
-            ApiError: as ``named_memories``, ``Library.entries`` and ``check_memory_request``.
+            ApiError: as ``named_memories``, ``Catalog.entries`` and ``check_memory_request``.
         """
         names = named_memories(body, self.base)
         if names:
             check_memory_request(body)
-        return self.library.entries(names)
+        return self.catalog.entries(names)
 
     def chat(self, body: Mapping[str, Any]) -> Asked:
         """A chat's question.
@@ -100,9 +100,9 @@ class Front:
 
     def _listed(self) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
         rows: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
-        for name in self.library.ids():
+        for name in self.catalog.ids():
             try:
-                entry = self.library.entry(name)
+                entry = self.catalog.entry(name)
                 rows.append((described(entry), model_card(self.base, entry)))
             except ApiError as error:
                 rows.append((refused(name, error), None))

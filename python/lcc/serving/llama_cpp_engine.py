@@ -23,9 +23,9 @@ from ..text.chat_format import ChatFormat
 from ..utils.hashing import json_digest
 from ..utils.outputs import write_bytes
 from .api_errors import ApiError
+from .catalog import Catalog, Entry
 from .engine import Piece, Sampling
 from .front import Asked
-from .library import Entry, Library
 
 PREFIX, PROBE = "lcc-", "lcc-probe.ggsq"
 # Seconds until the server accepts a request; an answer may take any time.
@@ -101,14 +101,14 @@ class LlamaCppEngine:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        library: Library,
+        catalog: Catalog,
         url: str,
         states: Path,
         options: StateOptions,
         slots: Sequence[int],
         waiting: int,
     ):
-        self.model, self.library, self.url, self.states = model, library, url, states
+        self.model, self.catalog, self.url, self.states = model, catalog, url, states
         self._options = options
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         self._ends = end_tokens(model, ChatFormat.of(tokenizer).end)
@@ -203,7 +203,7 @@ class LlamaCppEngine:
         kind = json_digest([str(self.model.dtype), vars(self._options)])[:8]
         path = self.states / f"{PREFIX}{name}-{kind}.ggsq"
         if not path.exists():
-            memories = [self.library.memory(entry) for entry in entries]
+            memories = [self.catalog.memory(entry) for entry in entries]
             try:
                 kv = attach(self.model, memories, verify=False).kv()
                 write_bytes(path, state_of(self.model, kv, self._options))

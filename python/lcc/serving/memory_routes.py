@@ -59,18 +59,18 @@ def memory_router() -> APIRouter:
     @router.get("/v1/memories/{name:path}", responses=errors(401, 404, 409, 503))
     async def show_memory(name: str, request: Request) -> JSONResponse:
         """One memory."""
-        return await _entry(lambda front: front.library.entry(name), request)
+        return await _entry(lambda front: front.catalog.entry(name), request)
 
     @router.post("/v1/memories", responses=errors(400, 401, 404, 409, 503))
     async def add_memory(new: NewMemory, request: Request) -> JSONResponse:
         """Give a file of the folder an id; it is checked at once."""
-        return await _entry(lambda front: front.library.add(new.id, new.path), request)
+        return await _entry(lambda front: front.catalog.add(new.id, new.path), request)
 
     @router.delete("/v1/memories/{name:path}", responses=errors(401, 404, 503))
     async def delete_memory(name: str, request: Request) -> JSONResponse:
         """Forget an id; its file stays."""
         try:
-            await asyncio.to_thread(_front(request).library.remove, name)
+            await asyncio.to_thread(_front(request).catalog.remove, name)
         except ApiError as error:
             return error_response(error)
         return JSONResponse({"id": name, "object": "memory.deleted", "deleted": True})

@@ -16,7 +16,7 @@ from ..text.prompts import SYSTEM_PROMPT
 from ..utils.terminal import first_line
 from ..utils.values import is_text, quoted
 from .api_errors import bad_request
-from .library import Entry
+from .catalog import Entry
 
 _MARK = re.compile("\u2045([0-9]+)\u2046")
 Messages = Sequence[Mapping[str, Any]]

@@ -18,10 +18,10 @@ from ..modeling.kv import KV, no_tokens
 from ..text.chat_format import ChatFormat
 from .api_errors import ApiError
 from .batching import Batch, Event, Job
+from .catalog import Catalog, Entry
 from .drawing import Draws
 from .engine import Piece, Sampling
 from .front import Asked
-from .library import Entry, Library
 
 
 class TransformersEngine:
@@ -42,12 +42,12 @@ class TransformersEngine:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        library: Library,
+        catalog: Catalog,
         rows: int,
         waiting: int,
         pool: int,
     ):
-        self.model, self.library = model, library
+        self.model, self.catalog = model, catalog
         self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
         if self._backend is None:
             raise InputError("the tokenizer is none of the tokenizers library: save the model with a tokenizer.json")
@@ -112,7 +112,7 @@ class TransformersEngine:
         return self._pool.get(tuple(entry.digest for entry in entries), lambda: self._attach(entries))
 
     def _attach(self, entries: tuple[Entry, ...]) -> KV:
-        memories = [self.library.memory(entry) for entry in entries]
+        memories = [self.catalog.memory(entry) for entry in entries]
         try:
             with attached(self.model, memories, verify=False) as there:
                 return there.visible

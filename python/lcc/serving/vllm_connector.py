@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..inference.pool import AttachedPool
 from ..memory.stored_prefix import Prefixes
 from ..modeling.kv import KV
-from .library import inside, load_memory
+from .catalog import inside, load_memory
 from .vllm_scheduling import Load, Wanted, external_tokens, salted, wanted_by
 from .vllm_versions import check_signatures, check_update, check_version
 

@@ -32,8 +32,8 @@ from ..memory.stored_prefix import Prefixes
 from ..text.chat_format import ChatFormat
 from ..utils.values import quoted
 from .api_errors import ApiError, bad_request
+from .catalog import Catalog
 from .front import Asked, Front
-from .library import Library
 from .memory_routes import error_response, memory_router
 from .naming import FIELDS, OF, TRANSFER
 from .prompts import Prompts
@@ -76,7 +76,7 @@ class MemoryEndpoints:
             prefixes.place(memory)
 
         base = state.openai_serving_models.base_model_paths[0].name
-        state.lcc = Front(base, Library(folder, check), Prompts(tokenizer, model.max_model_len))
+        state.lcc = Front(base, Catalog(folder, check), Prompts(tokenizer, model.max_model_len))
         state.lcc_placeholder = ChatFormat.of(tokenizer).prefix_ids[0]
         for row in await asyncio.to_thread(state.lcc.listed):
             log.info("memory %s: %s", row["id"], row["error"]["message"] if "error" in row else "served")
@@ -170,7 +170,7 @@ def _for_vllm(front: Front, body: dict[str, Any], asked: Asked) -> dict[str, Any
 
 
 def _files(front: Front, asked: Asked) -> list[list[str]]:
-    return [[str(entry.path.relative_to(front.library.folder)), entry.digest] for entry in asked.entries]
+    return [[str(entry.path.relative_to(front.catalog.folder)), entry.digest] for entry in asked.entries]
 
 
 def _told(response: Any, asked: Asked) -> Any:

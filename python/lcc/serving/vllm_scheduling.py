@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import MismatchError
 from ..utils.outputs import MEMORY_SUFFIX
 from .api_errors import ApiError
-from .library import inside, load_memory
+from .catalog import inside, load_memory
 from .naming import named_memories
 
 log = logging.getLogger(__name__)

@@ -115,21 +115,21 @@ def test_a_failure_in_the_middle_of_a_stream_is_its_last_event(endless, monkeypa
 
 
 def test_a_memory_that_is_gone_between_the_check_and_the_answer(own_server, monkeypatch):
-    library, real = own_server.engine.library, own_server.engine.library.memory
+    catalog, real = own_server.engine.catalog, own_server.engine.catalog.memory
 
     def memory(entry):
-        (library.folder / "ada.lcc.safetensors").unlink()
+        (catalog.folder / "ada.lcc.safetensors").unlink()
         return real(entry)
 
-    monkeypatch.setattr(library, "memory", memory)
+    monkeypatch.setattr(catalog, "memory", memory)
     for stream in (False, True):
         with httpx.Client(base_url=own_server.url) as http:
-            content = (library.folder / "ada.lcc.safetensors").read_bytes()
+            content = (catalog.folder / "ada.lcc.safetensors").read_bytes()
             response = http.post("/chat/completions", json=chat_body("Who?", "ada", stream=stream))
             assert is_error(response.json(), 503)
             assert response.headers["retry-after"] == "1"
-            assert str(library.folder) not in response.text
-            (library.folder / "ada.lcc.safetensors").write_bytes(content)
+            assert str(catalog.folder) not in response.text
+            (catalog.folder / "ada.lcc.safetensors").write_bytes(content)
 
 
 def test_an_engine_that_is_dead_is_not_healthy(endless):

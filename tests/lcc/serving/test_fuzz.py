@@ -19,7 +19,7 @@ from schemathesis.specs.openapi import checks
 from lcc.serving.app import make_app
 from lcc.serving.front import Front
 from lcc.serving.prompts import Prompts
-from tests.support.served import BASE, is_error, make_engine, make_library
+from tests.support.served import BASE, is_error, make_catalog, make_engine
 
 # Answers that are drawn at random are long: not all of the window is for them.
 WINDOW = 110
@@ -35,7 +35,7 @@ def app(loaded, shelf, tmp_path_factory):
     """A server of a folder in which a file is damaged."""
     folder = shelf.copy(tmp_path_factory.mktemp("fuzz") / "memories")
     (folder / "broken.lcc.safetensors").write_bytes(b"x")
-    front = Front(BASE, make_library(*loaded, folder), Prompts(loaded[1], WINDOW))
+    front = Front(BASE, make_catalog(*loaded, folder), Prompts(loaded[1], WINDOW))
     engine = make_engine(*loaded, front)
     yield make_app(front, engine)
     asyncio.run(engine.close())

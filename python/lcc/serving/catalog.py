@@ -50,7 +50,7 @@ def tokens_of(entries: Sequence[Entry]) -> int:
     return prefix + sum(entry.tokens - prefix for entry in entries)
 
 
-class Library:
+class Catalog:
     """The memories that a server has. Threads may share it.
 
     Every ``ID.lcc.safetensors`` of the folder is there by its id, from the moment it is written. A file that is
