@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from filelock import FileLock
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import MemoryFileError
 from ..modeling.fingerprint import fingerprint, require_same
@@ -55,9 +55,6 @@ class Prefixes:
         source: the model's folder or hub name.
         dtype: that the server holds K and V in.
         folder: of the files; it is made.
-
-    Raises:
-        InputError: the model's config cannot be read.
     """
 
     def __init__(self, source: str, dtype: torch.dtype, folder: Path):
@@ -99,7 +96,7 @@ class Prefixes:
 
     def _load_or_make(self, ids: tuple[int, ...]) -> StoredPrefix:
         make_folder(self.folder)
-        name = json_digest([checkpoint_stamp(self.source), list(ids), str(self.dtype)])[:32]
+        name = json_digest([_stamp(self.source, self.config), list(ids), str(self.dtype)])[:32]
         path = self.folder / f"{name}.safetensors"
         with os_errors(f"cannot write to {self.folder}"), FileLock(f"{path}{LOCK}"):
             try:
@@ -136,14 +133,13 @@ def _load(path: Path) -> StoredPrefix:
     return StoredPrefix(KV(tensors["keys"], tensors["values"], 0), metadata["fingerprint"])
 
 
-def checkpoint_stamp(source: str) -> list[list[str | int]] | str:
+def _stamp(source: str, config: PreTrainedConfig) -> list[list[str | int]] | str:
     """Another one whenever a file of a model's folder was written; of a hub name, the name and its commit.
 
     Raises:
         MemoryFileError: the folder cannot be read.
     """
     if not os.path.isdir(source):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         return f"{source}@{getattr(config, '_commit_hash', None)}"
     with os_errors(f"cannot read {source}"):
         files = sorted(path for path in Path(source).iterdir() if path.suffix in READ)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ from .api_errors import ApiError
 from .engine import Engine, Piece, Sampling
 from .front import Asked
 from .metrics import Metrics
-from .openai_format import Choice, Shape, usage_of
+from .openai_format import DONE, Choice, Shape, event_line, usage_of
 from .stops import Stops
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ class Answering:
                     delta = order.shape.delta(choice, text or "", first, last)
                     memories = {} if said else order.shape.memories
                     said.add(choice.index)
-                    yield _event(order.shape.event([delta], **memories))
+                    yield event_line(order.shape.event([delta], **memories))
             if order.with_usage:
                 choices = [choice for choice, _, _ in parts]
-                yield _event(order.shape.event([], usage=order.usage(choices)))
-            yield "data: [DONE]\n\n"
+                yield event_line(order.shape.event([], usage=order.usage(choices)))
+            yield DONE
         finally:
             for task in tasks:
                 task.cancel()
@@ -144,13 +146,10 @@ async def _checked(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece,
         except ApiError:
             raise
         except Exception as error:
+            log.error("the engine failed", exc_info=error)
             raise ApiError(500, f"the engine failed ({type(error).__name__}); the server's log says more") from error
 
 
 def error_event(error: ApiError) -> str:
     """An error in the middle of a stream, where there is no status any more."""
-    return f"data: {json.dumps(error.body())}\n\ndata: [DONE]\n\n"
-
-
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
+    return event_line(error.body()) + DONE

@@ -39,6 +39,11 @@ class ApiError(Exception):
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
 
 
+def too_many(waiting: int) -> ApiError:
+    """The client must ask later."""
+    return ApiError(429, f"{waiting} requests wait already: ask again later", retry_after=1)
+
+
 def bad_request(message: str, param: str | None) -> ApiError:
     """The client must ask otherwise."""
     return ApiError(400, message, param)

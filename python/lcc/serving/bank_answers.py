@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..bank.session import BankAnswer
 from ..errors import InputError, MemoryFileError
 from .api_errors import ApiError, bad_request
 from .api_models import DEFAULT_NEW_TOKENS, ChatRequest
-from .openai_format import Choice, Shape
+from .openai_format import DONE, Choice, Shape, event_line
 from .prompts import turns_of
 
 
@@ -58,5 +57,4 @@ class BankAnswers:
 
 async def _events(shape: Shape, choice: Choice) -> AsyncIterator[str]:
     event = shape.event([shape.delta(choice, choice.text, first=True, last=True)], **shape.memories)
-    yield f"data: {json.dumps(event)}\n\n"
-    yield "data: [DONE]\n\n"
+    yield event_line(event) + DONE

@@ -15,7 +15,7 @@ from ..modeling.architecture import supports_sharing
 from ..modeling.kv import KV
 from ..modeling.model_copy import share_weights
 from ..modeling.row_cache import PREFILL_TOKENS, Row, RowCache, logits_of
-from .api_errors import ApiError
+from .api_errors import ApiError, too_many
 from .drawing import Draws, next_tokens
 from .engine import Finish
 
@@ -88,7 +88,7 @@ class Batch:
             if len(self._waiting) >= self.most_waiting:
                 self._waiting = deque(job for job in self._waiting if not job.cancelled)
             if len(self._waiting) >= self.most_waiting:
-                raise ApiError(429, f"{len(self._waiting)} requests wait already: ask again later", retry_after=1)
+                raise too_many(len(self._waiting))
             self._waiting.append(job)
             self._changed.notify()
 

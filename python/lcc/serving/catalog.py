@@ -93,7 +93,7 @@ class Catalog:
         """
         path = self._path(name)
         for _ in range(ATTEMPTS):
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             if stamp is None:
                 self._forget(name)
                 raise _unknown(name)
@@ -104,7 +104,7 @@ class Catalog:
             if refused is not None and refused_stamp == stamp:
                 raise refused
             outcome = self._read(name, path, stamp)
-            if _stamp(path) == stamp:
+            if stamp_of(path) == stamp:
                 return self._keep(name, stamp, outcome)
         raise ApiError(503, f"the file of the memory {quoted(name)} is being replaced", "memory", retry_after=1)
 
@@ -200,8 +200,6 @@ class Catalog:
     def _read(self, name: str, path: Path, stamp: Stamp) -> Entry | ApiError:
         try:
             memory, digest = load_memory(path)
-            if not memory.buffer_tokens:
-                raise MismatchError("it is an adapter, which changes the model: ask it with lcc.ask")
             self._check(memory)
         except ApiError as error:
             return error
@@ -223,22 +221,26 @@ class Catalog:
 
 
 def load_memory(path: Path, digest: str | None = None) -> tuple[Memory, str]:
-    """A memory and its ``served_digest``.
+    """A memory that can be served, and its ``served_digest``.
 
     Args:
         digest: that it must have.
 
     Raises:
         ApiError: 503: the file cannot be read, or holds another memory.
+        MismatchError: it is an adapter.
     """
     try:
         memory = Memory.load(path)
     except MemoryFileError as error:
         said = str(error).replace(str(path), path.name)
         raise ApiError(503, f"a memory cannot be read now: {said}", "memory", retry_after=1) from error
-    if digest not in (None, served_digest(memory)):
+    if not memory.buffer_tokens:
+        raise MismatchError("it is an adapter, which changes the model: ask it with lcc.ask")
+    found = served_digest(memory)
+    if digest not in (None, found):
         raise ApiError(503, f"{path.name} was replaced a moment ago: ask again", "memory", retry_after=1)
-    return memory, served_digest(memory)
+    return memory, found
 
 
 def served_digest(memory: Memory) -> str:
@@ -265,7 +267,8 @@ def _unknown(name: str) -> ApiError:
     return ApiError(404, f"there is no memory {quoted(name)}; GET /v1/memories lists them", "memory")
 
 
-def _stamp(path: Path) -> Stamp | None:
+def stamp_of(path: Path) -> Stamp | None:
+    """Another one whenever a file is written or replaced; None of no file."""
     try:
         state = path.stat()
     except (OSError, ValueError):

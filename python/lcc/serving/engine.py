@@ -6,6 +6,10 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import InputError
 from .front import Asked
 
 Finish = Literal["stop", "length"]
@@ -42,6 +46,18 @@ class Piece:
     text: str
     tokens: int
     finish: Finish | None = None
+
+
+def backend_of(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """What tells a tokenizer's tokens one by one.
+
+    Raises:
+        InputError: it is none of the package tokenizers.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise InputError("the tokenizer is none of the package tokenizers: save the model with a tokenizer.json")
+    return backend
 
 
 class Engine(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,21 +92,19 @@ class Front:
 
     def cards(self) -> list[dict[str, Any]]:
         """Every memory as a model; those that cannot be served are left out."""
-        return [card for _, card in self._listed() if card is not None]
+        return [model_card(self.base, found) for _, found in self._found() if isinstance(found, Entry)]
 
     def listed(self) -> list[dict[str, Any]]:
         """Every memory with what is known of it, or with why it cannot be served."""
-        return [said for said, _ in self._listed()]
+        return [described(found) if isinstance(found, Entry) else refused(name, found) for name, found in self._found()]
 
-    def _listed(self) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
-        rows: list[tuple[dict[str, Any], dict[str, Any] | None]] = []
+    def _found(self) -> Iterator[tuple[str, Entry | ApiError]]:
+        """Every id, with its memory or with why there is none."""
         for name in self.catalog.ids():
             try:
-                entry = self.catalog.entry(name)
-                rows.append((described(entry), model_card(self.base, entry)))
+                yield name, self.catalog.entry(name)
             except ApiError as error:
-                rows.append((refused(name, error), None))
-        return rows
+                yield name, error
 
 
 def new_tokens_of(body: Mapping[str, Any]) -> int | None:

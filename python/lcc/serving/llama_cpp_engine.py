@@ -22,9 +22,9 @@ from ..modeling.generation import end_tokens
 from ..text.chat_format import ChatFormat
 from ..utils.hashing import json_digest
 from ..utils.outputs import write_bytes
-from .api_errors import ApiError
+from .api_errors import ApiError, too_many
 from .catalog import Catalog, Entry
-from .engine import Piece, Sampling
+from .engine import Piece, Sampling, backend_of
 from .front import Asked
 
 PREFIX, PROBE = "lcc-", "lcc-probe.ggsq"
@@ -93,6 +93,9 @@ class LlamaCppEngine:
         options: of the states that it takes.
         slots: their numbers; see ``look_at``.
         waiting: requests that may wait for a slot.
+
+    Raises:
+        InputError: the tokenizer cannot tell its tokens one by one.
     """
 
     name = "llama-cpp"
@@ -110,7 +113,7 @@ class LlamaCppEngine:
     ):
         self.model, self.catalog, self.url, self.states = model, catalog, url, states
         self._options = options
-        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend = backend_of(tokenizer)
         self._ends = end_tokens(model, ChatFormat.of(tokenizer).end)
         self._http = httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(None, connect=CONNECT))
         self._most_waiting, self._waiting, self._running = waiting, 0, 0
@@ -158,7 +161,7 @@ class LlamaCppEngine:
     async def _slot(self, digests: tuple[str, ...]) -> AsyncIterator[Slot]:
         """A slot for one answer: one that holds its memory already, or the one that was used least recently."""
         if self._waiting >= self._most_waiting:
-            raise ApiError(429, f"{self._waiting} requests wait already: ask again later", retry_after=1)
+            raise too_many(self._waiting)
         self._waiting += 1
         try:
             async with self._free:

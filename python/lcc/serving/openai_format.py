@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .engine import Finish
+
+DONE = "data: [DONE]\n\n"
 
 
 @dataclass
@@ -66,6 +69,11 @@ class Shape:
         kind = ("chat.completion.chunk" if stream else "chat.completion") if self.chat else "text_completion"
         start = "chatcmpl" if self.chat else "cmpl"
         return {"id": f"{start}-{self.id}", "object": kind, "created": self.created, "model": self.model}
+
+
+def event_line(content: dict[str, Any]) -> str:
+    """An event as a stream has it."""
+    return f"data: {json.dumps(content)}\n\n"
 
 
 def usage_of(prompts: Sequence[int], cached: Sequence[int], choices: Sequence[Choice]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import InputError, LCCError
+from ..errors import LCCError
 from ..inference.attached import attached
 from ..inference.pool import AttachedPool
 from ..modeling.generation import end_tokens
@@ -20,7 +20,7 @@ from .api_errors import ApiError
 from .batching import Batch, Event, Job
 from .catalog import Catalog, Entry
 from .drawing import Draws
-from .engine import Piece, Sampling
+from .engine import Piece, Sampling, backend_of
 from .front import Asked
 
 
@@ -48,9 +48,7 @@ class TransformersEngine:
         pool: int,
     ):
         self.model, self.catalog = model, catalog
-        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        if self._backend is None:
-            raise InputError("the tokenizer is none of the tokenizers library: save the model with a tokenizer.json")
+        self._backend = backend_of(tokenizer)
         self._pool = AttachedPool[KV](pool)
         self._plain = no_tokens(model)
         self._batch = Batch(model, end_tokens(model, ChatFormat.of(tokenizer).end), rows, waiting)

@@ -29,7 +29,7 @@ from ..inference.pool import AttachedPool
 from ..memory.stored_prefix import Prefixes
 from ..modeling.kv import KV
 from .catalog import inside, load_memory
-from .vllm_scheduling import Load, Wanted, external_tokens, salted, wanted_by
+from .vllm_scheduling import KnownFiles, Load, Wanted, end_of_memory, external_tokens, salted, wanted_by
 from .vllm_versions import check_signatures, check_update, check_version
 
 log = logging.getLogger(__name__)
@@ -58,26 +58,25 @@ class LCCConnector(KVConnectorBase_V1, SupportsHMA):
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any):
         super().__init__(vllm_config, role, kv_cache_config)
-        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
-        self.folder = _folder(extra)
+        self.folder, cache = folders_of(vllm_config.kv_transfer_config.kv_connector_extra_config)
         _check_config(vllm_config, kv_cache_config)
         self.block_size = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         # Of the scheduler: requests with a memory, what is known of files, and what the next step loads.
         self._wanted: dict[str, Wanted] = {}
-        self._digests: dict[str, Any] = {}
+        self._files = KnownFiles(self.folder)
         self._loads: list[Load] = []
         # Of a worker.
         self._failed: set[int] = set()
         if role == KVConnectorRole.WORKER:
             model = vllm_config.model_config
-            self._prefixes = Prefixes(model.model, model.dtype, Path(extra.get("cache", self.folder / CACHE)))
+            self._prefixes = Prefixes(model.model, model.dtype, cache)
             self._pool = AttachedPool[KV]()
 
     # The scheduler.
 
     def on_new_request(self, request: Any) -> None:
         """Note what a request wants, and hash its blocks by it."""
-        wanted = wanted_by(request, self.folder, self._digests)
+        wanted = wanted_by(request, self._files)
         if wanted is not None:
             self._wanted[request.request_id] = wanted
             salted(request, wanted)
@@ -91,7 +90,7 @@ class LCCConnector(KVConnectorBase_V1, SupportsHMA):
         """Note where the tokens go. Preempted requests come here again."""
         wanted = self._wanted.get(request.request_id)
         if wanted is not None and num_external_tokens:
-            end = request.num_tokens - 1 if wanted.failure else min(wanted.tokens, request.num_tokens - 1)
+            end = end_of_memory(request, wanted)
             ids = tuple(blocks.get_block_ids()[0])
             self._loads.append(Load(wanted, ids, end - num_external_tokens, end))
 
@@ -150,20 +149,19 @@ class LCCConnector(KVConnectorBase_V1, SupportsHMA):
         if load.wanted.failure:
             raise InputError(load.wanted.failure)
         kv = self._pool.get(load.wanted.files, lambda: self._place(load.wanted))
+        heads, positions = _heads_of_rank(kv.keys.shape[1]), torch.arange(load.start, load.end)
+        slots = torch.tensor(load.blocks)[positions // self.block_size] * self.block_size + positions % self.block_size
         for name, layer in layers.items():
             cache = getattr(layer, "kv_cache", None)
             if cache is None:
                 continue
             check_update(layer.impl)
-            number, heads = extract_layer_index(name), _heads_of_rank(kv.keys.shape[1])
+            number, slots = extract_layer_index(name), slots.to(cache.device)
             # (tokens, kv_heads, head_dim).
             key, value = (
                 states[number, heads, load.start : load.end].transpose(0, 1).contiguous().to(cache.device)
                 for states in (kv.keys, kv.values)
             )
-            positions = torch.arange(load.start, load.end)
-            blocks = torch.tensor(load.blocks)[positions // self.block_size]
-            slots = (blocks * self.block_size + positions % self.block_size).to(cache.device)
             layer.impl.do_kv_cache_update(layer, key, value, cache, slots)
 
     def _place(self, wanted: Wanted) -> KV:
@@ -171,13 +169,19 @@ class LCCConnector(KVConnectorBase_V1, SupportsHMA):
         return self._prefixes.place(memories)
 
 
-def _folder(extra: dict[str, Any]) -> Path:
+def folders_of(extra: dict[str, Any]) -> tuple[Path, Path]:
+    """The folder of the memories, and that of their prefixes, by ``kv_connector_extra_config``.
+
+    Raises:
+        InputError: no folder of memories is named, or there is none.
+    """
     if not isinstance(extra.get("folder"), str) or not Path(extra["folder"]).is_dir():
         raise InputError(
             'name the folder of the memories: --kv-transfer-config \'{..., "kv_connector_extra_config": {"folder": '
             f"PATH}}}}'; it is {extra.get('folder')!r}"
         )
-    return Path(extra["folder"]).resolve()
+    folder = Path(extra["folder"]).resolve()
+    return folder, Path(extra.get("cache", folder / CACHE))
 
 
 def _check_config(config: Any, kv_cache_config: Any) -> None:

@@ -10,7 +10,6 @@ import asyncio
 import json
 from argparse import Namespace
 from collections.abc import AsyncIterable, AsyncIterator
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -35,8 +34,9 @@ from .api_errors import ApiError, bad_request
 from .catalog import Catalog
 from .front import Asked, Front
 from .memory_routes import error_response, memory_router
-from .naming import FIELDS, OF, TRANSFER
+from .naming import FIELDS, OF, TRANSFER, named_memories
 from .prompts import Prompts
+from .vllm_connector import folders_of
 from .vllm_scheduling import FILES
 
 log = init_logger("vllm.lcc")
@@ -65,11 +65,9 @@ class MemoryEndpoints:
         config = engine_client.vllm_config
         model = config.model_config
         extra = config.kv_transfer_config.kv_connector_extra_config if config.kv_transfer_config else {}
-        if "folder" not in extra:
-            raise ValueError("VLLM_PLUGINS=lcc serves memories: give --kv-transfer-config too")
-        folder = Path(extra["folder"])
+        folder, cache = folders_of(extra)
         tokenizer = AutoTokenizer.from_pretrained(model.tokenizer, trust_remote_code=False)
-        prefixes = Prefixes(model.model, model.dtype, Path(extra.get("cache", folder / ".served")))
+        prefixes = Prefixes(model.model, model.dtype, cache)
 
         def check(memory: Memory) -> None:
             memory.verify(None, tokenizer)
@@ -109,14 +107,13 @@ async def _answered(raw_request: Request, rewrite: Any, kind: type, answer: Any)
     """vLLM's answer to a request in which a memory stands as placeholders."""
     state = raw_request.app.state
     try:
-        body = _of_base(await _json(raw_request), state)
-        if body.get("model") not in (None, state.lcc.base) and not _named(body, state.lcc.base):
-            # Such as a LoRA: vLLM knows it, or says that there is none.
-            asked = None
-        elif not state.lcc.memories(body):
-            body, asked = {name: value for name, value in body.items() if name not in FIELDS}, None
-        else:
-            body, asked = await asyncio.to_thread(rewrite, state.lcc, state.lcc_placeholder, body)
+        body, asked = _of_base(await _json(raw_request), state), None
+        # Another model, such as a LoRA: vLLM knows it, or says that there is none.
+        if not _is_of_another_model(body, state.lcc.base):
+            if named_memories(body, state.lcc.base):
+                body, asked = await asyncio.to_thread(rewrite, state.lcc, state.lcc_placeholder, body)
+            else:
+                body = {name: value for name, value in body.items() if name not in FIELDS}
         request = kind(**body)
     except ApiError as error:
         return error_response(error)
@@ -138,18 +135,23 @@ def _of_base(body: dict[str, Any], state: State) -> dict[str, Any]:
     return body | {"model": state.lcc.base} if body.get("model") in names else body
 
 
-def _named(body: dict[str, Any], base: str) -> bool:
-    """Whether a request of another model than the base names a memory.
+def _is_of_another_model(body: dict[str, Any], base: str) -> bool:
+    """Whether a request is neither of the base model nor of one of its memories.
 
     Raises:
-        ApiError: 400: it does, beside the model.
+        ApiError: 400: it is, and names a memory beside.
     """
-    field = next((name for name in FIELDS if body.get(name) is not None), None)
-    if str(body["model"]).startswith(base + OF):
-        return True
-    if field is not None:
+    model = body.get("model")
+    if model in (None, base) or str(model).startswith(base + OF):
+        return False
+    if _field_of(body) is not None:
         raise bad_request(f"a memory was compiled for the model {base}, and the request wants another one", "model")
-    return False
+    return True
+
+
+def _field_of(body: Any) -> str | None:
+    """The first field of a request that names a memory, if one does."""
+    return next((name for name in FIELDS if isinstance(body, dict) and body.get(name) is not None), None)
 
 
 def _rewrite_chat(front: Front, placeholder: int, body: dict[str, Any]) -> tuple[dict[str, Any], Asked]:
@@ -244,4 +246,4 @@ def _named_in(body: bytes) -> str | None:
         content = json.loads(body)
     except ValueError:
         return None
-    return next((name for name in FIELDS if isinstance(content, dict) and content.get(name) is not None), None)
+    return _field_of(content)

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import MismatchError
 from ..utils.outputs import MEMORY_SUFFIX
 from .api_errors import ApiError
-from .catalog import inside, load_memory
+from .catalog import Stamp, inside, load_memory, stamp_of
 from .naming import named_memories
 
 log = logging.getLogger(__name__)
@@ -62,23 +62,40 @@ class Load:
     end: int
 
 
-def wanted_by(request: Any, folder: Path, digests: dict[str, tuple[Any, str, int]]) -> Wanted | None:
-    """What a request of vLLM's wants; None: no memory.
+class KnownFiles:
+    """What is known of the memories' files of a folder; one that changes is read again."""
 
-    Args:
-        digests: what is known of files by their paths, and is added to.
-    """
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._known: dict[str, tuple[Stamp | None, tuple[str, int, int]]] = {}
+
+    def get(self, path: str) -> tuple[str, int, int]:
+        """Digest, prefix tokens and buffer tokens of a file.
+
+        Raises:
+            ApiError, MismatchError: as ``inside`` and ``load_memory``.
+        """
+        target = inside(self.folder, path)
+        stamp = stamp_of(target)
+        if path not in self._known or self._known[path][0] != stamp:
+            memory, digest = load_memory(target)
+            self._known[path] = stamp, (digest, len(memory.prefix_ids), memory.buffer_tokens)
+        return self._known[path][1]
+
+
+def wanted_by(request: Any, files: KnownFiles) -> Wanted | None:
+    """What a request of vLLM's wants; None: no memory."""
     params = request.kv_transfer_params
     if not isinstance(params, Mapping) or not params.keys() & {FILES, "memory", "memories"}:
         return None
     try:
-        files, tokens = _resolve(params, folder, digests)
+        found, tokens = _resolve(params, files)
         if request.lora_request is not None:
             raise MismatchError("a memory was compiled for the base model, and the request wants a LoRA")
         placeholders = request.prompt_token_ids[:tokens]
         if request.num_prompt_tokens <= tokens or len(set(placeholders)) > 1:
             raise MismatchError(f"the prompt must be {tokens} times one placeholder, and a question behind them")
-        return Wanted(files, tokens)
+        return Wanted(found, tokens)
     except Exception as error:
         log.warning("lcc: request %s fails: %s", request.request_id, error)
         return Wanted((), 0, str(error))
@@ -94,40 +111,30 @@ def salted(request: Any, wanted: Wanted) -> None:
     request.update_block_hashes()
 
 
+def end_of_memory(request: Any, wanted: Wanted) -> int:
+    """How many of a request's first tokens come from its memory; of one that fails, all that may."""
+    most = request.num_tokens - 1
+    return most if wanted.failure else min(wanted.tokens, most)
+
+
 def external_tokens(request: Any, wanted: Wanted, computed: int) -> int:
     """How many tokens come from the memory, behind those that are ``computed``."""
-    end = request.num_tokens - 1 if wanted.failure else min(wanted.tokens, request.num_tokens - 1)
-    return max(0, end - computed)
+    return max(0, end_of_memory(request, wanted) - computed)
 
 
-def _resolve(
-    params: Mapping[str, Any], folder: Path, digests: dict[str, tuple[Any, str, int]]
-) -> tuple[tuple[File, ...], int]:
+def _resolve(params: Mapping[str, Any], files: KnownFiles) -> tuple[tuple[File, ...], int]:
     given = params.get(FILES)
-    files: list[tuple[str, str | None]]
+    named: list[tuple[str, str | None]]
     if given is not None:
-        files = [(str(path), str(digest)) for path, digest in given]
+        named = [(str(path), str(digest)) for path, digest in given]
     else:
         ids = named_memories({name: params[name] for name in ("memory", "memories") if name in params}, "")
-        files = [(name + MEMORY_SUFFIX, None) for name in ids]
+        named = [(name + MEMORY_SUFFIX, None) for name in ids]
     found, tokens, prefix = [], 0, 0
-    for path, digest in files:
-        known, prefix_tokens, buffer_tokens = _known(folder, path, digests)
+    for path, digest in named:
+        known, prefix, buffer_tokens = files.get(path)
         if digest not in (None, known):
             raise ApiError(503, f"{path} was replaced a moment ago: ask again")
         found.append(File(path, known))
-        prefix, tokens = prefix_tokens, tokens + buffer_tokens
+        tokens += buffer_tokens
     return tuple(found), prefix + tokens
-
-
-def _known(folder: Path, path: str, digests: dict[str, Any]) -> tuple[str, int, int]:
-    """Digest, prefix and buffer tokens of a file, read again when it has changed."""
-    target = inside(folder, path)
-    state = target.stat()
-    stamp = state.st_mtime_ns, state.st_size, state.st_ino
-    if path not in digests or digests[path][0] != stamp:
-        memory, digest = load_memory(target)
-        if not memory.buffer_tokens:
-            raise MismatchError("the memory is an adapter, which changes the model: ask it with lcc.ask")
-        digests[path] = stamp, (digest, len(memory.prefix_ids), memory.buffer_tokens)
-    return digests[path][1]

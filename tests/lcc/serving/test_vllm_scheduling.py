@@ -9,7 +9,7 @@ import pytest
 
 from lcc.errors import InputError
 from lcc.serving.catalog import served_digest
-from lcc.serving.vllm_scheduling import FILES, Wanted, external_tokens, salted, wanted_by
+from lcc.serving.vllm_scheduling import FILES, KnownFiles, Wanted, external_tokens, salted, wanted_by
 from lcc.serving.vllm_versions import CONNECTOR, UPDATE, check_signatures, check_update, check_version
 from tests.support.small_memories import small_memory
 
@@ -43,7 +43,7 @@ def folder(tmp_path):
 
 def hashes(folder, params, **options) -> list[str]:
     request = Request(params, **options)
-    wanted = wanted_by(request, folder, {})
+    wanted = wanted_by(request, KnownFiles(folder))
     if wanted is not None:
         salted(request, wanted)
     else:
@@ -54,13 +54,13 @@ def hashes(folder, params, **options) -> list[str]:
 
 
 def test_a_memory_is_found_by_its_id_and_its_tokens_counted(folder):
-    wanted = wanted_by(Request({"memory": "a"}), folder, {})
+    wanted = wanted_by(Request({"memory": "a"}), KnownFiles(folder))
     assert (wanted.tokens, wanted.failure) == (TOKENS, "")
     assert [file.path for file in wanted.files] == ["a.lcc.safetensors"]
-    several = wanted_by(Request({"memories": ["b", "a"]}, (7,) * 6 + (1,)), folder, {})
+    several = wanted_by(Request({"memories": ["b", "a"]}, (7,) * 6 + (1,)), KnownFiles(folder))
     assert (several.tokens, [file.path[0] for file in several.files]) == (6, ["b", "a"])
     for params in (None, {}, {"do_remote_prefill": True}):
-        assert wanted_by(Request(params), folder, {}) is None
+        assert wanted_by(Request(params), KnownFiles(folder)) is None
 
 
 def test_blocks_are_shared_by_one_memory_and_nobody_else(folder):
@@ -84,22 +84,22 @@ def test_blocks_are_shared_by_one_memory_and_nobody_else(folder):
 def test_no_client_forges_a_salt(folder):
     """vLLM's HTTP API takes no @ in a client's salt; ours are told apart from all without one."""
     request = Request({"memory": "a"}, salt="x")
-    salted(request, wanted_by(request, folder, {}))
+    salted(request, wanted_by(request, KnownFiles(folder)))
     assert request.cache_salt.count("@") == 3
     assert request.cache_salt.endswith("@x")
 
 
 def test_a_copy_under_another_name_shares_and_a_replaced_file_does_not(folder):
-    known: dict = {}
+    known = KnownFiles(folder)
     path = folder / "a.lcc.safetensors"
     (folder / "copy.lcc.safetensors").write_bytes(path.read_bytes())
-    digests = [wanted_by(Request({"memory": name}), folder, known).files[0].digest for name in ("a", "copy")]
+    digests = [wanted_by(Request({"memory": name}), known).files[0].digest for name in ("a", "copy")]
     assert digests[0] == digests[1]
     small_memory("another text", model="another").save(path)
-    again = wanted_by(Request({"memory": "a"}), folder, known).files[0].digest
+    again = wanted_by(Request({"memory": "a"}), known).files[0].digest
     assert again not in digests
     stale = {FILES: [["a.lcc.safetensors", digests[0]]]}
-    assert "replaced" in wanted_by(Request(stale), folder, known).failure
+    assert "replaced" in wanted_by(Request(stale), known).failure
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_copy_under_another_name_shares_and_a_replaced_file_does_not(folder):
 def test_what_cannot_be_had_is_marked_and_never_raises(params, folder):
     (folder / "torn.lcc.safetensors").write_bytes((folder / "a.lcc.safetensors").read_bytes()[:-1])
     request = Request(params)
-    wanted = wanted_by(request, folder, {})
+    wanted = wanted_by(request, KnownFiles(folder))
     salted(request, wanted)
     assert wanted.failure
     assert request.request_id in request.cache_salt
@@ -122,7 +122,7 @@ def test_what_cannot_be_had_is_marked_and_never_raises(params, folder):
 
 def test_a_prompt_without_placeholders_and_a_lora_are_marked(folder):
     for options in ({"prompt": (7,) * TOKENS}, {"prompt": (7, 7, 8, 7, 1, 2)}, {"prompt": (1,)}, {"lora": object()}):
-        assert wanted_by(Request({"memory": "a"}, **options), folder, {}).failure
+        assert wanted_by(Request({"memory": "a"}, **options), KnownFiles(folder)).failure
 
 
 def test_the_last_token_of_a_prompt_is_always_computed():
