@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
     from .compilers.registry import register
     from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
-    from .evaluation.certificate import read_questions
     from .evaluation.quantization_cost import quantize
+    from .evaluation.questions import read_questions
     from .inference.asking import ask, prompt
     from .inference.monitor import Monitor
     from .memory.attachment import attach, attach_paged
@@ -108,7 +108,7 @@ _FILES = {
     "plan": "pipeline.plan",
     "prompt": "inference.asking",
     "quantize": "evaluation.quantization_cost",
-    "read_questions": "evaluation.certificate",
+    "read_questions": "evaluation.questions",
     "register": "compilers.registry",
     "remove_checkpoint": "utils.resumable",
 }

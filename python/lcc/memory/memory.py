@@ -19,7 +19,7 @@ from ..text.chat_format import Query
 from ..utils.hashing import json_digest, tensor_digest
 from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
-from .metadata import Ancestor, Budget, Served, check_metadata
+from .metadata import Ancestor, Budget, Section, Served, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
 
 
@@ -50,6 +50,7 @@ class Memory:
             its ``compiler``.
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
+        sections: of a text that was compiled in several: their sizes, in order; empty for a text in one piece.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -77,6 +78,7 @@ class Memory:
     lineage: list[Ancestor] = field(default_factory=list)
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

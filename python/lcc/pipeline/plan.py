@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..compilers.base import Compiler
 from ..compilers.lora import LoraCompiler
 from ..compilers.registry import DEFAULT, get
+from ..data.sections import split_context
 from ..errors import InputError
 from ..modeling.architecture import check_architecture
 from ..modeling.model_copy import share_weights
@@ -134,9 +135,9 @@ def plan(
     model = loaded_model(model)
     check_architecture(model)
     model = share_weights(model)
-    context = build_context(
-        model, tokenizer, text, chosen.ratio, chosen.data.max_response_tokens, None, chosen.data.parse_special_tokens
-    )
+    context = build_context(model, tokenizer, text, chosen.ratio, None, chosen.data.parse_special_tokens)
+    if len(split_context(model, context, chosen.ratio, chosen.data)) > 1:
+        raise InputError("a dry run is of a text in one piece: give a part of it, or set section_tokens=0")
     fitted = chosen.for_text(len(context.context_ids))
     asked = load_queries(None if queries == SELF else queries, tokenizer)
     samples = sample_count(fitted, asked)
