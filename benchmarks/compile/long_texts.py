@@ -3,11 +3,11 @@
     python -m benchmarks.compile.long_texts --windows 1 2 4
 
 The embedded model is told that its window is short (``--window``), so that texts of several windows take minutes. A
-text tells of people one after the other, each name once. Its questions are asked in all wordings, also in those in which
-compile never asks. ``alone`` are some of the sections, each compiled as a text of its own with the same settings and
-asked by itself. ``comparisons`` are of two people of different sections: ``full_text`` is the model that reads these
-two. ``peak_bytes`` is what the process that compiles holds at most beyond what it holds before; each row has a process
-of its own.
+text tells of people one after the other, each name once. Its questions are asked in all wordings, also in those in
+which compile never asks. ``alone`` are some of the sections, each compiled as a text of its own with the same settings
+and asked by itself. ``comparisons`` are of two people of different sections: ``full_text`` is the model that reads
+these two. ``peak_bytes`` is what the process that compiles holds at most beyond what it holds before; each row has a
+process of its own.
 """
 
 from __future__ import annotations

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from .modeling.kv import KV
     from .pipeline.batch import compile_documents
     from .pipeline.compile import compile
-    from .pipeline.plan import Plan, plan
+    from .pipeline.plan import plan
+    from .pipeline.plan_figures import Plan
     from .pipeline.settings import CompileSettings
     from .text.queries import load_queries
     from .training.trainable import TrainableMemory
@@ -90,7 +91,7 @@ _FILES = {
     "MemoryFileError": "errors",
     "MismatchError": "errors",
     "Monitor": "inference.monitor",
-    "Plan": "pipeline.plan",
+    "Plan": "pipeline.plan_figures",
     "Reporter": "utils.progress",
     "SettingsGroup": "utils.settings",
     "TargetError": "errors",

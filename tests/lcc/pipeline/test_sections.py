@@ -192,3 +192,19 @@ def test_certificates_of_sections_are_means_over_what_each_was_measured_on():
     assert merged["held_out"]["kl"]["memory"] == pytest.approx((10 * 0.5 + 30 * 0.1) / 40)
     assert merged["reconstruction"]["tokens"] == 40
     assert merged["general"] is None
+
+
+def test_a_plan_of_sections_counts_all_of_them(narrow, tokenizer, fast):
+    settings = {name: value for name, value in fast.items() if name != "progress"}
+    _, sections = split(narrow, tokenizer, section_overlap=12)
+    longest = max(sections, key=lambda section: len(section.context_ids))
+    planned = lcc.plan(narrow, tokenizer, LONG, **settings | {"section_overlap": 12})
+    alone = lcc.plan(narrow, tokenizer, tokenizer.decode(longest.context_ids), **settings)
+    assert planned.sections == len(sections)
+    assert planned.text_tokens == sum(len(section.context_ids) for section in sections)
+    assert planned.buffer_tokens == sum(section.buffer for section in sections)
+    assert planned.steps == len(sections) * alone.steps
+    # Alone, a section's overlap has buffer tokens too.
+    assert planned.total_flops == pytest.approx(len(sections) * alone.total_flops, rel=0.03)
+    # Beside the other sections the text is encoded by itself, and their K and V are seen.
+    assert planned.step_bytes >= alone.step_bytes
