@@ -24,7 +24,6 @@ from lcc.pipeline.identity import Identity
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import build_context
 from lcc.text.prompts import REPEAT_REQUEST
-from lcc.training.run import TrainingRun
 from lcc.training.trainer import Trainer
 from lcc.utils.progress import Reporter
 from lcc.utils.random_state import seeded
@@ -114,7 +113,7 @@ class Ablated(ReadingMethod):
             samples = share(data_of(self.plan, text), self.settings)
             settings = self.settings
             trainer = Trainer(memory, samples, settings.training, settings.execution, settings.seed)
-            TrainingRun([trainer]).finish(Reporter(False), settings.training.steps)
+            trainer.run(Reporter(False), settings.training.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_tensors(path, TRAINED, parameters, {"seconds": trainer.seconds})
         stored, metadata = load_tensors(path, TRAINED)

@@ -42,7 +42,6 @@ from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.checkpoint import Checkpoint
 from lcc.training.loss import held_out_kl
-from lcc.training.run import TrainingRun
 from lcc.training.settings import ExecutionSettings, TrainingSettings
 from lcc.training.trainable import TrainableMemory
 from lcc.training.trainer import Trainer
@@ -118,8 +117,8 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
                 cache.save(data)
             prepared = time.monotonic() - began
             exam = Exam.of(model, context, text_kv, doc, number)
-        trainer = Trainer(memory, data, settings.training, settings.execution, seed)
-        climb(TrainingRun([trainer], checkpoint), exam)
+        trainer = Trainer(memory, data, settings.training, settings.execution, seed, checkpoint)
+        climb(trainer, exam)
     remove_checkpoint(folder)
     return {
         "run": run,
@@ -134,9 +133,8 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     }
 
 
-def climb(run: TrainingRun, exam: Exam, points: int = POINTS) -> None:
-    """Optimise one memory to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
-    (trainer,) = run.trainers
+def climb(trainer: Trainer, exam: Exam, points: int = POINTS) -> None:
+    """Optimise to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
     steps = trainer.training.steps
     every = max(1, steps // points)
     while trainer.step < steps:
@@ -145,7 +143,7 @@ def climb(run: TrainingRun, exam: Exam, points: int = POINTS) -> None:
             point = {"step": trainer.step, "seconds": trainer.seconds, "loss": loss}
             grade = exam.grade(trainer.memory, trainer.training, trainer.execution)
             trainer.curve.append({name: round(value, 6) for name, value in (point | grade).items()})
-            run.save()
+            trainer.save()
 
 
 def first_step(points: list[dict], target: float) -> int | None:

@@ -106,7 +106,7 @@ def measure(window: int, windows: float, seed: int, share: float) -> Row:
     doc, rng = text_of(int(windows * window), seed), random.Random(seed)
     chosen = make_settings(seed=seed, **SETTINGS)
     context = build_context(model, tokenizer, doc.text, chosen.ratio)
-    sections = split_context(model, context, chosen.ratio, chosen.data)
+    sections = split_context(model, context, chosen.ratio, chosen.data).parts
     parts = by_section(doc, sections)
     before, began = _peak(), time.monotonic()
     memory = lcc.compile(model, tokenizer, doc.text, seed=seed, isolated_share=share, **SETTINGS)

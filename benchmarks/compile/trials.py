@@ -33,7 +33,6 @@ from lcc.synthetic.seeds import DEMO
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.loss import held_out_kl
-from lcc.training.run import TrainingRun
 from lcc.training.settings import ExecutionSettings, TrainingSettings
 from lcc.training.trainable import TrainableMemory
 from lcc.training.trainer import Trainer
@@ -174,7 +173,7 @@ def measure(
     torch.manual_seed(settings.seed)
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
         trainer = TrialTrainer(memory, data, settings, TRIALS[name])
-        climb(TrainingRun([trainer]), exam, GRADES)
+        climb(trainer, exam, GRADES)
     return {"trial": name, "settings": settings.flat(), "points": trainer.curve, **describe()}
 
 

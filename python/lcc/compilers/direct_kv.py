@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -49,8 +50,8 @@ class DirectKV(TrainableMemory):
         super().__init__(model, context)
         self.frozen = int(settings.freeze_first)
         with torch.no_grad():
-            first = _of_text(model, context, self.prefix, settings.kv_init)
-        self._set(first)
+            first = [_of_text(model, part, self.prefix, settings.kv_init) for part in context.parts]
+        self._set(reduce(lambda front, kv: kv.after(front), first))
 
     def _set(self, start: KV) -> None:
         dtype = trainable_dtype(self.model.dtype)

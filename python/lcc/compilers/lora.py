@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import torch
@@ -93,9 +93,10 @@ class LoraMemory(AdaptedMemory):
         mean = embeddings.detach().float().mean(0).to(trainable_dtype(embeddings.dtype))
         self.buffer = torch.nn.Parameter(mean.expand(context.buffer, -1).clone())
         self._offset: KV | None = None
+        self._shares = [part.buffer for part in context.parts]
         with torch.no_grad():
-            ids = torch.tensor([context.context_ids], device=embeddings.device)
-            self._context_embeddings = model.get_input_embeddings()(ids)
+            ids = [torch.tensor([part.context_ids], device=embeddings.device) for part in context.parts]
+            self._context_embeddings = [model.get_input_embeddings()(of_part) for of_part in ids]
 
     def parameter_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
         """Buffer embeddings and LoRA, each with its own learning rate."""
@@ -108,15 +109,19 @@ class LoraMemory(AdaptedMemory):
         """Put the buffer embeddings where ``buffer_init`` says."""
         if self.settings.buffer_init == "vocabulary":
             return
-        tokens, count = len(self.context.context_ids), self.context.buffer
-        if self.settings.buffer_init == "sampled":
-            places = sorted(random.Random(self.seed).sample(range(tokens), count))
-        else:
-            places = [(2 * index + 1) * tokens // (2 * count) for index in range(count)]
+        rng = random.Random(self.seed)
+        chosen = [part.context_ids[place] for part in self.context.parts for place in self._places(part, rng)]
         with torch.no_grad():
             embeddings = self.model.get_input_embeddings().weight
-            ids = torch.tensor([self.context.context_ids[place] for place in places], device=embeddings.device)
+            ids = torch.tensor(chosen, device=embeddings.device)
             self.buffer.copy_(embeddings[ids].to(self.buffer.dtype))
+
+    def _places(self, part: Context, rng: random.Random) -> list[int]:
+        """The tokens of the text that its buffer embeddings start at."""
+        tokens, count = len(part.context_ids), part.buffer
+        if self.settings.buffer_init == "sampled":
+            return sorted(rng.sample(range(tokens), count))
+        return [(2 * index + 1) * tokens // (2 * count) for index in range(count)]
 
     def start_from(self, start: KV) -> None:
         """Add to every encode what ``start`` is away from the first one."""
@@ -129,14 +134,21 @@ class LoraMemory(AdaptedMemory):
         """K and V of P': those of P, moved by as many positions as the text has tokens (identity 7)."""
         return self.prefix.moved(self.model, len(self.context.context_ids))
 
-    def _embeddings(self) -> torch.Tensor:
-        """Embeddings of [C | B], (1, text tokens + buffer tokens, H)."""
-        return torch.cat((self._context_embeddings, self.buffer[None].to(self._context_embeddings.dtype)), 1)
+    def _embeddings(self) -> list[torch.Tensor]:
+        """Embeddings of [C | B] of each part of the text, (1, text tokens + buffer tokens, H)."""
+        buffers = self.buffer[None].split(self._shares, 1)
+        texts = self._context_embeddings
+        return [torch.cat((text, own.to(text.dtype)), 1) for text, own in zip(texts, buffers, strict=True)]
 
     def encode(self) -> KV:
-        """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers."""
+        """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers.
+
+        Sections are read one by one, and once more in the backward: what a step holds is that of one section.
+        """
+        if self.context.sections:
+            return self.encode_chunked(max(len(part.context_ids) for part in self.context.parts))
         start = len(self.context.prefix_ids)
-        inputs = self._embeddings()
+        (inputs,) = self._embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
         cache = SharedCache(self.prefix)
         with self.applied():
@@ -150,16 +162,25 @@ class LoraMemory(AdaptedMemory):
         return KV(buffer.keys + self._offset.keys, buffer.values + self._offset.values)
 
     def encode_rows(self) -> EncodeRows | None:
-        """[C | B] as rows of the packed pass. None behind a start: what is added to K and V has no rows."""
-        if self._offset is not None:
+        """[C | B] as rows of the packed pass.
+
+        None behind a start, for what is added to K and V has no rows; and in sections, which are read one by one.
+        """
+        if self._offset is not None or self.context.sections:
             return None
-        return EncodeRows(self._embeddings(), len(self.context.context_ids), self._copied_prefix)
+        (embeddings,) = self._embeddings()
+        return EncodeRows(embeddings, len(self.context.context_ids), self._copied_prefix)
 
     def encode_chunked(self, tokens: int) -> KV:
         """``encode``, with the text read ``tokens`` at a time (see ``prefill_in_chunks``); the gradient is the same."""
-        embeddings, text = self._embeddings(), len(self.context.context_ids)
-        chunks = [*embeddings[:, :text].split(tokens, 1), embeddings[:, text:]]
-        return self._moved(prefill_in_chunks(self.model, chunks, self.prefix, self.applied).unrotated(self.model))
+
+        def of_part(embeddings: torch.Tensor, buffer: int) -> KV:
+            text, own = embeddings.split((embeddings.shape[1] - buffer, buffer), 1)
+            chunks = [*text.split(tokens, 1), own]
+            return prefill_in_chunks(self.model, chunks, self.prefix, self.applied).unrotated(self.model)
+
+        rows = [of_part(inputs, own) for inputs, own in zip(self._embeddings(), self._shares, strict=True)]
+        return self._moved(reduce(lambda front, kv: kv.after(front), rows))
 
 
 @register

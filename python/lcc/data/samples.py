@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from ..modeling.scoring import Completion
 from ..text.chat_format import Query
 
 STREAMS = ("reconstruction", "general", "self_study", "distractors", "across")
+# Those of questions that the model asked itself.
+SELF_ASKED = ("self_study", "across")
 
 
 @dataclass(frozen=True)
@@ -31,26 +34,6 @@ class Sample(Completion):
 
 
 @dataclass(frozen=True)
-class DistillationData:
-    """All samples of a text: the reconstruction, the queries that are trained on, and those that are held out.
-
-    Attributes:
-        reconstruction: a sample for each piece of the text; see ``lcc.data.reconstruction``.
-        asking: what came of asking itself, as ``lcc.data.self_study.Yield`` has it; None if the model did not.
-    """
-
-    reconstruction: tuple[Sample, ...]
-    train: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-    asking: dict[str, Any] | None = None
-
-    @property
-    def self_questions(self) -> frozenset[Query]:
-        """The questions that the model asked itself, held-out ones included."""
-        return frozenset(s.query for s in self.train + self.held_out if s.stream == "self_study")
-
-
-@dataclass(frozen=True)
 class Across:
     """Questions for which the model has to read two sections of a text.
 
@@ -65,29 +48,46 @@ class Across:
 
 
 @dataclass(frozen=True)
-class SectionedData:
-    """The distillation data of a text in sections: of each section, and across pairs of them."""
+class DistillationData:
+    """All samples of a text: the reconstruction, the queries that are trained on, and those that are held out.
 
-    sections: tuple[DistillationData, ...]
+    Attributes:
+        reconstruction: a sample for each piece of the text; see ``lcc.data.reconstruction``.
+        asking: what came of asking itself, as ``lcc.data.self_study.Yield`` has it; None if the model did not.
+        sections: of a text in sections, the data of each, all of which is in this one too.
+        across: of such a text, what was asked about pairs of sections; that is in this one too.
+    """
+
+    reconstruction: tuple[Sample, ...]
+    train: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+    asking: dict[str, Any] | None = None
+    sections: tuple[DistillationData, ...] = ()
     across: tuple[Across, ...] = ()
 
-    @property
-    def samples(self) -> list[Sample]:
-        """All of them but the reconstruction."""
-        trained = [sample for own in self.sections for sample in (*own.train, *own.held_out)]
-        return trained + [sample for own in self.across for sample in (*own.train, *own.held_out)]
-
-    @property
-    def asking(self) -> dict[str, Any] | None:
-        """What came of asking itself about all sections; None if the model did not."""
-        results = [own.asking for own in self.sections if own.asking]
-        if not results:
-            return None
-        counts = {name: sum(one[name] for one in results) for name in results[0] if name != "asker"}
-        return {"asker": results[0]["asker"]} | counts
+    @classmethod
+    def of_sections(cls, sections: Sequence[DistillationData], across: Sequence[Across]) -> DistillationData:
+        """The data of a text in sections."""
+        every: list[DistillationData | Across] = [*sections, *across]
+        return cls(
+            tuple(sample for own in sections for sample in own.reconstruction),
+            tuple(sample for own in every for sample in own.train),
+            tuple(sample for own in every for sample in own.held_out),
+            _asking(sections),
+            tuple(sections),
+            tuple(across),
+        )
 
     @property
     def self_questions(self) -> frozenset[Query]:
         """The questions that the model asked itself, held-out ones included."""
-        questions = [data.self_questions for data in self.sections]
-        return frozenset().union(*questions, (s.query for one in self.across for s in one.train + one.held_out))
+        return frozenset(s.query for s in self.train + self.held_out if s.stream in SELF_ASKED)
+
+
+def _asking(sections: Sequence[DistillationData]) -> dict[str, Any] | None:
+    """What came of asking itself about all sections."""
+    results = [own.asking for own in sections if own.asking]
+    if not results:
+        return None
+    counts = {name: sum(one[name] for one in results) for name in results[0] if name != "asker"}
+    return {"asker": results[0]["asker"]} | counts

@@ -22,8 +22,8 @@ from .settings import DataSettings
 ASKED = 3
 
 
-def split_context(model: PreTrainedModel, context: Context, ratio: float, settings: DataSettings) -> list[Context]:
-    """The sections of a text, in order; the text itself if it is not to be split.
+def split_context(model: PreTrainedModel, context: Context, ratio: float, settings: DataSettings) -> Context:
+    """The text in sections; as it is if it is not to be split.
 
     A section's K is that of the tokens that are its own. All K buffer tokens stand in a row before the model, so that
     the positions stay inside its window.
@@ -36,14 +36,14 @@ def split_context(model: PreTrainedModel, context: Context, ratio: float, settin
     count = math.ceil(len(context.context_ids) / length)
     if count == 1:
         _check_whole(model, context, settings)
-        return [context]
+        return context
     tokenizer, ids = context.chat.tokenizer, context.context_ids
-    sections = []
+    sections: list[Context] = []
     for start, stop in pairwise(even_bounds(tokenizer, ids, count)):
         first = sentence_start(tokenizer, ids, max(0, start - settings.section_overlap), start) if start else 0
         sections.append(_part(context, ids[first:stop], math.ceil((stop - start) / ratio)))
     _check_sections(model, sections, settings)
-    return sections
+    return replace(context, buffer=sum(section.buffer for section in sections), sections=tuple(sections))
 
 
 def section_pairs(count: int, seed: int) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.samples import Sample
+from ..data.samples import SELF_ASKED, Sample
 from ..errors import InputError
 from ..inference.reader import Reader
 from ..text.chat_format import ChatFormat, Query, turns_of
@@ -21,8 +21,6 @@ from .metrics import check_metric
 
 # The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
 SETTLED = 0.9
-# Streams of questions that the model asked itself.
-SELF_ASKED = ("self_study", "across")
 Questions = str | Path | Iterable[str | Mapping[str, Any]]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..data.reconstruction import repetitions
-from ..data.samples import SectionedData
+from ..data.samples import DistillationData
 from ..data.sections import joined
 from ..data.settings import DataSettings
 from ..inference.reader import Reader
@@ -26,7 +26,7 @@ def measure_sections(
     model: PreTrainedModel,
     sections: Sequence[Context],
     memory: Memory,
-    data: SectionedData,
+    data: DistillationData,
     settings: DataSettings,
     seed: int,
     queries: Sequence[str],
@@ -40,7 +40,7 @@ def measure_sections(
     """
     began = time.monotonic()
     chat, longest = sections[0].chat, settings.max_response_tokens
-    general = fresh_queries(data.samples, queries, seed)
+    general = fresh_queries(data.train + data.held_out, queries, seed)
     steps = Steps(report, len(sections) + len(data.across))
     with frozen(model):
         others = memory_readers(model, chat, memory)

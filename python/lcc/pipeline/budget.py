@@ -139,7 +139,7 @@ class _Within:
         """The instant memory, and how much data there is time for."""
         # Refuses, before any work, what the steps could not take.
         refining = Compilation.of(*self.given, self._options(BudgetPlan(None, {})), self.run, self.reporter)
-        if refining.task.sections:
+        if refining.task.context.sections:
             raise InputError("the text is compiled in sections: leave the budget out, and lower steps if need be")
         instant = self._instant()
         if instant is not None:

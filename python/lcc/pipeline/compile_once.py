@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..compilers.base import Compiled, Compiler, CompileTask
 from ..compilers.registry import record
 from ..data.cache import DataCache
-from ..data.samples import DistillationData, SectionedData
+from ..data.samples import DistillationData
 from ..data.sections import split_context
 from ..errors import InputError
 from ..evaluation.certificate import measure
@@ -108,11 +108,10 @@ class Compilation:
         date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
         special = settings.data.parse_special_tokens
         context = build_context(model, tokenizer, text, settings.ratio, date, special)
-        sections = split_context(model, context, settings.ratio, settings.data)
-        longest = max(len(section.context_ids) for section in sections)
-        if len(sections) > 1:
-            check_sections(options, context, is_sharded(model))
-            context = replace(context, buffer=sum(section.buffer for section in sections))
+        context = split_context(model, context, settings.ratio, settings.data)
+        longest = max(len(part.context_ids) for part in context.parts)
+        if context.sections:
+            check_sections(options, context)
         settings = settings.for_text(longest)
         questions = None
         if options.questions is not None:
@@ -124,7 +123,7 @@ class Compilation:
         ranks.require_same(identity.compilation)
         if folder is not None and not run.restart:
             ranks.from_main(lambda: require_own(folder, identity))
-        task, data = _task(model, context, sections, settings, options.compiler, queries, run, identity, reporter)
+        task, data = _task(model, context, settings, options.compiler, queries, run, identity, reporter)
         if options.start is not None:
             check_start(options.start, context, prefix_ids(context, settings), digests)
             task = replace(task, start=options.start.to(model.device).kv)
@@ -159,8 +158,8 @@ class Compilation:
         def certificate() -> dict[str, Any]:
             data = self.data.made
             rest = settings.data, settings.seed, queries, self.questions, self.task.reporter.count
-            if isinstance(data, SectionedData):
-                return measure_sections(model, self.task.sections, memory, data, *rest)
+            if data and self.task.context.sections:
+                return measure_sections(model, self.task.context.sections, memory, data, *rest)
             return measure(model, self.task.context, memory, data, *rest)
 
         return replace(memory, certificate=self.task.ranks.from_main(certificate, together=is_sharded(model)))
@@ -184,7 +183,7 @@ class Compilation:
             date=context.chat.date,
             lineage=self.options.lineage,
             distractors=list(self.among),
-            sections=[Section(tokens=len(one.context_ids), buffer_tokens=one.buffer) for one in self.task.sections],
+            sections=[Section(tokens=len(one.context_ids), buffer_tokens=one.buffer) for one in context.sections],
         )
         return memory.to(model.device, model.dtype)
 
@@ -192,7 +191,6 @@ class Compilation:
 def _task(
     model: PreTrainedModel,
     context: Context,
-    sections: Sequence[Context],
     settings: CompileSettings,
     compiler: Compiler,
     queries: Sequence[str] | str,
@@ -200,7 +198,7 @@ def _task(
     identity: Identity,
     reporter: Reporter,
 ) -> tuple[CompileTask, DataOnDemand]:
-    ranks, date, split = run.ranks, context.chat.date, len(sections) > 1
+    ranks, date, split = run.ranks, context.chat.date, bool(context.sections)
     checkpoint = None
     if run.checkpoint is not None:
         checkpoint = Checkpoint(run.checkpoint, identity.compilation, identity.data, ranks, run.restart, date)
@@ -211,9 +209,9 @@ def _task(
             return DataCache(run.shared_data, own, ranks, run.restart, shared=True)
         return DataCache(run.checkpoint, own, ranks, run.restart, date, shared=split) if run.checkpoint else None
 
-    def make() -> DistillationData | SectionedData:
+    def make() -> DistillationData:
         if split:
-            return SectionTexts(model, tuple(sections), settings, queries, cache_of, reporter, ranks).data()
+            return SectionTexts(model, context.sections, settings, queries, cache_of, reporter, ranks).data()
         cache = cache_of(context, settings)
         return distillation_data(model, context, settings, queries, cache, reporter, ranks)
 
@@ -230,6 +228,5 @@ def _task(
         checkpoint=checkpoint,
         checkpoint_every=run.checkpoint_every,
         ranks=ranks,
-        sections=tuple(sections) if split else (),
     )
     return task, data

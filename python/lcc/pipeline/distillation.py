@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -25,17 +24,17 @@ from .settings import CompileSettings
 
 
 class DataOnDemand:
-    """The distillation data of a compilation, ``SectionedData`` in sections: made at the first call, and remembered.
+    """The distillation data of a compilation: made at the first call, and remembered.
 
     Attributes:
         made: the data; None as long as nobody has asked for it.
     """
 
-    def __init__(self, make: Callable[[], Any]):
+    def __init__(self, make: Callable[[], DistillationData]):
         self._make = make
-        self.made: Any = None
+        self.made: DistillationData | None = None
 
-    def __call__(self) -> Any:
+    def __call__(self) -> DistillationData:
         """The data."""
         if self.made is None:
             self.made = self._make()

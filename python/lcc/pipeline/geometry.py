@@ -21,18 +21,25 @@ class Geometry:
 
 
 def geometry(
-    context: Context, settings: CompileSettings, samples: int, query_tokens: int, response_tokens: int, more: int = 0
+    context: Context,
+    settings: CompileSettings,
+    samples: int,
+    query_tokens: int,
+    response_tokens: int,
+    more: int = 0,
+    parts: int = 1,
 ) -> Geometry:
     """The samples of a step: the longest repetition, if it has weight, and a batch of queries of these mean lengths.
 
     Args:
         more: queries beyond the batch.
+        parts: sections that a step has samples of, as many of each.
     """
     batch = step_queries(settings, samples) + more
     longest = longest_repetition(context, settings.data)
     repeats = bool(settings.training.reconstruction_weight)
     segments = (len(longest.input_ids),) * repeats + (query_tokens + response_tokens - 1,) * batch
-    return Geometry(segments, repeats * len(longest.response_ids) + batch * response_tokens)
+    return Geometry(parts * segments, parts * (repeats * len(longest.response_ids) + batch * response_tokens))
 
 
 def prefix_ids(context: Context, settings: CompileSettings) -> tuple[int, ...]:

@@ -218,11 +218,8 @@ def require_start(start: Memory, compiler: Compiler, searched: bool) -> None:
         raise InputError('ratio="auto" makes memories of many sizes: name the ratio of start')
 
 
-def check_sections(options: CompileOptions, context: Context, sharded: bool) -> None:
+def check_sections(options: CompileOptions, context: Context) -> None:
     """Refuse what goes with no text in sections.
-
-    Args:
-        sharded: the model's weights are spread over processes.
 
     Raises:
         InputError: saying why.
@@ -230,8 +227,6 @@ def check_sections(options: CompileOptions, context: Context, sharded: bool) -> 
     what = f"the text has {len(context.context_ids)} tokens and is compiled in sections"
     if not getattr(options.compiler, "in_sections", False):
         raise InputError(f"{what}, and the compiler {options.compiler.name!r} takes none: take lcc or direct_kv")
-    if sharded:
-        raise InputError(f"{what}, each with an adapter of its own: load the model in one piece")
     if options.start is not None:
         raise InputError(f"{what}: leave start out")
     if options.distractors:

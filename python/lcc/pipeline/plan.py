@@ -73,19 +73,20 @@ def plan(
     check_architecture(model)
     model = share_weights(model)
     context = build_context(model, tokenizer, text, chosen.ratio, None, chosen.data.parse_special_tokens)
-    sections = split_context(model, context, chosen.ratio, chosen.data)
-    longest = max(sections, key=lambda section: len(section.context_ids))
+    context = split_context(model, context, chosen.ratio, chosen.data)
+    longest = max(context.parts, key=lambda part: len(part.context_ids))
     fitted = chosen.for_text(len(longest.context_ids))
     asked = load_queries(None if queries == SELF else queries, tokenizer)
     samples = sample_count(fitted, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
-    beside = sum(section.buffer for section in sections) - longest.buffer
-    if len(sections) == 1:
+    beside = context.buffer - longest.buffer
+    if not context.sections:
         beside = tokens_beside(model, tokenizer, context, fitted, method, distractors)
-    estimate = _estimate(model, longest, method, fitted, samples, query_tokens, beside)
+    parts = len(context.parts)
+    estimate = _estimate(model, longest, method, fitted, samples, query_tokens, beside, parts)
     probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
     one = _plan(model, longest, chosen, samples, estimate, probed)
-    return one if len(sections) == 1 else one.in_sections(sections)
+    return one.in_sections(context.sections) if context.sections else one
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def _estimate(
     samples: int,
     query_tokens: int,
     beside: int,
+    parts: int,
 ) -> _Estimate:
     free, longest = available_bytes(model.device), chosen.data.max_response_tokens
     own: Any = chosen.compiler
@@ -123,8 +125,8 @@ def _estimate(
         state = COPIES * sum(parameter.nbytes for group in groups for parameter in group["params"])
 
         def worst(tried: CompileSettings, context: Context = context) -> Geometry:
-            more = asked_samples(tried.training) if beside else 0
-            return geometry(context, tried, samples, query_tokens, longest, more)
+            more = asked_samples(tried.training) if beside and parts == 1 else 0
+            return geometry(context, tried, samples, query_tokens, longest, more, parts)
 
         @cache
         def step_bytes(tried: CompileSettings, context: Context = context) -> int:

@@ -20,7 +20,7 @@ class Plan:
         queries: that the teacher answers, of all streams; some are held out of training.
         response_tokens: mean length of the frozen model's first answers.
         step_tokens: tokens that the model processes in a step (text, buffer and samples).
-        steps: at most; an early stop ends sooner. In sections, of all of them together.
+        steps: at most; an early stop ends sooner.
         step_flops, total_flops: of a step, and of all steps, forward and backward, as if all were isolated.
         step_bytes: peak of a step beyond weights and optimizer state: the estimate with full-length responses and the
             longest distractors, or what was measured if that is more.
@@ -33,7 +33,7 @@ class Plan:
         teacher_seconds, step_seconds, total_seconds: expected on this machine, as if all steps were isolated.
         settled: what ``auto`` settings come to.
         advice: what to change if it does not fit.
-        sections: that the text is compiled in; what a step takes is that of the longest.
+        sections: that the text is compiled in.
     """
 
     text_tokens: int
@@ -75,7 +75,7 @@ class Plan:
         return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
 
     def in_sections(self, contexts: Sequence[Context]) -> Plan:
-        """The plan of all sections, of which this is the one that takes most; they take turns."""
+        """The plan of all sections, of which this is the one that takes most."""
         count = len(contexts)
         return replace(
             self,
@@ -83,10 +83,11 @@ class Plan:
             text_tokens=sum(len(context.context_ids) for context in contexts),
             buffer_tokens=sum(context.buffer for context in contexts),
             queries=count * self.queries,
-            steps=count * self.steps,
+            step_tokens=count * self.step_tokens,
+            step_flops=count * self.step_flops,
             total_flops=count * self.total_flops,
-            state_bytes=count * self.state_bytes,
             teacher_bytes=count * self.teacher_bytes,
+            step_seconds=round(count * self.step_seconds, 4),
             teacher_seconds=round(count * self.teacher_seconds, 2),
             total_seconds=round(count * self.total_seconds, 1),
         )

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..data.across import ask_across
 from ..data.cache import DataCache
 from ..data.parts import Parts
-from ..data.samples import Across, DistillationData, Sample, SectionedData
+from ..data.samples import SELF_ASKED, Across, DistillationData, Sample
 from ..data.sections import joined, section_pairs
 from ..data.synthesis import hold_out
 from ..data.teacher import Teacher
@@ -42,7 +42,7 @@ class SectionTexts:
     reporter: Reporter
     ranks: Ranks
 
-    def data(self) -> SectionedData:
+    def data(self) -> DistillationData:
         """Of each section; and across pairs, whose number grows as that of the sections does.
 
         A question that several sections answer in several ways is no question about the text: it is left out.
@@ -59,7 +59,7 @@ class SectionTexts:
             self.reporter.section(f"sections {pair[0] + 1} and {pair[1] + 1}", count + len(across), total)
             across.append(self._across(pair, sections))
         self.reporter.section(f"all {count} together", total, total)
-        return _consistent(SectionedData(tuple(sections), tuple(across)))
+        return consistent(sections, across)
 
     def _of_section(self, number: int) -> DistillationData:
         section, neighbour = self.sections[number], number + 1 if number + 1 < len(self.sections) else number - 1
@@ -77,7 +77,7 @@ class SectionTexts:
         both, settings = joined(first, second), self._settings(pair[1])
         # The asker that suits the model is known by now.
         asker = next((own.asking["asker"] for own in sections if own.asking), settings.data.self_study_asker)
-        asked = replace(settings.data, self_study_asker=asker)
+        asked = replace(settings.data, self_study_asker=asker, self_study_questions=settings.data.across_questions)
 
         def make(model: PreTrainedModel, states: TeacherStates, parts: Parts | None) -> DistillationData:
             prefix = prefill(model, both.prefix_ids)
@@ -96,15 +96,18 @@ class SectionTexts:
         return self.settings.replace(seed=self.settings.seed + number, teacher_gigabytes=shared)
 
 
-def _consistent(data: SectionedData) -> SectionedData:
+def consistent(sections: Sequence[DistillationData], across: Sequence[Across]) -> DistillationData:
+    """The data of all sections, without the questions that have several answers."""
     answers: defaultdict[Query, set[tuple[int, ...]]] = defaultdict(set)
-    for sample in data.samples:
-        answers[sample.query].add(sample.response_ids)
+    every: list[DistillationData | Across] = [*sections, *across]
+    for own in every:
+        for sample in (*own.train, *own.held_out):
+            answers[sample.query].add(sample.response_ids)
 
     def kept(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
-        return tuple(s for s in samples if s.stream == "general" or len(answers[s.query]) == 1)
+        return tuple(s for s in samples if s.stream not in SELF_ASKED or len(answers[s.query]) == 1)
 
-    return SectionedData(
-        tuple(replace(own, train=kept(own.train), held_out=kept(own.held_out)) for own in data.sections),
-        tuple(replace(own, train=kept(own.train), held_out=kept(own.held_out)) for own in data.across),
+    return DistillationData.of_sections(
+        [replace(own, train=kept(own.train), held_out=kept(own.held_out)) for own in sections],
+        [replace(own, train=kept(own.train), held_out=kept(own.held_out)) for own in across],
     )

@@ -19,13 +19,24 @@ SPARE = 8
 
 @dataclass(frozen=True)
 class Context:
-    """Token ids of P and C, and K = ceil(n / ratio)."""
+    """Token ids of P and C, and K = ceil(n / ratio).
+
+    Attributes:
+        sections: of a text that is too long to be read at once, in order: each with its own tokens, some of which the
+            one before ends with, and with its own share of K.
+    """
 
     chat: ChatFormat
     prefix_ids: tuple[int, ...]
     context_ids: tuple[int, ...]
     buffer: int
     sha256: str
+    sections: tuple[Context, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Context, ...]:
+        """What is read at once: the sections, or the text."""
+        return self.sections or (self,)
 
 
 def build_context(

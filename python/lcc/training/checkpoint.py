@@ -20,7 +20,7 @@ from ..utils.resumable import (
 )
 from ..utils.tensor_files import load_tensors, save_tensors
 
-FORMAT = "lcc-state-4"
+FORMAT = "lcc-state-3"
 # In the metadata of a state: the run went on from it and diverged.
 DIVERGED = "diverged"
 
@@ -34,9 +34,11 @@ class Point(TypedDict):
     seconds: float
 
 
-class Counters(TypedDict):
-    """How far a memory's training is."""
+class StateMetadata(TypedDict):
+    """What the file says beside its tensors; ``data`` is what the distillation data depends on."""
 
+    identity: dict[str, Any]
+    data: dict[str, Any]
     encode_chunk: int | Literal["auto"]
     step: int
     best_loss: float | None
@@ -44,14 +46,6 @@ class Counters(TypedDict):
     stale: int
     curve: list[Point]
     seconds: float
-
-
-class StateMetadata(TypedDict):
-    """What the file says beside its tensors; ``data`` is what the distillation data depends on."""
-
-    identity: dict[str, Any]
-    data: dict[str, Any]
-    memories: list[Counters]
 
 
 class Checkpoint:

@@ -67,9 +67,10 @@ def resolve_auto(
         free: bytes, as ``available_bytes`` says. None: the fastest way is taken.
         beside: tokens of the distractors in a step at most.
     """
-    context = memory.context
-    text = len(context.context_ids) if memory.reads_text else 0
-    layout = lk.BottleneckLayout(len(memory.prefix), text, context.buffer, (sample_tokens,))
+    # Sections are read one by one, and all of their buffer tokens are seen.
+    longest = max(memory.context.parts, key=lambda part: len(part.context_ids))
+    text, beside = len(longest.context_ids) if memory.reads_text else 0, beside + memory.context.buffer - longest.buffer
+    layout = lk.BottleneckLayout(len(memory.prefix), text, longest.buffer, (sample_tokens,))
     checkpointing, chunk = execution.gradient_checkpointing, execution.encode_chunk
 
     def resolved(on: bool, size: int) -> ExecutionSettings:

@@ -34,8 +34,8 @@ class TrainingSettings(SettingsGroup):
         isolated_share: of the steps, where there are distractors; in the others, queries see some of them too.
         max_distractors: in such a step at most.
         distractor_weight: in such a step, weight of the stream of questions that the distractors were trained on.
-            Sections of one text are one another's distractors.
-        across_weight: in such a step of a section, weight of the stream of questions that take another section too.
+        across_weight: of a text in sections, weight of the stream of questions that take two of them; it also sets that
+            stream's share of a batch.
     """
 
     steps: int = 300
@@ -52,7 +52,7 @@ class TrainingSettings(SettingsGroup):
     isolated_share: float = 0.75
     max_distractors: int = 10
     distractor_weight: float = 1.0
-    across_weight: float = 1.0
+    across_weight: float = 0.5
 
     @property
     def samples(self) -> int:

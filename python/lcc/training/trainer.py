@@ -1,11 +1,11 @@
-"""One memory's optimisation: draw samples, step, measure, keep the best state, know when to stop."""
+"""The optimisation loop: draw samples, step, measure, checkpoint, stop early."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from heapq import nlargest
 from typing import Any
@@ -16,8 +16,11 @@ from ..data.samples import DistillationData, Sample
 from ..errors import DivergedError
 from ..modeling.kv import KV
 from ..utils.distributed import ALONE, Ranks
+from ..utils.progress import Reporter
+from ..utils.resumable import sound
 from ..utils.values import require
-from .distractors import ISOLATED, Company, Distractors
+from .checkpoint import Checkpoint, mark_diverged
+from .distractors import ISOLATED, Distractor, Distractors, draw_distractors
 from .loss import step_loss, stream_weights, validation
 from .optimizers import build_optimizer
 from .settings import ExecutionSettings, TrainingSettings
@@ -41,14 +44,15 @@ class Trainer:
         training: TrainingSettings,
         execution: ExecutionSettings,
         seed: int,
+        checkpoint: Checkpoint | None = None,
         ranks: Ranks = ALONE,
         start: KV | None = None,
         on_better: OnBetter | None = None,
-        company: Company | None = None,
+        distractors: Sequence[Distractor] = (),
     ):
-        self.on_better, self.company = on_better, company
+        self.on_better, self.distractors = on_better, distractors
         self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
-        self.ranks, self.goes_on = ranks, start is not None
+        self.checkpoint, self.ranks, self.goes_on = checkpoint, ranks, start is not None
         memory.initialize()
         if start is not None:
             memory.start_from(start)
@@ -61,38 +65,49 @@ class Trainer:
         }
         self.parameters = list(self._optimizer_of)
         self.pools = self._pools()
-        self.step, self.seconds, self.updating = 0, 0.0, False
+        self.step, self.seconds, self._updating = 0, 0.0, False
         self.curve: Curve = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = self.best_kl = math.inf
         self.stale = 0
+        self._resume()
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps are done, or so many measurements brought nothing better that no other is taken."""
-        return self.step >= self.training.steps or 0 < self.training.patience <= self.stale
-
-    def turn(self) -> float:
-        """One step, and a measurement where one is due; returns the step's loss.
+    def run(self, reporter: Reporter, checkpoint_every: int) -> dict[str, torch.Tensor]:
+        """Train to the end, or to an early stop; returns the memory's ``tensors`` in its best state.
 
         Raises:
             DivergedError: the loss, the held-out KL, or what is kept became NaN or infinite.
         """
+        try:
+            return self._run(reporter, checkpoint_every)
+        except DivergedError:
+            if self.checkpoint and self.ranks.main:
+                mark_diverged(self.checkpoint.folder)
+            raise
+
+    def _run(self, reporter: Reporter, checkpoint_every: int) -> dict[str, torch.Tensor]:
+        reporter.start("compiling", self.training.steps, self.step)
         if self.goes_on and not self.step and self.data.held_out:
             self.measure()
-        loss = self.advance()
-        if self.step % self.training.evaluate_every == 0 or self.step == self.training.steps:
-            self.measure(loss)
-        return loss
-
-    def kept(self) -> dict[str, torch.Tensor]:
-        """The memory's ``tensors`` in its best state, in which it is left."""
+        try:
+            while self.step < self.training.steps and not self._stale():
+                loss = self.advance()
+                if self.step % self.training.evaluate_every == 0 or self.step == self.training.steps:
+                    self.measure(loss)
+                reporter.step(self.step, loss, self.best_kl)
+                if self.checkpoint and self.step % checkpoint_every == 0:
+                    self.save()
+        except KeyboardInterrupt:
+            if not self._updating:
+                self.save()
+            raise
+        self.save()
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-        return self._tensors()
+        return self._kept()
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
+    def _kept(self) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             tensors = self.memory.tensors()
         for name, tensor in tensors.items():
@@ -111,13 +126,11 @@ class Trainer:
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         # An interrupt in here would leave some parameters a step ahead of the others.
-        self.updating = True
+        self._updating = True
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        self.updating = False
-        if self.company is not None:
-            self.company.moved()
+        self._updating = False
         self.seconds += time.monotonic() - began
         return value
 
@@ -136,33 +149,37 @@ class Trainer:
         weights = stream_weights(self.training)
         pools = {
             stream: [sample for sample in self.data.train if sample.stream == stream]
-            for stream in ("general", "self_study")
+            for stream in ("general", "self_study", "across")
         }
         return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
 
     def _draw(self) -> list[Sample]:
-        """A piece of the reconstruction, and ``batch`` queries shared among their streams by weight."""
+        """Of each part of the text a piece of the reconstruction, and ``batch`` queries shared among their streams."""
         rng = random.Random(f"{self.seed} {self.step}")
         weights = stream_weights(self.training)
         total = sum(weights[stream] for stream in self.pools)
-        drawn = [self._piece()] if weights["reconstruction"] else []
+        parts = len(self.memory.context.parts)
+        drawn = self._pieces(parts) if weights["reconstruction"] else []
         for stream, pool in self.pools.items():
-            count = min(len(pool), max(1, round(self.training.samples * weights[stream] / total)))
+            count = min(len(pool), max(1, round(parts * self.training.samples * weights[stream] / total)))
             drawn += draw_samples(pool, count, rng)
         return drawn
 
-    def _piece(self) -> Sample:
-        """The piece to repeat in this step: each once, in a new order, before any comes again."""
+    def _pieces(self, count: int) -> list[Sample]:
+        """The pieces to repeat in this step: each once, in a new order, before any comes again."""
         pieces = self.data.reconstruction
-        turn, place = divmod(self.step, len(pieces))
-        return random.Random(f"{self.seed} repetition {turn}").sample(pieces, len(pieces))[place]
+        numbered = [divmod(number, len(pieces)) for number in range(count * self.step, count * (self.step + 1))]
+        orders = {
+            turn: random.Random(f"{self.seed} repetition {turn}").sample(pieces, len(pieces)) for turn, _ in numbered
+        }
+        return [orders[turn][place] for turn, place in numbered]
 
     def _draw_distractors(self) -> Distractors:
         """Those of this step."""
         rng = random.Random(f"{self.seed} distractors {self.step}")
-        if self.company is None or rng.random() < self.training.isolated_share:
+        if not self.distractors or rng.random() < self.training.isolated_share:
             return ISOLATED
-        return self.company.draw(rng)
+        return draw_distractors(self.distractors, self.training, rng)
 
     def measure(self, loss: float = math.inf) -> None:
         """Append to the curve, and keep this state if it is the best so far; before any step there is no ``loss``."""
@@ -177,7 +194,7 @@ class Trainer:
             self.best_loss, self.best_kl, self.stale = chosen_by, kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
             if self.on_better and self.step:
-                self.on_better(self._tensors(), list(self.curve))
+                self.on_better(self._kept(), list(self.curve))
 
     def _validation(self) -> tuple[float, float]:
         """Held-out KL of the memory alone, and the loss by which states are chosen: alone, and among distractors."""
@@ -188,11 +205,15 @@ class Trainer:
 
         kl, alone = measured(ISOLATED)
         share = self.training.isolated_share
-        if self.company is None or share == 1:
+        if not self.distractors or share == 1:
             return kl, alone
         # The same in every measurement.
-        _, among = measured(self.company.draw(random.Random(f"{self.seed} distractors")))
+        rng = random.Random(f"{self.seed} distractors")
+        _, among = measured(draw_distractors(self.distractors, self.training, rng))
         return kl, share * alone + (1 - share) * among
+
+    def _stale(self) -> bool:
+        return 0 < self.training.patience <= self.stale
 
     def _require_finite(self, what: str, value: float) -> None:
         """Check that the run is on its way.
@@ -201,10 +222,16 @@ class Trainer:
             DivergedError: it is not.
         """
         if not math.isfinite(value):
-            raise DivergedError(f"the {what} became {value} at step {self.step}")
+            kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
+            raise DivergedError(
+                f"the {what} became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate "
+                "and compile again"
+            )
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """All that another trainer needs to go on from here, bit by bit: tensors, and JSON-ready counters."""
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
+        if self.checkpoint is None:
+            return
         tensors = {"best." + str(index): tensor for index, tensor in enumerate(self.best)}
         for index, parameter in enumerate(self.parameters):
             tensors[f"parameter.{index}"] = parameter
@@ -216,18 +243,21 @@ class Trainer:
         counters: dict[str, Any] = {"encode_chunk": self.execution.encode_chunk}
         counters |= {name: None if math.isinf(value) else value for name, value in best.items()}
         counters |= {"step": self.step, "stale": self.stale}
-        return tensors, counters | {"curve": list(self.curve), "seconds": self.seconds}
+        self.checkpoint.save(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
-        """Go on from a ``state``.
+    def _resume(self) -> None:
+        stored = self.checkpoint.load() if self.checkpoint else None
+        if self.checkpoint is None or stored is None:
+            return
+        with sound(self.checkpoint.folder):
+            self._check(stored[0])
+            self._restore(*stored)
 
-        Raises:
-            InputError: it is one of other parameters.
-        """
-        self._check(tensors)
+    def _restore(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+        """Go on from what ``save`` wrote."""
         self.execution = replace(self.execution, encode_chunk=metadata["encode_chunk"])
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
-        self.curve = list(metadata["curve"])
+        self.curve = metadata["curve"]
         self.best_loss, self.best_kl = (
             math.inf if metadata[name] is None else metadata[name] for name in ("best_loss", "best_kl")
         )
@@ -241,7 +271,7 @@ class Trainer:
                     {name: value if name == "step" else value.to(parameter.device) for name, value in state.items()}
                 )
 
-    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _check(self, tensors: dict[str, torch.Tensor]) -> None:
         """Refuse a state of other parameters."""
         for index, parameter in enumerate(self.parameters):
             required = {name: tensors[name] for name in (f"parameter.{index}", f"best.{index}")}
