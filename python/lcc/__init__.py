@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from .bank.bank import MemoryBank
     from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
     from .compilers.registry import register
-    from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
+    from .errors import DivergedError, InputError, LCCError, LeakError, MemoryFileError, MismatchError, TargetError
     from .evaluation.certificate import read_questions
+    from .evaluation.leaks import LeakReport, leaks
     from .evaluation.quantization_cost import quantize
     from .inference.asking import ask, prompt
     from .inference.monitor import Monitor
@@ -45,6 +46,8 @@ __all__ = [
     "InputError",
     "KVPayload",
     "LCCError",
+    "LeakError",
+    "LeakReport",
     "Memory",
     "MemoryBank",
     "MemoryFileError",
@@ -64,6 +67,7 @@ __all__ = [
     "compile_documents",
     "export",
     "fingerprint",
+    "leaks",
     "load_queries",
     "plan",
     "prompt",
@@ -85,6 +89,8 @@ _FILES = {
     "KV": "modeling.kv",
     "KVPayload": "memory.payload",
     "LCCError": "errors",
+    "LeakError": "errors",
+    "LeakReport": "evaluation.leaks",
     "Memory": "memory.memory",
     "MemoryBank": "bank.bank",
     "MemoryFileError": "errors",
@@ -104,6 +110,7 @@ _FILES = {
     "compile_documents": "pipeline.batch",
     "export": "memory.exporters",
     "fingerprint": "modeling.fingerprint",
+    "leaks": "evaluation.leaks",
     "load_queries": "text.queries",
     "plan": "pipeline.plan",
     "prompt": "inference.asking",

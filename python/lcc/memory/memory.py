@@ -50,6 +50,8 @@ class Memory:
             its ``compiler``.
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
+        redacted: how many passages were cut out of the text before anything read it.
+        leaks: what of the text can be got out of the memory; see ``lcc.leaks``.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -77,6 +79,8 @@ class Memory:
     lineage: list[Ancestor] = field(default_factory=list)
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
+    redacted: int = 0
+    leaks: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -169,6 +169,7 @@ class Compilation:
             date=context.chat.date,
             lineage=self.options.lineage,
             distractors=list(self.among),
+            redacted=len(self.options.redact),
         )
         return memory.to(model.device, model.dtype)
 
