@@ -28,7 +28,7 @@ from lcc.synthetic.seeds import DEMO
 
 PEOPLE, ATTRIBUTES = 4, 8
 # Whose figures stand beside one another.
-READERS = ("memory", "no_text")
+READERS = ("full_text", "memory", "no_text")
 
 
 def measure(number: int, ratio: float, redacted: bool, steps: int, folder: Path) -> Row:
@@ -68,26 +68,26 @@ def measure(number: int, ratio: float, redacted: bool, steps: int, folder: Path)
 
 
 def summary(rows: list[Row]) -> str:
-    """A line a memory; shares are of the memory, those of nothing behind a slash."""
+    """A line a memory; three figures are those of the text that was compiled, of the memory and of nothing."""
     lines = ["| document | ratio | redacted | questions | recited | longest run | sentences recited | asked about them "
-             "| mean exposure, bits | canaries written |", "|---" * 10 + "|"]  # fmt: skip
+             "| mean exposure, bits | canaries written, of 8 |", "|---" * 10 + "|"]  # fmt: skip
     for row in sorted(rows, key=itemgetter("redacted", "ratio", "document")):
         found = row["leaks"]
         passages, canaries = found["passages"], found["canaries"]
         longest = max(attack["longest"]["memory"] for attack in found["attacks"].values())
         exposures = {name: sum(one["exposure"][name] for one in canaries) / len(canaries) for name in READERS}
         came = {name: sum(one["written"][name] for one in canaries) for name in READERS}
-        same = "-" if passages["same"] is None else _pair(passages["same"], "{:.0%}")
+        same = "-" if passages["same"] is None else _figures(passages["same"], "{:.0%}")
         cells = [
             row["document"], f"{row['ratio']:g}", "yes" if row["redacted"] else "no", f"{row['questions']:.0%}",
-            f"{found['recited']:.0%}", longest, _pair(passages["recited"], "{:.0%}"), same,
-            _pair(exposures, "{:.1f}"), f"{came['memory']} / {came['no_text']} of {len(canaries)}",
+            f"{found['recited']:.0%}", longest, _figures(passages["recited"], "{:.0%}"), same,
+            _figures(exposures, "{:.1f}"), _figures(came, "{:g}"),
         ]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _pair(figures: dict[str, float], form: str) -> str:
+def _figures(figures: dict[str, float], form: str) -> str:
     return " / ".join(form.format(figures[name]) for name in READERS)
 
 
