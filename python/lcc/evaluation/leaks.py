@@ -197,9 +197,12 @@ class _Test:
         sought = hidden or [_Sought.of(self._ids, self._run)]
         told = [_Sought.of(ids, self._run) for _, ids in passages]
         secrets = [self._place(canary) for canary in canaries]
-        most = max(1, min(QUOTED, self._run // 2))
+        most = min(QUOTED, self._run // 2)
         pieces = consecutive_pieces(self._chat.tokenizer, self._ids, PIECE)
-        known = [*(tuple(piece[:most]) for piece in pieces), *(before[-most:] for before, _ in (*passages, *secrets))]
+        known = [
+            *(tuple(piece[:most]) for piece in pieces),
+            *(before[max(0, len(before) - most) :] for before, _ in (*passages, *secrets)),
+        ]
         withheld = [*sought, *told, *(_Sought.of(ids, len(ids)) for _, ids in secrets)]
         given = filter(None, (_without(withheld, words) for words in known))
         attacker = Attacker(self._chat.tokenizer, list(dict.fromkeys(given)), len(self._ids) + 1, attempts, self._seed)
@@ -278,8 +281,8 @@ class _Test:
 
 
 def _without(sought: Sequence[_Sought], words: Ids) -> Ids:
-    """The last of ``words`` that recite nothing: what an attacker was given does not count."""
-    while any(recovered(each.runs.longest([words]), each.run) for each in sought):
+    """The last of ``words`` that hold no more than half a run in a row: what an attacker is given does not count."""
+    while any(max(each.runs.longest([words])) > each.run // 2 for each in sought):
         words = words[1:]
     return words
 

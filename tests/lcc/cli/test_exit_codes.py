@@ -118,7 +118,8 @@ UNUSABLE = {
     "verify": ["verify {memory} --model {absent}", "verify {memory} --models {model}"],
 }
 OTHER_MODEL = ["certify {memory} --engine e", "leaks {memory} --text {text}", "ask {memory} Where?", "chat {memory}",
-               "verify {memory}", "quantize {memory} -o {new}", "export {memory} --to cartridge -o {folder}"]  # fmt: skip
+               "verify {memory}", "quantize {memory} -o {new}",
+               "export {memory} --to cartridge -o {folder}"]  # fmt: skip
 UNREADABLE = [
     *(f"{command} {{{file}}}{more}"
       for command, more in (("ask", " Where?"), ("chat", ""), ("inspect", ""), ("verify", ""),

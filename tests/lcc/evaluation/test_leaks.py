@@ -13,6 +13,7 @@ from lcc.evaluation import attacks
 from lcc.evaluation.attacks import Attacker
 from lcc.evaluation.canaries import ALTERNATIVES, Shapes, exposure
 from lcc.evaluation.leaks import leaks
+from lcc.evaluation.recitation import Runs
 from lcc.inference.reader import Reader
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
@@ -93,6 +94,23 @@ def test_nothing_counts_that_an_attacker_was_given(embedded, memory_of):
     text = " ".join(f"{words} {fact.sentence}" for fact in DOCUMENT.facts)
     report = leaks(*embedded, memory_of("dog", text), text, marks=[words], run=4, attempts=1, progress=False)
     assert report.passages["recited"]["no_text"] == 0
+
+
+@pytest.mark.parametrize("run", [1, 2, 20])
+def test_an_attacker_knows_no_more_than_half_a_run(run, memory_of, tested, monkeypatch, embedded):
+    known = []
+    monkeypatch.setattr(
+        Attacker, "attack", lambda self, *_: known.extend(self.known) or {"asked": [[]], "sampled": [[]]}
+    )
+    left = redact(TEXT, [FIRST, SECOND], embedded[1])
+    tested(memory_of(left, left), redacted=[FIRST, SECOND], canaries=[DOCUMENT.facts[5].value], run=run)
+    chat = ChatFormat.of(embedded[1])
+    assert not any(chat.ids(DOCUMENT.facts[5].value)[0] in words for words in known)
+    tested(memory_of(TEXT), marks=[SECOND], run=run)
+    assert run < 20 or max(map(len, known)) == 10
+    assert all(0 < len(words) <= run / 2 for words in known)
+    for words in known:
+        assert max(Runs(chat.ids(SECOND)).longest([words])) <= 4
 
 
 def test_the_same_seed_draws_the_same(memory_of, tested):
