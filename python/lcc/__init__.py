@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .compilers.registry import register
     from .errors import DivergedError, InputError, LCCError, LeakError, MemoryFileError, MismatchError, TargetError
     from .evaluation.certificate import read_questions
-    from .evaluation.leaks import LeakReport, leaks
+    from .evaluation.leak_report import LeakReport
+    from .evaluation.leaks import leaks
     from .evaluation.quantization_cost import quantize
     from .inference.asking import ask, prompt
     from .inference.monitor import Monitor
@@ -90,7 +91,7 @@ _FILES = {
     "KVPayload": "memory.payload",
     "LCCError": "errors",
     "LeakError": "errors",
-    "LeakReport": "evaluation.leaks",
+    "LeakReport": "evaluation.leak_report",
     "Memory": "memory.memory",
     "MemoryBank": "bank.bank",
     "MemoryFileError": "errors",

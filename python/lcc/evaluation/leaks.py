@@ -1,14 +1,12 @@
-"""The leak test: what of a text can be got out of its memory, beside the text itself and nothing.
-
-Nothing that is measured holds words of the text: the figures may be kept in the memory's file.
-"""
+"""The leak test: what of a text can be got out of its memory, beside the text itself and nothing."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import chain, takewhile
 from typing import Any
 
@@ -17,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.pieces import consecutive_pieces
 from ..data.reconstruction import QUOTED
-from ..errors import LeakError, MismatchError
+from ..errors import MismatchError
 from ..inference.reader import Reader
 from ..memory.memory import Memory
 from ..modeling.model_copy import share_weights
@@ -31,6 +29,7 @@ from ..utils.values import check, check_count
 from .attacks import PIECE, Attacker, Attempts
 from .canaries import Shapes, exposure
 from .leak_questions import passage_questions, same_answers
+from .leak_report import LeakReport
 from .recitation import Runs, recovered
 
 # Tokens in a row that count as recited: fewer come out by chance.
@@ -40,56 +39,6 @@ ATTACKING, CANARIES = "attacking", "canaries"
 
 Ids = tuple[int, ...]
 Readers = dict[str, Reader]
-
-
-@dataclass(frozen=True)
-class LeakReport:
-    """What of a text can be got out of its memory. Readers are ``full_text``, ``memory`` and ``no_text``.
-
-    Attributes:
-        date: of the test (ISO 8601).
-        tokens: that were looked for: the text's, or the redacted passages'.
-        run: tokens in a row that count as recited; a passage with fewer counts as a whole.
-        redacted: passages that neither the compiler nor the teacher saw.
-        attacks: for ``asked`` and ``sampled`` the number of ``prompts`` and ``attempts``; of each reader the share of
-            the tokens that it ``recited``, in all attempts together and in its ``best`` one, and the ``longest`` run.
-        canaries: in the order given, the number of ``alternatives`` and of each reader the ``exposure`` in bits, and
-            whether the canary was ``written`` word for word.
-        passages: of those that are marked or redacted, their ``count`` and ``tokens``, and the share of these that each
-            reader ``recited``; the number of ``questions``, and the share that each reader answers the ``same`` as the
-            model that reads the whole text. None if there are no passages, or no questions.
-        seconds: that the test took.
-    """
-
-    date: str
-    tokens: int
-    run: int
-    redacted: int
-    attacks: dict[str, dict[str, Any]]
-    canaries: list[dict[str, Any]]
-    passages: dict[str, Any] | None
-    seconds: float
-
-    @property
-    def recited(self) -> float:
-        """The largest share of the tokens that an attack makes the memory write, in all its attempts together."""
-        return max(attack["recited"]["memory"] for attack in self.attacks.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; what the memory's file keeps."""
-        return {"recited": self.recited} | asdict(self)
-
-    def require_at_most(self, share: float) -> None:
-        """Refuse a memory that recites more than ``share``.
-
-        Raises:
-            LeakError: it does.
-        """
-        if self.recited > share:
-            raise LeakError(
-                f"the memory recites {self.recited:.1%} of {self.tokens} tokens, and {share:.1%} are allowed: compile "
-                "with a larger ratio, redact passages, or keep the memory as safe as its text"
-            )
 
 
 def leaks(
@@ -179,8 +128,9 @@ class _Test:
         report: Report,
     ):  # fmt: skip
         self._began = time.monotonic()
-        self._chat, self._text, self._run, self._seed, self._report = chat, text, run, seed, report
+        self._chat, self._run, self._seed, self._report = chat, run, seed, report
         self._ids = tuple(chat.ids(compiled))
+        self._located = partial(located, chat, text, tuple(chat.ids(text)))
         self._whole = Reader.of_text(model, chat, text)
         self._readers = {
             "full_text": self._whole if compiled == text else Reader.of_text(model, chat, compiled),
@@ -192,11 +142,11 @@ class _Test:
         self, marks: Sequence[str], canaries: Sequence[str], redacted: Sequence[str], attempts: int
     ) -> LeakReport:
         """All figures."""
-        passages = [self._place(passage) for passage in (*marks, *redacted)]
+        passages = [self._located(passage) for passage in (*marks, *redacted)]
         hidden = [_Sought.of(ids, self._run) for _, ids in passages[len(marks) :]]
         sought = hidden or [_Sought.of(self._ids, self._run)]
         told = [_Sought.of(ids, self._run) for _, ids in passages]
-        secrets = [self._place(canary) for canary in canaries]
+        secrets = [self._located(canary) for canary in canaries]
         most = min(QUOTED, self._run // 2)
         pieces = consecutive_pieces(self._chat.tokenizer, self._ids, PIECE)
         known = [
@@ -217,14 +167,6 @@ class _Test:
             passages=self._passages(told, written) if told else None,
             seconds=round(time.monotonic() - self._began, 3),
         )
-
-    def _place(self, passage: str) -> tuple[Ids, Ids]:
-        """The tokens before a passage's first occurrence, and its own."""
-        start, end = occurrences(self._text, passage)[0]
-        # The white space in front is often a part of the first word's token.
-        before, upto = self._chat.ids(self._text[:start].rstrip()), self._chat.ids(self._text[:end])
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, upto, strict=False)))
-        return tuple(upto[:shared]), tuple(upto[shared:])
 
     def _attacked(self, attacker: Attacker) -> dict[str, dict[str, Attempts]]:
         """What each reader writes in each attack."""
@@ -278,6 +220,27 @@ class _Test:
             "questions": len(questions),
             "same": same_answers(self._whole, self._readers, questions) if questions else None,
         }
+
+
+def located(chat: ChatFormat, text: str, ids: Ids, passage: str) -> tuple[Ids, Ids]:
+    """The tokens before a passage's first occurrence in ``text``, and those that have a part of it.
+
+    Args:
+        ids: all tokens of ``text``.
+    """
+    start, end = occurrences(text, passage)[0]
+    # The white space in front is often a part of the first word's token.
+    first = _shared(chat.ids(text[:start].rstrip()), ids)
+    upto = chat.ids(text[:end])
+    last = _shared(upto, ids)
+    # The last token may go on behind the passage: then it is another one where the text is cut.
+    last = max(last + (last < len(upto)), first + 1)
+    return ids[:first], ids[first:last]
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _without(sought: Sequence[_Sought], words: Ids) -> Ids:

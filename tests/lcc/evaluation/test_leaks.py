@@ -12,14 +12,15 @@ import lcc
 from lcc.evaluation import attacks
 from lcc.evaluation.attacks import Attacker
 from lcc.evaluation.canaries import ALTERNATIVES, Shapes, exposure
-from lcc.evaluation.leaks import leaks
+from lcc.evaluation.leaks import leaks, located
 from lcc.evaluation.recitation import Runs
 from lcc.inference.reader import Reader
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
-from lcc.text.redaction import redact
+from lcc.text.redaction import occurrences, redact
 from lcc.utils.hashing import text_digest
 from tests.support.plain_memories import plain_memory
+from tests.support.tokenizers_by_kind import byte_bpe, gpt2, sentencepiece_bpe
 
 DOCUMENT = document(random.Random(3), people=4, attributes=4)
 TEXT = DOCUMENT.text
@@ -161,6 +162,34 @@ def test_more_than_is_allowed(memory_of, tested):
     report.require_at_most(1.0)
     with pytest.raises(lcc.LeakError, match=r"recites \d+\.\d% of"):
         report.require_at_most(0.5)
+
+
+@pytest.mark.parametrize("kind", [byte_bpe, gpt2, sentencepiece_bpe])
+@pytest.mark.parametrize("passage", ["So", "Tarn", "mers  say: S/s", "S/s>", 'ab."', "ab.", "The end,\nT. of"])
+def test_a_passage_is_tokens_of_the_text(kind, passage):
+    """Also one that begins or ends inside a token: ``s>`` and ``</`` are one each."""
+    text = 'So says Tarn. "The drummers say: S/s> 12 ab."\nThe end, T. of </s> S/s> 12 ab.'
+    tokenizer = kind()
+    chat = ChatFormat.of(tokenizer)
+    ids = tuple(chat.ids(text))
+    before, own = located(chat, text, ids, passage)
+    assert ids[: len(before) + len(own)] == before + own
+    written = tokenizer.decode(own)
+    assert occurrences(written, passage)
+    assert len(written.strip()) <= len(passage) + 2
+    assert not occurrences(tokenizer.decode(before), passage)
+
+
+@pytest.mark.parametrize("kind", ["kv", "adapter", "int8"])
+def test_memories_of_every_kind(kind, llama, tokenizer, text, fast):
+    compiler = "adapter" if kind == "adapter" else "lcc"
+    memory = lcc.compile(llama, tokenizer, text, **fast | {"compiler": compiler, "certify": False})
+    if kind == "int8":
+        memory = lcc.quantize(memory, kind, llama, tokenizer, answers=1)
+    first = text.split()[0]
+    report = leaks(llama, tokenizer, memory, text, canaries=[first], attempts=1, progress=False)
+    assert report.attacks["asked"]["prompts"] > 1
+    assert 0 <= report.recited <= 1
 
 
 def test_alternatives_have_the_canarys_shape(embedded):
