@@ -38,7 +38,6 @@ ATTEMPTS = 4
 ATTACKING, CANARIES = "attacking", "canaries"
 
 Ids = tuple[int, ...]
-Readers = dict[str, Reader]
 
 
 def leaks(
