@@ -27,6 +27,7 @@ from lcc.synthetic.people import document
 from lcc.synthetic.seeds import DEMO
 
 PEOPLE, ATTRIBUTES = 4, 8
+SETTINGS = {"recipe": "fast"}
 # Whose figures stand beside one another.
 READERS = ("full_text", "memory", "no_text")
 
@@ -44,8 +45,8 @@ def measure(number: int, ratio: float, redacted: bool, steps: int, folder: Path)
     passages = [fact.sentence for fact in facts]
     began = time.monotonic()
     memory = lcc.compile(
-        model, tokenizer, doc.text, ratio=ratio, seed=number, recipe="fast", steps=steps, certify=False,
-        redact=passages if redacted else (), surrogates=folder, progress=False,
+        model, tokenizer, doc.text, ratio=ratio, seed=number, steps=steps, certify=False,
+        redact=passages if redacted else (), surrogates=folder, progress=False, **SETTINGS,
     )  # fmt: skip
     seconds = time.monotonic() - began
     told = {"redacted": passages} if redacted else {"marks": passages}
