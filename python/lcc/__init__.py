@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from .bank.bank import MemoryBank
     from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
     from .compilers.registry import register
-    from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
+    from .errors import DivergedError, InputError, LCCError, LeakError, MemoryFileError, MismatchError, TargetError
+    from .evaluation.leak_report import LeakReport
+    from .evaluation.leaks import leaks
     from .evaluation.quantization_cost import quantize
     from .evaluation.questions import read_questions
     from .inference.asking import ask, prompt
@@ -46,6 +48,8 @@ __all__ = [
     "InputError",
     "KVPayload",
     "LCCError",
+    "LeakError",
+    "LeakReport",
     "Memory",
     "MemoryBank",
     "MemoryFileError",
@@ -65,6 +69,7 @@ __all__ = [
     "compile_documents",
     "export",
     "fingerprint",
+    "leaks",
     "load_queries",
     "plan",
     "prompt",
@@ -86,6 +91,8 @@ _FILES = {
     "KV": "modeling.kv",
     "KVPayload": "memory.payload",
     "LCCError": "errors",
+    "LeakError": "errors",
+    "LeakReport": "evaluation.leak_report",
     "Memory": "memory.memory",
     "MemoryBank": "bank.bank",
     "MemoryFileError": "errors",
@@ -105,6 +112,7 @@ _FILES = {
     "compile_documents": "pipeline.batch",
     "export": "memory.exporters",
     "fingerprint": "modeling.fingerprint",
+    "leaks": "evaluation.leaks",
     "load_queries": "text.queries",
     "plan": "pipeline.plan",
     "prompt": "inference.asking",

@@ -25,6 +25,10 @@ class DivergedError(LCCError):
     """The loss became NaN or infinite; the last good checkpoint stands."""
 
 
+class LeakError(LCCError):
+    """More of a text can be got out of its memory than is allowed."""
+
+
 class TargetError(LCCError):
     """No ratio that was tried keeps what was asked for; ``memory``, an ``lcc.Memory``, is the one that keeps most."""
 

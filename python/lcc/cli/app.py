@@ -23,6 +23,7 @@ from .certify import certify_command
 from .chat import chat_command
 from .compile import compile_command
 from .evaluate import eval_command
+from .leaks import leaks_command
 from .options import (
     Command,
     CompilerOption,
@@ -167,6 +168,7 @@ def ask(
 command("chat")(chat_command)
 command("serve")(serve_command)
 command("certify")(certify_command)
+command("leaks")(leaks_command)
 
 
 @command()

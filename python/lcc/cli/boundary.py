@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from ..errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
+from ..errors import DivergedError, InputError, LCCError, LeakError, MemoryFileError, MismatchError, TargetError
 from ..utils.terminal import Terminal, shown
 from .exit_codes import INTERRUPTED, NOT_READ, UNUSABLE, UNWRITABLE
 
 # Exit codes of errors; the others are in exit_codes.py.
-EXIT_CODES = {InputError: UNUSABLE, MismatchError: 3, MemoryFileError: UNWRITABLE, DivergedError: 5, TargetError: 6}
+EXIT_CODES = {
+    InputError: UNUSABLE, MismatchError: 3, MemoryFileError: UNWRITABLE, DivergedError: 5, TargetError: 6, LeakError: 7,
+}  # fmt: skip
 LONGEST_MESSAGE = 2000
 OUT_OF_MEMORY = (
     "out of memory: lcc compile --dry-run says what a text takes; of a compilation, lower --set batch, rank or "

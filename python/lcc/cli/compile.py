@@ -24,11 +24,13 @@ from .options import (
     ModelOption,
     QueriesOption,
     RecipeOption,
+    RedactOption,
     SeedOption,
     SettingsOption,
     StepsOption,
     TargetOption,
     chosen_settings,
+    passages,
     print_json,
 )
 
@@ -61,6 +63,7 @@ def compile_command(
             metavar="PATH",
         ),
     ] = None,
+    redact: RedactOption = None,
     budget: BudgetOption = None,
     questions: Annotated[
         str | None,
@@ -87,12 +90,14 @@ def compile_command(
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run and budget is not None:
         raise InputError("a budget plans by itself: leave --dry-run out")
+    hidden = passages(redact)
     if dry_run:
-        _plan(texts, model, options | {"real_steps": real_steps}, as_json)
+        _plan(texts, model, hidden, options | {"real_steps": real_steps}, as_json)
         return
     if real_steps:
         raise InputError("--real-steps goes with --dry-run")
     options |= {"certify": certify, "questions": questions, "target": target, "start": start, "budget": budget}
+    options |= {"redact": hidden}
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):
@@ -100,7 +105,8 @@ def compile_command(
     elif ray:
         raise InputError("--ray is for a folder of memories: give a folder with -o")
     else:
-        _compile_one(texts[0], Path(output), model, options, force, log_file, as_json)
+        read = input_paths(*texts, queries, questions, *(redact or ()))
+        _compile_one(texts[0], Path(output), model, options, read, force, log_file, as_json)
 
 
 def _compile_one(
@@ -108,6 +114,7 @@ def _compile_one(
     path: Path,
     model: str | None,
     options: dict[str, Any],
+    read: tuple[Path, ...],
     force: bool,
     log_file: Path | None,
     as_json: bool,
@@ -120,13 +127,14 @@ def _compile_one(
     from .loading import load_model
     from .tables import show_memory
 
-    document = read_file(text)
-    inputs = (*input_paths(text, options["queries"], options["questions"]), *model_paths(model))
-    output = memory_output(path, document, inputs, force)
-    output.check()
+    document, inputs = read_file(text), (*read, *model_paths(model))
+    # Whose memory may be replaced hangs on the text, which is redacted as the tokenizer can write it.
+    memory_output(path, document, inputs, force or bool(options["redact"])).check()
     chosen = CompileOptions.of(**options)
     with launched() as (ranks, place):
         loaded = load_model(model, place)
+        document = chosen.redacted(document, loaded[1])
+        output = memory_output(path, document, inputs, force)
         run = Run(restart=force, distributed=ranks.count > 1)
         failure: TargetError | None = None
         status = "compiled"
@@ -190,16 +198,17 @@ def _compile_folder(
         raise typer.Exit(1)
 
 
-def _plan(texts: list[Path], model: str | None, options: dict[str, Any], as_json: bool) -> None:
+def _plan(texts: list[Path], model: str | None, hidden: list[str], options: dict[str, Any], as_json: bool) -> None:
     from ..pipeline.plan import plan
     from ..text.queries import named_queries
+    from ..text.redaction import redact
     from .loading import load_model
     from .tables import show_plan
 
     # A pipe can be read only once.
     loaded = load_model(model)
     options |= {"queries": named_queries(options["queries"])}
-    plans = {str(text): plan(*loaded, read_file(text), **options) for text in texts}
+    plans = {str(text): plan(*loaded, redact(read_file(text), hidden, loaded[1]), **options) for text in texts}
     if as_json:
         print_json({"documents": [{"source": source} | plan.to_dict() for source, plan in plans.items()]})
     else:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ from ..compilers.registry import DEFAULT
 from ..errors import InputError
 from ..pipeline.settings import AUTO, known_settings, require_setting
 from ..utils.safe_json import finite_json
-from ..utils.utf8 import check_arguments
+from ..utils.utf8 import check_arguments, read_file
 from ..utils.values import parse
 
 
@@ -88,6 +90,14 @@ LogFileOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
 BankOption = Annotated[Path, typer.Option("--bank", help="The bank's folder.", metavar="FOLDER")]
+RedactOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A passage to cut out before anything reads the text, or a file of passages, an empty line between two; "
+        "repeatable.",
+        metavar="PASSAGE|FILE",
+    ),
+]
 DEFAULT_BANK = Path("bank")
 MemoryArgument = Annotated[Path, typer.Argument(help="A memory file.", metavar="MEMORY")]
 
@@ -135,6 +145,24 @@ def parse_settings(
         searched = name == "ratio" and value == AUTO
         parsed[name] = AUTO if searched else parse(name, value, known[name])
     return parsed
+
+
+def passages(given: list[str] | None) -> list[str]:
+    """Passages of a text: those of the files among ``given``, an empty line between two, and the others themselves.
+
+    Raises:
+        InputError: a file cannot be read, or holds none.
+    """
+    found: list[str] = []
+    for each in given or []:
+        if os.path.isfile(each):
+            of_file = [part for part in re.split(r"\n\s*\n", read_file(each)) if part.strip()]
+            if not of_file:
+                raise InputError(f"{each} holds no passage")
+            found += of_file
+        else:
+            found.append(each)
+    return found
 
 
 def print_json(value: dict) -> None:

@@ -133,6 +133,11 @@ def _others(memory: Memory) -> Iterator[tuple[str, str]]:
     """Rows on memories that this one has to do with, and on servers that it was asked behind."""
     for ancestor in memory.lineage:
         yield "went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}"
+    if memory.redacted:
+        yield "redacted", f"{memory.redacted} passages"
+    if memory.leaks:
+        whose = "the redacted passages" if memory.leaks["redacted"] else "the text"
+        yield "recited", f"{percent(memory.leaks['recited'])} of {whose} at most ({memory.leaks['date']})"
     yield "distractors", f"{len(memory.distractors) or 'no'} memories of other texts"
     for row in memory.served:
         same = f"{row['same']} of {row['answers']} answers are those of lcc ask ({row['date']})"

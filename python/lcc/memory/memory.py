@@ -51,6 +51,8 @@ class Memory:
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
         sections: of a text that was compiled in several: their sizes, in order; empty for a text in one piece.
+        redacted: how many passages were cut out of the text before anything read it.
+        leaks: what of the text can be got out of the memory; see ``lcc.leaks``.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -79,6 +81,8 @@ class Memory:
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
+    redacted: int = 0
+    leaks: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

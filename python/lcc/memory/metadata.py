@@ -198,6 +198,56 @@ class Section(TypedDict):
     buffer_tokens: int
 
 
+class Attack(TypedDict):
+    """How much of the text an attack makes each reader write."""
+
+    prompts: int
+    attempts: int
+    recited: Readers
+    best: Readers
+    longest: Readers
+
+
+class Written(TypedDict):
+    """Whether each reader wrote something word for word."""
+
+    full_text: bool
+    memory: bool
+    no_text: bool
+
+
+class Canary(TypedDict):
+    """How likely each reader finds a string of the text, among others of its shape."""
+
+    alternatives: int
+    exposure: Readers
+    written: Written
+
+
+class Passages(TypedDict):
+    """What each reader tells of marked or redacted passages."""
+
+    count: int
+    tokens: int
+    recited: Readers
+    questions: int
+    same: Readers | None
+
+
+class Leaks(TypedDict):
+    """What of a text can be got out of its memory."""
+
+    date: str
+    recited: float
+    tokens: int
+    run: int
+    redacted: int
+    attacks: dict[str, Attack]
+    canaries: list[Canary]
+    passages: Passages | None
+    seconds: float
+
+
 class AdapterRecord(TypedDict):
     """What a memory of the kind ``adapter`` says of its LoRA; see ``lcc.modeling.adapter.Adapter``."""
 
@@ -228,6 +278,8 @@ METADATA: dict[str, Any] = {
     "distractors": list[str],
     "served": list[Served],
     "sections": list[Section],
+    "redacted": int,
+    "leaks": Leaks | None,
 }
 # Token ids end below this: more than any vocabulary, and what an index of torch holds.
 TOKEN_IDS = 2**31
@@ -246,6 +298,7 @@ def check_metadata(given: Mapping[str, Any]) -> None:
     for token in given["prefix_ids"]:
         require(0 <= token < TOKEN_IDS, "prefix_ids", given["prefix_ids"], "token ids")
     require("name" in given["compiler"], "compiler", given["compiler"], "an object with a name")
+    require(given["redacted"] >= 0, "redacted", given["redacted"], "zero or more")
     for question in given["questions"]:
         parse_query(question)
     require(given["date"] is None or is_date(given["date"]), "date", given["date"], "a date as ISO 8601 writes it")

@@ -78,7 +78,7 @@ def compile_documents(
         distributed: see ``lcc.compile``; the processes work on each document together.
         checkpoint_every, surrogates: see ``lcc.compile``.
         **options: those of ``lcc.compile``; of the questions each document gets those whose context it is, and those
-            without a context.
+            without a context. A document that lacks a passage of ``redact`` fails.
 
     Returns:
         One outcome a document, in their order.
@@ -138,7 +138,7 @@ def compile_job(
     ranks, began = run.ranks, time.monotonic()
     error = None
     try:
-        text = ranks.from_main(lambda: read_file(job.source))
+        text = options.redacted(ranks.from_main(lambda: read_file(job.source)), tokenizer)
         output = memory_output(job.output, text, job.inputs, run.restart)
         status: str = compile_to(model, tokenizer, text, output, options, run, reporter)
     except Exception as failure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ def compile(
     start: Memory | str | os.PathLike | None = None,
     budget: float | str | None = None,
     distractors: Given | None = None,
+    redact: Sequence[str] = (),
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -81,6 +82,8 @@ def compile(
         distractors: memories of other texts, their files, or folders of such files, to train among: for a memory that
             is to be read beside others. ``isolated_share`` of the steps are without them, and the others have up to
             ``max_distractors`` of them around the memory. With the compilers ``lcc`` and ``direct_kv``.
+        redact: passages that are cut out of the text, wherever they occur, before anything reads it. White space does
+            not count, case does. What the rest of the text tells of them stays: ``lcc.leaks`` measures it.
         **settings: ``ratio``, ``seed``, and the fields of ``DataSettings``, ``TrainingSettings``, ``ExecutionSettings``
             and of the compiler's ``Settings``. ``ratio="auto"`` tries 32, 16, 8, 4 and 2 until the target is met.
 
@@ -94,8 +97,9 @@ def compile(
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates, distributed)
     options = CompileOptions.of(
-        recipe, compiler, queries, questions, certify, target, start, budget, distractors, **settings
+        recipe, compiler, queries, questions, certify, target, start, budget, distractors, redact, **settings
     )
+    text = options.redacted(text, tokenizer)
     with reporting(run.ranks.main and progress) as reporter:
         memory = require_target(make_memory(model, tokenizer, text, options, run, reporter))
     if run.checkpoint and run.ranks.main:

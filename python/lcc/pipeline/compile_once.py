@@ -184,6 +184,7 @@ class Compilation:
             lineage=self.options.lineage,
             distractors=list(self.among),
             sections=[Section(tokens=len(one.context_ids), buffer_tokens=one.buffer) for one in context.sections],
+            redacted=len(self.options.redact),
         )
         return memory.to(model.device, model.dtype)
 

@@ -44,6 +44,7 @@ def compile_to(
     """Compile ``text`` into ``output``, unless it is done or another process is at it.
 
     Args:
+        text: redacted already.
         run: its checkpoint is beside ``output``, whatever it says.
 
     Returns:

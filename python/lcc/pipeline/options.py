@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..memory.memory import Memory
 from ..memory.metadata import Ancestor
 from ..text.context import Context
 from ..text.queries import load_queries, named_queries
+from ..text.redaction import checked_texts, redact
 from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
 from ..utils.settings import LARGEST, MOST
@@ -73,6 +74,7 @@ class CompileOptions:
         start: a memory of the same text to go on from.
         budget: the time to compile in.
         distractors: memories to train among, by their digests. Those of the text itself do not count.
+        redact: passages that are cut out of the text.
     """
 
     settings: CompileSettings
@@ -84,6 +86,7 @@ class CompileOptions:
     start: Memory | None = None
     budget: Budget | None = None
     distractors: Mapping[str, Memory] = field(default_factory=dict)
+    redact: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -97,6 +100,7 @@ class CompileOptions:
         start: Memory | str | os.PathLike | None = None,
         budget: float | str | None = None,
         distractors: Given | None = None,
+        redact: Sequence[str] = (),
         **settings: Any,
     ) -> CompileOptions:
         """The options of ``lcc.compile``.
@@ -130,7 +134,16 @@ class CompileOptions:
             check_budget(method, searched, start is not None, distractors is not None)
             time = Budget.of(budget, recipe, compiler, settings)
         among = {} if distractors is None else load_distractors(distractors, method)
-        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time, among)
+        hidden = checked_texts("redact", redact)
+        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time, among, hidden)
+
+    def redacted(self, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text that is compiled: nothing reads the passages that are cut out.
+
+        Raises:
+            InputError: a passage is not in ``text``.
+        """
+        return redact(text, self.redact, tokenizer)
 
     def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
         """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""

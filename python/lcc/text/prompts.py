@@ -7,6 +7,7 @@ SEPARATOR = "\n\n"
 
 REPEAT_REQUEST = "Please repeat the context."
 REPEAT_FROM = 'Please repeat the context from "{}" on.'
+TELL_ALL = "Write down all that the text says, word for word."
 ASK_PLAIN = "Ask a question about the text."
 ASK_HARD = "Ask a hard question about the text."
 ASK_FOLLOW_UP = "Ask a question about that."

@@ -1,4 +1,4 @@
-"""The README's exit codes, over every command; 6 is in test_auto_ratio.py."""
+"""The README's exit codes, over every command; 6 is in test_auto_ratio.py, 7 in test_leaks.py."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lcc.cli import loading as load
 from lcc.cli.boundary import boundary
 from lcc.cli.options import print_json
 from lcc.embedded_model.tokenizer import build_tokenizer
+from lcc.utils.hashing import text_digest
 from lcc.utils.terminal import Terminal
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import tiny_model
@@ -37,6 +38,7 @@ GOOD = {
     "eval": "eval {rows} -o {folder} --general-count 0 --methods no_text --model {model}",
     "export": "export {memory} --to safetensors -o {folder} --model {model}",
     "inspect": "inspect {memory}",
+    "leaks": "leaks {memory} --text {text} --attempts 1 --max-recited 1 --model {model}",
     "quantize": "quantize {memory} -o {new} --answers 1 --model {model}",
     "verify": "verify {memory} --model {model}",
 }
@@ -83,6 +85,8 @@ UNUSABLE = {
         "compile {text} -o {new} --model {model} --questions {deep}",
         "compile {text} --dry-run --model {model} --set ratio=auto",
         "compile {text} -o {new} --model {model} --real-steps",
+        "compile {text} -o {new} --model {model} --redact nobody",
+        "compile {text} -o {new} --model {model} --redact ''",
     ],
     "demo": ["demo --set seed=abc", "demo --set text=hi", "demo --ratio nan", "demo --seed -99999999999999999999"],
     "eval": [
@@ -97,6 +101,15 @@ UNUSABLE = {
     ],
     "export": ["export {memory} --to gguf -o {folder} --model {model}", "export {memory} -o {folder}"],
     "inspect": ["inspect", "inspect {memory} {memory}"],
+    "leaks": [
+        "leaks {memory} --model {model}",
+        "leaks {memory} --text {absent} --model {model}",
+        "leaks {memory} --text {text} --mark nobody --model {model}",
+        "leaks {memory} --text {text} --canary nobody --model {model}",
+        "leaks {memory} --text {text} --redacted {binary} --model {model}",
+        "leaks {memory} --text {text} --max-recited nan --model {model}",
+        "leaks {memory} --text {text} --max-recited 20 --model {model}",
+    ],
     "quantize": [
         "quantize {memory} -o {new} --dtype int4 --model {model}",
         "quantize {memory} -o {new} --answers 0 --model {model}",
@@ -104,12 +117,14 @@ UNUSABLE = {
     ],
     "verify": ["verify {memory} --model {absent}", "verify {memory} --models {model}"],
 }
-OTHER_MODEL = ["certify {memory} --engine e", "ask {memory} Where?", "chat {memory}", "verify {memory}",
-               "quantize {memory} -o {new}", "export {memory} --to cartridge -o {folder}"]  # fmt: skip
+OTHER_MODEL = ["certify {memory} --engine e", "leaks {memory} --text {text}", "ask {memory} Where?", "chat {memory}",
+               "verify {memory}", "quantize {memory} -o {new}",
+               "export {memory} --to cartridge -o {folder}"]  # fmt: skip
 UNREADABLE = [
     *(f"{command} {{{file}}}{more}"
       for command, more in (("ask", " Where?"), ("chat", ""), ("inspect", ""), ("verify", ""),
-                            ("quantize", " -o {new}"), ("export", " --to safetensors -o {folder}"))
+                            ("leaks", " --text {text}"), ("quantize", " -o {new}"),
+                            ("export", " --to safetensors -o {folder}"))
       for file in ("absent", "text", "model", "torn")),
     "compile {text} -o {absent}/new --model {model}",
     "quantize {memory} -o {absent}/new --model {model}",
@@ -128,7 +143,8 @@ def made(tmp_path_factory):
     text = "Mara lives in the old town of Tarn. Hugo works every day as a baker. The dog of Mara is called Pim."
     with pytest.MonkeyPatch.context() as patch:
         memory = plain_memory(model, tokenizer, text, patch)[0]
-    replace(memory, questions=("Where does Mara live?",)).save(folder / "memory")
+    kept = {"questions": ("Where does Mara live?",), "source_sha256": text_digest(text)}
+    replace(memory, **kept).save(folder / "memory")
     (folder / "torn").write_bytes((folder / "memory").read_bytes()[:-1])
     (folder / "text").write_text(text)
     (folder / "binary").write_bytes(b"\xff\xfe\x00")

@@ -1,0 +1,242 @@
+"""The leak test: a memory that is its text tells all, none tells nothing, and figures hold no words."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+import lcc
+from lcc.evaluation import attacks
+from lcc.evaluation.attacks import Attacker
+from lcc.evaluation.canaries import ALTERNATIVES, Shapes, exposure
+from lcc.evaluation.leaks import leaks, located
+from lcc.evaluation.recitation import Runs
+from lcc.inference.reader import Reader
+from lcc.synthetic.people import document
+from lcc.text.chat_format import ChatFormat
+from lcc.text.redaction import occurrences, redact
+from lcc.utils.hashing import text_digest
+from tests.support.plain_memories import plain_memory
+from tests.support.tokenizers_by_kind import byte_bpe, gpt2, sentencepiece_bpe
+
+DOCUMENT = document(random.Random(3), people=4, attributes=4)
+TEXT = DOCUMENT.text
+FIRST, SECOND = (fact.sentence for fact in DOCUMENT.facts[:2])
+
+
+@pytest.fixture
+def memory_of(embedded, monkeypatch):
+    """A memory that holds a text itself, with a digest that may be another's."""
+    model, tokenizer = embedded
+
+    def make(held: str, text: str = TEXT, **fields):
+        memory, _ = plain_memory(model, tokenizer, held, monkeypatch)
+        return replace(memory, source_sha256=text_digest(text), **fields)
+
+    return make
+
+
+@pytest.fixture
+def tested(embedded):
+    def run(memory, text=TEXT, **options):
+        return leaks(*embedded, memory, text, progress=False, **{"attempts": 1} | options)
+
+    return run
+
+
+def test_a_memory_that_is_its_text_tells_all(embedded, memory_of, tested):
+    value = DOCUMENT.facts[3].value
+    report = tested(memory_of(TEXT), marks=[FIRST], canaries=[value])
+    assert report.recited > 0.85
+    for attack in report.attacks.values():
+        assert attack["recited"]["memory"] == attack["recited"]["full_text"] > attack["recited"]["no_text"] == 0
+        assert attack["longest"]["memory"] == attack["longest"]["full_text"] > 5 * attack["longest"]["no_text"]
+    canary, passages = report.canaries[0], report.passages
+    assert canary["exposure"]["memory"] == canary["exposure"]["full_text"] > 6 > canary["exposure"]["no_text"]
+    assert canary["written"] == {"full_text": True, "memory": True, "no_text": False}
+    assert passages["recited"] == {"full_text": 1, "memory": 1, "no_text": 0}
+    assert passages["same"]["memory"] == 1 > passages["same"]["no_text"]
+    assert (passages["count"], passages["tokens"]) == (1, len(ChatFormat.of(embedded[1]).ids(FIRST)))
+
+
+def test_a_memory_of_something_else_tells_nothing(memory_of, tested):
+    other = document(random.Random(9), people=2, attributes=4).text
+    report = tested(memory_of(other), marks=[FIRST])
+    assert report.recited == 0
+    assert report.passages["same"]["memory"] < 0.5
+    assert report.attacks["asked"]["recited"]["full_text"] > 0.85
+
+
+def test_half_of_a_text_is_half_of_it(memory_of, tested):
+    sentences = [fact.sentence for fact in DOCUMENT.facts]
+    half = " ".join(sentences[: len(sentences) // 2])
+    assert tested(memory_of(half)).recited == pytest.approx(0.5, abs=0.15)
+
+
+def test_redacted_passages_are_what_is_looked_for(embedded, memory_of, tested):
+    left = redact(TEXT, [FIRST, SECOND], embedded[1])
+    kept, honest = memory_of(TEXT, left, redacted=2), memory_of(left, left, redacted=2)
+    told = tested(kept, redacted=[FIRST, SECOND], canaries=[DOCUMENT.facts[0].value])
+    silent = tested(honest, redacted=[FIRST, SECOND])
+    assert told.redacted == silent.redacted == 2
+    assert told.tokens == silent.tokens == sum(len(ChatFormat.of(embedded[1]).ids(each)) for each in (FIRST, SECOND))
+    assert told.recited == told.passages["recited"]["memory"] == 1
+    assert silent.recited == silent.passages["recited"]["full_text"] == 0
+    assert told.passages["same"]["memory"] > silent.passages["same"]["memory"]
+    assert told.canaries[0]["exposure"]["memory"] > told.canaries[0]["exposure"]["full_text"]
+
+
+def test_nothing_counts_that_an_attacker_was_given(embedded, memory_of):
+    """A reader without any text is told the words before passages, and repeats them in its answers."""
+    words = "Ada Boris"
+    text = " ".join(f"{words} {fact.sentence}" for fact in DOCUMENT.facts)
+    report = leaks(*embedded, memory_of("dog", text), text, marks=[words], run=4, attempts=1, progress=False)
+    assert report.passages["recited"]["no_text"] == 0
+
+
+@pytest.mark.parametrize("run", [1, 2, 20])
+def test_an_attacker_knows_no_more_than_half_a_run(run, memory_of, tested, monkeypatch, embedded):
+    known = []
+    monkeypatch.setattr(
+        Attacker, "attack", lambda self, *_: known.extend(self.known) or {"asked": [[]], "sampled": [[]]}
+    )
+    left = redact(TEXT, [FIRST, SECOND], embedded[1])
+    tested(memory_of(left, left), redacted=[FIRST, SECOND], canaries=[DOCUMENT.facts[5].value], run=run)
+    chat = ChatFormat.of(embedded[1])
+    assert not any(chat.ids(DOCUMENT.facts[5].value)[0] in words for words in known)
+    tested(memory_of(TEXT), marks=[SECOND], run=run)
+    assert run < 20 or max(map(len, known)) == 10
+    assert all(0 < len(words) <= run / 2 for words in known)
+    for words in known:
+        assert max(Runs(chat.ids(SECOND)).longest([words])) <= 4
+
+
+def test_the_same_seed_draws_the_same(memory_of, tested):
+    memory = memory_of(TEXT)
+    first, again = (tested(memory, seed=5).to_dict() for _ in range(2))
+    assert first | {"seconds": 0} == again | {"seconds": 0}
+
+
+def test_figures_are_kept_without_words(memory_of, tested, tmp_path):
+    report = tested(memory_of(TEXT), marks=[FIRST], canaries=["Varna" if "Varna" in TEXT else DOCUMENT.facts[0].value])
+    path = tmp_path / "kept.lcc.safetensors"
+    replace(memory_of(TEXT), leaks=report.to_dict()).save(path)
+    assert lcc.Memory.load(path).leaks == json.loads(json.dumps(report.to_dict()))
+    written = path.read_bytes()
+    assert not any(fact.value.encode() in written for fact in DOCUMENT.facts if len(fact.value) > 3)
+    broken = report.to_dict()
+    del broken["recited"]
+    with pytest.raises(lcc.InputError, match=r"leaks has no recited"):
+        replace(memory_of(TEXT), leaks=broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"text": "Mara lives in Tarn."}, lcc.MismatchError, "another text"),
+        ({"redacted": [FIRST]}, lcc.MismatchError, "0 passages"),
+        ({"marks": ["not there"]}, lcc.InputError, "marks"),
+        ({"canaries": "drum"}, lcc.InputError, "one string"),
+        ({"attempts": 0}, lcc.InputError, "attempts"),
+        ({"run": 0}, lcc.InputError, "run"),
+        ({"seed": 1.5}, lcc.InputError, "seed"),
+        ({"text": None}, lcc.InputError, "text"),
+    ],
+)
+def test_what_cannot_be_tested(options, error, words, memory_of, tested):
+    with pytest.raises(error, match=words):
+        tested(memory_of(TEXT), **options)
+
+
+def test_the_memory_of_another_model(memory_of, tested):
+    memory = memory_of(TEXT)
+    with pytest.raises(lcc.MismatchError, match="model_weights"):
+        tested(replace(memory, fingerprint=memory.fingerprint | {"model_weights": "0"}))
+
+
+def test_more_than_is_allowed(memory_of, tested):
+    report = tested(memory_of(TEXT))
+    report.require_at_most(1.0)
+    with pytest.raises(lcc.LeakError, match=r"recites \d+\.\d% of"):
+        report.require_at_most(0.5)
+
+
+@pytest.mark.parametrize("kind", [byte_bpe, gpt2, sentencepiece_bpe])
+@pytest.mark.parametrize("passage", ["So", "Tarn", "mers  say: S/s", "S/s>", 'ab."', "ab.", "The end,\nT. of"])
+def test_a_passage_is_tokens_of_the_text(kind, passage):
+    """Also one that begins or ends inside a token: ``s>`` and ``</`` are one each."""
+    text = 'So says Tarn. "The drummers say: S/s> 12 ab."\nThe end, T. of </s> S/s> 12 ab.'
+    tokenizer = kind()
+    chat = ChatFormat.of(tokenizer)
+    ids = tuple(chat.ids(text))
+    before, own = located(chat, text, ids, passage)
+    assert ids[: len(before) + len(own)] == before + own
+    written = tokenizer.decode(own)
+    assert occurrences(written, passage)
+    assert len(written.strip()) <= len(passage) + 2
+    assert not occurrences(tokenizer.decode(before), passage)
+
+
+@pytest.mark.parametrize("kind", ["kv", "adapter", "int8"])
+def test_memories_of_every_kind(kind, llama, tokenizer, text, fast):
+    compiler = "adapter" if kind == "adapter" else "lcc"
+    memory = lcc.compile(llama, tokenizer, text, **fast | {"compiler": compiler, "certify": False})
+    if kind == "int8":
+        memory = lcc.quantize(memory, kind, llama, tokenizer, answers=1)
+    first = text.split()[0]
+    report = leaks(llama, tokenizer, memory, text, canaries=[first], attempts=1, progress=False)
+    assert report.attacks["asked"]["prompts"] > 1
+    assert 0 <= report.recited <= 1
+
+
+def test_alternatives_have_the_canarys_shape(embedded):
+    tokenizer = embedded[1]
+    chat = ChatFormat.of(tokenizer)
+    shapes, canary = Shapes(chat), tuple(chat.ids("Mara is 42."))
+    others = shapes.alternatives(canary, "seed")
+    assert len(set(others)) == len(others) == ALTERNATIVES
+    assert canary not in others
+    for other in others:
+        name, _, age, stop = (tokenizer.decode([token]) for token in other)
+        assert name[0].isupper()
+        assert age.isdigit()
+        assert len(age) == 2
+        assert stop == "."
+    # Few two-digit numbers are tokens: there are no more others than that.
+    assert len(shapes.alternatives(tuple(chat.ids("42")), "seed")) < 100
+    assert shapes.alternatives(tuple(chat.ids(".")), "seed") == []
+
+
+def test_exposure_is_of_the_rank(embedded, monkeypatch):
+    reader = Reader.of_text(embedded[0], ChatFormat.of(embedded[1]), TEXT)
+    likely = {(0, 1): 0.5, (0, 2): 0.7, (0, 3): 0.5, (0, 4): 0.1}
+    monkeypatch.setattr(Reader, "confidence", lambda self, queries, responses: [likely[each] for each in responses])
+    assert exposure(reader, (0,), (2,), [(1,), (3,), (4,)]) == 2
+    # What is as likely does not stand before it.
+    assert exposure(reader, (0,), (1,), [(2,), (3,), (4,)]) == 1
+    assert exposure(reader, (0,), (4,), [(1,), (2,), (3,)]) == 0
+    assert exposure(reader, (0,), (4,), []) == 0
+
+
+def test_answers_go_no_further_than_the_window(embedded):
+    model, tokenizer = embedded
+    reader = Reader.of_text(model, ChatFormat.of(tokenizer), TEXT)
+    model.config.max_position_embeddings = len(reader.visible) + 40
+    written = Attacker(tokenizer, [], 10_000, 1, 0).attack(reader, lambda: None)
+    assert 0 < max(len(ids) for ids in written["asked"][0]) < 40
+    model.config.max_position_embeddings = len(reader.visible)
+    with pytest.raises(lcc.InputError, match="window"):
+        Attacker(tokenizer, [], 10_000, 1, 0).attack(reader, lambda: None)
+
+
+def test_each_text_is_reported_once(embedded):
+    reader = Reader.of_text(embedded[0], ChatFormat.of(embedded[1]), "")
+    told: list[None] = []
+    attacker = Attacker(embedded[1], [(5, 6), (7,)], 4, 3, 0)
+    written = attacker.attack(reader, lambda: told.append(None))
+    assert len(told) == attacker.total == sum(len(one) for each in written.values() for one in each)
+    assert {name: len(each[0]) for name, each in written.items()} == attacker.prompts
+    assert all(len(ids) <= 2 * attacks.PIECE + 2 for each in written.values() for one in each for ids in one)
