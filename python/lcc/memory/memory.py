@@ -118,8 +118,8 @@ class Memory:
 
     @property
     def quantized(self) -> bool:
-        """Whether K and V are int8 or fp8 numbers."""
-        return self.kv_payload.quantized
+        """Whether K and V are codes and scales, no float numbers."""
+        return self.kv_payload.codes is not None
 
     @property
     def dtype(self) -> str:

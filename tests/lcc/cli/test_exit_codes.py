@@ -98,7 +98,7 @@ UNUSABLE = {
     "export": ["export {memory} --to gguf -o {folder} --model {model}", "export {memory} -o {folder}"],
     "inspect": ["inspect", "inspect {memory} {memory}"],
     "quantize": [
-        "quantize {memory} -o {new} --dtype int4 --model {model}",
+        "quantize {memory} -o {new} --dtype int3 --model {model}",
         "quantize {memory} -o {new} --answers 0 --model {model}",
         "quantize {memory} -o {new} --queries {deep} --model {model}",
     ],
