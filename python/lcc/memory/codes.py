@@ -47,6 +47,15 @@ class Codes:
         return KV(keys.to(dtype) * spread, values.to(dtype) * value_scale[..., None], kv.start)
 
 
+def kv_bytes(dims: tuple[int, int, int, int], form: torch.dtype | Codes) -> int:
+    """Bytes of K and V, float ones or codes with their scales; ``dims`` are (layers, kv_heads, K, head_dim)."""
+    numbers = 2 * math.prod(dims)
+    if isinstance(form, torch.dtype):
+        return numbers * form.itemsize
+    scales = math.prod(form.key_scales(dims)) + math.prod(dims[:3])
+    return (numbers // 2 if form.packed else numbers) + scales * form.scales.itemsize
+
+
 # Of int4 the keys have a scale for each 32 tokens, which halves what it costs; so many scales take two bytes each.
 FORMATS = {
     "int8": Codes(torch.int8, 127.0),

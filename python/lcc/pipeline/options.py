@@ -23,6 +23,7 @@ from ..utils.settings import LARGEST, MOST
 from ..utils.values import check, require
 from .distractors import Given, load_distractors
 from .settings import AUTO, DEFAULT_RECIPE, RECIPES, SMALLEST, CompileSettings, make_settings
+from .size_plan import size_limit
 
 # The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
 TARGET = 0.98
@@ -72,6 +73,7 @@ class CompileOptions:
         start: a memory of the same text to go on from.
         budget: the time to compile in.
         distractors: memories to train among, by their digests. Those of the text itself do not count.
+        max_bytes: of the memory's file, which choose the ratio and the dtype.
     """
 
     settings: CompileSettings
@@ -83,6 +85,7 @@ class CompileOptions:
     start: Memory | None = None
     budget: Budget | None = None
     distractors: Mapping[str, Memory] = field(default_factory=dict)
+    max_bytes: int | None = None
 
     @classmethod
     def of(
@@ -96,6 +99,7 @@ class CompileOptions:
         start: Memory | str | os.PathLike | None = None,
         budget: float | str | None = None,
         distractors: Given | None = None,
+        max_bytes: int | str | None = None,
         **settings: Any,
     ) -> CompileOptions:
         """The options of ``lcc.compile``.
@@ -129,7 +133,9 @@ class CompileOptions:
             check_budget(method, searched, start is not None, distractors is not None)
             time = Budget.of(budget, recipe, compiler, settings)
         among = {} if distractors is None else load_distractors(distractors, method)
-        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time, among)
+        if max_bytes is not None:
+            max_bytes = size_limit(max_bytes, settings, method, budget is not None, start is not None)
+        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time, among, max_bytes)
 
     def queries_for(self, tokenizer: PreTrainedTokenizerBase) -> list[str] | str:
         """Context-agnostic queries that a model with this tokenizer is asked; or ``SELF``."""
@@ -148,12 +154,13 @@ class CompileOptions:
     def recorded(self) -> dict[str, Any]:
         """What a memory records of the options: two memories that differ in it are different memories."""
         settings = self.settings.flat() | {"compiler": registry.record(self.compiler)}
-        if self.target is not None:
+        if self.target is not None or self.max_bytes is not None:
             del settings["ratio"]
         if self.budget is not None:
             settings = {name: value for name, value in settings.items() if name not in PLANNED}
             return settings | {"target": None, "budget": self.budget.seconds}
-        return settings | {"target": self.target, "budget": None, "lineage": self.lineage}
+        own = {"target": self.target, "budget": None, "max_bytes": self.max_bytes, "lineage": self.lineage}
+        return settings | own
 
 
 @dataclass(frozen=True)
