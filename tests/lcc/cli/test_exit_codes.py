@@ -83,6 +83,12 @@ UNUSABLE = {
         "compile {text} -o {new} --model {model} --questions {deep}",
         "compile {text} --dry-run --model {model} --set ratio=auto",
         "compile {text} -o {new} --model {model} --real-steps",
+        "compile {text} -o {new} --model {model} --max-bytes many",
+        "compile {text} -o {new} --model {model} --max-bytes 100",
+        "compile {text} -o {new} --model {model} --max-bytes 1MB --ratio 8",
+        "compile {text} -o {new} --model {model} --max-bytes 1MB --set ratio=8",
+        "compile {text} -o {new} --model {model} --max-bytes 1MB --budget 1m",
+        "compile {text} --dry-run --model {model} --max-bytes 1MB",
     ],
     "demo": ["demo --set seed=abc", "demo --set text=hi", "demo --ratio nan", "demo --seed -99999999999999999999"],
     "eval": [
