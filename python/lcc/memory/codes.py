@@ -56,7 +56,8 @@ def kv_bytes(dims: tuple[int, int, int, int], form: torch.dtype | Codes) -> int:
     return (numbers // 2 if form.packed else numbers) + scales * form.scales.itemsize
 
 
-# Of int4 the keys have a scale for each 32 tokens, which halves what it costs; so many scales take two bytes each.
+# Keys of int4 have a scale for each 32 tokens: one for all would cost half as much again in a memory of some hundred
+# tokens (benchmarks/log). So many scales take two bytes each.
 FORMATS = {
     "int8": Codes(torch.int8, 127.0),
     "fp8": Codes(torch.float8_e4m3fn, 448.0),
