@@ -1,11 +1,17 @@
-"""A memory whose file has so many bytes at most."""
+"""A memory whose file has so many bytes at most.
+
+The distillation data comes first, because a file holds its questions. Then it is known how many bytes are left for
+K and V, and with them the ratio and the dtype.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..compilers.base import TrainedCompiler
 from ..errors import InputError
 from ..evaluation.quantization_cost import quantize
 from ..memory.memory import Memory
@@ -15,15 +21,13 @@ from ..modeling.sharding import is_sharded
 from ..modeling.weights import loaded_model
 from ..text.chat_format import ChatFormat
 from ..utils.progress import Reporter
-from .compile_once import compile_once
+from .compile_once import Compilation, compile_once
 from .options import CompileOptions, Run
 from .ratio_search import runs_by_ratio
-from .settings import CompileSettings
-from .size_plan import SizePlan
+from .size_plan import FEWEST, SizePlan
 
-# What a file is expected to say beside its K and V, in bytes: in all, and of each question that the model asked itself.
-# What it does say is measured.
-METADATA, A_QUESTION = 5_000, 80
+# What a file says beside its K and V and its questions, in bytes: expected here, and measured when there is a memory.
+METADATA = 8_000
 # Figures have more or fewer digits in another compilation.
 SPARE = 200
 
@@ -49,23 +53,35 @@ def compile_into(
     if is_sharded(model):
         raise InputError("max_bytes is for weights that are whole: leave it out, or load the model on one device")
     tokens = len(ChatFormat.of(tokenizer, parse_special_tokens=settings.data.parse_special_tokens).ids(text))
-    beside = _expected(settings.for_text(tokens))
+
+    def plan(beside: int) -> SizePlan:
+        try:
+            return SizePlan.of(limit - beside, tokens, kv_shape(model.config), model.dtype)
+        except InputError as error:
+            raise InputError(f"max_bytes is {limit:,}, of which metadata takes about {beside:,}: {error}") from None
+
+    plan(METADATA)
     with runs_by_ratio(run) as at_ratio:
+        # The ratio of the fewest buffer tokens: the data does not depend on it.
+        ratio = max(1.0, tokens / FEWEST)
+        first = replace(options, settings=settings.replace(ratio=ratio))
+        data_run = replace(at_ratio(ratio), checkpoint=None)
+        beside = METADATA + _question_bytes(Compilation.of(model, tokenizer, text, first, data_run, reporter))
         while True:
-            try:
-                plan = SizePlan.of(limit - beside, tokens, kv_shape(model.config), model.dtype)
-            except InputError as error:
-                raise InputError(f"max_bytes is {limit:,}, of which metadata takes about {beside:,}: {error}") from None
-            chosen = replace(options, settings=settings.replace(ratio=plan.ratio), max_bytes=None)
-            memory = compile_once(model, tokenizer, text, chosen, at_ratio(plan.ratio), reporter)
-            memory = replace(_smaller(model, tokenizer, memory, plan.dtype, options, run), max_bytes=limit)
+            chosen = plan(beside)
+            at = replace(options, settings=settings.replace(ratio=chosen.ratio))
+            memory = compile_once(model, tokenizer, text, at, at_ratio(chosen.ratio), reporter)
+            memory = replace(_smaller(model, tokenizer, memory, chosen.dtype, options, run), max_bytes=limit)
             if memory.file_bytes <= limit:
                 return memory
             beside = memory.file_bytes - memory.nbytes + SPARE
 
 
-def _expected(settings: CompileSettings) -> int:
-    return METADATA + A_QUESTION * settings.effective_data.asked
+def _question_bytes(compilation: Compilation) -> int:
+    """Bytes that a file's questions take, whose JSON is a string in another JSON. The data is made, if there is any."""
+    if not isinstance(compilation.options.compiler, TrainedCompiler):
+        return 0
+    return len(json.dumps(json.dumps(list(compilation.task.data().self_questions))))
 
 
 def _smaller(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -109,7 +110,7 @@ def measured(job, monkeypatch):
     """The bytes that a memory's metadata takes, which are then expected; and how many buffer tokens it has."""
     memory = job(PLENTY)
     monkeypatch.setattr(size_budget, "METADATA", memory.file_bytes - memory.nbytes + 300)
-    monkeypatch.setattr(size_budget, "A_QUESTION", 0)
+    monkeypatch.setattr(size_budget, "_question_bytes", lambda compilation: 0)
     return memory, size_budget.METADATA
 
 
@@ -156,6 +157,31 @@ def test_more_metadata_than_expected_takes_a_larger_ratio(job, measured, compile
     assert memory.file_bytes <= limit - 500
     assert len(compiled_ratios) == 2
     assert compiled_ratios[0] < compiled_ratios[1] == memory.ratio
+
+
+def test_questions_are_known_before_the_ratio_is_chosen(job, compiled_ratios):
+    asked = {"self_study_questions": 40, "general_queries": 4}
+    whole = job(PLENTY, **asked)
+    compiled_ratios.clear()
+    questions = len(json.dumps(json.dumps(whole.questions)))
+    limit = size_budget.METADATA + questions + kv_bytes(whole.kv_payload.dims, FORMATS["int4"]) // 2
+    memory = job(limit, **asked)
+    assert questions > 1_000
+    assert memory.ratio > LEAST_RATIO
+    assert compiled_ratios == [memory.ratio]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_data_is_made_once(restart, job, measured, data_made, tmp_path):
+    data_made.clear()
+    job(measured[1] + 3_000, restart=restart, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    assert len(data_made) == 1
+
+
+def test_compilers_without_data_have_none_made(job, data_made):
+    assert job("20kB", compiler="attention_matching").file_bytes <= 20_000
+    assert not data_made
 
 
 def test_the_dtype_is_measured_when_memories_are(job, measured):
