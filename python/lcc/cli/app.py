@@ -188,14 +188,14 @@ def inspect(memory: MemoryArgument, as_json: JsonOption = False) -> None:
 def quantize(
     memory: MemoryArgument,
     output: Annotated[str, typer.Option("-o", "--output", metavar="PATH", help="The memory file to write.")],
-    dtype: Annotated[str, typer.Option(help="int8, or fp8 (e4m3).")] = "int8",
+    dtype: Annotated[str, typer.Option(help="int8, fp8 (e4m3), or int4.")] = "int8",
     answers: Annotated[int, typer.Option(help="Answers of each kind to compare, at most.")] = 128,
     queries: QueriesOption = None,
     force: ForceOption = False,
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Store a memory's K and V in one byte a number, and measure what that costs."""
+    """Store a memory's K and V in one byte a number or half a byte, and measure what that costs."""
     from ..evaluation.quantization_cost import quantize
     from ..memory.memory import Memory
     from ..memory.quantization import check_request, quantized_output

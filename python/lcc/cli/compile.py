@@ -21,6 +21,7 @@ from .options import (
     CompilerOption,
     JsonOption,
     LogFileOption,
+    MaxBytesOption,
     ModelOption,
     QueriesOption,
     RecipeOption,
@@ -30,6 +31,7 @@ from .options import (
     StepsOption,
     TargetOption,
     chosen_settings,
+    is_given,
     passages,
     print_json,
 )
@@ -65,6 +67,7 @@ def compile_command(
     ] = None,
     redact: RedactOption = None,
     budget: BudgetOption = None,
+    max_bytes: MaxBytesOption = None,
     questions: Annotated[
         str | None,
         typer.Option(help="Questions to measure the memory on: JSONL with question, and where known answer."),
@@ -85,7 +88,11 @@ def compile_command(
 ) -> None:
     """Compile texts into memories. Run it again after a kill: it goes on where it stopped, and skips what is done."""
     options: dict[str, Any] = {"recipe": recipe, "compiler": compiler, "queries": queries, "distractors": distractors}
+    if max_bytes is not None and not is_given(context, "ratio"):
+        ratio = None
     options |= chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
+    if dry_run and max_bytes is not None:
+        raise InputError("a dry run is of one ratio, which --max-bytes chooses: give --ratio instead")
     if dry_run and options["ratio"] == AUTO:
         raise InputError("a dry run is of one ratio: name one of those that auto tries (32, 16, 8, 4, 2)")
     if dry_run and budget is not None:
@@ -98,6 +105,7 @@ def compile_command(
         raise InputError("--real-steps goes with --dry-run")
     options |= {"certify": certify, "questions": questions, "target": target, "start": start, "budget": budget}
     options |= {"redact": hidden}
+    options |= {"max_bytes": max_bytes}
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):

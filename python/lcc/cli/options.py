@@ -67,6 +67,14 @@ BudgetOption = Annotated[
         metavar="TIME",
     ),
 ]
+MaxBytesOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Bytes of the memory's file, such as 300kB, 1MB or 2MiB, in place of --ratio: they choose the ratio and "
+        "the dtype.",
+        metavar="SIZE",
+    ),
+]
 CertifyOption = Annotated[
     bool, typer.Option("--certify/--no-certify", help="Measure the memory beside the full text and nothing.")
 ]
@@ -116,11 +124,16 @@ def chosen_settings(
     options = {str(parameter.name): parameter.opts[-1] for parameter in context.command.params}
     parsed = parse_settings(pairs or [], options, compiler)
     for name in parsed.keys() & own.keys():
-        source = context.get_parameter_source(name)
-        if source and source.name == "COMMANDLINE" and own[name] != parsed[name]:
+        if is_given(context, name) and own[name] != parsed[name]:
             given = f"{options[name]} is {own[name]} and --set {name} is {parsed[name]}"
             raise InputError(f"{given}: leave one of them out")
     return own | parsed
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether the command line names the option."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def parse_settings(

@@ -151,6 +151,8 @@ def _shape(memory: Memory, summary: dict[str, Any]) -> Iterator[tuple[str, str]]
         return
     yield "buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})"
     yield "shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary)
+    if memory.max_bytes:
+        yield "size budget", f"{memory.max_bytes:,} bytes; the file has {memory.file_bytes:,}"
 
 
 def _pairs(named: Mapping[str, Any]) -> str:

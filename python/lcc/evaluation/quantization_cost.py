@@ -29,7 +29,7 @@ def quantize(
     answers: int = 128,
     max_new_tokens: int = 64,
 ) -> Memory:
-    """Store K and V as ``int8`` or ``fp8`` (e4m3), and measure what that changes.
+    """Store K and V as ``int8``, ``fp8`` (e4m3) or ``int4``, and measure what that changes.
 
     ``lcc.evaluation.quantization_cost.quantize_payload`` has the arithmetic. ``attach`` multiplies the scales back in.
 
@@ -46,7 +46,8 @@ def quantize(
         max_new_tokens: longest answer.
 
     Raises:
-        InputError: an unknown dtype, no answers to measure with, or a memory that is quantised already.
+        InputError: an unknown dtype, no answers to measure with, a memory that is quantised already, or an odd
+            head_dim for int4.
         MismatchError: the memory belongs to another model or tokenizer.
     """
     check_request(memory, dtype, answers)

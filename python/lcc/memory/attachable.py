@@ -52,7 +52,7 @@ def check_shape(config: PreTrainedConfig, memory: Memory) -> None:
     """
     memory.check()
     wanted = kv_shape(config)
-    layers, memory_heads, _, memory_width = memory.kv.keys.shape
+    layers, memory_heads, _, memory_width = memory.kv_payload.dims
     for name, have, want in (
         ("layers", layers, wanted[0]),
         ("kv_heads", memory_heads, wanted[1]),
@@ -151,7 +151,7 @@ def check_static(model: PreTrainedModel, cache: StaticCache, memory: Memory, tok
 
 def _check_tensors(model: PreTrainedModel, memory: Memory, tensors: Sequence[torch.Tensor]) -> None:
     """``tensors`` are keys and values of every layer, each to be (batch, kv_heads, length, head_dim)."""
-    layers, heads, _, width = memory.kv.keys.shape
+    layers, heads, _, width = memory.kv_payload.dims
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(tensors) != 2 * layers or any((shape[1], shape[3]) != (heads, width) for shape in shapes):
         cached = sorted({(len(tensors) // 2, shape[1], shape[3]) for shape in shapes})

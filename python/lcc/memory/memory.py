@@ -17,7 +17,7 @@ from ..modeling.fingerprint import fingerprint, require_same, tokenizer_fingerpr
 from ..modeling.kv import KV
 from ..text.chat_format import Query
 from ..utils.hashing import json_digest, tensor_digest
-from ..utils.tensor_files import load_tensors, save_tensors
+from ..utils.tensor_files import file_bytes, load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
 from .metadata import Ancestor, Budget, Section, Served, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
@@ -46,6 +46,7 @@ class Memory:
         ratio_search: with ``ratio="auto"``, the target and the ratios that were tried.
         budget: with ``budget=``, its ``seconds``, whether this is the last memory (``finished``), and all options that
             were ``asked`` for.
+        max_bytes: what the file was given, if its size chose the ratio and the dtype.
         lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
             its ``compiler``.
         distractors: the ``digest`` of each memory of another text that it was trained among.
@@ -75,6 +76,7 @@ class Memory:
     certificate: dict[str, Any] | None = None
     ratio_search: dict[str, Any] | None = None
     budget: Budget | None = None
+    max_bytes: int | None = None
     asking: dict[str, Any] | None = None
     date: str | None = None
     lineage: list[Ancestor] = field(default_factory=list)
@@ -124,8 +126,8 @@ class Memory:
 
     @property
     def quantized(self) -> bool:
-        """Whether K and V are int8 or fp8 numbers."""
-        return self.kv_payload.quantized
+        """Whether K and V are codes and scales, no float numbers."""
+        return self.kv_payload.codes is not None
 
     @property
     def dtype(self) -> str:
@@ -146,6 +148,11 @@ class Memory:
     def kv_bytes(self) -> int:
         """Bytes of the buffer tokens' K and V, scales included; 0 for an adapter."""
         return self.nbytes if isinstance(self.payload, KVPayload) else 0
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file that ``save`` writes."""
+        return file_bytes(FORMAT, self.tensors(), self.metadata())
 
     @property
     def digest(self) -> str:

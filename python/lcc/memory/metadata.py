@@ -272,6 +272,7 @@ METADATA: dict[str, Any] = {
     "certificate": Certificate | None,
     "ratio_search": RatioSearch | None,
     "budget": Budget | None,
+    "max_bytes": int | None,
     "asking": Asking | None,
     "date": str | None,
     "lineage": list[Ancestor],

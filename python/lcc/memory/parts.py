@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -12,6 +12,7 @@ import lcc_kernels as lk
 from ..modeling.kv import KV
 from .attachable import check_range
 from .memory import Memory
+from .payload import KVPayload
 
 Caches = torch.Tensor | Sequence[torch.Tensor]
 # The cos and sin of so many positions from one on, in a dtype; each (tokens, rotary_dim).
@@ -22,18 +23,14 @@ Tables = Callable[[int, int, torch.dtype], tuple[torch.Tensor, torch.Tensor]]
 class Part:
     """Consecutive tokens of the cache to be, with the tables that turn their keys, (tokens, rotary_dim)."""
 
-    kv: KV
+    payload: KVPayload
     cos: torch.Tensor
     sin: torch.Tensor
-    key_scale: torch.Tensor | None = None
-    value_scale: torch.Tensor | None = None
 
-    def dequantized(self) -> KV:
-        """K and V in the tables' dtype, multiplied by their scales."""
-        keys, values = self.kv.keys.to(self.cos.dtype), self.kv.values.to(self.cos.dtype)
-        if self.key_scale is not None and self.value_scale is not None:
-            keys, values = keys * self.key_scale[:, :, None], values * self.value_scale[..., None]
-        return replace(self.kv, keys=keys, values=values)
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return len(self.cos)
 
 
 def placed_parts(
@@ -56,13 +53,12 @@ def placed_parts(
     if len(prefix):
         # Its keys are turned already.
         one = torch.ones(len(prefix), 2, dtype=wide, device=device)
-        yield Part(prefix, one, torch.zeros_like(one))
+        yield Part(KVPayload(prefix), one, torch.zeros_like(one))
     start = prefix.end
     for memory in memories:
-        here = {name: tensor.to(device) for name, tensor in memory.tensors().items()}
-        kv = KV(here.pop("keys"), here.pop("values"))
-        part = Part(kv, *tables(start, memory.buffer_tokens, wide), **here)
-        check_range(part.dequantized(), part.cos, part.sin, dtype)
+        payload = KVPayload.of({name: tensor.to(device) for name, tensor in memory.tensors().items()})
+        part = Part(payload, *tables(start, memory.buffer_tokens, wide))
+        check_range(payload.numbers(wide), part.cos, part.sin, dtype)
         yield part
         start += memory.buffer_tokens
 
@@ -73,26 +69,27 @@ def write_parts(
     """Write parts to ``slots``, (tokens,), of every layer at once."""
     done = 0
     for part in given:
-        where = slots[done : done + len(part.kv)]
+        payload, where = part.payload, slots[done : done + part.tokens]
         lk.attach_kv(
-            part.kv.keys,
-            part.kv.values,
+            payload.kv.keys,
+            payload.kv.values,
             key_cache,
             value_cache,
             where,
             part.cos,
             part.sin,
-            part.key_scale,
-            part.value_scale,
+            payload.key_scale,
+            payload.value_scale,
             paged=paged,
+            key_group=payload.codes.key_group if payload.codes else None,
         )
-        done += len(part.kv)
+        done += part.tokens
 
 
 def joined(given: Sequence[Part], start: int, dtype: torch.dtype) -> KV:
     """Parts one behind the other as rotated K and V in ``dtype``, the first token at position ``start``."""
-    layers, heads, _, width = given[0].kv.keys.shape
-    device, tokens = given[0].kv.keys.device, sum(len(part.kv) for part in given)
+    layers, heads, _, width = given[0].payload.dims
+    device, tokens = given[0].cos.device, sum(part.tokens for part in given)
     keys, values = torch.empty(2, layers, 1, heads, tokens, width, dtype=dtype, device=device)
     write_parts(given, keys, values, torch.arange(tokens, device=device))
     return KV(keys[:, 0], values[:, 0], start)

@@ -13,10 +13,10 @@ from ..errors import InputError
 from ..modeling.adapter import Adapter
 from ..modeling.kv import KV
 from ..utils.values import check, quoted
+from .codes import BY_DTYPE, Codes
 from .metadata import AdapterRecord
 
 FLOAT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-QUANTIZED = (torch.int8, torch.float8_e4m3fn)
 # What stands behind a layer's name in the names of an adapter's tensors, as in peft's files.
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -65,9 +65,11 @@ class KVPayload:
     """K and V of the buffer tokens.
 
     Attributes:
-        kv: keys before rotation, and values, (layers, kv_heads, K, head_dim); float, int8 or float8_e4m3fn.
-        key_scale: what int8 or fp8 keys are multiplied by, (layers, kv_heads, head_dim) float32; None for float keys.
-        value_scale: the same for values, one a token, (layers, kv_heads, K) float32.
+        kv: keys before rotation, and values, (layers, kv_heads, K, head_dim); float, int8 or float8_e4m3fn; int4 is
+            uint8 (layers, kv_heads, K, head_dim / 2), as ``lk.pack_int4`` gives it.
+        key_scale: what int8 or fp8 keys are multiplied by, (layers, kv_heads, head_dim) float32; int4 keys by a scale
+            for each 32 tokens, (layers, kv_heads, ceil(K / 32), head_dim) bfloat16. None for float keys.
+        value_scale: the same for values, one a token, (layers, kv_heads, K).
     """
 
     kind: ClassVar[str] = "kv"
@@ -103,21 +105,33 @@ class KVPayload:
 
     def shape(self) -> dict[str, Any]:
         """The dimensions of the keys."""
-        return dict(zip(("layers", "kv_heads", "buffer_tokens", "head_dim"), self.kv.keys.shape, strict=True))
+        return dict(zip(("layers", "kv_heads", "buffer_tokens", "head_dim"), self.dims, strict=True))
 
     def detached(self) -> KVPayload:
         """The same payload, no gradient behind its K and V."""
         return replace(self, kv=replace(self.kv, keys=self.kv.keys.detach(), values=self.kv.values.detach()))
 
     @property
-    def quantized(self) -> bool:
-        """Whether K and V are int8 or fp8 numbers that the scales turn into what the model reads."""
-        return self.kv.keys.dtype in QUANTIZED
+    def codes(self) -> Codes | None:
+        """The format of quantised K and V; None for float ones."""
+        return BY_DTYPE.get(self.kv.keys.dtype)
+
+    @property
+    def dims(self) -> tuple[int, int, int, int]:
+        """(layers, kv_heads, K, head_dim)."""
+        layers, heads, tokens, width = self.kv.keys.shape
+        return layers, heads, tokens, 2 * width if self.codes and self.codes.packed else width
 
     @property
     def dtype(self) -> str:
-        """The dtype of K and V, such as ``float32``."""
-        return str(self.kv.keys.dtype).removeprefix("torch.")
+        """The dtype of K and V, such as ``float32`` or ``int4``."""
+        return "int4" if self.codes and self.codes.packed else str(self.kv.keys.dtype).removeprefix("torch.")
+
+    def numbers(self, dtype: torch.dtype) -> KV:
+        """K and V as the model reads them, in ``dtype``."""
+        if self.codes is None or self.key_scale is None or self.value_scale is None:
+            return replace(self.kv, keys=self.kv.keys.to(dtype), values=self.kv.values.to(dtype))
+        return self.codes.numbers(self.kv, self.key_scale, self.value_scale, dtype)
 
     def check(self) -> None:
         """Refuse K, V or scales that a model must not read.
@@ -134,26 +148,25 @@ class KVPayload:
                 f"keys {tuple(keys.shape)} and values {tuple(values.shape)} must both be "
                 "(layers, kv_heads, K, head_dim), and not empty"
             )
-        if keys.dtype != values.dtype or keys.dtype not in FLOAT + QUANTIZED:
+        if keys.dtype != values.dtype or keys.dtype not in (*FLOAT, *BY_DTYPE):
             raise InputError(
-                f"keys are {keys.dtype} and values {values.dtype}: both must be of one float dtype, or int8, or "
-                "float8_e4m3fn"
+                f"keys are {keys.dtype} and values {values.dtype}: both must be of one float dtype, or int8, "
+                "float8_e4m3fn, or uint8 (two int4 channels each)"
             )
         for name, tensor in (("keys", keys), ("values", values)):
             if not _finite(tensor):
                 raise InputError(f"the memory's {name} hold NaN or infinity: compile the text again")
-        layers, heads, tokens, width = keys.shape
-        self._check_scale("key_scale", self.key_scale, (layers, heads, width))
-        self._check_scale("value_scale", self.value_scale, (layers, heads, tokens))
+        self._check_scale("key_scale", self.key_scale, self.codes.key_scales(self.dims) if self.codes else ())
+        self._check_scale("value_scale", self.value_scale, keys.shape[:3])
 
     def _check_scale(self, name: str, scale: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-        if not self.quantized:
+        if self.codes is None:
             if scale is not None:
-                raise InputError(f"a {self.dtype} memory takes no {name}: scales belong to int8 and fp8 memories")
+                raise InputError(f"a {self.dtype} memory takes no {name}: scales belong to quantised memories")
         elif scale is None:
             raise InputError(f"{name} is missing: a {self.dtype} memory cannot be read without it")
-        elif scale.shape != shape or scale.dtype != torch.float32:
-            raise InputError(f"{name} is {scale.dtype} {tuple(scale.shape)}; it must be float32 {shape}")
+        elif scale.shape != shape or scale.dtype != self.codes.scales:
+            raise InputError(f"{name} is {scale.dtype} {(*scale.shape,)}; it must be {self.codes.scales} {(*shape,)}")
         elif not _finite(scale) or not bool((scale > 0).all()):
             raise InputError(f"{name} holds NaN, infinity, zero or a negative number: quantise the float memory again")
 
@@ -163,7 +176,7 @@ class KVPayload:
         Raises:
             InputError: ``dtype`` is given for quantised K and V, or numbers overflow in it.
         """
-        if self.quantized and dtype is not None:
+        if self.codes and dtype is not None:
             raise InputError(f"the memory is {self.dtype} and stays so; attaching turns it into the model's dtype")
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.tensors().items()}
         kv = KV(moved.pop("keys").to(dtype=dtype), moved.pop("values").to(dtype=dtype))
@@ -283,5 +296,5 @@ class AdapterPayload:
 
 
 def _finite(tensor: torch.Tensor) -> bool:
-    wide = tensor.float() if tensor.dtype in QUANTIZED else tensor
+    wide = tensor.float() if tensor.dtype in BY_DTYPE else tensor
     return bool(wide.isfinite().all())

@@ -1,4 +1,4 @@
-"""Smaller memories: int8 or fp8 K and V."""
+"""Smaller memories: K and V as int8, fp8 or int4."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
+import lcc_kernels as lk
+
 from ..errors import InputError, MismatchError
 from ..modeling.kv import KV
 from ..utils.outputs import Output
 from ..utils.values import check, require
+from .codes import FORMATS, Codes
 from .memory import Memory
 from .payload import KVPayload
-
-# The dtype of each format, and its largest number.
-FORMATS = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
 
 
 def check_request(memory: Memory, dtype: str, answers: int) -> None:
@@ -44,25 +44,30 @@ def quantized_output(path: Path, memory: Memory, inputs: Iterable[Path] = (), fo
 
 
 def quantize_payload(payload: KVPayload, dtype: str) -> KVPayload:
-    """Float K and V as ``int8`` or ``fp8`` (e4m3), symmetric, rounded to the nearest.
+    """Float K and V as ``int8``, ``fp8`` (e4m3) or ``int4``, symmetric, rounded to the nearest.
 
     Keys have a scale for each head and channel over all tokens, because their large channels before rotation are the
-    same at every token (KVQuant, arXiv 2401.18079, section 3). Values have a scale for each head and token (KIVI, arXiv
-    2402.02750).
+    same at every token (KVQuant, arXiv 2401.18079, section 3); of int4 over each 32 tokens. Values have a scale for
+    each head and token (KIVI, arXiv 2402.02750).
+
+    Raises:
+        InputError: head_dim is odd, and int4 puts two channels into a byte.
     """
-    kv = payload.kv
-    target, largest = FORMATS[dtype]
-    key_scale, value_scale = _scale(kv.keys, 2, largest), _scale(kv.values, 3, largest)
-    keys = _round(kv.keys.float() / key_scale[:, :, None], target, largest)
-    values = _round(kv.values.float() / value_scale[..., None], target, largest)
-    return KVPayload(KV(keys, values), key_scale, value_scale)
+    kv, codes = payload.kv, FORMATS[dtype]
+    if codes.packed and payload.dims[3] % 2:
+        raise InputError(f"head_dim is {payload.dims[3]}, and int4 puts two channels into a byte: take int8 or fp8")
+    groups = [_rounded(part.float(), 2, codes) for part in kv.keys.split(codes.key_group or len(kv), 2)]
+    keys, key_scale = (torch.cat(parts, 2) for parts in zip(*groups, strict=True))
+    values, value_scale = _rounded(kv.values.float(), 3, codes)
+    if codes.packed:
+        keys, values = lk.pack_int4(keys), lk.pack_int4(values)
+    return KVPayload(KV(keys, values), key_scale.view(codes.key_scales(payload.dims)), value_scale.squeeze(3))
 
 
-def _scale(x: torch.Tensor, dim: int, largest: float) -> torch.Tensor:
-    scale = x.float().abs().amax(dim) / largest
-    return torch.where(scale > 0, scale, 1.0)
-
-
-def _round(x: torch.Tensor, dtype: torch.dtype, largest: float) -> torch.Tensor:
-    """To the nearest number of ``dtype``; the cast of a float8 rounds by itself."""
-    return (x.round() if dtype == torch.int8 else x).clamp(-largest, largest).to(dtype)
+def _rounded(x: torch.Tensor, dim: int, codes: Codes) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes, not packed, and their scales: one over all of ``dim``, which is kept."""
+    scale = (x.abs().amax(dim, keepdim=True) / codes.largest).to(codes.scales)
+    scale = torch.where(scale > 0, scale, 1.0)
+    numbers = (x / scale).clamp(-codes.largest, codes.largest)
+    # The cast to a float8 rounds by itself.
+    return numbers.to(codes.dtype) if codes.dtype.is_floating_point else numbers.round().to(torch.int8), scale

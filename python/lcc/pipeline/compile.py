@@ -21,6 +21,7 @@ from .compile_once import Keep, compile_once
 from .distractors import Given
 from .options import CompileOptions, Run
 from .ratio_search import require_target, search_ratio
+from .size_budget import compile_into
 
 
 def compile(
@@ -44,6 +45,7 @@ def compile(
     budget: float | str | None = None,
     distractors: Given | None = None,
     redact: Sequence[str] = (),
+    max_bytes: int | str | None = None,
     **settings: Any,
 ) -> Memory:
     """Compile ``text`` into K = ceil(tokens / ratio) buffer tokens that the frozen ``model`` reads instead of it.
@@ -84,6 +86,9 @@ def compile(
             ``max_distractors`` of them around the memory. With the compilers ``lcc`` and ``direct_kv``.
         redact: passages that are cut out of the text, wherever they occur, before anything reads it. White space does
             not count, case does. What the rest of the text tells of them stays: ``lcc.leaks`` measures it.
+        max_bytes: of the memory's file, such as 300_000, ``300kB``, ``1MB`` or ``2MiB``, in place of a ratio. They
+            choose the ratio and the dtype together: see docs/how-to/phone.md. ``memory.quantization`` has what the
+            dtype cost.
         **settings: ``ratio``, ``seed``, and the fields of ``DataSettings``, ``TrainingSettings``, ``ExecutionSettings``
             and of the compiler's ``Settings``. ``ratio="auto"`` tries 32, 16, 8, 4 and 2 until the target is met.
 
@@ -97,7 +102,18 @@ def compile(
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates, distributed)
     options = CompileOptions.of(
-        recipe, compiler, queries, questions, certify, target, start, budget, distractors, redact, **settings
+        recipe,
+        compiler,
+        queries,
+        questions,
+        certify,
+        target,
+        start,
+        budget,
+        distractors,
+        redact,
+        max_bytes,
+        **settings,
     )
     text = options.redacted(text, tokenizer)
     with reporting(run.ranks.main and progress) as reporter:
@@ -118,7 +134,7 @@ def make_memory(
     reporter: Reporter,
     keep: Keep | None = None,
 ) -> Memory:
-    """Compile ``text`` at one ratio, within a time, or search a ratio; the checkpoint is left.
+    """Compile ``text`` at one ratio, within a time or a size, or search a ratio; the checkpoint is left.
 
     Args:
         keep: with a budget, called with each memory that is better than those before it.
@@ -128,5 +144,7 @@ def make_memory(
     """
     if options.budget is not None:
         return compile_within(model, tokenizer, text, options, run, reporter, keep)
+    if options.max_bytes is not None:
+        return compile_into(model, tokenizer, text, options, run, reporter)
     make = compile_once if options.target is None else search_ratio
     return make(model, tokenizer, text, options, run, reporter)

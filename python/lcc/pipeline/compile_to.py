@@ -94,6 +94,7 @@ def is_wanted(
     if memory is not None:
         target = (memory.ratio_search or {"target": None})["target"]
         recorded = {"compiler": memory.compiler, "target": target, "budget": None, "lineage": memory.lineage}
+        recorded |= {"max_bytes": memory.max_bytes}
         stored = memory.budget["asked"] if memory.budget else memory.settings | recorded
         stored = stored | {"text": memory.source_sha256, "distractors": memory.distractors}
         digest = text_digest(text)

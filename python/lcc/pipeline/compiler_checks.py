@@ -57,7 +57,7 @@ def check_compiled(
     payload.check()
     if isinstance(payload, KVPayload) and len(payload.kv) > context.buffer:
         raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {context.buffer} at this ratio")
-    if isinstance(payload, KVPayload) and payload.quantized:
+    if isinstance(payload, KVPayload) and payload.codes:
         raise InputError(f"{who} returned {payload.dtype} numbers; return float ones, lcc.quantize makes them smaller")
     if not type(compiler).__module__.startswith("lcc."):
         after = fingerprint(model)

@@ -25,6 +25,7 @@ from ..utils.settings import LARGEST, MOST
 from ..utils.values import check, require
 from .distractors import Given, load_distractors
 from .settings import AUTO, DEFAULT_RECIPE, RECIPES, SMALLEST, CompileSettings, make_settings
+from .size_plan import size_limit
 
 # The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
 TARGET = 0.98
@@ -75,6 +76,7 @@ class CompileOptions:
         budget: the time to compile in.
         distractors: memories to train among, by their digests. Those of the text itself do not count.
         redact: passages that are cut out of the text.
+        max_bytes: of the memory's file, which choose the ratio and the dtype.
     """
 
     settings: CompileSettings
@@ -87,6 +89,7 @@ class CompileOptions:
     budget: Budget | None = None
     distractors: Mapping[str, Memory] = field(default_factory=dict)
     redact: tuple[str, ...] = ()
+    max_bytes: int | None = None
 
     @classmethod
     def of(
@@ -101,6 +104,7 @@ class CompileOptions:
         budget: float | str | None = None,
         distractors: Given | None = None,
         redact: Sequence[str] = (),
+        max_bytes: int | str | None = None,
         **settings: Any,
     ) -> CompileOptions:
         """The options of ``lcc.compile``.
@@ -135,7 +139,10 @@ class CompileOptions:
             time = Budget.of(budget, recipe, compiler, settings)
         among = {} if distractors is None else load_distractors(distractors, method)
         hidden = checked_texts("redact", redact)
-        return cls(chosen, method, target, named_queries(queries), rows, certify, start, time, among, hidden)
+        if max_bytes is not None:
+            max_bytes = size_limit(max_bytes, settings, method, budget is not None, start is not None)
+        given = named_queries(queries)
+        return cls(chosen, method, target, given, rows, certify, start, time, among, hidden, max_bytes)
 
     def redacted(self, text: str, tokenizer: PreTrainedTokenizerBase) -> str:
         """The text that is compiled: nothing reads the passages that are cut out.
@@ -162,12 +169,13 @@ class CompileOptions:
     def recorded(self) -> dict[str, Any]:
         """What a memory records of the options: two memories that differ in it are different memories."""
         settings = self.settings.flat() | {"compiler": registry.record(self.compiler)}
-        if self.target is not None:
+        if self.target is not None or self.max_bytes is not None:
             del settings["ratio"]
         if self.budget is not None:
             settings = {name: value for name, value in settings.items() if name not in PLANNED}
             return settings | {"target": None, "budget": self.budget.seconds}
-        return settings | {"target": self.target, "budget": None, "lineage": self.lineage}
+        own = {"target": self.target, "budget": None, "max_bytes": self.max_bytes, "lineage": self.lineage}
+        return settings | own
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,23 +44,15 @@ def search_ratio(
     """
     target = options.target
     assert target is not None
-    if run.checkpoint and not run.restart and (run.checkpoint / f"{STATE_FILE}.safetensors").exists():
-        raise MismatchError(
-            f"{run.checkpoint} holds an unfinished compilation of one ratio: finish it with what it was started with, "
-            "delete this folder, or add --force (restart=True)"
-        )
     tokens = len(ChatFormat.of(tokenizer).ids(text))
     ratios = [ratio for ratio in LADDER if tokens >= 2 * ratio] or LADDER[-1:]
     tried: list[dict[str, Any]] = []
     best: Memory | None = None
     most = -1.0
-    with nullcontext(run.checkpoint) if run.checkpoint else TemporaryDirectory() as among_ratios:
-        shared = run.shared_data or Path(among_ratios)
+    with runs_by_ratio(run) as at_ratio:
         for done, ratio in enumerate(ratios):
             reporter.ratio(f"ratio {ratio:g}{_so_far(tried)}", done, len(ratios))
-            part = run.checkpoint and run.checkpoint / f"{PART}{ratio:g}"
-            attempt = replace(run, checkpoint=part, shared_data=shared)
-            memory = compile_once(model, tokenizer, text, options.at_ratio(ratio), attempt, reporter)
+            memory = compile_once(model, tokenizer, text, options.at_ratio(ratio), at_ratio(ratio), reporter)
             kept = kept_share(memory)
             tried.append({"ratio": ratio, "buffer_tokens": memory.buffer_tokens, "kept": kept})
             if kept > most:
@@ -71,6 +63,28 @@ def search_ratio(
     assert best is not None
     met = most >= target and text_helps(best)
     return replace(best, ratio_search={"target": target, "met": met, "tried": tried})
+
+
+@contextmanager
+def runs_by_ratio(run: Run) -> Iterator[Callable[[float], Run]]:
+    """Runs of one ratio each inside ``run``: each has a checkpoint of its own, and all share their data.
+
+    Raises:
+        MismatchError: the checkpoint is that of a compilation of one ratio.
+    """
+    if run.checkpoint and not run.restart and (run.checkpoint / f"{STATE_FILE}.safetensors").exists():
+        raise MismatchError(
+            f"{run.checkpoint} holds an unfinished compilation of one ratio: finish it with what it was started with, "
+            "delete this folder, or add --force (restart=True)"
+        )
+    with nullcontext(run.checkpoint) if run.checkpoint else TemporaryDirectory() as among_ratios:
+        shared = run.shared_data or Path(among_ratios)
+
+        def at_ratio(ratio: float) -> Run:
+            part = run.checkpoint and run.checkpoint / f"{PART}{ratio:g}"
+            return replace(run, checkpoint=part, shared_data=shared)
+
+        yield at_ratio
 
 
 def require_target(memory: Memory, where: str = "") -> Memory:

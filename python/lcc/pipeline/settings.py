@@ -24,7 +24,7 @@ SEEDS = range(-(2**63), 2**64)
 KEYWORDS = frozenset({
     "model", "tokenizer", "text", "recipe", "compiler", "queries", "checkpoint", "checkpoint_every", "restart",
     "surrogates", "progress", "distributed", "certify", "questions", "target", "start", "budget", "distractors",
-    "redact",
+    "redact", "max_bytes",
 })  # fmt: skip
 GROUPS = {"data": DataSettings, "training": TrainingSettings, "execution": ExecutionSettings}
 

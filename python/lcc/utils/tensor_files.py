@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save, save_file
 
 from ..errors import MemoryFileError, MismatchError
 from .outputs import Rule, replacing
@@ -34,15 +34,28 @@ def save_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, t
             replaced, see ``Output``; an older file is left as it was.
         MismatchError: as ``Output.check``.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = finite_json(metadata)
-    header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
+    content = _content(format_name, tensors, metadata)
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, {METADATA_KEY: json.dumps(header, sort_keys=True)})
+            save_file(content[0], temporary, content[1])
         except SafetensorError as error:
             # What it says of a full disk, for one.
             raise OSError(str(error)) from error
+
+
+def file_bytes(format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> int:
+    """Bytes of the file that ``save_tensors`` would write."""
+    return len(save(*_content(format_name, tensors, metadata)))
+
+
+def _content(
+    format_name: str, tensors: dict[str, torch.Tensor], metadata: dict
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata as safetensors takes them."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = finite_json(metadata)
+    header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
+    return tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)}
 
 
 def ours(*format_names: str, **same: Any) -> Rule:

@@ -12,6 +12,8 @@ from ..errors import InputError
 from .safe_json import parse_json
 
 TRUE, FALSE, NONE = ("true", "yes", "on", "1"), ("false", "no", "off", "0"), ("none", "null")
+BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+SIZE = re.compile(r"\s*([0-9]{1,18}(?:\.[0-9]*)?)\s*([A-Za-z]*)\s*")
 WHOLE = re.compile(r"[+-]?[0-9]{1,4000}")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?inf(inity)?|nan")
 ANY = re.compile(".*", re.DOTALL)
@@ -65,6 +67,19 @@ def parse(name: str, text: str, kind: Any) -> Any:
         except ValueError:
             continue
     raise InputError(f"{name} is {quoted(text)}; it must be {described(kind)}")
+
+
+def parse_bytes(name: str, given: int | str) -> int:
+    """A number of bytes: whole, or a text such as ``300kB``, ``1MB`` (10^6) or ``2MiB`` (2^20).
+
+    Raises:
+        InputError: naming the value, and what it must be.
+    """
+    spelled = SIZE.fullmatch(str(given)) if isinstance(given, str) or type(given) is int else None
+    unit = spelled[2].lower() if spelled else ""
+    size = int(float(spelled[1]) * BYTES[unit]) if spelled and unit in BYTES else 0
+    require(1 <= size < 2**63, name, given, "a number of bytes, such as 300kB, 1MB or 2MiB")
+    return size
 
 
 def require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -215,7 +215,7 @@ def test_quantize(run, plain, tmp_path):
     assert "self-asked" in run("inspect", output, model=False).stdout
     assert len(json.loads(run("ask", output, "Where?", "--json").stdout)["answers"]) == 1
     run("quantize", output, "-o", output, code=2)
-    run("quantize", plain, "-o", output, "--dtype", "int4", code=2)
+    run("quantize", plain, "-o", output, "--dtype", "int3", code=2)
     run("quantize", plain, "-o", output, model=False, code=3)
     run("quantize", plain, "-o", tmp_path / "missing" / "m", code=4)
 

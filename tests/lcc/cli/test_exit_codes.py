@@ -87,6 +87,12 @@ UNUSABLE = {
         "compile {text} -o {new} --model {model} --real-steps",
         "compile {text} -o {new} --model {model} --redact nobody",
         "compile {text} -o {new} --model {model} --redact ''",
+        "compile {text} -o {new} --model {model} --max-bytes many",
+        "compile {text} -o {new} --model {model} --max-bytes 100",
+        "compile {text} -o {new} --model {model} --max-bytes 1MB --ratio 8",
+        "compile {text} -o {new} --model {model} --max-bytes 1MB --set ratio=8",
+        "compile {text} -o {new} --model {model} --max-bytes 1MB --budget 1m",
+        "compile {text} --dry-run --model {model} --max-bytes 1MB",
     ],
     "demo": ["demo --set seed=abc", "demo --set text=hi", "demo --ratio nan", "demo --seed -99999999999999999999"],
     "eval": [
@@ -111,7 +117,7 @@ UNUSABLE = {
         "leaks {memory} --text {text} --max-recited 20 --model {model}",
     ],
     "quantize": [
-        "quantize {memory} -o {new} --dtype int4 --model {model}",
+        "quantize {memory} -o {new} --dtype int3 --model {model}",
         "quantize {memory} -o {new} --answers 0 --model {model}",
         "quantize {memory} -o {new} --queries {deep} --model {model}",
     ],

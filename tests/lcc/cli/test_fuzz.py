@@ -45,6 +45,7 @@ EXTRAS = {
     "quantization": {"source_dtype": "float32", "self_study": COST, "general": COST},
     "certificate": certificate_with({"missed": [{"question": "q", "full_text": "a", "memory": "b"}]}),
     "ratio_search": {"target": 0.9, "met": True, "tried": [{"ratio": 8, "buffer_tokens": 3, "kept": 1.0}]},
+    "max_bytes": 10_000,
     "questions": ["Where does Mara live?", ["Who?", "Hugo", "And where?"]],
 }
 runner = CliRunner()
@@ -99,7 +100,9 @@ def test_tensors_of_memories(world, data):
     name = data.draw(st.sampled_from(["keys", "values", "key_scale", "value_scale", "settings", "\x1b"]))
     shape = data.draw(st.one_of(st.just(memory.kv.keys.shape), st.lists(st.integers(0, 3), max_size=5)))
     kind = data.draw(
-        st.sampled_from([torch.float32, torch.float16, torch.int8, torch.float8_e4m3fn, torch.bool, torch.complex64])
+        st.sampled_from(
+            [torch.float32, torch.float16, torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool, torch.complex64]
+        )
     )
     filling = data.draw(st.sampled_from([0.0, 1.0, float("nan"), float("inf"), -1.0, 1e-40]))
     tensors[name] = torch.full(tuple(shape), filling).to(kind)

@@ -14,8 +14,8 @@ import lcc
 from lcc.cli import app as cli
 from lcc.compilers import registry
 from lcc.evaluation import Example, MemoryMethod, evaluate
+from lcc.memory.codes import FORMATS
 from lcc.memory.exporters import CACHE_FORMAT
-from lcc.memory.quantization import FORMATS
 from lcc.utils.tensor_files import load_tensors
 
 QUESTION = "Where does Mara live?"

@@ -32,7 +32,10 @@ class Candidates:
             lcc.compile(model, tokenizer, one.text, compiler="flashmem", certify=False, progress=False)
             for one in documents
         ]
-        self.memories.append(replace(self.memories[1], payload=quantize_payload(self.memories[1].payload, "int8")))
+        self.memories += [
+            replace(self.memories[1], payload=quantize_payload(self.memories[1].payload, dtype))
+            for dtype in ("int8", "int4")
+        ]
         self.questions = [one.questions()[0].text for one in documents]
         self.visible = []
         for memory in self.memories:

@@ -63,13 +63,13 @@ def scaled(memory, **factors):
 
 
 @pytest.mark.parametrize("part", ["keys", "values"])
-@pytest.mark.parametrize("kind", ["float", "int8"])
+@pytest.mark.parametrize("kind", ["float", "int8", "int4"])
 def test_numbers_that_overflow_the_model_are_refused_by_name(kind, part, llama, tokenizer, monkeypatch):
     """Into every kind of cache, before anything is written to it."""
     memory, own = plain_memory(llama, tokenizer, TEXT, monkeypatch)
-    if kind == "int8":
+    if kind != "float":
         quantized, scale = (
-            quantize_payload(memory.kv_payload, "int8"),
+            quantize_payload(memory.kv_payload, kind),
             {"keys": "key_scale", "values": "value_scale"}[part],
         )
         scaled_up = replace(quantized, **{scale: getattr(quantized, scale) * 1e6})

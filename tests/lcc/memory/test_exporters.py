@@ -51,9 +51,12 @@ def test_cartridge_answers_the_same_in_plain_peft(family, tokenizer, tmp_path, m
 
 def test_quantised_and_stacked_memories_are_exported(llama, tokenizer, tmp_path, monkeypatch):
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
-    small = lcc.quantize(memory, "int8", llama, tokenizer, answers=1, max_new_tokens=1)
-    expected = lcc.attach(llama, [small, memory]).kv()
-    lcc.export(llama, [small, memory], tmp_path, "cartridge")
+    small, smallest = (
+        lcc.quantize(memory, dtype, llama, tokenizer, answers=1, max_new_tokens=1) for dtype in ("int8", "int4")
+    )
+    stack = [small, memory, smallest]
+    expected = lcc.attach(llama, stack).kv()
+    lcc.export(llama, stack, tmp_path, "cartridge")
     adapted = PeftModel.from_pretrained(llama, tmp_path)
     cache = adapted.get_prompt(1)
     torch.testing.assert_close(torch.cat([layer.keys for layer in cache.layers]), expected.keys, rtol=0, atol=0)
@@ -89,7 +92,7 @@ def snippets() -> list[str]:
     return re.findall(r"```python\n(.*?)```", FORMAT_DOC.read_text("utf-8"), re.DOTALL)
 
 
-@pytest.mark.parametrize("dtype", [None, "int8", "fp8"])
+@pytest.mark.parametrize("dtype", [None, "int8", "fp8", "int4"])
 def test_the_documents_reader_reads_a_memory(dtype, llama, tokenizer, tmp_path, monkeypatch):
     """The very lines of docs/memory-format.md, in a namespace without this package."""
     memory, _ = plain_memory(llama, tokenizer, TEXT, monkeypatch)
@@ -97,7 +100,7 @@ def test_the_documents_reader_reads_a_memory(dtype, llama, tokenizer, tmp_path, 
         memory = lcc.quantize(memory, dtype, llama, tokenizer, answers=1, max_new_tokens=1)
     memory.save(tmp_path / "m.lcc.safetensors")
     reader = snippets()[0]
-    assert len(reader.splitlines()) <= 15
+    assert len(reader.splitlines()) <= 24
     assert "lcc." not in reader
     namespace: dict = {}
     exec(reader, namespace)

@@ -29,8 +29,11 @@ def memories(embedded, monkeypatch):
 def test_it_is_what_attach_makes(dtype, memories, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype=dtype)
     prefixes = Prefixes(str(EMBEDDED), dtype, tmp_path)
-    int8 = dataclasses.replace(memories[0], payload=quantize_payload(memories[0].payload, "int8"))
-    for chosen in (memories[0], memories, memories[::-1], int8):
+    small = [
+        dataclasses.replace(memories[0], payload=quantize_payload(memories[0].payload, dtype))
+        for dtype in ("int8", "int4")
+    ]
+    for chosen in (memories[0], memories, memories[::-1], *small):
         placed, attached = prefixes.place(chosen), lcc.attach(model, chosen, verify=False).kv()
         assert torch.equal(placed.keys, attached.keys)
         assert torch.equal(placed.values, attached.values)

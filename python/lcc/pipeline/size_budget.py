@@ -1,0 +1,102 @@
+"""A memory whose file has so many bytes at most.
+
+The distillation data comes first, because a file holds its questions. Then it is known how many bytes are left for
+K and V, and with them the ratio and the dtype.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..compilers.base import TrainedCompiler
+from ..errors import InputError
+from ..evaluation.quantization_cost import quantize
+from ..memory.memory import Memory
+from ..memory.quantization import quantize_payload
+from ..modeling.kv import kv_shape
+from ..modeling.sharding import is_sharded
+from ..modeling.weights import loaded_model
+from ..text.chat_format import ChatFormat
+from ..utils.progress import Reporter
+from .compile_once import Compilation, compile_once
+from .options import CompileOptions, Run
+from .ratio_search import runs_by_ratio
+from .size_plan import FEWEST, SizePlan
+
+# What a file says beside its K and V and its questions, in bytes: expected here, and measured when there is a memory.
+METADATA = 8_000
+# Figures have more or fewer digits in another compilation.
+SPARE = 200
+
+
+def compile_into(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    options: CompileOptions,
+    run: Run,
+    reporter: Reporter,
+) -> Memory:
+    """Compile ``text`` into a memory whose file has ``options.max_bytes`` at most; ``SizePlan`` has the rule.
+
+    If the metadata takes more than expected, the text is compiled once more, at a ratio that leaves room for it.
+
+    Raises:
+        InputError: the bytes are too few, or the model's weights are sharded; or as ``lcc.compile``.
+    """
+    limit, settings = options.max_bytes, options.settings
+    assert limit is not None
+    model = loaded_model(model)
+    if is_sharded(model):
+        raise InputError("max_bytes is for weights that are whole: leave it out, or load the model on one device")
+    tokens = len(ChatFormat.of(tokenizer, parse_special_tokens=settings.data.parse_special_tokens).ids(text))
+
+    def plan(beside: int) -> SizePlan:
+        try:
+            return SizePlan.of(limit - beside, tokens, kv_shape(model.config), model.dtype)
+        except InputError as error:
+            raise InputError(f"max_bytes is {limit:,}, of which metadata takes about {beside:,}: {error}") from None
+
+    plan(METADATA)
+    with runs_by_ratio(run) as at_ratio:
+        # The ratio of the fewest buffer tokens: the data does not depend on it.
+        ratio = max(1.0, tokens / FEWEST)
+        first = replace(options, settings=settings.replace(ratio=ratio))
+        data_run = replace(at_ratio(ratio), checkpoint=None)
+        beside = METADATA + _question_bytes(Compilation.of(model, tokenizer, text, first, data_run, reporter))
+        while True:
+            chosen = plan(beside)
+            at = replace(options, settings=settings.replace(ratio=chosen.ratio))
+            memory = compile_once(model, tokenizer, text, at, at_ratio(chosen.ratio), reporter)
+            memory = replace(_smaller(model, tokenizer, memory, chosen.dtype, options, run), max_bytes=limit)
+            if memory.file_bytes <= limit:
+                return memory
+            beside = memory.file_bytes - memory.nbytes + SPARE
+
+
+def _question_bytes(compilation: Compilation) -> int:
+    """Bytes that a file's questions take, whose JSON is a string in another JSON. The data is made, if there is any."""
+    if not isinstance(compilation.options.compiler, TrainedCompiler):
+        return 0
+    return len(json.dumps(json.dumps(list(compilation.task.data().self_questions))))
+
+
+def _smaller(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    memory: Memory,
+    dtype: str | None,
+    options: CompileOptions,
+    run: Run,
+) -> Memory:
+    """The memory in ``dtype``, and what that costs if memories are measured."""
+    if dtype is None:
+        return memory
+    if not options.certify:
+        payload = quantize_payload(memory.kv_payload, dtype)
+        return replace(memory, payload=payload, quantization={"source_dtype": memory.dtype})
+    queries = options.queries if isinstance(options.queries, list) else None
+    return run.ranks.from_main(lambda: quantize(memory, dtype, model, tokenizer, queries))
