@@ -167,7 +167,7 @@ class Compilation:
             questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
             asking=data.asking if data else None,
             date=context.chat.date,
-            lineage=self.options.lineage,
+            **self.options.succession,
             distractors=list(self.among),
         )
         return memory.to(model.device, model.dtype)
