@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from .inference.asking import ask, prompt
     from .inference.monitor import Monitor
     from .memory.attachment import attach, attach_paged
+    from .memory.delta import Delta
     from .memory.exporters import export
     from .memory.memory import Memory
     from .memory.payload import KVPayload
+    from .memory.signing import sign, verify_signature
     from .modeling.fingerprint import fingerprint
     from .modeling.kv import KV
     from .pipeline.batch import compile_documents
@@ -41,6 +43,7 @@ __all__ = [
     "CompileTask",
     "Compiled",
     "Compiler",
+    "Delta",
     "DivergedError",
     "InputError",
     "KVPayload",
@@ -71,6 +74,8 @@ __all__ = [
     "read_questions",
     "register",
     "remove_checkpoint",
+    "sign",
+    "verify_signature",
 ]
 
 # The file of each public name.
@@ -80,6 +85,7 @@ _FILES = {
     "CompileTask": "compilers.base",
     "Compiled": "compilers.base",
     "Compiler": "compilers.base",
+    "Delta": "memory.delta",
     "DivergedError": "errors",
     "InputError": "errors",
     "KV": "modeling.kv",
@@ -111,6 +117,8 @@ _FILES = {
     "read_questions": "evaluation.certificate",
     "register": "compilers.registry",
     "remove_checkpoint": "utils.resumable",
+    "sign": "memory.signing",
+    "verify_signature": "memory.signing",
 }
 
 
