@@ -69,7 +69,7 @@ def write_key(path: str | os.PathLike) -> tuple[Path, Path]:
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
     private_path = Path(path)
-    public_path = private_path.with_name(private_path.name + PUBLIC_SUFFIX)
+    public_path = Path(os.fspath(path) + PUBLIC_SUFFIX)
     with os_errors(f"cannot write the key {private_path}"):
         if os.path.lexists(public_path):
             raise MemoryFileError(f"{public_path} is there already: name another file for the key")

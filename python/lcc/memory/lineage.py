@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from ..errors import InputError
-from ..utils.safe_json import finite_json
+from ..utils.safe_json import finite_json, parse_json
 from ..utils.values import check, quoted, require
 from ..utils.version import __version__
 
@@ -65,9 +66,10 @@ def succession(operation: str, settings: Mapping[str, Any], parents: Sequence[li
     Raises:
         InputError: the operation has no name, or JSON cannot say a setting.
     """
+    check("operation", operation, str)
     require(bool(operation), "operation", operation, "a word")
     try:
-        said = finite_json(dict(settings))
+        said = parse_json(json.dumps(finite_json(dict(settings))))
     except (TypeError, ValueError) as error:
         raise InputError(f"the settings of {quoted(operation)} are not what JSON can say: {error}") from error
     made = Made(operation=operation, parents=[first["digest"] for first, *_ in parents], settings=said,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # The name of the signatures in a file's header, the suffix of a file that holds them, and what they sign first.
 IN_HEADER, DETACHED_SUFFIX, FORMAT = "lcc-signature", ".sig", "lcc-signature-1"
 SIGNED_FORMATS = (*READABLE, DELTA_FORMAT)
+REMEDY = "save the memory anew and sign it, or move the .sig file away"
 # Longest file of detached signatures that is read, in bytes.
 LONGEST = 1 << 20
 
@@ -153,11 +154,11 @@ def _parsed(what: str, content: str | bytes) -> list[Signature]:
         rows = parse_json(content)
         check("signatures", rows, list[Signature])
     except JSONError as error:
-        raise MemoryFileError(f"{what} {error}") from error
+        raise MemoryFileError(f"{what} {error}: {REMEDY}") from error
     except InputError as error:
-        raise MemoryFileError(f"{what} holds no signatures: {error}") from error
+        raise MemoryFileError(f"{what} holds no signatures: {error}: {REMEDY}") from error
     return rows
 
 
 def _detached(path: Path) -> Path:
-    return path.with_name(path.name + DETACHED_SUFFIX)
+    return Path(os.fspath(path) + DETACHED_SUFFIX)

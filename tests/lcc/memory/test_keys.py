@@ -54,7 +54,7 @@ def test_a_key_is_secret_from_its_first_byte_and_replaces_nothing(tmp_path, monk
     content = private.read_bytes()
     (tmp_path / "taken.pub").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    for taken in ("key", "taken", "link"):
+    for taken in ("key", "taken", "link", "", ".."):
         with pytest.raises(lcc.MemoryFileError, match="is there already"):
             write_key(tmp_path / taken)
     assert private.read_bytes() == content

@@ -78,12 +78,13 @@ def test_a_step_that_changes_nothing_is_no_ancestor_of_its_own(first):
     after.check()
 
 
-@pytest.mark.parametrize("settings", [{"a": object()}, {"a": {1j}}])
+@pytest.mark.parametrize("settings", [{"a": object()}, {"a": {1j}}, {"a": "\ud800"}])
 def test_settings_are_json(first, settings):
     with pytest.raises(lcc.InputError, match="JSON"):
         first.succeeded_by("update", settings)
-    with pytest.raises(lcc.InputError, match="operation"):
-        first.succeeded_by("", {})
+    for operation in ("", 7, "\ud800"):
+        with pytest.raises(lcc.InputError, match="operation"):
+            first.succeeded_by(operation, {})
 
 
 def test_compilations_and_quantising_record_themselves(llama, tokenizer, text, fast):

@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 import lcc
 from lcc.cli import app as cli
+from lcc.cli import loading
 from lcc.memory import signing
 from lcc.memory.file_format import FORMAT
 from lcc.memory.keys import write_key
 from lcc.memory.signing import IN_HEADER, is_signed
+from lcc.serving import certifying
 from tests.support.forge import forge, places, replaced
 from tests.support.plain_memories import plain_memory
 
@@ -183,6 +185,19 @@ def test_saving_drops_the_signature(signed, pair, tmp_path):
     assert not is_signed(signed)
     with pytest.raises(lcc.MemoryFileError, match="is not signed"):
         lcc.Memory.load(signed, trusted=[pair[1]])
+
+
+def test_certify_says_that_the_signature_is_gone(signed, pair, monkeypatch):
+    row = {"engine": "e", "dtype": "float32", "date": "2026-01-02", "answers": 1, "same": 1, "changed": []}
+    monkeypatch.setattr(loading, "load_model", lambda *_: (None, None))
+    monkeypatch.setattr(certifying.ServedMemory, "version", "")
+    monkeypatch.setattr(certifying, "certify_served", lambda memory, *_, **__: replace(memory, served=[row]))
+    words = ["certify", str(signed), "--engine", "e"]
+    assert "its signature is gone: sign it again" in runner.invoke(cli.app, words).stdout
+    assert not is_signed(signed)
+    assert "signature" not in runner.invoke(cli.app, words).stdout
+    lcc.sign(signed, pair[0])
+    assert json.loads(runner.invoke(cli.app, [*words, "--json"]).stdout)["signature_dropped"] is True
 
 
 def test_a_detached_signature_of_an_older_state_is_refused_until_it_is_signed_again(memory, pair, tmp_path):
