@@ -74,7 +74,8 @@ def succession(operation: str, settings: Mapping[str, Any], parents: Sequence[li
         raise InputError(f"the settings of {quoted(operation)} are not what JSON can say: {error}") from error
     made = Made(operation=operation, parents=[first["digest"] for first, *_ in parents], settings=said,
                 version=__version__)  # fmt: skip
-    return Succession(made=made, lineage=_once_each([each for line in parents for each in line]))
+    once = _once_each([each for line in parents for each in line])
+    return Succession(made=made, lineage=_reached(made, once))
 
 
 def ancestor_digests(lineage: Sequence[Ancestor]) -> list[str]:
@@ -123,6 +124,16 @@ def check_lineage(made: Made, lineage: Sequence[Ancestor]) -> None:
             raise InputError(f"lineage says that {quoted(digest)} was made of what came after it")
     if missing := sorted(named - told):
         raise InputError(f"lineage has nothing on the parent {quoted(missing[0])}")
+
+
+def _reached(made: Made, lineage: Sequence[Ancestor]) -> list[Ancestor]:
+    """Without what a memory went through before it had the tensors of an ancestor again."""
+    named, kept = set(made["parents"]), []
+    for ancestor in lineage:
+        if ancestor["digest"] in named:
+            named |= set(ancestor["parents"])
+            kept.append(ancestor)
+    return kept
 
 
 def _once_each(lines: Sequence[Any]) -> list[Any]:

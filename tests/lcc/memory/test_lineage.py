@@ -8,11 +8,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import lcc
 from lcc.cli import app as cli
 from lcc.memory.ancestry import verify_lineage
+from lcc.memory.lineage import Ancestor, check_lineage, succession
 from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
 from lcc.utils.version import __version__
@@ -76,6 +79,36 @@ def test_a_step_that_changes_nothing_is_no_ancestor_of_its_own(first):
     after = step("update", {}, still)
     assert [each["digest"] for each in after.lineage] == [first.digest]
     after.check()
+
+
+def test_a_way_back_to_the_same_tensors_is_left_out(first):
+    there = step("update", {}, first)
+    back = replace(first, **there.succeeded_by("undo", {}))
+    assert (back.digest, len(back.lineage)) == (first.digest, 2)
+    after = step("merge", {}, back, there)
+    assert after.made["parents"] == [first.digest, there.digest]
+    assert [each["digest"] for each in after.lineage] == [there.digest, first.digest]
+    assert step("update", {}, back).lineage == first.with_ancestors()
+
+
+def test_tensors_that_were_made_in_two_ways(first):
+    one, other = (
+        step("a", {}, first),
+        step("b", {}, replace(first, payload=KVPayload(KV(-first.kv.keys, first.kv.values)))),
+    )
+    other = replace(one, made=other.made, lineage=other.lineage)
+    merged = step("merge", {}, one, other)
+    assert [each["operation"] for each in merged.lineage] == ["b", "compile"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.lists(st.integers(0, 99), max_size=3)), max_size=15))
+def test_whatever_is_made_of_whatever_a_reader_takes_it(steps):
+    """Tensors come again, and memories are made of several."""
+    lines = []
+    for digest, chosen in steps:
+        made = succession("x", {}, [lines[number % len(lines)] for number in chosen if lines])
+        check_lineage(**made)
+        lines.append([Ancestor(**made["made"], digest=digest, compiler={}, buffer_tokens=1), *made["lineage"]])
 
 
 @pytest.mark.parametrize("settings", [{"a": object()}, {"a": {1j}}, {"a": "\ud800"}])
