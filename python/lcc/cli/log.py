@@ -31,11 +31,15 @@ def log_command(memory: MemoryArgument, as_json: JsonOption = False) -> None:
         table.add_column(heading, overflow="fold")
     for row in rows:
         parents = ", ".join(shown(parent[:DIGITS]) for parent in row["parents"])
-        changed = ", ".join(f"{shown(name)} {shown(was)} → {shown(now)}" for name, (was, now) in row["changed"].items())
+        changed = ", ".join(_told(name, *values) for name, values in row["changed"].items())
         said = (row["buffer_tokens"], row["compiler"]["name"], row["version"])
         rest = ("-" if value is None else shown(value) for value in said)
         table.add_row(shown(row["operation"]), shown(row["digest"][:DIGITS]), parents or "the text", *rest, changed)
     Terminal().print(table)
+
+
+def _told(name: str, was: Any, now: Any) -> str:
+    return shown(f"{name} {now}" if was is None else f"{name} {was} → {now}")
 
 
 def history(memory: Memory) -> Iterator[dict[str, Any]]:

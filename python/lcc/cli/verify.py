@@ -43,7 +43,7 @@ def verify_command(
     if key:
         said.append(f"is signed by {', '.join(found['signed_by'])}")
     if lineage is not None:
-        said.append(f"has {found['ancestors']} ancestors, whose files say the same")
+        said.append(f"has a history that the files of its ancestors confirm ({found['ancestors']})")
     if "model" in found:
         said.append("belongs to this model")
     Terminal().print(f"{shown(memory)} {' and '.join(said)}", soft_wrap=True)
