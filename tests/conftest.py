@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lcc.data.samples import DistillationData
 from lcc.embedded_model import EMBEDDED
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.evaluation import certificate
+from lcc.evaluation import certificate, questions
 from lcc.pipeline import distillation
 from lcc.synthetic.people import document
 from tests.support.tiny_models import FAST, tiny_model
@@ -43,7 +43,7 @@ def tokenizer():
 def _short_certificates(monkeypatch):
     """Certificates of a few queries, and of tiny random models, which are sure of no answer."""
     monkeypatch.setattr(certificate, "GENERAL_QUERIES", 4)
-    monkeypatch.setattr(certificate, "SETTLED", 0.0)
+    monkeypatch.setattr(questions, "SETTLED", 0.0)
 
 
 @pytest.fixture

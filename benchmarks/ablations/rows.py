@@ -58,7 +58,7 @@ def bounds(plan: Plan) -> Bounds:
 
     def repeats(text: str, seen: str) -> float:
         reader = Reader(model, chat, prefill_chat(model, chat, seen), after_text=bool(seen))
-        return reader.accuracy(REPEAT_REQUEST, tuple(chat.ids(text)))
+        return reader.accuracy([REPEAT_REQUEST], [tuple(chat.ids(text))])
 
     full = statistics.fmean(repeats(text, text) for text in plan.texts)
     none = statistics.fmean(repeats(text, "") for text in plan.texts)

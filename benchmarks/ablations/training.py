@@ -24,6 +24,7 @@ from lcc.pipeline.identity import Identity
 from lcc.pipeline.settings import CompileSettings
 from lcc.text.context import build_context
 from lcc.text.prompts import REPEAT_REQUEST
+from lcc.training.run import TrainingRun
 from lcc.training.trainer import Trainer
 from lcc.utils.progress import Reporter
 from lcc.utils.random_state import seeded
@@ -47,7 +48,7 @@ def data_of(plan: Plan, text: str) -> DistillationData:
     """The document's samples, as many as any point takes: from the folder, or made now."""
     model, tokenizer = load()
     settings = plan.settings("three streams", {"general_queries": plan.most_queries})
-    context = build_context(model, tokenizer, text, settings.ratio, settings.data.max_response_tokens)
+    context = build_context(model, tokenizer, text, settings.ratio)
     identity = Identity.of(settings, LoraCompiler(), context, loaded_model(), plan.queries)
     data_cache = DataCache(plan.folder / "surrogates", identity.data, shared=True)
     return distillation_data(model, context, settings, plan.queries, data_cache, Reporter(False))
@@ -88,13 +89,13 @@ class Ablated(ReadingMethod):
     def repeats(self, context: str) -> float:
         """Share of the text's tokens predicted right after the request to repeat it, teacher-forced."""
         with self.reading(context) as (reader, _):
-            return reader.accuracy(REPEAT_REQUEST, tuple(reader.chat.ids(context)))
+            return reader.accuracy([REPEAT_REQUEST], [tuple(reader.chat.ids(context))])
 
     @contextmanager
     def reading(self, text: str) -> Iterator[tuple[Reader, float]]:
         """The trained buffer's reader, and the seconds of its training; the model is left as it came."""
         settings = self.settings
-        context = build_context(self.model, self.tokenizer, text, settings.ratio, settings.data.max_response_tokens)
+        context = build_context(self.model, self.tokenizer, text, settings.ratio)
         with (
             seeded(self.model.device, settings.seed),
             LoraCompiler().trainable(self.model, context, settings.compiler, settings.seed) as memory,
@@ -113,7 +114,7 @@ class Ablated(ReadingMethod):
             samples = share(data_of(self.plan, text), self.settings)
             settings = self.settings
             trainer = Trainer(memory, samples, settings.training, settings.execution, settings.seed)
-            trainer.run(Reporter(False), settings.training.steps)
+            TrainingRun([trainer]).finish(Reporter(False), settings.training.steps)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_tensors(path, TRAINED, parameters, {"seconds": trainer.seconds})
         stored, metadata = load_tensors(path, TRAINED)

@@ -42,6 +42,7 @@ from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.checkpoint import Checkpoint
 from lcc.training.loss import held_out_kl
+from lcc.training.run import TrainingRun
 from lcc.training.settings import ExecutionSettings, TrainingSettings
 from lcc.training.trainable import TrainableMemory
 from lcc.training.trainer import Trainer
@@ -101,7 +102,7 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     recipe, overrides = RUNS[run]
     settings = make_settings(recipe, seed=seed, patience=0, **overrides)
     doc = document(random.Random(DEMO + number), PEOPLE, ATTRIBUTES)
-    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
+    context = build_context(model, tokenizer, doc.text, settings.ratio)
     settings, queries = settings.for_text(len(context.context_ids)), load_queries()
     compiler = LoraCompiler()
     identity = Identity.of(settings, compiler, context, fingerprint(model, tokenizer), queries)
@@ -117,8 +118,8 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
                 cache.save(data)
             prepared = time.monotonic() - began
             exam = Exam.of(model, context, text_kv, doc, number)
-        trainer = Trainer(memory, data, settings.training, settings.execution, seed, checkpoint)
-        climb(trainer, exam)
+        trainer = Trainer(memory, data, settings.training, settings.execution, seed)
+        climb(TrainingRun([trainer], checkpoint), exam)
     remove_checkpoint(folder)
     return {
         "run": run,
@@ -133,8 +134,9 @@ def measure(model, tokenizer, run: str, number: int, seed: int, folder: Path) ->
     }
 
 
-def climb(trainer: Trainer, exam: Exam, points: int = POINTS) -> None:
-    """Optimise to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
+def climb(run: TrainingRun, exam: Exam, points: int = POINTS) -> None:
+    """Optimise one memory to the end; some ``points`` grades on the way go into the curve and its checkpoint."""
+    (trainer,) = run.trainers
     steps = trainer.training.steps
     every = max(1, steps // points)
     while trainer.step < steps:
@@ -143,7 +145,7 @@ def climb(trainer: Trainer, exam: Exam, points: int = POINTS) -> None:
             point = {"step": trainer.step, "seconds": trainer.seconds, "loss": loss}
             grade = exam.grade(trainer.memory, trainer.training, trainer.execution)
             trainer.curve.append({name: round(value, 6) for name, value in (point | grade).items()})
-            trainer.save()
+            run.save()
 
 
 def first_step(points: list[dict], target: float) -> int | None:

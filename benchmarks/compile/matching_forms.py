@@ -26,7 +26,7 @@ import torch
 from benchmarks.common.environment import describe
 from benchmarks.common.results_file import Row
 from benchmarks.common.sweep import Sweep
-from benchmarks.compile.starts import ANSWER_TOKENS, Exam
+from benchmarks.compile.starts import Exam
 from benchmarks.fidelity.methods import ragged_matching
 from benchmarks.fidelity.methods.biased_attention import attending_with
 from benchmarks.fidelity.methods.ragged_matching import Budgets, Matching, by_head, uniform
@@ -75,7 +75,7 @@ class Text:
 
     def __init__(self, number: int, ratio: float):
         self.number, self.exam = number, Exam(str(number))
-        self.context = build_context(self.exam.model, self.exam.tokenizer, self.exam.subject.text, ratio, ANSWER_TOKENS)
+        self.context = build_context(self.exam.model, self.exam.tokenizer, self.exam.subject.text, ratio)
 
     def matching(self, form: Form) -> Matching:
         """The text's K and V, not matched yet."""
@@ -95,9 +95,7 @@ class Text:
 def asked_of_itself(number: int) -> list[Completion]:
     """What the model asks itself about a document, as far as it is read."""
     exam, settings = Exam(str(number)), make_settings("fast")
-    context = build_context(
-        exam.model, exam.tokenizer, exam.subject.text, settings.ratio, settings.data.max_response_tokens
-    )
+    context = build_context(exam.model, exam.tokenizer, exam.subject.text, settings.ratio)
     settings = settings.for_text(len(context.context_ids))
     queries = load_queries(None, exam.tokenizer)
     data = distillation_data(exam.model, context, settings, queries, None, Reporter(False))

@@ -120,7 +120,7 @@ def _context(model: PreTrainedModel, arguments: argparse.Namespace) -> Context:
     rng, text = random.Random(arguments.seed), ""
     while len(tokenizer(text).input_ids) < arguments.context:
         text += " " + document(rng, people=5, attributes=7).text
-    short = build_context(model, tokenizer, text[:400], 1, 1)
+    short = build_context(model, tokenizer, text[:400], 1)
     ids = tuple(tokenizer(text).input_ids[: arguments.context])
     return replace(short, context_ids=ids, buffer=-(-len(ids) // arguments.ratio))
 

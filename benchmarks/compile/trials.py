@@ -33,6 +33,7 @@ from lcc.synthetic.seeds import DEMO
 from lcc.text.context import Context, build_context
 from lcc.text.queries import load_queries
 from lcc.training.loss import held_out_kl
+from lcc.training.run import TrainingRun
 from lcc.training.settings import ExecutionSettings, TrainingSettings
 from lcc.training.trainable import TrainableMemory
 from lcc.training.trainer import Trainer
@@ -156,7 +157,7 @@ class WatchedExam(Exam):
 def prepare(model, tokenizer, number: int, settings: CompileSettings) -> tuple[Context, DistillationData, WatchedExam]:
     """A document's samples and exam, the same for all trials."""
     doc = document(random.Random(DEMO + number), curve.PEOPLE, curve.ATTRIBUTES)
-    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
+    context = build_context(model, tokenizer, doc.text, settings.ratio)
     torch.manual_seed(settings.seed)
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
         text_kv = prefill(model, context.context_ids, memory.prefix)
@@ -173,7 +174,7 @@ def measure(
     torch.manual_seed(settings.seed)
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as memory:
         trainer = TrialTrainer(memory, data, settings, TRIALS[name])
-        climb(trainer, exam, GRADES)
+        climb(TrainingRun([trainer]), exam, GRADES)
     return {"trial": name, "settings": settings.flat(), "points": trainer.curve, **describe()}
 
 

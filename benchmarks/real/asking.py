@@ -92,7 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model, tokenizer = load_model(arguments.model)
     settings = make_settings(self_study_questions=arguments.questions, general_queries=0, precision=arguments.precision)
-    context = build_context(model, tokenizer, load_story(arguments.story).text, 8, settings.data.max_response_tokens)
+    context = build_context(model, tokenizer, load_story(arguments.story).text, 8)
     model = share_weights(model)
     row: Row = {"story": arguments.story, "tokens": len(context.context_ids), "questions": arguments.questions}
     row |= step(model, context, settings) | asking(model, tokenizer, context, settings) | describe()

@@ -118,7 +118,7 @@ def compile_streams(
         unread: the layers in which questions do not read the text.
     """
     settings, asked = streams.settings(seed), streams.facts(doc, seed)
-    context = build_context(model, tokenizer, doc.text, settings.ratio, settings.data.max_response_tokens)
+    context = build_context(model, tokenizer, doc.text, settings.ratio)
     torch.manual_seed(seed)
     lora = settings.compiler
     with lora_model(model, lora.rank, lora.alpha, lora.targets) as layers:

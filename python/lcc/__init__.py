@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .compilers.base import BaseCompiler, Compiled, Compiler, CompileTask, TrainedCompiler
     from .compilers.registry import register
     from .errors import DivergedError, InputError, LCCError, MemoryFileError, MismatchError, TargetError
-    from .evaluation.certificate import read_questions
     from .evaluation.quantization_cost import quantize
+    from .evaluation.questions import read_questions
     from .inference.asking import ask, prompt
     from .inference.monitor import Monitor
     from .memory.attachment import attach, attach_paged
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from .modeling.kv import KV
     from .pipeline.batch import compile_documents
     from .pipeline.compile import compile
-    from .pipeline.plan import Plan, plan
+    from .pipeline.plan import plan
+    from .pipeline.plan_figures import Plan
     from .pipeline.settings import CompileSettings
     from .text.queries import load_queries
     from .training.trainable import TrainableMemory
@@ -96,7 +97,7 @@ _FILES = {
     "MemoryFileError": "errors",
     "MismatchError": "errors",
     "Monitor": "inference.monitor",
-    "Plan": "pipeline.plan",
+    "Plan": "pipeline.plan_figures",
     "Reporter": "utils.progress",
     "SettingsGroup": "utils.settings",
     "TargetError": "errors",
@@ -114,7 +115,7 @@ _FILES = {
     "plan": "pipeline.plan",
     "prompt": "inference.asking",
     "quantize": "evaluation.quantization_cost",
-    "read_questions": "evaluation.certificate",
+    "read_questions": "evaluation.questions",
     "register": "compilers.registry",
     "remove_checkpoint": "utils.resumable",
     "sign": "memory.signing",

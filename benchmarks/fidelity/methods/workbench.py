@@ -132,8 +132,7 @@ class PeerMethod(ReadingMethod):
 
     def context_of(self, text: str) -> Context:
         """The text's tokens, and K."""
-        tokens = self.settings.data.max_response_tokens
-        return build_context(self.model, self.tokenizer, text, self.settings.ratio, tokens)
+        return build_context(self.model, self.tokenizer, text, self.settings.ratio)
 
     def distillation_data(self, context: Context) -> DistillationData:
         """The data that all methods share: from its folder, or made now."""

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from ..memory.memory import Memory
 from ..pipeline.batch import Outcome
-from ..pipeline.plan import Plan
+from ..pipeline.plan_figures import Plan
 from ..synthetic.people import Document
 from ..utils.device_memory import gibibytes
 from ..utils.terminal import Terminal, shown
@@ -209,7 +209,9 @@ def show_plan(plan: Plan, source: str) -> None:
     table = Table(title=shown(source), show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("tokens", f"{plan.text_tokens} text, {plan.buffer_tokens} buffer, {plan.prefix_tokens} prefix")
+    split = f", in {plan.sections} sections" if plan.sections > 1 else ""
+    tokens = f"{plan.text_tokens} text, {plan.buffer_tokens} buffer, {plan.prefix_tokens} prefix{split}"
+    table.add_row("tokens", tokens)
     table.add_row("teacher", f"{plan.queries} answers of about {plan.response_tokens:g} tokens")
     table.add_row("steps", f"{plan.steps} at most, of {plan.step_tokens} tokens")
     table.add_row("FLOPs", f"{plan.step_flops:.3g} a step, {plan.total_flops:.3g} in all")
@@ -230,6 +232,8 @@ def show_plan(plan: Plan, source: str) -> None:
 
 
 def _probed(plan: Plan) -> str:
+    if plan.sections > 1:
+        return "a few steps of the longest section timed"
     if plan.probed_tokens == plan.text_tokens:
         return "a few steps timed"
     return f"timed on the first {plan.probed_tokens} tokens"

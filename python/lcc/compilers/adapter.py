@@ -109,6 +109,7 @@ class AdapterCompiler(TrainedCompiler):
     goes_on: ClassVar[bool] = False
     among: ClassVar[bool] = False
     by_ratio: ClassVar[bool] = False
+    in_sections: ClassVar[bool] = False
 
     @contextmanager
     def trainable(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from ..data.samples import DistillationData
 from ..memory.payload import KVPayload, Payload
 from ..modeling.kv import KV
+from ..modeling.model_copy import private_copy
 from ..text.context import Context
 from ..training.checkpoint import Checkpoint
 from ..training.distractors import Distractor
 from ..training.execution import autocast
 from ..training.settings import ExecutionSettings, TrainingSettings
-from ..training.train import seconds_taken, train
+from ..training.train import seconds_taken, train, train_together
 from ..training.trainable import TrainableMemory
 from ..training.trainer import Curve
 from ..utils.distributed import ALONE, Ranks
@@ -35,14 +36,16 @@ class CompileTask:
         model: frozen, in eval mode, private to this compilation. Leave it as it came.
         context: the text's tokens, the chat around it, and K, the number of buffer tokens.
         settings: the compiler's own ``Settings``.
-        data: the distillation data, made or found at the first call. The certificate then asks nothing that is trained
-            on, and measures what is held out. A compiler without need of data never calls it.
+        data: the distillation data, made or found at the first call; ``SectionedData`` for a text in sections. The
+            certificate then asks nothing that is trained on, and measures what is held out. A compiler without need of
+            data never calls it.
         seed: torch is seeded with it already.
         checkpoint: where the state of the optimisation is kept every ``checkpoint_every`` steps. None: nowhere.
         ranks: the processes that compile this text together.
         start: K and V of K tokens, keys unrotated, to go on from: only for compilers that say ``goes_on``.
         distractors: memories of other texts to train among: only for compilers that say ``among``.
         on_better: called with what would be returned whenever a compiler that trains has something better.
+        sections: a text that is compiled in sections: their contexts. Only for compilers that say ``in_sections``.
     """
 
     model: PreTrainedModel
@@ -59,6 +62,7 @@ class CompileTask:
     start: KV | None = None
     distractors: tuple[Distractor, ...] = ()
     on_better: Callable[[Compiled], None] | None = None
+    sections: tuple[Context, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class BaseCompiler(ABC):
         goes_on: it takes ``CompileTask.start``.
         among: it takes ``CompileTask.distractors``.
         by_ratio: its memories have as many tokens as the ratio says.
+        in_sections: it takes ``CompileTask.sections``.
     """
 
     name: ClassVar[str]
@@ -117,6 +122,7 @@ class BaseCompiler(ABC):
     goes_on: ClassVar[bool] = False
     among: ClassVar[bool] = False
     by_ratio: ClassVar[bool] = True
+    in_sections: ClassVar[bool] = False
 
     def fingerprint(self) -> dict[str, str]:
         """No learned weights."""
@@ -132,6 +138,7 @@ class TrainedCompiler(BaseCompiler):
 
     goes_on: ClassVar[bool] = True
     among: ClassVar[bool] = True
+    in_sections: ClassVar[bool] = True
 
     @abstractmethod
     def trainable(
@@ -155,6 +162,8 @@ class TrainedCompiler(BaseCompiler):
             MismatchError: the checkpoint folder belongs to another compilation.
             MemoryFileError: a checkpoint cannot be read or written.
         """
+        if task.sections:
+            return self._compile_sections(task)
 
         def compiled(tensors: dict[str, torch.Tensor], curve: Curve) -> Compiled:
             return Compiled(self.payload(tensors, task.settings), tuple(curve))
@@ -172,6 +181,24 @@ class TrainedCompiler(BaseCompiler):
                 task.checkpoint_every, task.ranks, task.start, task.on_better and better, task.distractors,
             )  # fmt: skip
         return compiled(tensors, curve)
+
+    def _compile_sections(self, task: CompileTask) -> Compiled:
+        """The sections' memories in a row. Each is trained in a copy of the model, over the same weights."""
+        data: Any = task.data()
+        with ExitStack() as stack:
+            memories = [
+                stack.enter_context(
+                    self.trainable(private_copy(task.model), section, task.settings, task.seed + number)
+                )
+                for number, section in enumerate(task.sections)
+            ]
+            stack.enter_context(autocast(task.model, task.execution))
+            tensors, curve = train_together(
+                memories, data, task.training, task.execution, task.seed, task.reporter,
+                task.checkpoint, task.checkpoint_every, task.ranks,
+            )  # fmt: skip
+        rows = {name: torch.cat([one[name] for one in tensors], 2) for name in ("keys", "values")}
+        return Compiled(self.payload(rows, task.settings), tuple(curve))
 
     def seconds_taken(self, task: CompileTask) -> tuple[float, float]:
         """Seconds of an optimiser step and of a measurement on the task's data; nothing is kept of them."""

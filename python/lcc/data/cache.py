@@ -79,8 +79,11 @@ class DataCache:
         if self.file.ranks.main:
             self.parts.clear()
 
-    def load(self, device: torch.device, budget: float = math.inf) -> DistillationData | None:
+    def load(self, device: torch.device, budget: float = math.inf, repeats: bool = True) -> DistillationData | None:
         """The samples that an earlier run wrote, or None; see ``unpack``.
+
+        Args:
+            repeats: the reconstruction has a sample.
 
         Raises:
             MemoryFileError, MismatchError: the file is damaged, or of other data.
@@ -89,7 +92,9 @@ class DataCache:
         if stored is None:
             return None
         with sound(self.file.path):
-            return unpack(*stored, device, budget)
+            data = unpack(*stored, device, budget)
+            require(bool(data.reconstruction) >= repeats, "samples of the reconstruction", 0, "at least one")
+            return data
 
 
 def pack(data: DistillationData) -> Stored:
@@ -123,6 +128,5 @@ def unpack(
     reconstruction = tuple(sample for sample in samples if sample.stream == "reconstruction")
     queries = tuple(sample for sample in samples if sample.stream != "reconstruction")
     train = metadata["train"]
-    require(len(reconstruction) > 0, "samples of the reconstruction", 0, "at least one")
     require(0 <= train <= len(queries), "train", train, "no more than there are queries")
     return DistillationData(reconstruction, queries[:train], queries[train:], metadata["asking"])

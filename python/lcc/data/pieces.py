@@ -43,12 +43,27 @@ def consecutive_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], l
     The pieces are as many as ``length`` goes into the text, to the nearest number, and alike in length.
     """
     count = round(len(ids) / length) if length else 1
+    return [ids[start:stop] for start, stop in pairwise(even_bounds(tokenizer, ids, count))]
+
+
+def even_bounds(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], count: int) -> list[int]:
+    """Where ``count`` pieces of whole sentences, alike in length, begin, and where the last one ends.
+
+    A sentence that is longer than a quarter of a piece may be cut. A piece has a quarter more tokens than another at
+    most.
+    """
     if count <= 1:
-        return [ids]
-    starts = _sentence_starts(tokenizer, ids, max(1, length // 4))
-    cuts = [min(starts, key=lambda start: abs(start - number * len(ids) / count)) for number in range(1, count)]
-    bounds = sorted({0, *cuts, len(ids)})
-    return [ids[start:stop] for start, stop in pairwise(bounds)]
+        return [0, len(ids)]
+    length = len(ids) / count
+    starts = _sentence_starts(tokenizer, ids, max(1, int(length) // 4))
+    cuts = [min(starts, key=lambda start: abs(start - number * length)) for number in range(1, count)]
+    return sorted({0, *cuts, len(ids)})
+
+
+def sentence_start(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], first: int, last: int) -> int:
+    """The first place from ``first`` to ``last`` where a sentence begins; ``last`` if none does."""
+    before = range(max(first, 1), last)
+    return next((place for place in before if _END.search(tokenizer.decode([ids[place - 1]]))), last)
 
 
 def _sentence_starts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], longest: int) -> list[int]:

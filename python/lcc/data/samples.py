@@ -10,7 +10,7 @@ import torch
 from ..modeling.scoring import Completion
 from ..text.chat_format import Query
 
-STREAMS = ("reconstruction", "general", "self_study", "distractors")
+STREAMS = ("reconstruction", "general", "self_study", "distractors", "across")
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,46 @@ class DistillationData:
     def self_questions(self) -> frozenset[Query]:
         """The questions that the model asked itself, held-out ones included."""
         return frozenset(s.query for s in self.train + self.held_out if s.stream == "self_study")
+
+
+@dataclass(frozen=True)
+class Across:
+    """Questions for which the model has to read two sections of a text.
+
+    Attributes:
+        pair: the numbers of the sections, in the text's order.
+        train, held_out: samples of the stream ``across``; the teacher has read the two sections.
+    """
+
+    pair: tuple[int, int]
+    train: tuple[Sample, ...]
+    held_out: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class SectionedData:
+    """The distillation data of a text in sections: of each section, and across pairs of them."""
+
+    sections: tuple[DistillationData, ...]
+    across: tuple[Across, ...] = ()
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All of them but the reconstruction."""
+        trained = [sample for own in self.sections for sample in (*own.train, *own.held_out)]
+        return trained + [sample for own in self.across for sample in (*own.train, *own.held_out)]
+
+    @property
+    def asking(self) -> dict[str, Any] | None:
+        """What came of asking itself about all sections; None if the model did not."""
+        results = [own.asking for own in self.sections if own.asking]
+        if not results:
+            return None
+        counts = {name: sum(one[name] for one in results) for name in results[0] if name != "asker"}
+        return {"asker": results[0]["asker"]} | counts
+
+    @property
+    def self_questions(self) -> frozenset[Query]:
+        """The questions that the model asked itself, held-out ones included."""
+        questions = [data.self_questions for data in self.sections]
+        return frozenset().union(*questions, (s.query for one in self.across for s in one.train + one.held_out))

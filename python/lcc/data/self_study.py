@@ -5,8 +5,8 @@ about the whole text at once a model keeps coming back to the same few facts. Of
 or count, half are asked about longer pieces and half about the whole text; and a conversation needs answers.
 
 A question is kept if it came to an end, is new, and is about the text: the teacher answers it otherwise without the
-text. (One that goes on from an answer is about what that is about.) So asking goes on in rounds, and each round asks as
-often as the kept share of the rounds before makes likely.
+text, and no otherwise with another section of it. (One that goes on from an answer is about what that is about.) So
+asking goes on in rounds, and each round asks as often as the kept share of the rounds before makes likely.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..modeling.decoding import Prompt, Sampling
 from ..modeling.kv import KV
 from ..text.chat_format import Query, turns_of
+from ..text.context import Context
 from ..utils.progress import Report
 from ..utils.settings import AUTO
 from .askers import FOLLOW_UP, HARD, PLAIN, Asker, usable_askers
@@ -38,6 +39,9 @@ MOST, ROUNDS, BARREN, SATURATED = 64, 12, 3, 1 / 8
 TRIAL, TRIAL_PIECES = 4, 6
 # More is asked than is missing, by this factor: a round for the few that still miss costs more.
 SPARE = 1.1
+# A question about a section is about that alone if another section beside it changes the answer by so much at most, in
+# nats a token: counts of all people in the text, for one, are told by no section.
+UNMOVED = 0.5
 # Pieces of text for hard questions, in pieces for plain ones.
 HARD_PIECES = 2
 # Turns of the longest conversation.
@@ -81,16 +85,16 @@ def self_study(
     Raises:
         InputError: ``self_study_asker`` is none that can ask with this tokenizer.
     """
-    asker = _chosen_asker(teacher, settings, seed)
-    study = _SelfStudy(teacher, settings, asker, seed, report)
+    asker = chosen_asker(teacher, settings, seed)
+    study = SelfStudy(teacher, settings, asker, seed, report)
     total, length = settings.asked, settings.self_study_piece
     hard, follow_ups = int(total * settings.self_study_hard), int(total * settings.self_study_follow_ups)
-    pieces = _pieces(teacher, asker, length)
-    longer = _pieces(teacher, asker, HARD_PIECES * length)
+    pieces = pieces_of(teacher.context, asker, length)
+    longer = pieces_of(teacher.context, asker, HARD_PIECES * length)
 
     plain = study.gather(PLAIN, pieces, total - hard - follow_ups)
     hard_ones = study.gather(HARD, longer, hard // 2)
-    hard_ones |= study.gather(HARD, [_Part("text")], hard - len(hard_ones))
+    hard_ones |= study.gather(HARD, [Part("text")], hard - len(hard_ones))
     samples = _weighted(plain) + _weighted(hard_ones)
     starts = [found.sample for found in plain.values()]
     for turn in range(1, TURNS):
@@ -103,7 +107,7 @@ def self_study(
 
 
 @dataclass
-class _Found:
+class Found:
     """A question that is kept, and how often it was sampled."""
 
     sample: Sample
@@ -111,7 +115,7 @@ class _Found:
 
 
 @dataclass
-class _Part:
+class Part:
     """What questions are asked about.
 
     Attributes:
@@ -129,19 +133,20 @@ class _Part:
     barren: int = 0
 
 
-def _pieces(teacher: Teacher, asker: Asker, length: int) -> list[_Part]:
-    ids = teacher.context.context_ids
+def pieces_of(context: Context, asker: Asker, length: int) -> list[Part]:
+    """The pieces of a text that ``asker`` is shown one at a time, about ``length`` tokens each."""
+    ids = context.context_ids
     whole = asker.whole_sentences
-    pieces = sentence_pieces(teacher.chat.tokenizer, ids, length) if whole else text_pieces(ids, length)
-    return [_Part(str(number), tuple(piece)) for number, piece in enumerate(pieces)]
+    pieces = sentence_pieces(context.chat.tokenizer, ids, length) if whole else text_pieces(ids, length)
+    return [Part(str(number), tuple(piece)) for number, piece in enumerate(pieces)]
 
 
-def _query(part: _Part, text: str) -> Query:
+def _query(part: Part, text: str) -> Query:
     """The question, behind the conversation that it goes on from."""
     return (*part.so_far, text) if part.so_far and text else text
 
 
-def _weighted(found: Mapping[Query, _Found]) -> list[Sample]:
+def _weighted(found: Mapping[Query, Found]) -> list[Sample]:
     """The samples with weights sqrt(times sampled), normalised to mean 1 within a kind of question.
 
     Rare kinds (counting) keep their share beside common ones (joins).
@@ -150,7 +155,7 @@ def _weighted(found: Mapping[Query, _Found]) -> list[Sample]:
     return [replace(each.sample, weight=math.sqrt(each.times) / mean) for each in found.values()]
 
 
-def _chosen_asker(teacher: Teacher, settings: DataSettings, seed: int) -> Asker:
+def chosen_asker(teacher: Teacher, settings: DataSettings, seed: int) -> Asker:
     """The asker that is set, or of those that can ask the one with the largest share of samples that are kept."""
     usable = {asker.name: asker for asker in usable_askers(teacher.chat, teacher.ends)}
     wanted = settings.self_study_asker
@@ -166,16 +171,16 @@ def _chosen_asker(teacher: Teacher, settings: DataSettings, seed: int) -> Asker:
 
 def _tried(teacher: Teacher, settings: DataSettings, asker: Asker, seed: int) -> int:
     """How many of the first samples about a few pieces are kept."""
-    study = _SelfStudy(teacher, settings, asker, seed, lambda *_: None)
-    pieces = _pieces(teacher, asker, settings.self_study_piece)
+    study = SelfStudy(teacher, settings, asker, seed, lambda *_: None)
+    pieces = pieces_of(teacher.context, asker, settings.self_study_piece)
     some = pieces[:: max(1, len(pieces) // TRIAL_PIECES)][:TRIAL_PIECES]
-    found: dict[Query, _Found] = {}
+    found: dict[Query, Found] = {}
     study.round(PLAIN, some, TRIAL, found, TRIAL * len(some))
     return len(found)
 
 
 @dataclass
-class _SelfStudy:
+class SelfStudy:
     """A teacher that asks itself by one asker."""
 
     teacher: Teacher
@@ -192,9 +197,9 @@ class _SelfStudy:
         self._begun: Counter[str] = Counter()
         self._rng = random.Random(self.seed)
 
-    def gather(self, kind: str, parts: Sequence[_Part], wanted: int) -> dict[Query, _Found]:
+    def gather(self, kind: str, parts: Sequence[Part], wanted: int) -> dict[Query, Found]:
         """Up to ``wanted`` questions that are kept, about as many of each part."""
-        found: dict[Query, _Found] = {}
+        found: dict[Query, Found] = {}
         sampled = self.result.sampled
         alive = list(parts)
         for _ in range(ROUNDS):
@@ -206,7 +211,7 @@ class _SelfStudy:
             alive = [part for part in alive if part.barren < BARREN]
         return found
 
-    def round(self, kind: str, parts: Sequence[_Part], count: int, found: dict[Query, _Found], wanted: int) -> None:
+    def round(self, kind: str, parts: Sequence[Part], count: int, found: dict[Query, Found], wanted: int) -> None:
         """Ask ``count`` times about each part; adds what is kept to ``found``, until there are ``wanted``."""
         self._show()
         written = self._sample(kind, parts, count)
@@ -215,7 +220,7 @@ class _SelfStudy:
             found[query].times += times[query]
         about = self._about_the_text(kind, [query for query in times if query not in self._known])
         for query in list(about)[: wanted - len(found)]:
-            found[query] = _Found(about[query], times[query])
+            found[query] = Found(about[query], times[query])
             self.result.kept += 1
         asked_of = Counter(part.name for part, query in written if query)
         new_of = Counter(part.name for part, query in written if query in about)
@@ -224,17 +229,17 @@ class _SelfStudy:
             part.barren = 0 if fruitful else part.barren + 1
         self._show()
 
-    def conversations(self, starts: Sequence[Sample], wanted: int) -> list[_Part]:
+    def conversations(self, starts: Sequence[Sample], wanted: int) -> list[Part]:
         """Conversations to go on from: question and answer of samples whose answer came to an end."""
         ended = [sample for sample in starts if len(sample.response_ids) <= self.teacher.longest]
         chosen = islice(cycle(self._rng.sample(ended, len(ended))), wanted)
         turns = [(*turns_of(s.query), self.teacher.text_of(s.response_ids[:-1])) for s in chosen]
-        return [_Part(f"{number} {'|'.join(so_far)}", None, so_far) for number, so_far in enumerate(turns)]
+        return [Part(f"{number} {'|'.join(so_far)}", None, so_far) for number, so_far in enumerate(turns)]
 
-    def _sample(self, kind: str, parts: Sequence[_Part], count: int) -> list[tuple[_Part, Query]]:
+    def _sample(self, kind: str, parts: Sequence[Part], count: int) -> list[tuple[Part, Query]]:
         """What is asked about each part, those of all parts in turn; empty where no question came of it."""
         visible = self._visible(parts[0].piece is None)
-        asked: list[tuple[_Part, int]] = []
+        asked: list[tuple[Part, int]] = []
         prompts: dict[tuple[str, int], Prompt] = {}
         for one, (place, part) in product(range(count), enumerate(parts)):
             number = part.sampled + one
@@ -278,9 +283,10 @@ class _SelfStudy:
         self.result.distinct += len(queries)
         self._known.update(queries)
         samples = self.teacher.answer("self_study", dict.fromkeys(queries, 1.0), self._show)
-        about = {sample.query: sample for sample in samples}
+        unmoved = [s for s, kl in zip(samples, self.teacher.wider_kl(samples), strict=True) if kl <= UNMOVED]
+        about = {sample.query: sample for sample in unmoved}
         if kind != FOLLOW_UP:
-            divergence, least = self.teacher.text_kl(samples), self.settings.self_study_min_kl
-            about = {sample.query: sample for sample, kl in zip(samples, divergence, strict=True) if kl >= least}
+            divergence, least = self.teacher.text_kl(unmoved), self.settings.self_study_min_kl
+            about = {sample.query: sample for sample, kl in zip(unmoved, divergence, strict=True) if kl >= least}
         self.result.about += len(about)
         return about

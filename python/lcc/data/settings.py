@@ -19,6 +19,11 @@ class DataSettings(SettingsGroup):
     """Settings of the distillation data (LCC section 3.4). Compilations that agree in these can share their data.
 
     Attributes:
+        section_tokens: tokens of a section at most. A text of more is compiled in sections that overlap, each with
+            buffer tokens of its own, which are trained together. ``auto``: the whole text if the model's window has
+            room for it; else sections of which it reads two at once. 0: never in sections.
+        section_overlap: tokens of the section before that a section begins with, about.
+        across_questions: of a pair of sections: questions for which the model has to read both.
         reconstruction_piece: tokens of text that the model repeats in a step, about: a long text is repeated piece by
             piece. 0: the whole text at once. ``auto``: 256, or 0 with a tokenizer that lacks the words to say where a
             piece begins.
@@ -40,6 +45,9 @@ class DataSettings(SettingsGroup):
             By default they are plain text.
     """
 
+    section_tokens: int | Literal["auto"] = AUTO
+    section_overlap: int = 48
+    across_questions: int = 64
     reconstruction_piece: int | Literal["auto"] = AUTO
     general_queries: int = 600
     self_study_questions: int | Literal["auto"] = 2000
@@ -68,9 +76,11 @@ class DataSettings(SettingsGroup):
         """Refuse what is out of range."""
         self.require_count("max_response_tokens")
         self.require_more_than(COLDEST, "self_study_temperature")
-        self.require_not_negative("general_queries", "self_study_piece", "self_study_min_kl")
+        self.require_not_negative(
+            "general_queries", "self_study_piece", "self_study_min_kl", "section_overlap", "across_questions"
+        )
         self.require_share("held_out")
-        for name in ("reconstruction_piece", "self_study_questions"):
+        for name in ("section_tokens", "reconstruction_piece", "self_study_questions"):
             value = getattr(self, name)
             require(value == AUTO or int(value) >= 0, name, value, "auto, or 0 or more")
         shares = (self.self_study_hard, self.self_study_follow_ups)

@@ -38,6 +38,7 @@ def synthesize(
     report: Report,
     states: TeacherStates,
     parts: Parts | None = None,
+    wider: KV | None = None,
 ) -> DistillationData:
     """Draw the queries, let the model ask its own, and let the teacher respond.
 
@@ -47,13 +48,14 @@ def synthesize(
         queries: context-agnostic queries to draw from; or ``SELF``.
         states: holds the teacher's hidden states.
         parts: where what the model writes is kept, for a run that goes on.
+        wider: see ``Teacher``.
 
     Raises:
         InputError: a general query is too long for the model's window.
         MemoryFileError: teacher states fit neither into memory nor on disk.
     """
     rng = random.Random(seed)
-    teacher = Teacher(model, context, text_kv, settings.max_response_tokens, states, parts)
+    teacher = Teacher(model, context, text_kv, settings.max_response_tokens, states, parts, wider=wider)
     if queries == SELF:
         general = own_queries(teacher, settings.general_queries, seed, report)
     else:
@@ -68,7 +70,7 @@ def synthesize(
         samples += asked
     reconstruction = tuple(teacher.taught(repetitions(context, settings)))
     rng.shuffle(samples)
-    held_out = _hold_out(samples, settings.held_out)
+    held_out = hold_out(samples, settings.held_out)
     train = tuple(sample for sample in samples if sample not in held_out)
     return DistillationData(reconstruction, train, tuple(held_out), asking)
 
@@ -86,7 +88,7 @@ def _check_general(
     check_window(model, end, "text, memory and the longest general query", "leave long queries out")
 
 
-def _hold_out(samples: Sequence[Sample], share: float) -> list[Sample]:
+def hold_out(samples: Sequence[Sample], share: float) -> list[Sample]:
     """The first ``share`` of each stream's samples; of self-study first those whose response another sample trains."""
     held_out: list[Sample] = []
     for stream in STREAMS:

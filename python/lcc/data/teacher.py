@@ -32,6 +32,10 @@ class Teacher:
         longest: tokens of a response, at most.
         states: holds its hidden states.
         parts: where what it writes is kept, for a run that goes on.
+        sections: K and V of [P | section] for each of the sections that the text is joined of, rotated. A question is
+            about the text if the answer hangs on every one of them.
+        wider: K and V of [P | C | another section], rotated. A question is about the text alone if the answer is the
+            same with the other section.
     """
 
     def __init__(
@@ -42,12 +46,15 @@ class Teacher:
         longest: int,
         states: TeacherStates,
         parts: Parts | None = None,
+        sections: Sequence[KV] = (),
+        wider: KV | None = None,
     ):
         self.model, self.context, self.chat = model, context, context.chat
         self.text_kv, self.longest, self.parts = text_kv, longest, parts or Parts()
         self.prefix_kv = text_kv.head(len(context.prefix_ids))
         self.ends = end_tokens(model, self.chat.end).__contains__
         self._states = states
+        self._sections, self._wider = sections, wider
 
     def room(self, visible: KV) -> float:
         """Tokens that a prompt behind ``visible`` may have: the student reads it behind text and buffer."""
@@ -131,19 +138,30 @@ class Teacher:
             taught += [replace(s, teacher_hidden=h) for s, h in zip(some, hidden.split(sizes), strict=True)]
         return taught
 
-    @torch.no_grad()
     def text_kl(self, samples: Sequence[Sample]) -> list[float]:
         """How much each response hangs on the text: mean KL from with to without it, in nats a token.
 
+        Of a text that is joined of sections: the least KL to one of them alone.
+
         The first ``TELLING`` tokens count: what comes later hangs on them.
         """
+        if not self._sections:
+            return self._divergence(samples, self.prefix_kv, False)
+        to_one = [self._divergence(samples, section, True) for section in self._sections]
+        return [min(kls) for kls in zip(*to_one, strict=True)]
+
+    def wider_kl(self, samples: Sequence[Sample]) -> list[float]:
+        """How much each response changes where another section is read too, as ``text_kl``; zeros if none is."""
+        return [0.0] * len(samples) if self._wider is None else self._divergence(samples, self._wider, True)
+
+    @torch.no_grad()
+    def _divergence(self, samples: Sequence[Sample], visible: KV, after_text: bool) -> list[float]:
         found: list[float] = []
-        for some in self._batches(samples, len(self.prefix_kv)):
+        for some in self._batches(samples, len(visible)):
             without = [
-                Completion(tuple(self.chat.query_ids(s.query, after_text=False)), s.response_ids[:TELLING])
-                for s in some
+                Completion(tuple(self.chat.query_ids(s.query, after_text)), s.response_ids[:TELLING]) for s in some
             ]
-            hidden = completion_states(self.model, self.prefix_kv, without)
+            hidden = completion_states(self.model, visible, without)
             teacher = torch.cat([sample.teacher_hidden[:TELLING].to(hidden) for sample in some])
             by_token = token_divergence(self.model, hidden, teacher)
             found += [part.mean().item() for part in by_token.split([len(c.response_ids) for c in without])]

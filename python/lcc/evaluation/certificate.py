@@ -8,123 +8,36 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from ..data.reconstruction import repetitions
 from ..data.samples import DistillationData, Sample
 from ..data.settings import DataSettings
-from ..errors import InputError
 from ..inference.reader import Reader, changed_share
 from ..memory.memory import Memory
 from ..modeling.lora import frozen
 from ..synthetic.exam import general_exam
-from ..text.chat_format import ChatFormat, Query, turns_of
-from ..text.prompts import REPEAT_REQUEST
-from ..utils.jsonl import load_rows
+from ..text.chat_format import ChatFormat
+from ..text.context import Context
 from ..utils.progress import Report
 from ..utils.random_state import sample_up_to
-from ..utils.utf8 import normal
-from .examples import JUDGE, Example
-from .methods import check_examples_fit
-from .metrics import METRICS, check_metric
+from .metrics import METRICS
+from .questions import Question, held_out_questions
 
 GENERAL_QUERIES = 64
-# The full text settles a question if the tokens of its answer have this probability, by their geometric mean.
-SETTLED = 0.9
 # Questions that a memory answers worse than the full text and the certificate quotes, at most.
 MISSED = 20
-Questions = str | Path | Iterable[str | Mapping[str, Any]]
 Readers = dict[str, Reader]
 Figure = TypeVar("Figure")
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question about the text.
-
-    Attributes:
-        referenced: whether its reference answers are given; if not, the answer from the full text is the reference.
-    """
-
-    example: Example
-    referenced: bool
-
-
-def read_questions(
-    source: Questions, text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> list[Question]:
-    """The questions about ``text`` in a JSONL file, a datasets name, or rows in its schema, or strings.
-
-    A row is one of ``lcc eval``'s, but ``context`` and ``answer`` may be missing: rows about another context are left
-    out, and a question without an answer is scored against the answer from the full text.
-
-    Raises:
-        InputError: the source cannot be read, a row cannot be used, none is about ``text``, or one does not fit into
-            the model's window behind it.
-    """
-    if isinstance(source, (str, Path)):
-        rows: list[Any] = load_rows(str(source), "test")
-    else:
-        rows = [{"question": row} if isinstance(row, str) else row for row in source]
-    about = []
-    for number, row in enumerate(rows, 1):
-        where = f"question {number}"
-        if not isinstance(row, Mapping):
-            raise InputError(f"{where} is {row!r}: give text, or a row with question and answer")
-        if normal(str(row.get("context") or text)).strip() == normal(text).strip():
-            about.append(_question(row, text, where))
-    if not about:
-        raise InputError(
-            f"none of the {len(rows)} questions is about this text: leave their context out, or make it the text"
-        )
-    chat = ChatFormat.of(tokenizer)
-    check_examples_fit(
-        model, chat, len(chat.prefix_ids) + len(chat.ids(text)), [question.example for question in about]
-    )
-    return about
-
-
-def _question(row: Mapping[str, Any], text: str, where: str) -> Question:
-    referenced = row.get("answer") is not None
-    assumed = {} if referenced else {"answer": ""}
-    example = Example.from_row({**row, "context": text, **assumed}, where)
-    if example.metric == JUDGE:
-        raise InputError(f"{where}: compile asks no judge; give another metric, or measure it with lcc eval")
-    check_metric(example.metric)
-    return Question(example, referenced)
-
-
-def held_out_questions(held_out: Sequence[Sample], full_text: Reader, max_new_tokens: int) -> list[Question]:
-    """Self-asked questions that were held out of training and that the full text settles.
-
-    Many self-asked questions have no answer in the text. Such questions get arbitrary answers even from the full text,
-    so they are left out.
-    """
-    asked = [sample for sample in held_out if sample.stream == "self_study"]
-    if not asked:
-        return []
-    sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])
-    return [
-        Question(_example(sample.query, max_new_tokens), False)
-        for sample, probability in zip(asked, sure, strict=True)
-        if probability >= SETTLED
-    ]
-
-
-def _example(query: Query, max_new_tokens: int) -> Example:
-    *before, question = turns_of(query)
-    history = tuple(zip(before[::2], before[1::2], strict=True))
-    return Example("", question, ("",), max_new_tokens=max_new_tokens, history=history)
-
-
 def measure(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
+    context: Context,
     memory: Memory,
     data: DistillationData | None,
     settings: DataSettings,
@@ -137,6 +50,7 @@ def measure(
 
     Args:
         model: the frozen model, no adapter in it; it is left as it came.
+        context: the text.
         data: what the memory was trained on, and what was held out of it. None: it was not trained on data.
         seed: draws the context-agnostic queries.
         queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
@@ -147,35 +61,56 @@ def measure(
         JSON-ready figures.
     """
     began = time.monotonic()
-    chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=settings.parse_special_tokens)
     with frozen(model):
-        readers = {
-            "full_text": Reader.of_text(model, chat, text),
-            "memory": Reader.of_memory(model, chat, memory),
-            "no_text": Reader.of_text(model, chat, ""),
-        }
+        readers = {"full_text": Reader.of_context(model, context)} | memory_readers(model, context.chat, memory)
         trained, held_out = (data.train, data.held_out) if data else ((), ())
         general = fresh_queries(trained + held_out, queries, seed)
-        asked = questions
-        if asked is None:
-            asked = held_out_questions(held_out, readers["full_text"], settings.max_response_tokens)
-        steps = _Steps(report)
-        measured = {
-            "reconstruction": _reconstruction(readers, chat, text, steps),
-            "held_out": _held_out(readers, held_out, steps),
-            "general": _general(readers, general, settings.max_response_tokens, steps),
-            "questions": _questions(readers, asked, "self_asked" if questions is None else "given", steps),
-        }
+        pieces, longest = repetitions(context, settings), settings.max_response_tokens
+        measured = figures(readers, pieces, held_out, general, questions, longest, Steps(report))
     return measured | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
 
 
-class _Steps:
-    """Tells how many passes are done: one of each reader for each of four figures."""
+def figures(
+    readers: Readers,
+    pieces: Sequence[Sample],
+    held_out: Sequence[Sample],
+    general: Sequence[str],
+    questions: Sequence[Question] | None,
+    max_new_tokens: int,
+    steps: Steps,
+) -> dict[str, Any]:
+    """What readers say of one text; None for what there is nothing to measure on.
 
-    passes = 12
+    Args:
+        pieces: the reconstruction.
+        general: context-agnostic queries.
+        questions: None: those of ``held_out_questions``.
+    """
+    asked = questions
+    if asked is None:
+        asked = held_out_questions(held_out, readers["full_text"], max_new_tokens)
+    return {
+        "reconstruction": _reconstruction(readers, pieces, steps),
+        "held_out": _held_out(readers, held_out, steps),
+        "general": _general(readers, general, max_new_tokens, steps),
+        "questions": _questions(readers, asked, "self_asked" if questions is None else "given", steps),
+    }
 
-    def __init__(self, report: Report):
-        self._report, self._done = report, 0
+
+def memory_readers(model: PreTrainedModel, chat: ChatFormat, memory: Memory) -> Readers:
+    """Those that a memory is measured by, the full text's apart."""
+    return {"memory": Reader.of_memory(model, chat, memory), "no_text": Reader.of_text(model, chat, "")}
+
+
+class Steps:
+    """Tells how many passes are done: one of each reader for each of four figures.
+
+    Args:
+        texts: how many are measured.
+    """
+
+    def __init__(self, report: Report, texts: int = 1):
+        self._report, self._done, self.passes = report, 0, 12 * texts
 
     def each(self, readers: Readers, figure: Callable[[Reader], Figure]) -> dict[str, Figure]:
         """The figure of each reader."""
@@ -200,13 +135,19 @@ def fresh_queries(samples: Sequence[Sample], queries: Sequence[str], seed: int) 
     return fresh + [query.text for query in general_exam(rng, GENERAL_QUERIES - len(fresh), (*known, *fresh))]
 
 
-def _reconstruction(readers: Readers, chat: ChatFormat, text: str, steps: _Steps) -> dict[str, Any]:
-    """Share of the text's tokens predicted right after "please repeat the context", teacher-forced."""
-    ids = tuple(chat.ids(text))
-    return {"tokens": len(ids), "accuracy": steps.each(readers, lambda reader: reader.accuracy(REPEAT_REQUEST, ids))}
+def _reconstruction(readers: Readers, pieces: Sequence[Sample], steps: Steps) -> dict[str, Any] | None:
+    """Share of the tokens predicted right after the request to repeat the text, or a piece of it, teacher-forced."""
+    if not pieces:
+        steps.skip(readers)
+        return None
+    queries, responses = [piece.query for piece in pieces], [piece.response_ids for piece in pieces]
+    # The end is no token of the text.
+    responses[-1] = responses[-1][:-1]
+    accuracy = steps.each(readers, lambda reader: reader.accuracy(queries, responses))
+    return {"tokens": sum(map(len, responses)), "accuracy": accuracy}
 
 
-def _held_out(readers: Readers, held_out: Sequence[Sample], steps: _Steps) -> dict[str, Any] | None:
+def _held_out(readers: Readers, held_out: Sequence[Sample], steps: Steps) -> dict[str, Any] | None:
     """KL from the full text over the held-out responses, which are the full text's own."""
     if not held_out:
         steps.skip(readers)
@@ -222,8 +163,11 @@ def _held_out(readers: Readers, held_out: Sequence[Sample], steps: _Steps) -> di
     }
 
 
-def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int, steps: _Steps) -> dict[str, Any]:
+def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int, steps: Steps) -> dict[str, Any] | None:
     """How far readers are from one another on queries that have nothing to do with the text."""
+    if not queries:
+        steps.skip(readers)
+        return None
     said = steps.each(readers, lambda reader: reader.say(queries, max_new_tokens))
 
     def drift(reference: str) -> dict[str, dict[str, float]]:
@@ -239,7 +183,7 @@ def _general(readers: Readers, queries: Sequence[str], max_new_tokens: int, step
     return {"answers": len(queries), "from_full_text": drift("full_text"), "from_no_text": drift("no_text")}
 
 
-def _questions(readers: Readers, questions: Sequence[Question], source: str, steps: _Steps) -> dict[str, Any] | None:
+def _questions(readers: Readers, questions: Sequence[Question], source: str, steps: Steps) -> dict[str, Any] | None:
     """Mean scores, and the share of the full text's that the memory keeps."""
     if not questions:
         steps.skip(readers)

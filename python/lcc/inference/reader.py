@@ -18,6 +18,7 @@ from ..modeling.kv import KV
 from ..modeling.prefill import prefill
 from ..modeling.scoring import Completion, completion_states, token_divergence
 from ..text.chat_format import ChatFormat, Query
+from ..text.context import Context
 from .attached import attached
 from .requests import Request, answer
 
@@ -46,6 +47,12 @@ class Reader:
     def of_text(cls, model: PreTrainedModel, chat: ChatFormat, text: str) -> Reader:
         """Behind the chat's prefix and ``text``; behind the prefix alone for an empty text."""
         return cls(model, chat, prefill_chat(model, chat, text), bool(text))
+
+    @classmethod
+    @torch.no_grad()
+    def of_context(cls, model: PreTrainedModel, context: Context) -> Reader:
+        """Behind a text that is ready to compile, as its teacher reads it."""
+        return cls(model, context.chat, prefill(model, context.context_ids, prefill(model, context.prefix_ids)))
 
     @classmethod
     def of_memory(cls, model: PreTrainedModel, chat: ChatFormat, memory: Memory) -> Reader:
@@ -84,10 +91,11 @@ class Reader:
         parts = (completions[at : at + rows] for at in starts)
         return torch.cat([completion_states(self.model, self.visible, part, acting_on) for part in parts])
 
-    def accuracy(self, query: str, response: Response) -> float:
-        """Share of the response's tokens that are the most probable ones, teacher-forced."""
-        predicted = torch.tensor(self.said([query], [response]).choices)
-        return (predicted == torch.tensor(response)).double().mean().item()
+    def accuracy(self, queries: Sequence[Query], responses: Sequence[Response]) -> float:
+        """Share of the responses' tokens that are the most probable ones, teacher-forced."""
+        predicted = torch.tensor(self.said(queries, responses).choices)
+        given = torch.tensor([token for response in responses for token in response])
+        return (predicted == given).double().mean().item()
 
     def confidence(self, queries: Sequence[Query], responses: Sequence[Response]) -> list[float]:
         """Geometric mean of the probabilities of each response's tokens."""

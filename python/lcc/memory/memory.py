@@ -22,7 +22,7 @@ from ..utils.tensor_files import load_stored, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
 from .keys import PublicKey
 from .lineage import Ancestor, Made, Succession, succession, unrecorded
-from .metadata import Budget, Served, check_metadata
+from .metadata import Budget, Section, Served, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
 from .signing import require_signed
 
@@ -55,6 +55,7 @@ class Memory:
             ``compiler``, its ``buffer_tokens``, and how it was made.
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
+        sections: of a text that was compiled in several: their sizes, in order; empty for a text in one piece.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
         extra: fields of a newer version of the file format, which this version keeps and does not use.
 
@@ -83,6 +84,7 @@ class Memory:
     lineage: list[Ancestor] = field(default_factory=list)
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -185,6 +185,13 @@ class Served(TypedDict):
     changed: list[Changed]
 
 
+class Section(TypedDict):
+    """A section of a long text: its tokens, those included with which the one before ends, and its buffer tokens."""
+
+    tokens: int
+    buffer_tokens: int
+
+
 class AdapterRecord(TypedDict):
     """What a memory of the kind ``adapter`` says of its LoRA; see ``lcc.modeling.adapter.Adapter``."""
 
@@ -215,6 +222,7 @@ METADATA: dict[str, Any] = {
     "lineage": list[Ancestor],
     "distractors": list[str],
     "served": list[Served],
+    "sections": list[Section],
 }
 # Token ids end below this: more than any vocabulary, and what an index of torch holds.
 TOKEN_IDS = 2**31

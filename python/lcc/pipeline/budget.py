@@ -139,6 +139,8 @@ class _Within:
         """The instant memory, and how much data there is time for."""
         # Refuses, before any work, what the steps could not take.
         refining = Compilation.of(*self.given, self._options(BudgetPlan(None, {})), self.run, self.reporter)
+        if refining.task.sections:
+            raise InputError("the text is compiled in sections: leave the budget out, and lower steps if need be")
         instant = self._instant()
         if instant is not None:
             self.clock.say(f"{instant.compiler['name']} can be asked")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers.base import Compiler
 from ..compilers.registry import DEFAULT
-from ..evaluation.certificate import Questions
+from ..evaluation.questions import Questions
 from ..memory.memory import Memory
 from ..utils.progress import Reporter, reporting
 from ..utils.resumable import remove_checkpoint

@@ -8,12 +8,17 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..compilers.base import Compiled, CompileTask
+from ..compilers.base import Compiled, Compiler, CompileTask
 from ..compilers.registry import record
 from ..data.cache import DataCache
+from ..data.samples import DistillationData, SectionedData
+from ..data.sections import split_context
 from ..errors import InputError
-from ..evaluation.certificate import Question, measure, read_questions
+from ..evaluation.certificate import measure
+from ..evaluation.questions import Question, read_questions
+from ..evaluation.sectioned_certificate import measure_sections
 from ..memory.memory import Memory
+from ..memory.metadata import Section
 from ..modeling.architecture import check_architecture
 from ..modeling.fingerprint import fingerprint
 from ..modeling.model_copy import share_weights
@@ -31,7 +36,8 @@ from .distillation import DataOnDemand, distillation_data
 from .distractors import check_distractors, of_other_texts, with_samples
 from .geometry import prefix_ids
 from .identity import Identity, require_own
-from .options import CompileOptions, Run
+from .options import CompileOptions, Run, check_sections
+from .section_data import SectionTexts
 from .settings import CompileSettings
 
 # Called with a memory that is better than those before it.
@@ -100,10 +106,17 @@ class Compilation:
         model = share_weights(model)
         folder = run.checkpoint
         date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
-        longest, special = settings.data.max_response_tokens, settings.data.parse_special_tokens
-        context = build_context(model, tokenizer, text, settings.ratio, longest, date, special)
-        settings = settings.for_text(len(context.context_ids))
-        questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
+        special = settings.data.parse_special_tokens
+        context = build_context(model, tokenizer, text, settings.ratio, date, special)
+        sections = split_context(model, context, settings.ratio, settings.data)
+        longest = max(len(section.context_ids) for section in sections)
+        if len(sections) > 1:
+            check_sections(options, context, is_sharded(model))
+            context = replace(context, buffer=sum(section.buffer for section in sections))
+        settings = settings.for_text(longest)
+        questions = None
+        if options.questions is not None:
+            questions = read_questions(options.questions, text, model, tokenizer, longest)
         digests = fingerprint(model, tokenizer)
         queries = options.queries_for(tokenizer)
         among = of_other_texts(options.distractors, context.sha256)
@@ -111,7 +124,7 @@ class Compilation:
         ranks.require_same(identity.compilation)
         if folder is not None and not run.restart:
             ranks.from_main(lambda: require_own(folder, identity))
-        task, data = _task(model, context, settings, queries, run, identity, reporter)
+        task, data = _task(model, context, sections, settings, options.compiler, queries, run, identity, reporter)
         if options.start is not None:
             check_start(options.start, context, prefix_ids(context, settings), digests)
             task = replace(task, start=options.start.to(model.device).kv)
@@ -141,12 +154,14 @@ class Compilation:
     def _certified(self, memory: Memory) -> Memory:
         model, settings = self.task.model, self.settings
 
+        queries = load_queries(None, self.tokenizer) if self.queries == SELF else self.queries
+
         def certificate() -> dict[str, Any]:
-            return measure(
-                model, self.tokenizer, self.text, memory, self.data.made, settings.data, settings.seed,
-                load_queries(None, self.tokenizer) if self.queries == SELF else self.queries, self.questions,
-                self.task.reporter.count,
-            )  # fmt: skip
+            data = self.data.made
+            rest = settings.data, settings.seed, queries, self.questions, self.task.reporter.count
+            if isinstance(data, SectionedData):
+                return measure_sections(model, self.task.sections, memory, data, *rest)
+            return measure(model, self.task.context, memory, data, *rest)
 
         return replace(memory, certificate=self.task.ranks.from_main(certificate, together=is_sharded(model)))
 
@@ -169,6 +184,7 @@ class Compilation:
             date=context.chat.date,
             **self.options.succession,
             distractors=list(self.among),
+            sections=[Section(tokens=len(one.context_ids), buffer_tokens=one.buffer) for one in self.task.sections],
         )
         return memory.to(model.device, model.dtype)
 
@@ -176,20 +192,32 @@ class Compilation:
 def _task(
     model: PreTrainedModel,
     context: Context,
+    sections: Sequence[Context],
     settings: CompileSettings,
+    compiler: Compiler,
     queries: Sequence[str] | str,
     run: Run,
     identity: Identity,
     reporter: Reporter,
 ) -> tuple[CompileTask, DataOnDemand]:
-    ranks, date = run.ranks, context.chat.date
-    checkpoint = cache = None
+    ranks, date, split = run.ranks, context.chat.date, len(sections) > 1
+    checkpoint = None
     if run.checkpoint is not None:
         checkpoint = Checkpoint(run.checkpoint, identity.compilation, identity.data, ranks, run.restart, date)
-        cache = DataCache(run.checkpoint, identity.data, ranks, run.restart, date)
-    if run.shared_data is not None:
-        cache = DataCache(run.shared_data, identity.data, ranks, run.restart, shared=True)
-    data = DataOnDemand(lambda: distillation_data(model, context, settings, queries, cache, reporter, ranks))
+
+    def cache_of(text: Context, chosen: CompileSettings) -> DataCache | None:
+        own = Identity.of(chosen, compiler, text, identity.fingerprint, queries).data
+        if run.shared_data is not None:
+            return DataCache(run.shared_data, own, ranks, run.restart, shared=True)
+        return DataCache(run.checkpoint, own, ranks, run.restart, date, shared=split) if run.checkpoint else None
+
+    def make() -> DistillationData | SectionedData:
+        if split:
+            return SectionTexts(model, tuple(sections), settings, queries, cache_of, reporter, ranks).data()
+        cache = cache_of(context, settings)
+        return distillation_data(model, context, settings, queries, cache, reporter, ranks)
+
+    data = DataOnDemand(make)
     task = CompileTask(
         model=model,
         context=context,
@@ -202,5 +230,6 @@ def _task(
         checkpoint=checkpoint,
         checkpoint_every=run.checkpoint_every,
         ranks=ranks,
+        sections=tuple(sections) if split else (),
     )
     return task, data

@@ -21,10 +21,15 @@ from .settings import CompileSettings
 
 @dataclass(frozen=True)
 class Identity:
-    """JSON-ready; ``data`` is the part that the distillation data depends on."""
+    """JSON-ready; ``data`` is the part that the distillation data depends on.
+
+    Attributes:
+        fingerprint: of the model and the tokenizer.
+    """
 
     compilation: dict[str, Any]
     data: dict[str, Any]
+    fingerprint: dict[str, str]
 
     @classmethod
     def of(
@@ -53,7 +58,7 @@ class Identity:
             data |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
         compilation = data | settings.flat() | {"compiler": record(compiler), "lineage": list(lineage)}
         compilation |= {"distractors": list(distractors)}
-        return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)))
+        return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)), fingerprint)
 
 
 def require_own(folder: Path, identity: Identity) -> None:

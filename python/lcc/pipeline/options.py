@@ -13,9 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from ..compilers import registry
 from ..compilers.base import Compiler, TrainedCompiler
 from ..errors import InputError
-from ..evaluation.certificate import Questions
+from ..evaluation.questions import Questions
 from ..memory.lineage import Succession, ancestor_digests, succession
 from ..memory.memory import Memory
+from ..text.context import Context
 from ..text.queries import load_queries, named_queries
 from ..utils.distributed import ALONE, Ranks
 from ..utils.jsonl import load_rows
@@ -221,6 +222,26 @@ def require_start(start: Memory, compiler: Compiler, searched: bool) -> None:
         raise InputError(f"start is a {start.dtype} memory: go on from the float one, and quantise at the end")
     if searched:
         raise InputError('ratio="auto" makes memories of many sizes: name the ratio of start')
+
+
+def check_sections(options: CompileOptions, context: Context, sharded: bool) -> None:
+    """Refuse what goes with no text in sections.
+
+    Args:
+        sharded: the model's weights are spread over processes.
+
+    Raises:
+        InputError: saying why.
+    """
+    what = f"the text has {len(context.context_ids)} tokens and is compiled in sections"
+    if not getattr(options.compiler, "in_sections", False):
+        raise InputError(f"{what}, and the compiler {options.compiler.name!r} takes none: take lcc or direct_kv")
+    if sharded:
+        raise InputError(f"{what}, each with an adapter of its own: load the model in one piece")
+    if options.start is not None:
+        raise InputError(f"{what}: leave start out")
+    if options.distractors:
+        raise InputError(f"{what}, which are one another's distractors: leave distractors out")
 
 
 def parse_seconds(given: float | str) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..compilers.base import Compiler
 from ..compilers.lora import LoraCompiler
 from ..compilers.registry import DEFAULT, get
+from ..data.sections import split_context
 from ..errors import InputError
 from ..modeling.architecture import check_architecture
 from ..modeling.model_copy import share_weights
@@ -30,75 +31,12 @@ from ..utils.random_state import seeded
 from .distractors import Given, tokens_beside
 from .flops import StepFlops, step_flops
 from .geometry import Geometry, geometry, sample_count, step_layout
+from .plan_figures import Plan
 from .probe import Probe, probe
 from .settings import CompileSettings, make_settings
 
 # LoRA and buffer embeddings, each with its gradient, its best copy and two moments.
 COPIES = 5
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What ``lcc.compile`` of a text takes; bytes, seconds and floating point operations.
-
-    Attributes:
-        text_tokens: length of C.
-        buffer_tokens: length of B.
-        prefix_tokens: length of P.
-        queries: that the teacher answers, of all streams; some are held out of training.
-        response_tokens: mean length of the frozen model's first answers.
-        step_tokens: tokens that the model processes in a step (text, buffer and samples).
-        steps: at most; an early stop ends sooner.
-        step_flops, total_flops: of a step, and of all steps, forward and backward, as if all were isolated.
-        step_bytes: peak of a step beyond weights and optimizer state: the estimate with full-length responses and the
-            longest distractors, or what was measured if that is more.
-        measured_step_bytes: the peak of a real step; None where none ran, or not on the whole text.
-        state_bytes: LoRA and buffer embeddings with gradients, best copy and AdamW moments.
-        teacher_bytes: the teacher's hidden states.
-        weight_bytes: of the model, which is loaded already.
-        available_bytes: free beside it on the device; None where it cannot be asked.
-        probed_tokens: tokens of text in the steps that were timed: fewer than ``text_tokens`` if it does not fit.
-        teacher_seconds, step_seconds, total_seconds: expected on this machine, as if all steps were isolated.
-        settled: what ``auto`` settings come to.
-        advice: what to change if it does not fit.
-    """
-
-    text_tokens: int
-    buffer_tokens: int
-    prefix_tokens: int
-    queries: int
-    response_tokens: float
-    step_tokens: int
-    steps: int
-    step_flops: int
-    total_flops: int
-    step_bytes: int
-    measured_step_bytes: int | None
-    state_bytes: int
-    teacher_bytes: int
-    weight_bytes: int
-    available_bytes: int | None
-    probed_tokens: int
-    teacher_seconds: float
-    step_seconds: float
-    total_seconds: float
-    device: str
-    settled: dict[str, Any]
-    advice: tuple[str, ...]
-
-    @property
-    def needed_bytes(self) -> int:
-        """Beyond the weights, at the worst moment."""
-        return self.step_bytes + self.state_bytes + self.teacher_bytes
-
-    @property
-    def fits(self) -> bool:
-        """Whether the free memory is enough, as far as is known."""
-        return not self.advice
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
 
 
 @torch.inference_mode(False)
@@ -134,17 +72,20 @@ def plan(
     model = loaded_model(model)
     check_architecture(model)
     model = share_weights(model)
-    context = build_context(
-        model, tokenizer, text, chosen.ratio, chosen.data.max_response_tokens, None, chosen.data.parse_special_tokens
-    )
-    fitted = chosen.for_text(len(context.context_ids))
+    context = build_context(model, tokenizer, text, chosen.ratio, None, chosen.data.parse_special_tokens)
+    sections = split_context(model, context, chosen.ratio, chosen.data)
+    longest = max(sections, key=lambda section: len(section.context_ids))
+    fitted = chosen.for_text(len(longest.context_ids))
     asked = load_queries(None if queries == SELF else queries, tokenizer)
     samples = sample_count(fitted, asked)
     query_tokens = math.ceil(mean(len(context.chat.query_ids(query)) for query in asked[:64]))
-    beside = tokens_beside(model, tokenizer, context, fitted, method, distractors)
-    estimate = _estimate(model, context, method, fitted, samples, query_tokens, beside)
+    beside = sum(section.buffer for section in sections) - longest.buffer
+    if len(sections) == 1:
+        beside = tokens_beside(model, tokenizer, context, fitted, method, distractors)
+    estimate = _estimate(model, longest, method, fitted, samples, query_tokens, beside)
     probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
-    return _plan(model, context, chosen, samples, estimate, probed)
+    one = _plan(model, longest, chosen, samples, estimate, probed)
+    return one if len(sections) == 1 else one.in_sections(sections)
 
 
 @dataclass(frozen=True)

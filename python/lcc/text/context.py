@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..modeling.window import check_window, window_of
+from ..modeling.window import window_of
 from ..utils.hashing import text_digest
 from ..utils.values import check
 from .chat_format import ChatFormat
@@ -33,20 +33,18 @@ def build_context(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     ratio: float,
-    response_tokens: int,
     date: str | None = None,
     parse_special_tokens: bool = False,
 ) -> Context:
-    """Tokenise ``text`` and check that model, tokenizer and length fit.
+    """Tokenise ``text`` and check that model and tokenizer fit. Whether the window has room for it is seen later.
 
     Args:
         ratio: context tokens a buffer token, at least 1.
-        response_tokens: room that queries and responses need after the text.
         date, parse_special_tokens: see ``ChatFormat.of``.
 
     Raises:
-        InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
-            tokenizer that is not the model's, or no chat template.
+        InputError: empty text, too short a text for the ratio, more text than the model could read in buffer tokens, a
+            ratio below 1, a tokenizer that is not the model's, or no chat template.
     """
     if not 1 <= ratio < math.inf:
         raise InputError(
@@ -56,7 +54,7 @@ def build_context(
     if not text.strip():
         raise InputError("the text is empty")
     check_tokenizer(model, tokenizer)
-    _check_length(model, tokenizer, text)
+    _check_length(model, tokenizer, text, ratio)
     chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
     prefix, ids = chat.prefix_ids, chat.ids(text)
     buffer = math.ceil(len(ids) / ratio)
@@ -65,23 +63,20 @@ def build_context(
             f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
             "tokens, or lower the ratio"
         )
-    needed = len(prefix) + 2 * len(ids) + buffer + response_tokens
-    what = f"{len(ids)} tokens of text, read and repeated,"
-    check_window(model, needed, what, "split the text, or take a model with a longer window")
     return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
 
 
-def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
-    """Refuse what cannot fit, however long its tokens: a tokenizer that has begun heeds no interrupt.
+def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, ratio: float) -> None:
+    """Refuse what no memory holds, however long its tokens: a tokenizer that has begun heeds no interrupt.
 
     Raises:
-        InputError: the text has more characters than the window has room for.
+        InputError: the text has more characters than there is room for in a window of buffer tokens.
     """
     longest = max(map(len, tokenizer.get_vocab()), default=1)
-    if len(text) > SPARE * longest * window_of(model):
+    if len(text) > SPARE * longest * window_of(model) * ratio:
         raise InputError(
-            f"the text has {len(text)} characters, too many for a window of {window_of(model)} tokens: split the text, "
-            "or take a model with a longer window"
+            f"the text has {len(text)} characters, too many for a window of {window_of(model)} tokens at ratio "
+            f"{ratio:g}: split the text, raise the ratio, or take a model with a longer window"
         )
 
 

@@ -20,7 +20,7 @@ from ..utils.resumable import (
 )
 from ..utils.tensor_files import load_tensors, save_tensors
 
-FORMAT = "lcc-state-3"
+FORMAT = "lcc-state-4"
 # In the metadata of a state: the run went on from it and diverged.
 DIVERGED = "diverged"
 
@@ -34,11 +34,9 @@ class Point(TypedDict):
     seconds: float
 
 
-class StateMetadata(TypedDict):
-    """What the file says beside its tensors; ``data`` is what the distillation data depends on."""
+class Counters(TypedDict):
+    """How far a memory's training is."""
 
-    identity: dict[str, Any]
-    data: dict[str, Any]
     encode_chunk: int | Literal["auto"]
     step: int
     best_loss: float | None
@@ -46,6 +44,14 @@ class StateMetadata(TypedDict):
     stale: int
     curve: list[Point]
     seconds: float
+
+
+class StateMetadata(TypedDict):
+    """What the file says beside its tensors; ``data`` is what the distillation data depends on."""
+
+    identity: dict[str, Any]
+    data: dict[str, Any]
+    memories: list[Counters]
 
 
 class Checkpoint:

@@ -9,6 +9,7 @@ as each distractor by itself answers them.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -58,13 +59,41 @@ class Distractors:
 ISOLATED = Distractors()
 
 
-def draw_distractors(pool: Sequence[Distractor], training: TrainingSettings, rng: random.Random) -> Distractors:
-    """Distinct memories of ``pool`` in a random order, the trained one's place among them random too."""
-    drawn = rng.sample(pool, rng.randint(1, min(training.max_distractors, len(pool))))
-    place = rng.randint(0, len(drawn))
-    samples = [sample for one in drawn for sample in one.samples]
-    asked = sample_up_to(rng, samples, asked_samples(training))
-    return Distractors(tuple(drawn[:place]), tuple(drawn[place:]), tuple(asked))
+class Company(ABC):
+    """What stands around a memory in the steps that are not isolated.
+
+    Attributes:
+        tokens: of it in a step at most.
+        asked_tokens: of what is asked about it in a step at most.
+    """
+
+    tokens: int
+    asked_tokens: int
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> Distractors:
+        """The company of one step."""
+
+    def moved(self) -> None:
+        """Is told that the memory in its midst has taken a step."""
+        return
+
+
+class OtherTexts(Company):
+    """Some of the memories of ``pool``."""
+
+    def __init__(self, pool: Sequence[Distractor], training: TrainingSettings):
+        self._pool, self._training = pool, training
+        self.tokens = most_tokens([len(one.kv) for one in pool], training)
+        self.asked_tokens = most_asked([sample for one in pool for sample in one.samples], training)
+
+    def draw(self, rng: random.Random) -> Distractors:
+        """Distinct memories in a random order, the trained one's place among them random too."""
+        drawn = rng.sample(self._pool, rng.randint(1, min(self._training.max_distractors, len(self._pool))))
+        place = rng.randint(0, len(drawn))
+        samples = [sample for one in drawn for sample in one.samples]
+        asked = sample_up_to(rng, samples, asked_samples(self._training))
+        return Distractors(tuple(drawn[:place]), tuple(drawn[place:]), tuple(asked))
 
 
 def asked_samples(training: TrainingSettings) -> int:
@@ -77,7 +106,7 @@ def most_tokens(lengths: Sequence[int], training: TrainingSettings) -> int:
     return 0 if training.isolated_share == 1 else sum(nlargest(training.max_distractors, lengths))
 
 
-def most_asked(pool: Sequence[Distractor], training: TrainingSettings) -> int:
-    """Tokens of what distractors are asked in a step at most."""
-    lengths = (len(sample.input_ids) for one in pool for sample in one.samples)
+def most_asked(samples: Sequence[Sample], training: TrainingSettings) -> int:
+    """Tokens of what distractors are asked in a step at most, of these samples."""
+    lengths = (len(sample.input_ids) for sample in samples)
     return 0 if training.isolated_share == 1 else sum(nlargest(asked_samples(training), lengths))

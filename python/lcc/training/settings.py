@@ -34,6 +34,8 @@ class TrainingSettings(SettingsGroup):
         isolated_share: of the steps, where there are distractors; in the others, queries see some of them too.
         max_distractors: in such a step at most.
         distractor_weight: in such a step, weight of the stream of questions that the distractors were trained on.
+            Sections of one text are one another's distractors.
+        across_weight: in such a step of a section, weight of the stream of questions that take another section too.
     """
 
     steps: int = 300
@@ -50,6 +52,7 @@ class TrainingSettings(SettingsGroup):
     isolated_share: float = 0.75
     max_distractors: int = 10
     distractor_weight: float = 1.0
+    across_weight: float = 1.0
 
     @property
     def samples(self) -> int:
@@ -67,7 +70,7 @@ class TrainingSettings(SettingsGroup):
             self.batch == AUTO or int(self.batch) >= 1, "batch", self.batch, "auto, or a whole number of at least 1"
         )
         self.require_more_than(0, "learning_rate")
-        self.require_not_negative("patience", "distractor_weight")
+        self.require_not_negative("patience", "distractor_weight", "across_weight")
         self.require_share("momentum")
         require(0 <= self.isolated_share <= 1, "isolated_share", self.isolated_share, "a share from 0 to 1")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)

@@ -90,7 +90,7 @@ def packed_hidden(
     if encode is not None:
         before, rows, first = encode.embeddings, _rows(memory, encode, segments, keep_prefix), len(memory.prefix)
     else:
-        visible = memory.visible(_encoded(memory, execution), keep_prefix, distractors)
+        visible = memory.visible(encoded(memory, execution), keep_prefix, distractors)
         before = torch.empty(1, 0, own.shape[2], dtype=own.dtype, device=own.device)
         rows = [_samples_alone(memory, visible, samples)] * model.config.num_hidden_layers
         first = len(visible)
@@ -110,7 +110,7 @@ def packed_hidden(
     return hidden[0, read]
 
 
-def _encoded(memory: TrainableMemory, execution: ExecutionSettings) -> KV:
+def encoded(memory: TrainableMemory, execution: ExecutionSettings) -> KV:
     """K and V of B, keys unrotated. With ``gradient_checkpointing`` the text is one chunk: it is read once more."""
     whole = len(memory.context.context_ids) if execution.gradient_checkpointing is True else 0
     tokens = execution.chunk or whole

@@ -1,11 +1,11 @@
-"""The optimisation loop: draw samples, step, measure, checkpoint, stop early."""
+"""One memory's optimisation: draw samples, step, measure, keep the best state, know when to stop."""
 
 from __future__ import annotations
 
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from heapq import nlargest
 from typing import Any
@@ -16,11 +16,8 @@ from ..data.samples import DistillationData, Sample
 from ..errors import DivergedError
 from ..modeling.kv import KV
 from ..utils.distributed import ALONE, Ranks
-from ..utils.progress import Reporter
-from ..utils.resumable import sound
 from ..utils.values import require
-from .checkpoint import Checkpoint, mark_diverged
-from .distractors import ISOLATED, Distractor, Distractors, draw_distractors
+from .distractors import ISOLATED, Company, Distractors
 from .loss import step_loss, stream_weights, validation
 from .optimizers import build_optimizer
 from .settings import ExecutionSettings, TrainingSettings
@@ -44,15 +41,14 @@ class Trainer:
         training: TrainingSettings,
         execution: ExecutionSettings,
         seed: int,
-        checkpoint: Checkpoint | None = None,
         ranks: Ranks = ALONE,
         start: KV | None = None,
         on_better: OnBetter | None = None,
-        distractors: Sequence[Distractor] = (),
+        company: Company | None = None,
     ):
-        self.on_better, self.distractors = on_better, distractors
+        self.on_better, self.company = on_better, company
         self.memory, self.data, self.training, self.execution, self.seed = memory, data, training, execution, seed
-        self.checkpoint, self.ranks, self.goes_on = checkpoint, ranks, start is not None
+        self.ranks, self.goes_on = ranks, start is not None
         memory.initialize()
         if start is not None:
             memory.start_from(start)
@@ -65,49 +61,38 @@ class Trainer:
         }
         self.parameters = list(self._optimizer_of)
         self.pools = self._pools()
-        self.step, self.seconds, self._updating = 0, 0.0, False
+        self.step, self.seconds, self.updating = 0, 0.0, False
         self.curve: Curve = []
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.best_loss = self.best_kl = math.inf
         self.stale = 0
-        self._resume()
 
-    def run(self, reporter: Reporter, checkpoint_every: int) -> dict[str, torch.Tensor]:
-        """Train to the end, or to an early stop; returns the memory's ``tensors`` in its best state.
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, or so many measurements brought nothing better that no other is taken."""
+        return self.step >= self.training.steps or 0 < self.training.patience <= self.stale
+
+    def turn(self) -> float:
+        """One step, and a measurement where one is due; returns the step's loss.
 
         Raises:
             DivergedError: the loss, the held-out KL, or what is kept became NaN or infinite.
         """
-        try:
-            return self._run(reporter, checkpoint_every)
-        except DivergedError:
-            if self.checkpoint and self.ranks.main:
-                mark_diverged(self.checkpoint.folder)
-            raise
-
-    def _run(self, reporter: Reporter, checkpoint_every: int) -> dict[str, torch.Tensor]:
-        reporter.start("compiling", self.training.steps, self.step)
         if self.goes_on and not self.step and self.data.held_out:
             self.measure()
-        try:
-            while self.step < self.training.steps and not self._stale():
-                loss = self.advance()
-                if self.step % self.training.evaluate_every == 0 or self.step == self.training.steps:
-                    self.measure(loss)
-                reporter.step(self.step, loss, self.best_kl)
-                if self.checkpoint and self.step % checkpoint_every == 0:
-                    self.save()
-        except KeyboardInterrupt:
-            if not self._updating:
-                self.save()
-            raise
-        self.save()
+        loss = self.advance()
+        if self.step % self.training.evaluate_every == 0 or self.step == self.training.steps:
+            self.measure(loss)
+        return loss
+
+    def kept(self) -> dict[str, torch.Tensor]:
+        """The memory's ``tensors`` in its best state, in which it is left."""
         with torch.no_grad():
             for parameter, best in zip(self.parameters, self.best, strict=True):
                 parameter.copy_(best)
-        return self._kept()
+        return self._tensors()
 
-    def _kept(self) -> dict[str, torch.Tensor]:
+    def _tensors(self) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             tensors = self.memory.tensors()
         for name, tensor in tensors.items():
@@ -126,11 +111,13 @@ class Trainer:
             parameter.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         # An interrupt in here would leave some parameters a step ahead of the others.
-        self._updating = True
+        self.updating = True
         for optimizer in self.optimizers:
             optimizer.step()
         self.step += 1
-        self._updating = False
+        self.updating = False
+        if self.company is not None:
+            self.company.moved()
         self.seconds += time.monotonic() - began
         return value
 
@@ -173,9 +160,9 @@ class Trainer:
     def _draw_distractors(self) -> Distractors:
         """Those of this step."""
         rng = random.Random(f"{self.seed} distractors {self.step}")
-        if not self.distractors or rng.random() < self.training.isolated_share:
+        if self.company is None or rng.random() < self.training.isolated_share:
             return ISOLATED
-        return draw_distractors(self.distractors, self.training, rng)
+        return self.company.draw(rng)
 
     def measure(self, loss: float = math.inf) -> None:
         """Append to the curve, and keep this state if it is the best so far; before any step there is no ``loss``."""
@@ -190,7 +177,7 @@ class Trainer:
             self.best_loss, self.best_kl, self.stale = chosen_by, kl, 0
             self.best = [parameter.detach().clone() for parameter in self.parameters]
             if self.on_better and self.step:
-                self.on_better(self._kept(), list(self.curve))
+                self.on_better(self._tensors(), list(self.curve))
 
     def _validation(self) -> tuple[float, float]:
         """Held-out KL of the memory alone, and the loss by which states are chosen: alone, and among distractors."""
@@ -201,15 +188,11 @@ class Trainer:
 
         kl, alone = measured(ISOLATED)
         share = self.training.isolated_share
-        if not self.distractors or share == 1:
+        if self.company is None or share == 1:
             return kl, alone
         # The same in every measurement.
-        rng = random.Random(f"{self.seed} distractors")
-        _, among = measured(draw_distractors(self.distractors, self.training, rng))
+        _, among = measured(self.company.draw(random.Random(f"{self.seed} distractors")))
         return kl, share * alone + (1 - share) * among
-
-    def _stale(self) -> bool:
-        return 0 < self.training.patience <= self.stale
 
     def _require_finite(self, what: str, value: float) -> None:
         """Check that the run is on its way.
@@ -218,16 +201,10 @@ class Trainer:
             DivergedError: it is not.
         """
         if not math.isfinite(value):
-            kept = f"the checkpoint in {self.checkpoint.folder} stands" if self.checkpoint else "no checkpoint was kept"
-            raise DivergedError(
-                f"the {what} became {value} at step {self.step}; {kept}: lower learning_rate and buffer_learning_rate "
-                "and compile again"
-            )
+            raise DivergedError(f"the {what} became {value} at step {self.step}")
 
-    def save(self) -> None:
-        """Write the checkpoint, if one is kept."""
-        if self.checkpoint is None:
-            return
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """All that another trainer needs to go on from here, bit by bit: tensors, and JSON-ready counters."""
         tensors = {"best." + str(index): tensor for index, tensor in enumerate(self.best)}
         for index, parameter in enumerate(self.parameters):
             tensors[f"parameter.{index}"] = parameter
@@ -239,21 +216,18 @@ class Trainer:
         counters: dict[str, Any] = {"encode_chunk": self.execution.encode_chunk}
         counters |= {name: None if math.isinf(value) else value for name, value in best.items()}
         counters |= {"step": self.step, "stale": self.stale}
-        self.checkpoint.save(tensors, counters | {"curve": self.curve, "seconds": self.seconds})
+        return tensors, counters | {"curve": list(self.curve), "seconds": self.seconds}
 
-    def _resume(self) -> None:
-        stored = self.checkpoint.load() if self.checkpoint else None
-        if self.checkpoint is None or stored is None:
-            return
-        with sound(self.checkpoint.folder):
-            self._check(stored[0])
-            self._restore(*stored)
+    def restore(self, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
+        """Go on from a ``state``.
 
-    def _restore(self, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-        """Go on from what ``save`` wrote."""
+        Raises:
+            InputError: it is one of other parameters.
+        """
+        self._check(tensors)
         self.execution = replace(self.execution, encode_chunk=metadata["encode_chunk"])
         self.step, self.stale, self.seconds = metadata["step"], metadata["stale"], metadata["seconds"]
-        self.curve = metadata["curve"]
+        self.curve = list(metadata["curve"])
         self.best_loss, self.best_kl = (
             math.inf if metadata[name] is None else metadata[name] for name in ("best_loss", "best_kl")
         )
@@ -267,7 +241,7 @@ class Trainer:
                     {name: value if name == "step" else value.to(parameter.device) for name, value in state.items()}
                 )
 
-    def _check(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Refuse a state of other parameters."""
         for index, parameter in enumerate(self.parameters):
             required = {name: tensors[name] for name in (f"parameter.{index}", f"best.{index}")}

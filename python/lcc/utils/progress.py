@@ -28,7 +28,7 @@ from .terminal import Terminal, shown
 # Called with (name of the work, done, total), and with what else there is to say of it.
 Report = Callable[..., None]
 # What is gone through piece by piece, the outermost first.
-SERIES = DOCUMENTS, RATIOS = "documents", "ratios"
+SERIES = DOCUMENTS, RATIOS, SECTIONS = "documents", "ratios", "sections"
 
 
 class Display(Protocol):
@@ -115,6 +115,10 @@ class Reporter:
     def ratio(self, name: str, done: int, total: int) -> None:
         """Go on to the next of several ratios of a document."""
         self._next(RATIOS, name, done, total)
+
+    def section(self, name: str, done: int, total: int) -> None:
+        """Go on to the next of several sections of a text."""
+        self._next(SECTIONS, name, done, total)
 
     def _next(self, series: str, name: str, done: int, total: int) -> None:
         """Go on to the next of ``series``: its own stages replace those of the one before."""

@@ -132,7 +132,7 @@ def other_run(folder: Path, differing: list[str]) -> MismatchError:
 def begun_on(folder: str | os.PathLike) -> str | None:
     """The date that the run in ``folder`` told its chat template: it goes on with it on another day."""
     files = [Path(folder, f"{name}.safetensors") for name in (STATE_FILE, DATA_FILE, PLAN_FILE)]
-    files += sorted(Path(folder).glob(f"{DATA_FILE}{DATA_PART}*.safetensors"))[:1]
+    files += sorted(Path(folder).glob(f"{DATA_FILE}-*.safetensors"))[:1]
     dates = [load_metadata(file).get("date") for file in files]
     return next((date for date in dates if is_date(date)), None)
 

@@ -30,7 +30,7 @@ def test_documents_of_a_group_share_no_name_and_distractors_none_with_them():
 
 def test_elsewhere_is_the_place_among_distractors_that_nobody_sees(tokenizer, text):
     model = tiny_model("llama", torch.float64)
-    memory = ElsewhereKV(model, build_context(model, tokenizer, text, 8, 4))
+    memory = ElsewhereKV(model, build_context(model, tokenizer, text, 8))
     other = Distractor(KV(*torch.randn(2, *memory.encode().keys.shape[:2], 5, 12, dtype=torch.float64)))
     distractors = Distractors((other,), (other, other))
     sample = Sample(tuple(tokenizer("Where does Vera live?").input_ids), (7, 9), "general", "", torch.zeros(2, 48))

@@ -18,7 +18,7 @@ QUICK = ["--smoke", "--methods", "first_tokens", "last_tokens"]
 
 @pytest.fixture
 def context(llama, tokenizer, text):
-    return build_context(llama, tokenizer, text, ratio=8, response_tokens=8)
+    return build_context(llama, tokenizer, text, ratio=8)
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from lcc.data.cache import FORMAT as DATA
 from lcc.data.cache import DataCache
 from lcc.embedded_model.tokenizer import build_tokenizer
 from lcc.evaluation import load_examples
-from lcc.evaluation.certificate import read_questions
 from lcc.evaluation.endpoint import RetryError
 from lcc.evaluation.judge import _parse_verdict
+from lcc.evaluation.questions import read_questions
 from lcc.pipeline.settings import known_settings, make_settings
 from lcc.text.chat_format import ChatFormat
 from lcc.text.queries import load_queries

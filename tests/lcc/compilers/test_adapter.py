@@ -91,7 +91,7 @@ def test_both_engines_give_the_gradient_of_the_papers_loss(family, cache_sharing
         compiler="adapter", general_queries=4, self_study_questions=0, max_response_tokens=4, held_out=0.0,
         rank=2, cache_sharing=cache_sharing, reconstruction_weight=0.25,
     )  # fmt: skip
-    context = build_context(model, tokenizer, text, 8, 5)
+    context = build_context(model, tokenizer, text, 8)
     data = without_text(make_data(model, context, settings, ["Say: dog.", "Add 1 and 2.", *QUESTIONS]), context)
     samples = [*data.reconstruction, *data.train]
     with AdapterCompiler().trainable(model, context, settings.compiler, 0) as memory:
@@ -112,7 +112,7 @@ def test_nothing_to_learn_is_no_loss(cache_sharing, tokenizer, text):
     """A LoRA of zeros, and a teacher that has read no text."""
     model = tiny_model("llama", torch.float64)
     settings = make_settings(compiler="adapter", general_queries=2, self_study_questions=0, max_response_tokens=4)
-    context = build_context(model, tokenizer, text, 8, 5)
+    context = build_context(model, tokenizer, text, 8)
     data = without_text(make_data(model, context, settings, QUESTIONS), context)
     with torch.no_grad():
         prefix = prefill(model, context.prefix_ids)

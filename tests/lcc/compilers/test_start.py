@@ -127,7 +127,7 @@ def test_a_frozen_first_token_stays(job, matched):
 
 
 def test_a_frozen_token_has_no_gradient(llama, tokenizer, text):
-    context = build_context(llama, tokenizer, text, 8, 4)
+    context = build_context(llama, tokenizer, text, 8)
     memory = DirectKV(llama, context, DirectKVSettings(freeze_first=True))
     memory.encode().values.sum().backward()
     assert memory.values.grad.shape[2] == context.buffer - 1

@@ -26,7 +26,7 @@ SENTENCES = " ".join(f"Mara {word} a dog." for word in ("has", "likes", "sees", 
 
 @pytest.fixture
 def context(llama, tokenizer):
-    return build_context(llama, tokenizer, SENTENCES, 8, 8)
+    return build_context(llama, tokenizer, SENTENCES, 8)
 
 
 def test_pieces_are_the_text_in_order_and_whole_sentences(tokenizer):

@@ -15,7 +15,7 @@ from lcc.data.askers import FOLLOW_UP, HARD, PLAIN, Begun, Examples, OpenTurn, R
 from lcc.data.parts import Parts
 from lcc.data.pieces import sentence_pieces
 from lcc.data.samples import Sample
-from lcc.data.self_study import _Part, _SelfStudy, self_study
+from lcc.data.self_study import Part, SelfStudy, self_study
 from lcc.data.settings import DataSettings
 from lcc.data.teacher import Teacher
 from lcc.data.teacher_states import TeacherStates
@@ -30,14 +30,14 @@ QUESTION = "Where does Mara live?"
 
 
 def make_teacher(model, tokenizer, text, parts=None, longest=8) -> Teacher:
-    context = build_context(model, tokenizer, text, 8, longest)
+    context = build_context(model, tokenizer, text, 8)
     text_kv = prefill_chat(model, context.chat, text)
     return Teacher(model, context, text_kv, longest, TeacherStates(math.inf), parts)
 
 
-def study_of(teacher, **settings) -> _SelfStudy:
+def study_of(teacher, **settings) -> SelfStudy:
     asker = Request(teacher.chat, teacher.ends)
-    return _SelfStudy(teacher, DataSettings(**settings), asker, 0, lambda *_: None)
+    return SelfStudy(teacher, DataSettings(**settings), asker, 0, lambda *_: None)
 
 
 def written(chat, text: str, end: int | None) -> Decoded:
@@ -109,7 +109,7 @@ def test_neighbouring_pieces_are_asked_with_other_openings(llama, tokenizer, tex
     monkeypatch.setattr(teacher, "write", lambda name, visible, new, *_: begun.extend(new) or [""] * len(new))
     study = study_of(teacher)
     monkeypatch.setattr(study.asker, "begun", lambda kind, number: [number])
-    parts = [_Part("0", (9, 9)), _Part("1", (9, 8))]
+    parts = [Part("0", (9, 9)), Part("1", (9, 8))]
     for _ in range(2):
         study._sample(PLAIN, parts, 3)
     by_piece = {name: [prompt.begun for prompt in begun if prompt.key.split()[2] == name] for name in "01"}
@@ -124,7 +124,7 @@ def test_what_is_not_about_the_text_is_dropped(llama, tokenizer, text, monkeypat
     monkeypatch.setattr(teacher, "text_kl", lambda samples: [0.0 if s.query == "Other?" else 1.0 for s in samples])
     study = study_of(teacher)
     found = {}
-    study.round(PLAIN, [_Part("0", (9, 9)), _Part("1", (9, 8))], 3, found, 10)
+    study.round(PLAIN, [Part("0", (9, 9)), Part("1", (9, 8))], 3, found, 10)
     assert {query: each.times for query, each in found.items()} == {"About?": 2, "Also?": 1}
     assert study.result.to_dict() == {
         "asker": "request", "sampled": 0, "ended": 5, "distinct": 3, "about": 2, "kept": 2
@@ -137,7 +137,7 @@ def test_a_follow_up_need_not_hang_on_the_text(llama, tokenizer, text, monkeypat
     monkeypatch.setattr(teacher, "text_kl", lambda samples: [0.0] * len(samples))
     study = study_of(teacher)
     found = {}
-    study.round(FOLLOW_UP, [_Part("0", None, (QUESTION, "here"))], 1, found, 10)
+    study.round(FOLLOW_UP, [Part("0", None, (QUESTION, "here"))], 1, found, 10)
     assert set(found) == {(QUESTION, "here", "And why?")}
 
 
@@ -152,7 +152,7 @@ def test_conversations_without_room_are_not_asked(tokenizer, text, monkeypatch):
             teacher, "write", lambda name, visible, new, *_, kept=prompts: kept.extend(new) or [""] * len(new)
         )
         study = study_of(teacher)
-        study._sample(FOLLOW_UP, [_Part(name, None, talk) for name, talk in talks.items()], 1)
+        study._sample(FOLLOW_UP, [Part(name, None, talk) for name, talk in talks.items()], 1)
         most = window - teacher.context.buffer - teacher.longest
         assert all(len(teacher.text_kv) + len(prompt.ids) <= most for prompt in prompts)
         asked[window] = {prompt.key.split()[2] for prompt in prompts}

@@ -217,7 +217,7 @@ def self_study(_embedded):
     model, tokenizer = _embedded
     doc = document(random.Random(HELD_OUT), 5, 7)
     settings = DataSettings()
-    context = build_context(model, tokenizer, doc.text, 8, 32)
+    context = build_context(model, tokenizer, doc.text, 8)
     return doc, settings, weights(asked_questions(model, context, settings))
 
 
@@ -259,7 +259,7 @@ def test_self_study_converses(self_study):
 @pytest.mark.parametrize(("hard", "follow_ups"), [(0.0, 0.0), (1.0, 0.0), (0.0, 0.75), (0.25, 0.5)])
 def test_self_study_without_a_kind(hard, follow_ups, embedded):
     model, tokenizer = embedded
-    context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 3, 4).text, 8, 32)
+    context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 3, 4).text, 8)
     settings = DataSettings(self_study_questions=12, self_study_hard=hard, self_study_follow_ups=follow_ups)
     asked = weights(asked_questions(model, context, settings))
     assert len(asked) == 12
@@ -268,7 +268,7 @@ def test_self_study_without_a_kind(hard, follow_ups, embedded):
 
 def test_questions_that_were_cut_off_are_left_out(embedded):
     model, tokenizer = embedded
-    context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 2, 4).text, 8, 7)
+    context = build_context(model, tokenizer, document(random.Random(HELD_OUT), 2, 4).text, 8)
     asked = weights(asked_questions(model, context, DataSettings(max_response_tokens=7)))
     assert asked
     assert all(turns_of(query)[-1].endswith("?") for query in asked)

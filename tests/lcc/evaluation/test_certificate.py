@@ -12,13 +12,15 @@ import torch
 import lcc
 from lcc.data.samples import DistillationData, Sample
 from lcc.data.settings import DataSettings
-from lcc.evaluation import certificate
-from lcc.evaluation.certificate import fresh_queries, held_out_questions, measure, read_questions
+from lcc.evaluation import certificate, questions
+from lcc.evaluation.certificate import fresh_queries, measure
+from lcc.evaluation.questions import held_out_questions, read_questions
 from lcc.inference.reader import Reader, changed_share
 from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
 from lcc.synthetic.people import document
 from lcc.text.chat_format import ChatFormat
+from lcc.text.context import build_context
 from lcc.training import trainer as optimize
 from tests.lcc.pipeline.test_compile import assert_untouched, state_of
 from tests.support.plain_memories import plain_memory
@@ -67,7 +69,7 @@ def test_figures_are_those_of_plain_transformers(readers, text, monkeypatch):
         tokens += len(response)
         assert first[:-1].argmax(-1).tolist() == list(response[:-1])
         right = (second.argmax(-1) == torch.tensor(response)).double().mean().item()
-        assert none.accuracy(query, response) == right
+        assert none.accuracy([query], [response]) == right
     assert said.kl(none) == pytest.approx(expected / tokens, rel=1e-9)
     assert said.kl(full) == pytest.approx(0, abs=1e-12)
     assert full.said(queries, responses).kl(none) == pytest.approx(said.kl(none), rel=1e-9)
@@ -82,7 +84,7 @@ def measured(embedded, monkeypatch):
     model, tokenizer = embedded
     doc = document(random.Random(3), people=2, attributes=4)
     memory, _ = plain_memory(model, tokenizer, doc.text, monkeypatch)
-    chat = ChatFormat.of(tokenizer)
+    chat, context = ChatFormat.of(tokenizer), build_context(model, tokenizer, doc.text, 8)
 
     def sample(stream, query, response):
         return Sample(tuple(chat.query_ids(query)), (*chat.ids(response), chat.end), stream, query)
@@ -98,7 +100,7 @@ def measured(embedded, monkeypatch):
 
     def run(change=lambda kv: kv, **options):
         changed = replace(memory, payload=KVPayload(change(memory.kv)))
-        return measure(model, tokenizer, doc.text, changed, data, settings, 0, lcc.load_queries(), **options)
+        return measure(model, context, changed, data, settings, 0, lcc.load_queries(), **options)
 
     return run, doc
 
@@ -208,7 +210,7 @@ def test_self_asked_questions_are_held_out_ones_that_the_text_settles(readers, t
     assert found == pytest.approx([value.item() for value in expected], rel=1e-9)
     streams = ["general", "self_study", "self_study", "self_study"]
     samples = [Sample((1,), *each) for each in zip(responses, streams, queries, strict=True)]
-    monkeypatch.setattr(certificate, "SETTLED", (found[2] + found[3]) / 2)
+    monkeypatch.setattr(questions, "SETTLED", (found[2] + found[3]) / 2)
     asked = held_out_questions((samples[0], *samples[2:]), full, 8)
     surer = 2 if found[2] > found[3] else 3
     assert [question.example.question for question in asked] == [queries[surer]]

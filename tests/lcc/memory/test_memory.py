@@ -216,7 +216,7 @@ def test_one_beam_of_the_shared_cache_equals_greedy(memory, llama, tokenizer):
 def test_attached_memory_equals_the_training_time_student(family, keep_prefix, tokenizer, text, tmp_path):
     """Through K and V, unrotated, on disk and back: the same hidden states as while training."""
     model = tiny_model(family)
-    context = build_context(model, tokenizer, text, 8, 8)
+    context = build_context(model, tokenizer, text, 8)
     query = context.chat.query_ids(QUESTIONS[0])
     sample = Completion(tuple(query), tuple(context.chat.ids("Mara dog.")))
     with lora_model(model, 8, 8.0) as layers, torch.no_grad():

@@ -31,7 +31,7 @@ from tests.support.tiny_models import make_data, tiny_model
 def test_flops_are_what_torch_counts(family, options, tokenizer, text, fast):
     del fast["progress"]
     model, settings = tiny_model(family), make_settings(**(fast | options))
-    context = build_context(model, tokenizer, text, settings.ratio, settings.data.max_response_tokens)
+    context = build_context(model, tokenizer, text, settings.ratio)
     data = make_data(model, context, settings, lcc.load_queries())
     with LoraCompiler().trainable(model, context, settings.compiler, settings.seed) as compiler:
         samples = [*data.reconstruction, *data.train]

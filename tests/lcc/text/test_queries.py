@@ -53,7 +53,7 @@ def test_a_model_is_asked_what_it_can_read(tokenizer, large, instructions):
 
 
 def test_a_model_writes_its_own(llama, tokenizer, text):
-    context = build_context(llama, tokenizer, text, 8, 8)
+    context = build_context(llama, tokenizer, text, 8)
     teacher = Teacher(llama, context, prefill_chat(llama, context.chat, text), 8, TeacherStates(math.inf))
     teacher.ends = lambda token: token % 3 == 0
     shown = []

@@ -20,7 +20,7 @@ from lcc.data.samples import Sample
 from lcc.modeling.kv import KV
 from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
-from lcc.training.distractors import ISOLATED, Distractor, Distractors, draw_distractors, most_asked, most_tokens
+from lcc.training.distractors import ISOLATED, Distractor, Distractors, OtherTexts, most_asked, most_tokens
 from lcc.training.loss import step_loss, validation
 from lcc.training.settings import TrainingSettings
 from lcc.training.trainer import Trainer
@@ -75,7 +75,7 @@ def exact_job(tokenizer, text):
     """A float64 model, a text, and samples without self-study."""
     model = tiny_model("llama", torch.float64)
     settings = make_settings(rank=2, general_queries=2, self_study_questions=0, max_response_tokens=4, held_out=0.0)
-    context = build_context(model, tokenizer, text, 8, 5)
+    context = build_context(model, tokenizer, text, 8)
     data = make_data(model, context, settings, ["Say: dog.", "Add 1 and 2."])
     return model, context, settings, [*data.reconstruction, *data.train]
 
@@ -122,7 +122,7 @@ def distractor(number, questions=0, tokens=1):
 def test_numbers_and_places_are_drawn_alike():
     pool = [distractor(number) for number in range(5)]
     training = TrainingSettings(max_distractors=3)
-    drawn = [draw_distractors(pool, training, random.Random(seed)) for seed in range(6000)]
+    drawn = [OtherTexts(pool, training).draw(random.Random(seed)) for seed in range(6000)]
     places = Counter((len(one.before), len(one.behind)) for one in drawn)
     # A number in 3, then a place in 2, 3 or 4.
     assert sorted(places) == sorted((n - b, b) for n in (1, 2, 3) for b in range(n + 1))
@@ -132,7 +132,7 @@ def test_numbers_and_places_are_drawn_alike():
     assert all(len(set(row)) == len(row) == len(one) for row, one in zip(rows, drawn, strict=True))
     seen = Counter(number for row in rows for number in row)
     assert max(seen.values()) < 1.1 * min(seen.values())
-    again = draw_distractors(pool, training, random.Random(7))
+    again = OtherTexts(pool, training).draw(random.Random(7))
     assert [*again.before, *again.behind] == [*drawn[7].before, *drawn[7].behind]
 
 
@@ -140,12 +140,12 @@ def test_those_that_stand_there_are_asked_half_a_batch():
     pool = [distractor(number, questions=4) for number in range(4)]
     training = TrainingSettings(max_distractors=2, batch=11)
     for seed in range(50):
-        one = draw_distractors(pool, training, random.Random(seed))
+        one = OtherTexts(pool, training).draw(random.Random(seed))
         there = [sample for other in (*one.before, *one.behind) for sample in other.samples]
         assert len(one.asked) == len({sample.query for sample in one.asked}) == min(6, len(there))
         assert set(one.asked) <= set(there)
-    assert not draw_distractors(pool, replace(training, distractor_weight=0.0), random.Random(0)).asked
-    assert not draw_distractors([distractor(1)], training, random.Random(0)).asked
+    assert not OtherTexts(pool, replace(training, distractor_weight=0.0)).draw(random.Random(0)).asked
+    assert not OtherTexts([distractor(1)], training).draw(random.Random(0)).asked
 
 
 def test_what_they_are_asked_is_a_stream(exact_job):
@@ -166,7 +166,7 @@ def test_the_longest_step_is_known():
     training = TrainingSettings(max_distractors=2)
     assert most_tokens([3, 9, 4], training) == 13
     assert most_tokens([3], training) == 3
-    pool = [distractor(0, questions=3), distractor(1)]
+    pool = distractor(0, questions=3).samples
     assert most_asked(pool, replace(training, batch=3)) == 2 * 3
     isolated = replace(training, isolated_share=1.0)
     assert most_tokens([3, 9, 4], isolated) == most_asked(pool, isolated) == 0
@@ -181,7 +181,7 @@ def test_a_share_of_the_steps_is_isolated_and_states_are_chosen_by_both(exact_jo
 
     def trainer(share):
         training = replace(settings.training, isolated_share=share)
-        return Trainer(memory, data, training, execution, 0, distractors=pool)
+        return Trainer(memory, data, training, execution, 0, company=OtherTexts(pool, training))
 
     drawing = trainer(0.6)
     isolated = 0

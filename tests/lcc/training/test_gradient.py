@@ -92,7 +92,7 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
         rank=2, general_queries=2, self_study_questions=1, max_response_tokens=4, self_study_weight=2.0, held_out=0.0,
         **variant,
     )  # fmt: skip
-    context = build_context(model, tokenizer, text, 8, 5)
+    context = build_context(model, tokenizer, text, 8)
     data = make_data(model, context, settings, ["Say: dog.", "Add 1 and 2."])
     with lora_model(model, settings.compiler.rank, settings.compiler.alpha) as layers:
         for layer in layers:
@@ -123,7 +123,7 @@ def test_both_engines_give_the_per_sample_gradient(family, variant, tokenizer, t
 @pytest.mark.parametrize("attention", ["eager", "sdpa", "lcc_shared_prefix"])
 def test_chunks_are_read_alike_however_the_model_attends(attention, tokenizer, text):
     model = tiny_model("llama", torch.float64)
-    context, settings = build_context(model, tokenizer, text, 8, 5), make_settings()
+    context, settings = build_context(model, tokenizer, text, 8), make_settings()
     with LoraCompiler().trainable(model, context, settings.compiler, 0) as compiler:
         expected = compiler.encode()
         model.set_attn_implementation(attention)

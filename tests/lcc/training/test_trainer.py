@@ -27,7 +27,7 @@ def start(llama, tokenizer, text):
     settings = {"steps": STEPS, "learning_rate": RATE, "buffer_learning_rate": RATE / 2, "self_study_questions": 0}
     # Of a rank below that of the gradients, which Muon needs to move all directions.
     base = make_settings(ratio=8, rank=8, general_queries=6, max_response_tokens=4, **settings)
-    context = build_context(llama, tokenizer, text, 8, 4)
+    context = build_context(llama, tokenizer, text, 8)
     data = make_data(llama, context, base, ["Say: dog.", "Say: goose.", "Say: pony."])
     with ExitStack() as stack:
 

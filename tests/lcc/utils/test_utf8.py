@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from lcc.cli import app as cli
 from lcc.embedded_model import load_embedded
 from lcc.errors import InputError
-from lcc.evaluation.certificate import read_questions
+from lcc.evaluation.questions import read_questions
 from lcc.pipeline.options import CompileOptions
 from lcc.text.queries import load_queries
 from lcc.utils import utf8

@@ -1,0 +1,110 @@
+"""The distillation data of a text in sections, one section or pair of sections after the other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedModel
+
+from ..data.across import ask_across
+from ..data.cache import DataCache
+from ..data.parts import Parts
+from ..data.samples import Across, DistillationData, Sample, SectionedData
+from ..data.sections import joined, section_pairs
+from ..data.synthesis import hold_out
+from ..data.teacher import Teacher
+from ..data.teacher_states import TeacherStates
+from ..modeling.prefill import prefill
+from ..text.chat_format import Query
+from ..text.context import Context
+from ..utils.distributed import Ranks
+from ..utils.progress import Reporter
+from .distillation import distillation_data, kept_or_made
+from .settings import CompileSettings
+
+# Context-agnostic queries of a section at least.
+LEAST_GENERAL = 32
+# The cache of one section's data, or of two sections' joined, made with these settings.
+CacheOf = Callable[[Context, CompileSettings], DataCache | None]
+
+
+@dataclass(frozen=True)
+class SectionTexts:
+    """The sections of one text, and what their data is made with."""
+
+    model: PreTrainedModel
+    sections: tuple[Context, ...]
+    settings: CompileSettings
+    queries: Sequence[str] | str
+    cache_of: CacheOf
+    reporter: Reporter
+    ranks: Ranks
+
+    def data(self) -> SectionedData:
+        """Of each section; and across pairs, whose number grows as that of the sections does.
+
+        A question that several sections answer in several ways is no question about the text: it is left out.
+        """
+        count = len(self.sections)
+        pairs = section_pairs(count, self.settings.seed) if self.settings.data.across_questions else []
+        total = count + len(pairs)
+        sections: list[DistillationData] = []
+        for number in range(count):
+            self.reporter.section(f"section {number + 1}", number, total)
+            sections.append(self._of_section(number))
+        across: list[Across] = []
+        for pair in pairs:
+            self.reporter.section(f"sections {pair[0] + 1} and {pair[1] + 1}", count + len(across), total)
+            across.append(self._across(pair, sections))
+        self.reporter.section(f"all {count} together", total, total)
+        return _consistent(SectionedData(tuple(sections), tuple(across)))
+
+    def _of_section(self, number: int) -> DistillationData:
+        section, neighbour = self.sections[number], number + 1 if number + 1 < len(self.sections) else number - 1
+        first, second = (self.sections[place] for place in sorted((number, neighbour)))
+        settings = self._settings(number).for_text(len(section.context_ids))
+        general = max(LEAST_GENERAL, settings.data.general_queries // len(self.sections))
+        settings = settings.replace(general_queries=min(general, settings.data.general_queries))
+        cache = self.cache_of(section, settings)
+        return distillation_data(
+            self.model, section, settings, self.queries, cache, self.reporter, self.ranks, joined(first, second)
+        )
+
+    def _across(self, pair: tuple[int, int], sections: Sequence[DistillationData]) -> Across:
+        first, second = (self.sections[number] for number in pair)
+        both, settings = joined(first, second), self._settings(pair[1])
+        # The asker that suits the model is known by now.
+        asker = next((own.asking["asker"] for own in sections if own.asking), settings.data.self_study_asker)
+        asked = replace(settings.data, self_study_asker=asker)
+
+        def make(model: PreTrainedModel, states: TeacherStates, parts: Parts | None) -> DistillationData:
+            prefix = prefill(model, both.prefix_ids)
+            text_kv, *alone = (prefill(model, one.context_ids, prefix) for one in (both, first, second))
+            teacher = Teacher(model, both, text_kv, asked.max_response_tokens, states, parts, alone)
+            samples = ask_across(teacher, first, second, asked, settings.seed, self.reporter.count)
+            held_out = hold_out(samples, asked.held_out)
+            return DistillationData((), tuple(s for s in samples if s not in held_out), tuple(held_out))
+
+        data = kept_or_made(self.model, settings, self.cache_of(both, settings), self.ranks, make, repeats=False)
+        return Across(pair, data.train, data.held_out)
+
+    def _settings(self, number: int) -> CompileSettings:
+        """Other draws for each section, and no more teacher states in memory than one text has."""
+        shared = self.settings.execution.teacher_gigabytes / (3 * len(self.sections))
+        return self.settings.replace(seed=self.settings.seed + number, teacher_gigabytes=shared)
+
+
+def _consistent(data: SectionedData) -> SectionedData:
+    answers: defaultdict[Query, set[tuple[int, ...]]] = defaultdict(set)
+    for sample in data.samples:
+        answers[sample.query].add(sample.response_ids)
+
+    def kept(samples: tuple[Sample, ...]) -> tuple[Sample, ...]:
+        return tuple(s for s in samples if s.stream == "general" or len(answers[s.query]) == 1)
+
+    return SectionedData(
+        tuple(replace(own, train=kept(own.train), held_out=kept(own.held_out)) for own in data.sections),
+        tuple(replace(own, train=kept(own.train), held_out=kept(own.held_out)) for own in data.across),
+    )
