@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from .inference.asking import ask, prompt
     from .inference.monitor import Monitor
     from .memory.attachment import attach, attach_paged
+    from .memory.delta import Delta
     from .memory.exporters import export
     from .memory.memory import Memory
     from .memory.payload import KVPayload
+    from .memory.signing import sign, verify_signature
     from .modeling.fingerprint import fingerprint
     from .modeling.kv import KV
     from .pipeline.batch import compile_documents
@@ -44,6 +46,7 @@ __all__ = [
     "CompileTask",
     "Compiled",
     "Compiler",
+    "Delta",
     "DivergedError",
     "InputError",
     "KVPayload",
@@ -77,6 +80,8 @@ __all__ = [
     "read_questions",
     "register",
     "remove_checkpoint",
+    "sign",
+    "verify_signature",
 ]
 
 # The file of each public name.
@@ -86,6 +91,7 @@ _FILES = {
     "CompileTask": "compilers.base",
     "Compiled": "compilers.base",
     "Compiler": "compilers.base",
+    "Delta": "memory.delta",
     "DivergedError": "errors",
     "InputError": "errors",
     "KV": "modeling.kv",
@@ -120,6 +126,8 @@ _FILES = {
     "read_questions": "evaluation.questions",
     "register": "compilers.registry",
     "remove_checkpoint": "utils.resumable",
+    "sign": "memory.signing",
+    "verify_signature": "memory.signing",
 }
 
 

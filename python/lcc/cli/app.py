@@ -22,8 +22,10 @@ from .boundary import boundary
 from .certify import certify_command
 from .chat import chat_command
 from .compile import compile_command
+from .delta import apply_command, delta_command
 from .evaluate import eval_command
 from .leaks import leaks_command
+from .log import log_command
 from .options import (
     Command,
     CompilerOption,
@@ -42,6 +44,8 @@ from .options import (
     print_json,
 )
 from .serve import serve_command
+from .sign import keygen_command, sign_command
+from .verify import verify_command
 
 UsageError: Any = typer.BadParameter.__base__
 
@@ -278,14 +282,9 @@ def _prompt_of(path: Path, to: str) -> dict[str, int]:
     return {"tokens": len(ids), "placeholder": ids[0]}
 
 
-@command()
-def verify(memory: MemoryArgument, model: ModelOption = None, as_json: JsonOption = False) -> None:
-    """Check that a memory is whole and belongs to a model; exit code 0 only if it does."""
-    from ..memory.memory import Memory
-    from .loading import load_model
-
-    Memory.load(memory).verify(*load_model(model))
-    if as_json:
-        print_json({"path": str(memory), "verified": True})
-    else:
-        Terminal().print(f"{shown(memory)} is whole and belongs to this model", soft_wrap=True)
+command("verify")(verify_command)
+command("log")(log_command)
+command("keygen")(keygen_command)
+command("sign")(sign_command)
+command("delta")(delta_command)
+command("apply")(apply_command)

@@ -28,6 +28,7 @@ def certify_command(
 ) -> None:
     """Compare a server's answers from a memory with those of lcc ask, and write the outcome into the memory's file."""
     from ..memory.memory import Memory
+    from ..memory.signing import is_signed
     from ..serving.catalog import served_digest
     from ..serving.certifying import ServedMemory, certify_served
     from ..text.queries import load_queries
@@ -46,11 +47,14 @@ def certify_command(
         )  # fmt: skip
     if Memory.load(memory).digest != stored.digest:
         raise MemoryFileError(f"{memory} was replaced meanwhile: run the command again")
+    signed = is_signed(memory)
     certified.save(target)
     row = certified.served[-1]
     if as_json:
-        print_json({"path": str(memory), **row})
+        print_json({"path": str(memory), "signature_dropped": signed, **row})
         return
+    if signed:
+        Terminal().print("the file has changed, and its signature is gone: sign it again")
     Terminal().print(f"{row['same']} of {row['answers']} answers of {shown(row['engine'])} are those of lcc ask")
     for changed in row["changed"]:
         Terminal().print(f"{shown(changed['question'])}\n  lcc ask: {shown(changed['lcc'])}\n"

@@ -96,6 +96,12 @@ QueriesOption = Annotated[
 LogFileOption = Annotated[
     Path | None, typer.Option("--log-file", metavar="PATH", help="Append plain lines of progress to this file.")
 ]
+TrustedOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--key", help="A public key, as PEM; one of those must have signed. Repeatable.", metavar="PUBLIC.pem"
+    ),
+]
 ForceOption = Annotated[bool, typer.Option(help="Replace a file that is there, whatever it is.")]
 BankOption = Annotated[Path, typer.Option("--bank", help="The bank's folder.", metavar="FOLDER")]
 RedactOption = Annotated[

@@ -131,6 +131,8 @@ def show_memory(memory: Memory, path: Path) -> None:
 
 def _others(memory: Memory) -> Iterator[tuple[str, str]]:
     """Rows on memories that this one has to do with, and on servers that it was asked behind."""
+    version = memory.made["version"]
+    yield "made by", shown(memory.made["operation"] + (f", version {version}" if version else ""))
     for ancestor in memory.lineage:
         yield "went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}"
     if memory.redacted:

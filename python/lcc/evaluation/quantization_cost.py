@@ -53,7 +53,8 @@ def quantize(
     check_request(memory, dtype, answers)
     model = share_weights(plain_model(model))
     memory.verify(model, tokenizer)
-    quantized = replace(memory, payload=quantize_payload(memory.kv_payload, dtype))
+    payload, made = quantize_payload(memory.kv_payload, dtype), memory.succeeded_by("quantize", {"dtype": dtype})
+    quantized = replace(memory, payload=payload, **made)
     streams: dict[str, Sequence[Query]] = {"self_study": memory.questions, "general": load_queries(queries, tokenizer)}
     chat = ChatFormat.of(tokenizer, date=memory.date)
     reference, reader = (Reader.of_memory(model, chat, either) for either in (memory, quantized))

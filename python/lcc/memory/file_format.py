@@ -9,12 +9,15 @@ import torch
 
 from ..errors import InputError, MemoryFileError
 from ..utils.values import quoted
+from .lineage import of_older
 from .metadata import METADATA
 from .payload import AdapterPayload, KVPayload, Payload
 
 FORMAT = "lcc-memory-2"
 # Version 1 has neither ``payload``, ``compiler`` nor ``requires``.
 READABLE = (FORMAT, "lcc-memory-1")
+# What one memory has that another has not; see ``lcc.memory.delta``.
+DELTA_FORMAT = "lcc-delta-1"
 PAYLOADS: dict[str, type[KVPayload] | type[AdapterPayload]] = {
     KVPayload.kind: KVPayload,
     AdapterPayload.kind: AdapterPayload,
@@ -46,6 +49,8 @@ def parse_memory(
         fields = {name: value for name, value in metadata.items() if name in METADATA}
         for name in ("prefix_ids", "questions"):
             fields[name] = _as_tuples(fields[name])
+        if "made" not in fields:
+            fields |= of_older(fields.get("lineage", []))
     except (KeyError, TypeError, InputError) as error:
         raise MemoryFileError(f"{path} lacks a part of a memory, or has one too many: {error}") from error
     extra = {name: value for name, value in metadata.items() if name not in METADATA and name not in _FOR_READERS}

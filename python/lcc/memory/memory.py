@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import Any
@@ -17,10 +18,13 @@ from ..modeling.fingerprint import fingerprint, require_same, tokenizer_fingerpr
 from ..modeling.kv import KV
 from ..text.chat_format import Query
 from ..utils.hashing import json_digest, tensor_digest
-from ..utils.tensor_files import file_bytes, load_tensors, save_tensors
+from ..utils.tensor_files import file_bytes, load_stored, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
-from .metadata import Ancestor, Budget, Section, Served, check_metadata
+from .keys import PublicKey
+from .lineage import Ancestor, Made, Succession, succession, unrecorded
+from .metadata import Budget, Section, Served, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
+from .signing import require_signed
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,9 @@ class Memory:
         budget: with ``budget=``, its ``seconds``, whether this is the last memory (``finished``), and all options that
             were ``asked`` for.
         max_bytes: what the file was given, if its size chose the ratio and the dtype.
-        lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
-            its ``compiler``.
+        made: the operation that made it, with its settings, its parents and the version; see ``lcc.memory.lineage``.
+        lineage: all memories that this one was made of, the nearest first: of each the ``digest`` of its tensors, its
+            ``compiler``, its ``buffer_tokens``, and how it was made.
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
         sections: of a text that was compiled in several: their sizes, in order; empty for a text in one piece.
@@ -79,6 +84,7 @@ class Memory:
     max_bytes: int | None = None
     asking: dict[str, Any] | None = None
     date: str | None = None
+    made: Made = field(default_factory=unrecorded)
     lineage: list[Ancestor] = field(default_factory=list)
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
@@ -160,8 +166,21 @@ class Memory:
         return json_digest({name: tensor_digest(tensor).hex() for name, tensor in self.tensors().items()})
 
     def with_ancestors(self) -> list[Ancestor]:
-        """The lineage of a memory that goes on from this one."""
-        return [Ancestor(digest=self.digest, compiler=self.compiler), *self.lineage]
+        """The lineage of a memory that is made of this one alone."""
+        itself = Ancestor(**self.made, digest=self.digest, compiler=self.compiler, buffer_tokens=self.buffer_tokens)
+        return [itself, *self.lineage]
+
+    def succeeded_by(self, operation: str, settings: Mapping[str, Any], *others: Memory) -> Succession:
+        """The fields ``made`` and ``lineage`` of a memory that ``operation`` makes of this one.
+
+        Args:
+            settings: of the operation; JSON can say them.
+            others: further memories that it is made of.
+
+        Raises:
+            InputError: the operation has no name, or JSON cannot say a setting.
+        """
+        return succession(operation, settings, [each.with_ancestors() for each in (self, *others)])
 
     @property
     def best_point(self) -> dict[str, float] | None:
@@ -183,20 +202,32 @@ class Memory:
     def save(self, path: str | os.PathLike) -> None:
         """Write the memory to one safetensors file, atomically; docs/memory-format.md says what is in it.
 
+        The file is not signed, be it in place of one that was; see ``lcc.sign``.
+
         Raises:
             MemoryFileError: the file cannot be written; an older one stays as it was.
         """
         save_tensors(path, FORMAT, self.tensors(), self.metadata())
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Memory:
+    def load(cls, path: str | os.PathLike, trusted: Iterable[PublicKey] | None = None) -> Memory:
         """Read a memory.
+
+        Args:
+            trusted: public keys, one of which must have signed the file: keys of ``cryptography``, PEM bytes, or paths
+                of PEM files. None: no signature is looked at.
 
         Raises:
             MemoryFileError: no such file, or a truncated, tampered or foreign one, or one that needs a newer version,
-                or one that holds NaN, or scales that are missing, NaN or zero.
+                or one that holds NaN, or scales that are missing, NaN or zero; with ``trusted``, one that is not
+                signed, or was changed after it was.
+            MismatchError: none of those who signed it is trusted.
+            InputError: a key cannot be read.
         """
-        payload, fields = parse_memory(path, *load_tensors(path, *READABLE, apart=True))
+        stored = load_stored(path, *READABLE, apart=True)
+        if trusted is not None:
+            require_signed(path, stored, trusted)
+        payload, fields = parse_memory(path, stored.tensors, stored.metadata)
         try:
             return cls(payload, **fields)
         except TypeError as error:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from ..text.chat_format import parse_query
 from ..utils.values import check, is_date, require
+from .lineage import Ancestor, Made, check_lineage
 
 # A measured figure; None where it was no finite number.
 Figure = float | None
@@ -165,13 +166,6 @@ class Budget(TypedDict):
     asked: dict[str, Any]
 
 
-class Ancestor(TypedDict):
-    """A memory that another one went on from: the digest of its tensors, and what its ``compiler`` field said."""
-
-    digest: str
-    compiler: dict[str, str]
-
-
 class Changed(TypedDict):
     """A question that a server answers otherwise than ``lcc.ask``."""
 
@@ -275,6 +269,7 @@ METADATA: dict[str, Any] = {
     "max_bytes": int | None,
     "asking": Asking | None,
     "date": str | None,
+    "made": Made,
     "lineage": list[Ancestor],
     "distractors": list[str],
     "served": list[Served],
@@ -302,4 +297,5 @@ def check_metadata(given: Mapping[str, Any]) -> None:
     require(given["redacted"] >= 0, "redacted", given["redacted"], "zero or more")
     for question in given["questions"]:
         parse_query(question)
+    check_lineage(given["made"], given["lineage"])
     require(given["date"] is None or is_date(given["date"]), "date", given["date"], "a date as ISO 8601 writes it")

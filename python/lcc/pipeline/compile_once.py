@@ -181,7 +181,7 @@ class Compilation:
             questions=tuple(sorted(data.self_questions, key=turns_of)) if data else (),
             asking=data.asking if data else None,
             date=context.chat.date,
-            lineage=self.options.lineage,
+            **self.options.succession,
             distractors=list(self.among),
             sections=[Section(tokens=len(one.context_ids), buffer_tokens=one.buffer) for one in context.sections],
             redacted=len(self.options.redact),

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import MismatchError
 from ..memory.file_format import READABLE
+from ..memory.lineage import ancestor_digests
 from ..memory.memory import Memory
 from ..memory.store import Claim, FileStore, get_or_make
 from ..modeling.fingerprint import differing, fingerprint
@@ -93,8 +94,13 @@ def is_wanted(
     """
     if memory is not None:
         target = (memory.ratio_search or {"target": None})["target"]
-        recorded = {"compiler": memory.compiler, "target": target, "budget": None, "lineage": memory.lineage}
-        recorded |= {"max_bytes": memory.max_bytes}
+        recorded = {
+            "compiler": memory.compiler,
+            "target": target,
+            "budget": None,
+            "lineage": ancestor_digests(memory.lineage),
+            "max_bytes": memory.max_bytes,
+        }
         stored = memory.budget["asked"] if memory.budget else memory.settings | recorded
         stored = stored | {"text": memory.source_sha256, "distractors": memory.distractors}
         digest = text_digest(text)

@@ -11,7 +11,6 @@ from typing import Any
 from ..compilers.base import Compiler
 from ..compilers.registry import record
 from ..errors import MismatchError
-from ..memory.metadata import Ancestor
 from ..text.context import Context
 from ..training.checkpoint import DIVERGED
 from ..utils.hashing import json_digest
@@ -40,7 +39,7 @@ class Identity:
         context: Context,
         fingerprint: dict[str, str],
         queries: Sequence[str] | str,
-        lineage: Sequence[Ancestor] = (),
+        lineage: Sequence[str] = (),
         distractors: Sequence[str] = (),
     ) -> Identity:
         """The identity of compiling ``context``.
@@ -48,7 +47,7 @@ class Identity:
         Args:
             fingerprint: of the model and the tokenizer.
             queries: context-agnostic ones; or ``SELF``.
-            lineage: of the memory to be made.
+            lineage: digests of the memories that it goes on from.
             distractors: digests of the memories that it is trained among.
         """
         data = asdict(settings.effective_data) | {"seed": settings.seed, "precision": settings.execution.precision}

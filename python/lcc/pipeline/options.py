@@ -14,8 +14,8 @@ from ..compilers import registry
 from ..compilers.base import Compiler, TrainedCompiler
 from ..errors import InputError
 from ..evaluation.questions import Questions
+from ..memory.lineage import Succession, ancestor_digests, succession
 from ..memory.memory import Memory
-from ..memory.metadata import Ancestor
 from ..text.context import Context
 from ..text.queries import load_queries, named_queries
 from ..text.redaction import checked_texts, redact
@@ -161,9 +161,15 @@ class CompileOptions:
         return replace(self, settings=self.settings.replace(ratio=ratio), target=None)
 
     @property
-    def lineage(self) -> list[Ancestor]:
-        """That of a memory made with these options."""
-        return [] if self.start is None else self.start.with_ancestors()
+    def succession(self) -> Succession:
+        """Where a memory made with these options comes from."""
+        settings = self.settings.flat()
+        return self.start.succeeded_by("refine", settings) if self.start else succession("compile", settings)
+
+    @property
+    def lineage(self) -> list[str]:
+        """Digests of the memories that one made with these options goes on from, the nearest first."""
+        return ancestor_digests(self.succession["lineage"])
 
     @property
     def recorded(self) -> dict[str, Any]:

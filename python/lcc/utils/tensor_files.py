@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,23 +24,47 @@ from .values import quoted
 METADATA_KEY = "lcc"
 
 
-def save_tensors(path: str | os.PathLike, format_name: str, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds that ``save_tensors`` wrote, its digest checked.
+
+    Attributes:
+        format: its format's name.
+        digest: of the tensors and the metadata; see ``content_digest``.
+        beside: other texts of its header, which the digest does not cover.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    metadata: dict[str, Any]
+    format: str
+    digest: str
+    beside: dict[str, str]
+
+
+def save_tensors(
+    path: str | os.PathLike,
+    format_name: str,
+    tensors: dict[str, torch.Tensor],
+    metadata: dict,
+    beside: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Write ``tensors`` and ``metadata`` to ``path`` at once: readers see the old file or the whole new one.
 
     NaN and infinity in the metadata become null: JSON has no such numbers.
 
     Args:
         path: an ``Output``, or the path of a file that may be replaced whatever it is.
+        beside: other texts for the header, which the digest does not cover.
 
     Raises:
         MemoryFileError: the folder is missing or read-only, the disk is full, or what is at ``path`` must not be
             replaced, see ``Output``; an older file is left as it was.
         MismatchError: as ``Output.check``.
     """
-    content = _content(format_name, tensors, metadata)
+    tensors, texts = _content(format_name, tensors, metadata)
     with replacing(path) as temporary:
         try:
-            save_file(content[0], temporary, content[1])
+            save_file(tensors, temporary, {**beside, **texts})
         except SafetensorError as error:
             # What it says of a full disk, for one.
             raise OSError(str(error)) from error
@@ -54,7 +81,7 @@ def _content(
     """Tensors and metadata as safetensors takes them."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = finite_json(metadata)
-    header = {"format": format_name, "digest": _digest(tensors, metadata), "metadata": metadata}
+    header = {"format": format_name, "digest": content_digest(tensors, metadata), "metadata": metadata}
     return tensors, {METADATA_KEY: json.dumps(header, sort_keys=True)}
 
 
@@ -73,6 +100,16 @@ def ours(*format_names: str, **same: Any) -> Rule:
 def load_tensors(
     path: str | os.PathLike, *format_names: str, apart: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and the metadata of a file; see ``load_stored``.
+
+    Raises:
+        MemoryFileError: as ``load_stored``.
+    """
+    stored = load_stored(path, *format_names, apart=apart)
+    return stored.tensors, stored.metadata
+
+
+def load_stored(path: str | os.PathLike, *format_names: str, apart: bool = False) -> Stored:
     """Read what ``save_tensors`` wrote in one of the formats ``format_names``, of which the first is the current one.
 
     Args:
@@ -86,7 +123,7 @@ def load_tensors(
         raise MemoryFileError(f"{path} is no regular file: name a file")
     try:
         named, tensors = _copied(path) if apart else _mapped(path)
-        raw = named.get(METADATA_KEY)
+        raw = named.pop(METADATA_KEY, None)
         if raw is None:
             raise MemoryFileError(f"{path} is a safetensors file, but not one of this package's")
     except FileNotFoundError:
@@ -106,9 +143,9 @@ def load_tensors(
         raise MemoryFileError(
             f"{path} has format {quoted(stored)!r}; expected {format_names[0]!r}: it may be of another version"
         )
-    if digest != _digest(tensors, metadata):
+    if digest != content_digest(tensors, metadata):
         raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
-    return tensors, metadata
+    return Stored(tensors, metadata, stored, digest, named)
 
 
 def _mapped(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
@@ -135,7 +172,8 @@ def load_metadata(path: str | os.PathLike) -> dict[str, Any]:
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _digest(tensors: dict[str, torch.Tensor], metadata: dict) -> str:
+def content_digest(tensors: Mapping[str, torch.Tensor], metadata: dict) -> str:
+    """SHA-256 of the tensors' bytes and of metadata that JSON can say, in hexadecimal; docs/memory-format.md has it."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]

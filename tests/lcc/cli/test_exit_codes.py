@@ -6,10 +6,7 @@ import errno
 import json
 import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,28 +15,31 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.cli import loading as load
-from lcc.cli.boundary import boundary
-from lcc.cli.options import print_json
 from lcc.embedded_model.tokenizer import build_tokenizer
+from lcc.memory import keys, signing
+from lcc.memory.keys import write_key
 from lcc.utils.hashing import text_digest
-from lcc.utils.terminal import Terminal
 from tests.support.plain_memories import plain_memory
 from tests.support.tiny_models import tiny_model
 
 runner = CliRunner()
-PYTHON = Path(lcc.__file__).parents[1]
 SMALL = "--ratio 8 --steps 1 --set batch=2 --set self_study_questions=4 --set max_response_tokens=8 --no-certify"
 # A command that works; {name} is a file of the folder that ``files`` makes.
 GOOD = {
+    "apply": "apply {memory} {delta} -o {new}",
     "ask": "ask {memory} Where? --max-new-tokens 2 --model {model}",
     "chat": "chat {memory} --model {model}",
     "compile": f"compile {{text}} -o {{new}} --model {{model}} {SMALL}",
+    "delta": "delta {memory} {memory} -o {new}",
     "demo": "demo --steps 1 --json",
     "eval": "eval {rows} -o {folder} --general-count 0 --methods no_text --model {model}",
     "export": "export {memory} --to safetensors -o {folder} --model {model}",
     "inspect": "inspect {memory}",
     "leaks": "leaks {memory} --text {text} --attempts 1 --max-recited 1 --model {model}",
+    "keygen": "keygen {new}",
+    "log": "log {memory}",
     "quantize": "quantize {memory} -o {new} --answers 1 --model {model}",
+    "sign": "sign {memory} --key {key} --detached",
     "verify": "verify {memory} --model {model}",
 }
 # Commands that are servers or ask one: tests/lcc/serving runs them.
@@ -60,6 +60,7 @@ UNUSABLE = {
         "serve . --engine llama-cpp --states {absent} --model {model}",
         "serve . --engine llama-cpp --states . --url http://127.0.0.1:9 --model {model}",
     ],
+    "apply": ["apply {memory} {delta}", "apply {memory} {delta} -o {new} --key {key}"],
     "ask": [
         "ask {memory} Where? --model {absent}",
         "ask {memory} Where? --model {text}",
@@ -94,6 +95,7 @@ UNUSABLE = {
         "compile {text} -o {new} --model {model} --max-bytes 1MB --budget 1m",
         "compile {text} --dry-run --model {model} --max-bytes 1MB",
     ],
+    "delta": ["delta {memory} {memory}", "delta {memory} -o {new}"],
     "demo": ["demo --set seed=abc", "demo --set text=hi", "demo --ratio nan", "demo --seed -99999999999999999999"],
     "eval": [
         "eval {rows} -o {folder} --set recipe=fast",
@@ -116,12 +118,27 @@ UNUSABLE = {
         "leaks {memory} --text {text} --max-recited nan --model {model}",
         "leaks {memory} --text {text} --max-recited 20 --model {model}",
     ],
+    "keygen": ["keygen", "keygen {new} {new}"],
+    "log": ["log", "log {memory} --model {model}"],
     "quantize": [
         "quantize {memory} -o {new} --dtype int3 --model {model}",
         "quantize {memory} -o {new} --answers 0 --model {model}",
         "quantize {memory} -o {new} --queries {deep} --model {model}",
     ],
-    "verify": ["verify {memory} --model {absent}", "verify {memory} --models {model}"],
+    "sign": [
+        "sign {memory}",
+        "sign {memory} --key {absent}",
+        "sign {memory} --key {text}",
+        "sign {memory} --key {binary}",
+        "sign {memory} --key {model}",
+    ],
+    "verify": [
+        "verify {memory} --model {absent}",
+        "verify {memory} --models {model}",
+        "verify {memory} --key {absent}",
+        "verify {memory} --key {key}",
+        "verify {memory} --lineage {absent}",
+    ],
 }
 OTHER_MODEL = ["certify {memory} --engine e", "leaks {memory} --text {text}", "ask {memory} Where?", "chat {memory}",
                "verify {memory}", "quantize {memory} -o {new}",
@@ -129,9 +146,16 @@ OTHER_MODEL = ["certify {memory} --engine e", "leaks {memory} --text {text}", "a
 UNREADABLE = [
     *(f"{command} {{{file}}}{more}"
       for command, more in (("ask", " Where?"), ("chat", ""), ("inspect", ""), ("verify", ""),
-                            ("leaks", " --text {text}"), ("quantize", " -o {new}"),
-                            ("export", " --to safetensors -o {folder}"))
+                            ("leaks", " --text {text}"), ("log", ""), ("quantize", " -o {new}"),
+                            ("export", " --to safetensors -o {folder}"),
+                            ("sign", " --key {key}"), ("delta", " {memory} -o {new}"), ("apply", " {delta} -o {new}"))
       for file in ("absent", "text", "model", "torn")),
+    *(f"apply {{memory}} {{{file}}} -o {{new}}" for file in ("absent", "text", "memory", "torn")),
+    "apply {memory} {delta} -o {absent}/new",
+    "delta {memory} {memory} -o {memory}",
+    "keygen {key}",
+    "keygen {absent}/new",
+    "apply {memory} {delta} -o {new} --key {key}.pub",
     "compile {text} -o {absent}/new --model {model}",
     "quantize {memory} -o {absent}/new --model {model}",
     "export {memory} --to safetensors -o {text}/below --model {model}",
@@ -155,6 +179,8 @@ def made(tmp_path_factory):
     (folder / "text").write_text(text)
     (folder / "binary").write_bytes(b"\xff\xfe\x00")
     (folder / "deep").write_text("[" * 100_000)
+    lcc.Delta.between(lcc.Memory.load(folder / "memory"), lcc.Memory.load(folder / "memory")).save(folder / "delta")
+    write_key(folder / "key")
     (folder / "rows").write_text('{"context": "Mara lives in Tarn.", "question": "Where?", "answer": "Tarn"}\n')
     return folder
 
@@ -162,7 +188,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def lcc_command(made, tmp_path):
     def run(command: str, **options: object):
-        names = ("memory", "torn", "text", "binary", "deep", "rows", "model")
+        names = ("memory", "torn", "text", "binary", "deep", "rows", "model", "delta", "key")
         known = {name: made / name for name in names}
         known |= {name: tmp_path / name for name in ("absent", "new", "folder")}
         words = ["" if word == "''" else word.format(**known) for word in command.split()]
@@ -227,6 +253,8 @@ def test_an_interrupt(command, lcc_command, monkeypatch):
 
     monkeypatch.setattr(load, "load_model", interrupt)
     monkeypatch.setattr(lcc.Memory, "load", interrupt)
+    monkeypatch.setattr(signing, "sign", interrupt)
+    monkeypatch.setattr(keys, "write_key", interrupt)
     result = lcc_command(command)
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "interrupted"
@@ -256,42 +284,3 @@ def test_what_can_happen_in_any_command(failure, code, words, lcc_command, monke
 def test_a_bug_is_no_exit_code(bug, lcc_command, monkeypatch):
     monkeypatch.setattr(lcc.Memory, "load", lambda *_: (_ for _ in ()).throw(bug))
     assert lcc_command("inspect {memory}").exception is bug
-
-
-@pytest.fixture
-def unread():
-    """A pipe that nobody reads."""
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, "w") as stream:
-        yield stream
-
-
-@pytest.mark.parametrize(
-    "write", [lambda: print("text"), lambda: Terminal().print("text"), lambda: print_json({"a": 1})]
-)
-def test_a_reader_who_has_gone(write, unread, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "stdout", unread)
-    with pytest.raises(SystemExit) as ended, boundary():
-        write()
-    assert ended.value.code == 141
-    assert capfd.readouterr().err == ""
-
-
-def test_a_full_disk(monkeypatch, capfd):
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
-        with pytest.raises(SystemExit) as ended, boundary():
-            print("text")
-        assert ended.value.code == 4
-    assert "standard output: No space left" in capfd.readouterr().err
-
-
-def test_closed_streams():
-    command = f"{sys.executable} -m lcc --version"
-    for closed, printed in ((">&-", ""), ("<&-", "lcc "), ("2>&-", "lcc ")):
-        done = subprocess.run(
-            ["bash", "-c", f"{command} {closed}"], capture_output=True, text=True, cwd=PYTHON, timeout=60, check=True
-        )
-        assert done.stdout.startswith(printed)
-        assert not done.stderr

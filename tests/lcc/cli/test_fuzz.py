@@ -46,6 +46,27 @@ EXTRAS = {
     "certificate": certificate_with({"missed": [{"question": "q", "full_text": "a", "memory": "b"}]}),
     "ratio_search": {"target": 0.9, "met": True, "tried": [{"ratio": 8, "buffer_tokens": 3, "kept": 1.0}]},
     "max_bytes": 10_000,
+    "made": {"operation": "update", "parents": ["ab"], "settings": {"ratio": 8}, "version": "1"},
+    "lineage": [
+        {
+            "digest": "ab",
+            "compiler": {"name": "lcc"},
+            "buffer_tokens": 3,
+            "operation": "refine",
+            "parents": ["cd"],
+            "settings": {"ratio": 4},
+            "version": None,
+        },
+        {
+            "digest": "cd",
+            "compiler": {"name": "lcc"},
+            "buffer_tokens": None,
+            "operation": "compile",
+            "parents": [],
+            "settings": None,
+            "version": "1",
+        },
+    ],
     "questions": ["Where does Mara live?", ["Who?", "Hugo", "And where?"]],
 }
 runner = CliRunner()
@@ -74,8 +95,8 @@ def test_metadata_of_memories(world, data):
     with TemporaryDirectory() as folder:
         path = Path(folder, "m")
         forge(path, memory.tensors(), metadata)
-        for options in ([], ["--json"]):
-            shown = runner.invoke(cli.app, ["inspect", str(path), *options])
+        for words in (["log"], ["log", "--json"], ["inspect"], ["inspect", "--json"]):
+            shown = runner.invoke(cli.app, [*words, str(path)])
             assert shown.exit_code in (0, 4), shown.exception
             assert not ACTING.search(shown.output.replace("\n", "")), shown.output
         if shown.exit_code == 0:

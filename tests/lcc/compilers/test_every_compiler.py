@@ -94,7 +94,7 @@ def test_it_is_quantised_and_exported(dtype, memory, embedded, tmp_path):
     model, tokenizer = embedded
     if dtype:
         small = lcc.quantize(replace(memory, questions=()), dtype, model, tokenizer, answers=1, max_new_tokens=1)
-        assert (small.compiler, small.lineage) == (memory.compiler, memory.lineage)
+        assert (small.compiler, small.lineage) == (memory.compiler, memory.with_ancestors())
         small.save(tmp_path / "small")
         memory = lcc.Memory.load(tmp_path / "small")
     attached = lcc.attach(model, memory).kv()

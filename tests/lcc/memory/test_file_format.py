@@ -12,7 +12,7 @@ from lcc.memory.file_format import FORMAT
 from lcc.utils.tensor_files import load_tensors, save_tensors
 from tests.support.plain_memories import plain_memory
 
-NEW_FIELDS = {"payload", "compiler", "requires"}
+NEW_FIELDS = {"payload", "compiler", "requires", "made"}
 
 
 @pytest.fixture
