@@ -99,7 +99,7 @@ def answers_of_sections(model, asked: Apart) -> float:
     return score(said, [question for _, question in asked])
 
 
-def measure(window: int, windows: float, seed: int, share: float) -> Row:
+def measure(window: int, windows: float, seed: int) -> Row:
     """One row: a text of so many windows."""
     model, tokenizer = load()
     model.config.max_position_embeddings = window
@@ -109,7 +109,7 @@ def measure(window: int, windows: float, seed: int, share: float) -> Row:
     sections = split_context(model, context, chosen.ratio, chosen.data).parts
     parts = by_section(doc, sections)
     before, began = _peak(), time.monotonic()
-    memory = lcc.compile(model, tokenizer, doc.text, seed=seed, isolated_share=share, **SETTINGS)
+    memory = lcc.compile(model, tokenizer, doc.text, seed=seed, **SETTINGS)
     seconds, peak = time.monotonic() - began, _peak() - before
     some = sorted(rng.sample(range(len(sections)), min(ALONE, len(sections))))
     asked = {number: rng.sample(parts[number].questions(), ASKED // len(some)) for number in some}
@@ -118,7 +118,6 @@ def measure(window: int, windows: float, seed: int, share: float) -> Row:
         "windows": windows,
         "window": window,
         "seed": seed,
-        "isolated_share": share,
         "text_tokens": len(context.context_ids),
         "sections": len(sections),
         "buffer_tokens": memory.buffer_tokens,
@@ -161,17 +160,11 @@ def main() -> None:
     parser.add_argument("--windows", type=float, nargs="+", default=[1, 2, 4])
     parser.add_argument("--window", type=int, default=768)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--isolated-share", type=float, nargs="+", default=[0.5])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=OUT)
     arguments = parser.parse_args()
-    sweep = Sweep(arguments.out, lambda row: (row["window"], row["windows"], row["seed"], row["isolated_share"]))
-    keys = [
-        (arguments.window, windows, seed, share)
-        for windows in arguments.windows
-        for seed in arguments.seeds
-        for share in arguments.isolated_share
-    ]
+    sweep = Sweep(arguments.out, lambda row: (row["window"], row["windows"], row["seed"]))
+    keys = [(arguments.window, windows, seed) for windows in arguments.windows for seed in arguments.seeds]
     for key in sweep.missing(keys):
         with multiprocessing.get_context("spawn").Pool(1, torch.set_num_threads, (arguments.threads,)) as pool:
             sweep.add(pool.apply(measure, key))
