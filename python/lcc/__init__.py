@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .pipeline.compile import compile
     from .pipeline.plan import Plan, plan
     from .pipeline.settings import CompileSettings
+    from .pipeline.update import update
     from .text.queries import load_queries
     from .training.trainable import TrainableMemory
     from .utils.progress import Reporter
@@ -71,6 +72,7 @@ __all__ = [
     "read_questions",
     "register",
     "remove_checkpoint",
+    "update",
 ]
 
 # The file of each public name.
@@ -111,6 +113,7 @@ _FILES = {
     "read_questions": "evaluation.certificate",
     "register": "compilers.registry",
     "remove_checkpoint": "utils.resumable",
+    "update": "pipeline.update",
 }
 
 

@@ -41,6 +41,7 @@ from .options import (
     print_json,
 )
 from .serve import serve_command
+from .update import update_command
 
 UsageError: Any = typer.BadParameter.__base__
 
@@ -83,6 +84,7 @@ app = typer.Typer(
 )
 command = partial(app.command, cls=Command)
 command("compile")(compile_command)
+command("update")(update_command)
 command("eval")(eval_command)
 app.add_typer(bank_commands, name="bank")
 

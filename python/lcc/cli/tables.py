@@ -133,6 +133,10 @@ def _others(memory: Memory) -> Iterator[tuple[str, str]]:
     """Rows on memories that this one has to do with, and on servers that it was asked behind."""
     for ancestor in memory.lineage:
         yield "went on from", f"{_pairs(ancestor['compiler'])}, tensors {shown(ancestor['digest'][:16])}"
+    if taken := memory.update:
+        how = "buffer tokens were added" if taken["growing"] else "its size stayed"
+        text = shown(taken["text_sha256"][:16])
+        yield "took in last", f"{taken['text_tokens']} tokens of text, SHA-256 {text}; {how}"
     yield "distractors", f"{len(memory.distractors) or 'no'} memories of other texts"
     for row in memory.served:
         same = f"{row['same']} of {row['answers']} answers are those of lcc ask ({row['date']})"

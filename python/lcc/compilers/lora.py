@@ -135,7 +135,7 @@ class LoraMemory(AdaptedMemory):
 
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in LoRA and buffers."""
-        start = len(self.context.prefix_ids)
+        start = len(self.prefix)
         inputs = self._embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
         cache = SharedCache(self.prefix)

@@ -10,7 +10,7 @@ import torch
 from ..modeling.scoring import Completion
 from ..text.chat_format import Query
 
-STREAMS = ("reconstruction", "general", "self_study", "distractors")
+STREAMS = ("reconstruction", "general", "self_study", "rehearsal", "distractors")
 
 
 @dataclass(frozen=True)

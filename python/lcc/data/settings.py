@@ -33,6 +33,8 @@ class DataSettings(SettingsGroup):
         self_study_piece: tokens of text that the model is asked about at a time. 0: the whole text at once.
         self_study_hard: share of hard questions: half about pieces twice as long, half about the whole text.
         self_study_follow_ups: share of questions that end a conversation. The model answers its earlier turns.
+        rehearsal_questions: in an update, number of questions that the old memory carries and that are asked again; 0:
+            none.
         max_response_tokens: longest response of the teacher, and longest question that the model may ask itself.
         held_out: share of the query samples that is not trained on but measured. Self-asked questions whose answer
             another question trains are held out first.
@@ -49,6 +51,7 @@ class DataSettings(SettingsGroup):
     self_study_piece: int = 40
     self_study_hard: float = 0.35
     self_study_follow_ups: float = 0.15
+    rehearsal_questions: int = 400
     max_response_tokens: int = 64
     held_out: float = 0.1
     parse_special_tokens: bool = False
@@ -68,7 +71,7 @@ class DataSettings(SettingsGroup):
         """Refuse what is out of range."""
         self.require_count("max_response_tokens")
         self.require_more_than(COLDEST, "self_study_temperature")
-        self.require_not_negative("general_queries", "self_study_piece", "self_study_min_kl")
+        self.require_not_negative("general_queries", "self_study_piece", "self_study_min_kl", "rehearsal_questions")
         self.require_share("held_out")
         for name in ("reconstruction_piece", "self_study_questions"):
             value = getattr(self, name)

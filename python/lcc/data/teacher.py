@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..modeling.decoding import Decoded, Prompt, Sampling, decode
 from ..modeling.generation import batch_rows, end_tokens
 from ..modeling.kv import KV
-from ..modeling.prefill import prefill
+from ..modeling.prefill import prefill, read_prefix
 from ..modeling.scoring import Completion, completion_states, token_divergence
 from ..modeling.window import window_of
 from ..text.chat_format import Query
@@ -28,7 +28,7 @@ class Teacher:
     """A frozen model behind a text.
 
     Args:
-        text_kv: K and V of [P | C], rotated.
+        text_kv: K and V of [P | C], rotated; of a text with a past those of [P | past | C].
         longest: tokens of a response, at most.
         states: holds its hidden states.
         parts: where what it writes is kept, for a run that goes on.
@@ -46,6 +46,7 @@ class Teacher:
         self.model, self.context, self.chat = model, context, context.chat
         self.text_kv, self.longest, self.parts = text_kv, longest, parts or Parts()
         self.prefix_kv = text_kv.head(len(context.prefix_ids))
+        self.before_kv = text_kv.head(len(text_kv) - len(context.context_ids))
         self.ends = end_tokens(model, self.chat.end).__contains__
         self._states = states
 
@@ -53,9 +54,11 @@ class Teacher:
         """Tokens that a prompt behind ``visible`` may have: the student reads it behind text and buffer."""
         return window_of(self.model) - self.context.buffer - self.longest - len(visible)
 
-    def read(self, ids: Sequence[int]) -> KV:
-        """K and V of ``ids``, rotated, from position 0 on."""
-        return prefill(self.model, ids)
+    def read(self, ids: Sequence[int], whole: bool) -> KV:
+        """K and V of ``ids``, rotated, from position 0 on; and, if ``whole``, of the past and the text behind them."""
+        if not whole:
+            return prefill(self.model, ids)
+        return prefill(self.model, self.context.context_ids, read_prefix(self.model, ids, self.context.past_kv))
 
     def write(
         self,
@@ -135,15 +138,15 @@ class Teacher:
     def text_kl(self, samples: Sequence[Sample]) -> list[float]:
         """How much each response hangs on the text: mean KL from with to without it, in nats a token.
 
+        A past is in sight in both.
+
         The first ``TELLING`` tokens count: what comes later hangs on them.
         """
         found: list[float] = []
-        for some in self._batches(samples, len(self.prefix_kv)):
-            without = [
-                Completion(tuple(self.chat.query_ids(s.query, after_text=False)), s.response_ids[:TELLING])
-                for s in some
-            ]
-            hidden = completion_states(self.model, self.prefix_kv, without)
+        behind = self.context.past is not None
+        for some in self._batches(samples, len(self.before_kv)):
+            without = [Completion(tuple(self.chat.query_ids(s.query, behind)), s.response_ids[:TELLING]) for s in some]
+            hidden = completion_states(self.model, self.before_kv, without)
             teacher = torch.cat([sample.teacher_hidden[:TELLING].to(hidden) for sample in some])
             by_token = token_divergence(self.model, hidden, teacher)
             found += [part.mean().item() for part in by_token.split([len(c.response_ids) for c in without])]

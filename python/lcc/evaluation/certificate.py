@@ -20,6 +20,7 @@ from ..data.settings import DataSettings
 from ..errors import InputError
 from ..inference.reader import Reader, changed_share
 from ..memory.memory import Memory
+from ..modeling.kv import KV
 from ..modeling.lora import frozen
 from ..synthetic.exam import general_exam
 from ..text.chat_format import ChatFormat, Query, turns_of
@@ -37,6 +38,8 @@ GENERAL_QUERIES = 64
 SETTLED = 0.9
 # Questions that a memory answers worse than the full text and the certificate quotes, at most.
 MISSED = 20
+# Streams of questions that the model asked itself.
+ASKED = ("self_study", "rehearsal")
 Questions = str | Path | Iterable[str | Mapping[str, Any]]
 Readers = dict[str, Reader]
 Figure = TypeVar("Figure")
@@ -104,7 +107,7 @@ def held_out_questions(held_out: Sequence[Sample], full_text: Reader, max_new_to
     Many self-asked questions have no answer in the text. Such questions get arbitrary answers even from the full text,
     so they are left out.
     """
-    asked = [sample for sample in held_out if sample.stream == "self_study"]
+    asked = [sample for sample in held_out if sample.stream in ASKED]
     if not asked:
         return []
     sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])
@@ -132,6 +135,7 @@ def measure(
     queries: Sequence[str],
     questions: Sequence[Question] | None = None,
     report: Report = lambda *_: None,
+    past: KV | None = None,
 ) -> dict[str, Any]:
     """Measure ``memory`` beside the full text and nothing; docs/memory-format.md says what each figure is.
 
@@ -142,6 +146,7 @@ def measure(
         queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
             where they are too few.
         questions: about the text; by default those of ``held_out_questions``.
+        past: of an update, the old memory's K and V, keys unrotated. The full text is then read behind them.
 
     Returns:
         JSON-ready figures.
@@ -150,7 +155,7 @@ def measure(
     chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=settings.parse_special_tokens)
     with frozen(model):
         readers = {
-            "full_text": Reader.of_text(model, chat, text),
+            "full_text": Reader.of_text(model, chat, text, past),
             "memory": Reader.of_memory(model, chat, memory),
             "no_text": Reader.of_text(model, chat, ""),
         }

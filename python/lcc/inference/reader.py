@@ -15,7 +15,7 @@ from ..modeling.adapter import AdaptedModel
 from ..modeling.decoding import Prompt, decode
 from ..modeling.generation import batch_rows, end_tokens
 from ..modeling.kv import KV
-from ..modeling.prefill import prefill
+from ..modeling.prefill import prefill, read_prefix
 from ..modeling.scoring import Completion, completion_states, token_divergence
 from ..text.chat_format import ChatFormat, Query
 from .attached import attached
@@ -43,9 +43,9 @@ class Reader:
     adapted: AdaptedModel | None = None
 
     @classmethod
-    def of_text(cls, model: PreTrainedModel, chat: ChatFormat, text: str) -> Reader:
-        """Behind the chat's prefix and ``text``; behind the prefix alone for an empty text."""
-        return cls(model, chat, prefill_chat(model, chat, text), bool(text))
+    def of_text(cls, model: PreTrainedModel, chat: ChatFormat, text: str, past: KV | None = None) -> Reader:
+        """Behind the chat's prefix, ``past`` and ``text``; behind the prefix alone for an empty text."""
+        return cls(model, chat, prefill_chat(model, chat, text, past), bool(text))
 
     @classmethod
     def of_memory(cls, model: PreTrainedModel, chat: ChatFormat, memory: Memory) -> Reader:
@@ -140,6 +140,12 @@ def changed_share(reference: Sequence[Response], responses: Sequence[Response]) 
 
 
 @torch.no_grad()
-def prefill_chat(model: PreTrainedModel, chat: ChatFormat, text: str) -> KV:
-    """K and V (rotated) of the chat's prefix and ``text``: what a query about the full text sees."""
-    return prefill(model, [*chat.prefix_ids, *chat.ids(text)])
+def prefill_chat(model: PreTrainedModel, chat: ChatFormat, text: str, past: KV | None = None) -> KV:
+    """K and V (rotated) of the chat's prefix and ``text``: what a query about the full text sees.
+
+    Args:
+        past: tokens that stand between the two, keys unrotated.
+    """
+    if past is None:
+        return prefill(model, [*chat.prefix_ids, *chat.ids(text)])
+    return prefill(model, chat.ids(text), read_prefix(model, chat.prefix_ids, past))

@@ -19,7 +19,7 @@ from ..text.chat_format import Query
 from ..utils.hashing import json_digest, tensor_digest
 from ..utils.tensor_files import load_tensors, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
-from .metadata import Ancestor, Budget, Served, check_metadata
+from .metadata import Ancestor, Budget, Served, Update, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
 
 
@@ -48,6 +48,7 @@ class Memory:
             were ``asked`` for.
         lineage: the memories that this one went on from, the nearest first: the ``digest`` of the tensors of each, and
             its ``compiler``.
+        update: the text that it took in last, and how; None if it was compiled at once. See ``lcc.update``.
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
         date: what the chat template was told when the memory was compiled (ISO 8601), if it writes the date.
@@ -75,6 +76,7 @@ class Memory:
     asking: dict[str, Any] | None = None
     date: str | None = None
     lineage: list[Ancestor] = field(default_factory=list)
+    update: Update | None = None
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)

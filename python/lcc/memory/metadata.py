@@ -165,6 +165,14 @@ class Budget(TypedDict):
     asked: dict[str, Any]
 
 
+class Update(TypedDict):
+    """The text that a memory took in last, and whether buffer tokens were added for it."""
+
+    growing: bool
+    text_tokens: int
+    text_sha256: str
+
+
 class Ancestor(TypedDict):
     """A memory that another one went on from: the digest of its tensors, and what its ``compiler`` field said."""
 
@@ -218,6 +226,7 @@ METADATA: dict[str, Any] = {
     "asking": Asking | None,
     "date": str | None,
     "lineage": list[Ancestor],
+    "update": Update | None,
     "distractors": list[str],
     "served": list[Served],
 }

@@ -32,6 +32,7 @@ from .distractors import check_distractors, of_other_texts, with_samples
 from .geometry import prefix_ids
 from .identity import Identity, require_own
 from .options import CompileOptions, Run
+from .parent import check_parent, past_of, updated
 from .settings import CompileSettings
 
 # Called with a memory that is better than those before it.
@@ -100,11 +101,16 @@ class Compilation:
         model = share_weights(model)
         folder = run.checkpoint
         date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
+        past = None
+        if options.parent is not None:
+            past, date = past_of(options.parent, model), options.parent.memory.date
         longest, special = settings.data.max_response_tokens, settings.data.parse_special_tokens
-        context = build_context(model, tokenizer, text, settings.ratio, longest, date, special)
+        context = build_context(model, tokenizer, text, settings.ratio, longest, date, special, past)
         settings = settings.for_text(len(context.context_ids))
         questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
         digests = fingerprint(model, tokenizer)
+        if options.parent is not None:
+            check_parent(options.parent.memory, prefix_ids(context, settings), digests)
         queries = options.queries_for(tokenizer)
         among = of_other_texts(options.distractors, context.sha256)
         identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage, list(among))
@@ -115,6 +121,8 @@ class Compilation:
         if options.start is not None:
             check_start(options.start, context, prefix_ids(context, settings), digests)
             task = replace(task, start=options.start.to(model.device).kv)
+        if past is not None and past.replaced:
+            task = replace(task, start=past.kv)
         if options.distractors:
             check_distractors(among, model, context, settings, digests)
         return cls(tokenizer, text, options, settings, digests, queries, questions, task, data, among)
@@ -145,7 +153,7 @@ class Compilation:
             return measure(
                 model, self.tokenizer, self.text, memory, self.data.made, settings.data, settings.seed,
                 load_queries(None, self.tokenizer) if self.queries == SELF else self.queries, self.questions,
-                self.task.reporter.count,
+                self.task.reporter.count, self.task.context.past_kv,
             )  # fmt: skip
 
         return replace(memory, certificate=self.task.ranks.from_main(certificate, together=is_sharded(model)))
@@ -170,7 +178,8 @@ class Compilation:
             lineage=self.options.lineage,
             distractors=list(self.among),
         )
-        return memory.to(model.device, model.dtype)
+        memory = memory.to(model.device, model.dtype)
+        return memory if self.options.parent is None else updated(memory, self.options.parent)
 
 
 def _task(

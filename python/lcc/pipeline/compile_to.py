@@ -93,9 +93,10 @@ def is_wanted(
     if memory is not None:
         target = (memory.ratio_search or {"target": None})["target"]
         recorded = {"compiler": memory.compiler, "target": target, "budget": None, "lineage": memory.lineage}
+        recorded |= {"growing": memory.update and memory.update["growing"]}
         stored = memory.budget["asked"] if memory.budget else memory.settings | recorded
         stored = stored | {"text": memory.source_sha256, "distractors": memory.distractors}
-        digest = text_digest(text)
+        digest = options.source_digest(text)
         wanted = {"text": digest, "distractors": list(of_other_texts(options.distractors, digest))}
         wanted |= json.loads(json.dumps(options.recorded))
         others = [name for name, value in wanted.items() if stored.get(name) != value]

@@ -64,7 +64,7 @@ def distillation_data(
         # Seeded anew, so that the data is the same whatever has been drawn before.
         with torch.no_grad(), seeded(model.device, settings.seed):
             teacher = teacher_model(model, settings)
-            text_kv = prefill(teacher, context.context_ids, prefill(teacher, context.prefix_ids))
+            text_kv = prefill(teacher, context.context_ids, context.read_prefix(teacher))
             states = TeacherStates(budget, cache.folder if cache else None)
             data = synthesize(
                 teacher,

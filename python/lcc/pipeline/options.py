@@ -18,10 +18,12 @@ from ..memory.memory import Memory
 from ..memory.metadata import Ancestor
 from ..text.queries import load_queries, named_queries
 from ..utils.distributed import ALONE, Ranks
+from ..utils.hashing import text_digest
 from ..utils.jsonl import load_rows
 from ..utils.settings import LARGEST, MOST
 from ..utils.values import check, require
 from .distractors import Given, load_distractors
+from .parent import Parent
 from .settings import AUTO, DEFAULT_RECIPE, RECIPES, SMALLEST, CompileSettings, make_settings
 
 # The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
@@ -72,6 +74,7 @@ class CompileOptions:
         start: a memory of the same text to go on from.
         budget: the time to compile in.
         distractors: memories to train among, by their digests. Those of the text itself do not count.
+        parent: the memory that takes the text in, in an update.
     """
 
     settings: CompileSettings
@@ -83,6 +86,7 @@ class CompileOptions:
     start: Memory | None = None
     budget: Budget | None = None
     distractors: Mapping[str, Memory] = field(default_factory=dict)
+    parent: Parent | None = None
 
     @classmethod
     def of(
@@ -142,7 +146,13 @@ class CompileOptions:
     @property
     def lineage(self) -> list[Ancestor]:
         """That of a memory made with these options."""
-        return [] if self.start is None else self.start.with_ancestors()
+        before = self.start if self.parent is None else self.parent.memory
+        return [] if before is None else before.with_ancestors()
+
+    def source_digest(self, text: str) -> str:
+        """That of the text that a memory made from ``text`` stands for."""
+        digest = text_digest(text)
+        return digest if self.parent is None else self.parent.source_digest(digest)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -153,7 +163,8 @@ class CompileOptions:
         if self.budget is not None:
             settings = {name: value for name, value in settings.items() if name not in PLANNED}
             return settings | {"target": None, "budget": self.budget.seconds}
-        return settings | {"target": self.target, "budget": None, "lineage": self.lineage}
+        growing = self.parent and self.parent.growing
+        return settings | {"target": self.target, "budget": None, "lineage": self.lineage, "growing": growing}
 
 
 @dataclass(frozen=True)

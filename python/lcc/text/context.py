@@ -3,29 +3,68 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..modeling.kv import KV
+from ..modeling.prefill import read_prefix
 from ..modeling.window import check_window, window_of
 from ..utils.hashing import text_digest
 from ..utils.values import check
-from .chat_format import ChatFormat
+from .chat_format import ChatFormat, Query
 
 # So many times the characters of the longest token are one token at least, whatever white space is dropped.
 SPARE = 8
 
 
 @dataclass(frozen=True)
+class Past:
+    """A memory of earlier text, which stands between P and C.
+
+    Attributes:
+        kv: K and V of its tokens, keys unrotated.
+        digest: of them.
+        questions: what the model asked itself about the earlier text.
+        replaced: B takes its place; else it stays, and B stands behind it.
+    """
+
+    kv: KV = field(compare=False)
+    digest: str
+    questions: tuple[Query, ...]
+    replaced: bool
+
+
+@dataclass(frozen=True)
 class Context:
-    """Token ids of P and C, and K = ceil(n / ratio)."""
+    """Token ids of P and C, and K = ceil(n / ratio).
+
+    Attributes:
+        past: what stands between P and C.
+    """
 
     chat: ChatFormat
     prefix_ids: tuple[int, ...]
     context_ids: tuple[int, ...]
     buffer: int
     sha256: str
+    past: Past | None = None
+
+    @property
+    def shown(self) -> int:
+        """Tokens before B that queries see: those of P, and of a past that stays."""
+        stays = self.past.kv if self.past and not self.past.replaced else ()
+        return len(self.prefix_ids) + len(stays)
+
+    @property
+    def past_kv(self) -> KV | None:
+        """K and V of the past, keys unrotated."""
+        return self.past.kv if self.past else None
+
+    def read_prefix(self, model: PreTrainedModel) -> KV:
+        """K and V (rotated) of all that stands before C."""
+        return read_prefix(model, self.prefix_ids, self.past_kv)
 
 
 def build_context(
@@ -36,13 +75,15 @@ def build_context(
     response_tokens: int,
     date: str | None = None,
     parse_special_tokens: bool = False,
+    past: Past | None = None,
 ) -> Context:
     """Tokenise ``text`` and check that model, tokenizer and length fit.
 
     Args:
-        ratio: context tokens a buffer token, at least 1.
+        ratio: context tokens a buffer token, at least 1. It means nothing where B replaces the past.
         response_tokens: room that queries and responses need after the text.
         date, parse_special_tokens: see ``ChatFormat.of``.
+        past: what stands between P and C.
 
     Raises:
         InputError: empty text, too short a text for the ratio, a text beyond the model's window, a ratio below 1, a
@@ -59,16 +100,19 @@ def build_context(
     _check_length(model, tokenizer, text)
     chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
     prefix, ids = chat.prefix_ids, chat.ids(text)
-    buffer = math.ceil(len(ids) / ratio)
-    if len(ids) < 2 * ratio:
+    kept, replaced = (len(past.kv), past.replaced) if past else (0, False)
+    buffer = kept if replaced else math.ceil(len(ids) / ratio)
+    if len(ids) < 2 * ratio and not replaced:
         raise InputError(
             f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
             "tokens, or lower the ratio"
         )
-    needed = len(prefix) + 2 * len(ids) + buffer + response_tokens
+    needed = len(prefix) + kept + 2 * len(ids) + buffer + response_tokens
     what = f"{len(ids)} tokens of text, read and repeated,"
+    if past:
+        what = f"{kept} tokens of the memory, and {what}"
     check_window(model, needed, what, "split the text, or take a model with a longer window")
-    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
+    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text), past)
 
 
 def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> None:

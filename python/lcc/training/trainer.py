@@ -149,7 +149,7 @@ class Trainer:
         weights = stream_weights(self.training)
         pools = {
             stream: [sample for sample in self.data.train if sample.stream == stream]
-            for stream in ("general", "self_study")
+            for stream in ("general", "self_study", "rehearsal")
         }
         return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
 

@@ -38,6 +38,7 @@ GOOD = {
     "export": "export {memory} --to safetensors -o {folder} --model {model}",
     "inspect": "inspect {memory}",
     "quantize": "quantize {memory} -o {new} --answers 1 --model {model}",
+    "update": f"update {{memory}} {{text}} -o {{new}} --model {{model}} {SMALL}",
     "verify": "verify {memory} --model {model}",
 }
 # Commands that are servers or ask one: tests/lcc/serving runs them.
@@ -102,17 +103,34 @@ UNUSABLE = {
         "quantize {memory} -o {new} --answers 0 --model {model}",
         "quantize {memory} -o {new} --queries {deep} --model {model}",
     ],
+    "update": [
+        "update {memory} {absent} -o {new} --model {model}",
+        "update {memory} {binary} -o {new} --model {model}",
+        "update {memory} {text} --model {model}",
+        "update {memory} {text} -o {new} --model {absent}",
+        "update {memory} {text} -o {new} --model {model} --set rnak=4",
+        "update {memory} {text} -o {new} --model {model} --set start=m",
+        "update {memory} {text} -o {new} --model {model} --set keep_prefix=no",
+        "update {memory} {text} -o {new} --model {model} --compiler attention_matching",
+        "update {memory} {text} -o {new} --model {model} --ratio 0.5",
+        "update {memory} {text} -o {new} --model {model} --set ratio=auto",
+        "update {memory} {text} -o {new} --model {model} --constant --ratio 4",
+    ],
     "verify": ["verify {memory} --model {absent}", "verify {memory} --models {model}"],
 }
 OTHER_MODEL = ["certify {memory} --engine e", "ask {memory} Where?", "chat {memory}", "verify {memory}",
-               "quantize {memory} -o {new}", "export {memory} --to cartridge -o {folder}"]  # fmt: skip
+               "quantize {memory} -o {new}", "update {memory} {text} -o {new}",
+               "export {memory} --to cartridge -o {folder}"]  # fmt: skip
 UNREADABLE = [
     *(f"{command} {{{file}}}{more}"
       for command, more in (("ask", " Where?"), ("chat", ""), ("inspect", ""), ("verify", ""),
-                            ("quantize", " -o {new}"), ("export", " --to safetensors -o {folder}"))
+                            ("quantize", " -o {new}"), ("update", " {text} -o {new}"),
+                            ("export", " --to safetensors -o {folder}"))
       for file in ("absent", "text", "model", "torn")),
     "compile {text} -o {absent}/new --model {model}",
     "quantize {memory} -o {absent}/new --model {model}",
+    "update {memory} {text} -o {absent}/new --model {model}",
+    "update {memory} {text} -o {memory} --model {model}",
     "export {memory} --to safetensors -o {text}/below --model {model}",
     "eval {rows} -o {text}/below --general-count 0 --methods no_text --model {model}",
 ]  # fmt: skip
