@@ -175,6 +175,11 @@ def _certificate(measured: dict[str, Any], dtype: str) -> Table:
     add(f"{repeated['tokens']} tokens of text repeated right", repeated["accuracy"])
     if held_out:
         add(f"KL from the full text, {held_out['answers']} held-out answers", held_out["kl"], _nats)
+    if rehearsed := measured.get("rehearsed"):
+        if asked := rehearsed["questions"]:
+            add(f"score on {asked['count']} old questions (the old memory)", asked["score"])
+        if answered := rehearsed["held_out"]:
+            add(f"KL from the old memory, {answered['answers']} held-out answers", answered["kl"], _nats)
     for reference, words in (("from_full_text", "the full text"), ("from_no_text", "nothing")):
         drift = general[reference]
         kls, shares = ({name: each[figure] for name, each in drift.items()} for figure in ("kl", "changed"))

@@ -3,7 +3,8 @@
 There are three streams. *Reconstruction* is "please repeat the context", as a whole or piece by piece. *General* are
 context-agnostic queries. *Self-study* are questions that the frozen model itself asks about the text. An update has a
 fourth, *rehearsal*: questions that the old memory carries are asked again. The text itself is the response of the
-reconstruction. All other responses are the full-context teacher's own, generated once, greedily.
+reconstruction. What is rehearsed is answered by the old memory alone, which says less where more text stands behind it.
+All other responses are the full-context teacher's own. Responses are generated once, greedily.
 """
 
 from __future__ import annotations
@@ -76,11 +77,15 @@ def synthesize(
 
 
 def _rehearsal(teacher: Teacher, settings: DataSettings, seed: int, report: Report) -> list[Sample]:
-    """Some of the questions that the past carries, answered; none without a past."""
+    """Some of the questions that the past carries, answered from the past; none without a past."""
     past, chat, room = teacher.context.past, teacher.chat, teacher.room(teacher.text_kv)
     fitting = [query for query in (past.questions if past else ()) if len(chat.query_ids(query)) <= room]
     asked = sample_up_to(random.Random(f"{seed} rehearsal"), fitting, settings.rehearsal_questions)
-    return teacher.answer("rehearsal", dict.fromkeys(asked, 1.0), lambda done: report("rehearsing", done, len(asked)))
+
+    def show(done: int) -> None:
+        report("rehearsing", done, len(asked))
+
+    return teacher.answer("rehearsal", dict.fromkeys(asked, 1.0), show, teacher.before_kv)
 
 
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:

@@ -46,6 +46,7 @@ class Teacher:
         self.model, self.context, self.chat = model, context, context.chat
         self.text_kv, self.longest, self.parts = text_kv, longest, parts or Parts()
         self.prefix_kv = text_kv.head(len(context.prefix_ids))
+        # Behind P, and behind a past: what is there without the text.
         self.before_kv = text_kv.head(len(text_kv) - len(context.context_ids))
         self.ends = end_tokens(model, self.chat.end).__contains__
         self._states = states
@@ -91,13 +92,17 @@ class Teacher:
             report(len(texts))
         return texts
 
-    def answer(self, stream: str, weights: Mapping[Query, float], report: Callable[[int], None]) -> list[Sample]:
+    def answer(
+        self, stream: str, weights: Mapping[Query, float], report: Callable[[int], None], behind: KV | None = None
+    ) -> list[Sample]:
         """A sample of ``stream`` for each query, with the teacher's greedy response, its end token and its states.
 
         Args:
             weights: of the queries.
             report: told how many are answered.
+            behind: what the teacher has read, rotated; by default the text.
         """
+        visible = self.text_kv if behind is None else behind
         asked = [
             Sample(tuple(self.chat.query_ids(query)), (), stream, query, weight=weight)
             for query, weight in weights.items()
@@ -107,7 +112,7 @@ class Teacher:
         def make(part: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[torch.Tensor]]:
             responses: list[list[int]] = [[]] * len(part)
             states = [torch.empty(0)] * len(part)
-            decoded = decode(self.model, self.text_kv, [Prompt(ids) for ids in part], self.ends, self.longest)
+            decoded = decode(self.model, visible, [Prompt(ids) for ids in part], self.ends, self.longest)
             for done, (number, one) in enumerate(decoded, 1):
                 responses[number], states[number] = [*one.ids, self.chat.end], one.states
                 report(len(answered) + done)

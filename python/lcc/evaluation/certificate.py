@@ -22,6 +22,7 @@ from ..inference.reader import Reader, changed_share
 from ..memory.memory import Memory
 from ..modeling.kv import KV
 from ..modeling.lora import frozen
+from ..modeling.prefill import read_prefix
 from ..synthetic.exam import general_exam
 from ..text.chat_format import ChatFormat, Query, turns_of
 from ..text.prompts import REPEAT_REQUEST
@@ -146,7 +147,8 @@ def measure(
         queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
             where they are too few.
         questions: about the text; by default those of ``held_out_questions``.
-        past: of an update, the old memory's K and V, keys unrotated. The full text is then read behind them.
+        past: of an update, the old memory's K and V, keys unrotated. The full text is then read behind them. What is
+            rehearsed is measured beside them alone.
 
     Returns:
         JSON-ready figures.
@@ -160,27 +162,34 @@ def measure(
             "no_text": Reader.of_text(model, chat, ""),
         }
         trained, held_out = (data.train, data.held_out) if data else ((), ())
+        rehearsed = [sample for sample in held_out if sample.stream == "rehearsal"]
+        fresh = [sample for sample in held_out if sample.stream != "rehearsal"]
         general = fresh_queries(trained + held_out, queries, seed)
         asked = questions
         if asked is None:
-            asked = held_out_questions(held_out, readers["full_text"], settings.max_response_tokens)
-        steps = _Steps(report)
+            asked = held_out_questions(fresh, readers["full_text"], settings.max_response_tokens)
+        steps = _Steps(report, past is not None)
         measured = {
             "reconstruction": _reconstruction(readers, chat, text, steps),
-            "held_out": _held_out(readers, held_out, steps),
+            "held_out": _held_out(readers, fresh, steps),
             "general": _general(readers, general, settings.max_response_tokens, steps),
             "questions": _questions(readers, asked, "self_asked" if questions is None else "given", steps),
         }
+        if past is not None:
+            beside = readers | {"full_text": Reader(model, chat, read_prefix(model, chat.prefix_ids, past))}
+            asked = held_out_questions(rehearsed, beside["full_text"], settings.max_response_tokens)
+            measured["rehearsed"] = {
+                "held_out": _held_out(beside, rehearsed, steps),
+                "questions": _questions(beside, asked, "self_asked", steps),
+            }
     return measured | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
 
 
 class _Steps:
-    """Tells how many passes are done: one of each reader for each of four figures."""
+    """Tells how many passes are done: one of each reader for each of four figures, of an update six."""
 
-    passes = 12
-
-    def __init__(self, report: Report):
-        self._report, self._done = report, 0
+    def __init__(self, report: Report, updated: bool):
+        self._report, self._done, self.passes = report, 0, 18 if updated else 12
 
     def each(self, readers: Readers, figure: Callable[[Reader], Figure]) -> dict[str, Figure]:
         """The figure of each reader."""

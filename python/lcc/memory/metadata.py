@@ -119,15 +119,26 @@ class General(TypedDict):
     from_no_text: DriftFromNoText
 
 
-class Certificate(TypedDict):
-    """What a memory keeps and changes."""
+class Rehearsed(TypedDict):
+    """What an update keeps of the old memory, which stands for the full text here."""
 
+    held_out: HeldOut | None
+    questions: Questions | None
+
+
+class _Certificate(TypedDict):
     questions: Questions | None
     reconstruction: Reconstruction
     held_out: HeldOut | None
     general: General
     dtype: str
     seconds: float
+
+
+class Certificate(_Certificate, total=False):
+    """What a memory keeps and changes."""
+
+    rehearsed: Rehearsed
 
 
 class Tried(TypedDict):

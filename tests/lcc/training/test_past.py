@@ -16,6 +16,7 @@ from lcc.memory.attachment import attach
 from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
 from lcc.modeling.prefill import prefill, read_prefix
+from lcc.modeling.scoring import completion_states
 from lcc.pipeline.settings import make_settings
 from lcc.text.context import Past, build_context
 from lcc.training.loss import step_loss
@@ -126,6 +127,20 @@ def prefill_logits(model, past, ids, last):
     positions = torch.arange(len(past), len(past) + len(ids))[None]
     cache = SharedCache(past)
     return model(torch.tensor([ids]), position_ids=positions, past_key_values=cache).logits[0, -last:]
+
+
+def test_what_is_rehearsed_is_answered_by_the_memory_alone(tokenizer, text, monkeypatch):
+    model = tiny_model("llama", torch.float64)
+    memory, _ = plain_memory(model, tokenizer, text, monkeypatch)
+    context = build_context(model, tokenizer, MORE, 8, 5, past=past_of(memory))
+    data = make_data(model, context, make_settings(**SETTINGS), ["Say: dog.", "Add 1 and 2."])
+    rehearsed = [sample for sample in data.train if sample.stream == "rehearsal"]
+    assert {sample.query for sample in rehearsed} == set(context.past.questions)
+    before = read_prefix(model, context.prefix_ids, memory.kv)
+    for sample in rehearsed:
+        with torch.no_grad():
+            states = completion_states(model, before, [sample])
+        torch.testing.assert_close(sample.teacher_hidden, states, rtol=1e-9, atol=1e-9)
 
 
 def test_pieces_are_asked_about_without_the_memory(tokenizer, text, monkeypatch):
