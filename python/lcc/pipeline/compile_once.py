@@ -110,7 +110,7 @@ class Compilation:
         questions = None if options.questions is None else read_questions(options.questions, text, model, tokenizer)
         digests = fingerprint(model, tokenizer)
         if options.parent is not None:
-            check_parent(options.parent.memory, prefix_ids(context, settings), digests)
+            check_parent(options.parent.memory, model, prefix_ids(context, settings), digests)
         queries = options.queries_for(tokenizer)
         among = of_other_texts(options.distractors, context.sha256)
         identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage, list(among))

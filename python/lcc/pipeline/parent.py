@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedModel
 
 from ..errors import InputError
+from ..memory.attachable import check_shape
 from ..memory.memory import Memory
 from ..memory.metadata import Update
 from ..memory.payload import KVPayload
@@ -49,7 +50,7 @@ def past_of(parent: Parent, model: PreTrainedModel) -> Past:
     return Past(kv, memory.digest, memory.questions, replaced=not parent.growing)
 
 
-def check_parent(memory: Memory, prefix_ids: tuple[int, ...], digests: dict[str, str]) -> None:
+def check_parent(memory: Memory, model: PreTrainedModel, prefix_ids: tuple[int, ...], digests: dict[str, str]) -> None:
     """Refuse a memory that cannot stand before the new text.
 
     Args:
@@ -58,9 +59,10 @@ def check_parent(memory: Memory, prefix_ids: tuple[int, ...], digests: dict[str,
 
     Raises:
         InputError: it was compiled behind another prefix.
-        MismatchError: it is another model's.
+        MismatchError: it is another model's, or its tensors have another shape than the model's K and V.
     """
     require_same(memory.fingerprint, digests)
+    check_shape(model.config, memory)
     if memory.prefix_ids != prefix_ids:
         raise InputError(
             "the memory was compiled behind another prefix, or without one (keep_prefix): compile both texts anew"

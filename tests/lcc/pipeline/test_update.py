@@ -184,6 +184,8 @@ def test_memories_that_cannot_be_updated(job, old, llama, tokenizer, text, fast)
         job(memory=replace(old, prefix_ids=()))
     with pytest.raises(lcc.MismatchError, match="model"):
         lcc.update(tiny_model("qwen3"), tokenizer, old, MORE, **fast)
+    with pytest.raises(lcc.LCCError, match="layers"):
+        job(memory=replace(old, payload=type(old.payload)(lcc.KV(old.kv.keys[1:], old.kv.values[1:]))))
     with pytest.raises(lcc.MemoryFileError):
         job(memory="no such file")
 
