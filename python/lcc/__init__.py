@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .pipeline.plan import plan
     from .pipeline.plan_figures import Plan
     from .pipeline.settings import CompileSettings
+    from .pipeline.update import update
     from .text.queries import load_queries
     from .training.trainable import TrainableMemory
     from .utils.progress import Reporter
@@ -81,6 +82,7 @@ __all__ = [
     "register",
     "remove_checkpoint",
     "sign",
+    "update",
     "verify_signature",
 ]
 
@@ -128,6 +130,7 @@ _FILES = {
     "remove_checkpoint": "utils.resumable",
     "sign": "memory.signing",
     "verify_signature": "memory.signing",
+    "update": "pipeline.update",
 }
 
 

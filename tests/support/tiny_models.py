@@ -117,7 +117,7 @@ def make_data(
     model: torch.nn.Module, context: Context, settings: CompileSettings, queries: list[str]
 ) -> DistillationData:
     """The distillation data of a text, all of it held in memory."""
-    text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
+    text_kv = prefill(model, context.context_ids, context.read_prefix(model))
     states = TeacherStates(float("inf"))
     data = settings.effective_data
     return synthesize(model, context, text_kv, data, queries, settings.seed, lambda *_: None, states)
@@ -126,7 +126,7 @@ def make_data(
 @torch.no_grad()
 def asked_questions(model: torch.nn.Module, context: Context, settings: DataSettings, seed: int = 0) -> list[Sample]:
     """What the model asks itself about a text, answered."""
-    text_kv = prefill(model, context.context_ids, prefill(model, context.prefix_ids))
+    text_kv = prefill(model, context.context_ids, context.read_prefix(model))
     teacher = Teacher(model, context, text_kv, settings.max_response_tokens, TeacherStates(float("inf")))
     return self_study(teacher, settings, seed, lambda *_: None)[0]
 

@@ -45,6 +45,7 @@ from .options import (
 )
 from .serve import serve_command
 from .sign import keygen_command, sign_command
+from .update import update_command
 from .verify import verify_command
 
 UsageError: Any = typer.BadParameter.__base__
@@ -88,6 +89,7 @@ app = typer.Typer(
 )
 command = partial(app.command, cls=Command)
 command("compile")(compile_command)
+command("update")(update_command)
 command("eval")(eval_command)
 app.add_typer(bank_commands, name="bank")
 

@@ -140,6 +140,10 @@ def _others(memory: Memory) -> Iterator[tuple[str, str]]:
     if memory.leaks:
         whose = "the redacted passages" if memory.leaks["redacted"] else "the text"
         yield "recited", f"{percent(memory.leaks['recited'])} of {whose} at most ({memory.leaks['date']})"
+    if taken := memory.update:
+        how = "buffer tokens were added" if taken["growing"] else "its size stayed"
+        text = shown(taken["text_sha256"][:16])
+        yield "took in last", f"{taken['text_tokens']} tokens of text, SHA-256 {text}; {how}"
     yield "distractors", f"{len(memory.distractors) or 'no'} memories of other texts"
     for row in memory.served:
         same = f"{row['same']} of {row['answers']} answers are those of lcc ask ({row['date']})"
@@ -180,6 +184,11 @@ def _certificate(measured: dict[str, Any], dtype: str) -> Table:
     add(f"{repeated['tokens']} tokens of text repeated right", repeated["accuracy"])
     if held_out:
         add(f"KL from the full text, {held_out['answers']} held-out answers", held_out["kl"], _nats)
+    if rehearsed := measured.get("rehearsed"):
+        if asked := rehearsed["questions"]:
+            add(f"score on {asked['count']} old questions (the old memory)", asked["score"])
+        if answered := rehearsed["held_out"]:
+            add(f"KL from the old memory, {answered['answers']} held-out answers", answered["kl"], _nats)
     for reference, words in (("from_full_text", "the full text"), ("from_no_text", "nothing")):
         drift = general[reference]
         kls, shares = ({name: each[figure] for name, each in drift.items()} for figure in ("kl", "changed"))

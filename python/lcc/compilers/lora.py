@@ -147,7 +147,7 @@ class LoraMemory(AdaptedMemory):
         """
         if self.context.sections:
             return self.encode_chunked(max(len(part.context_ids) for part in self.context.parts))
-        start = len(self.context.prefix_ids)
+        start = len(self.prefix)
         (inputs,) = self._embeddings()
         positions = torch.arange(start, start + inputs.shape[1], device=inputs.device)
         cache = SharedCache(self.prefix)

@@ -11,9 +11,9 @@ import torch
 from ..modeling.scoring import Completion
 from ..text.chat_format import Query
 
-STREAMS = ("reconstruction", "general", "self_study", "distractors", "across")
+STREAMS = ("reconstruction", "general", "self_study", "across", "rehearsal", "distractors")
 # Those of questions that the model asked itself.
-SELF_ASKED = ("self_study", "across")
+SELF_ASKED = ("self_study", "across", "rehearsal")
 
 
 @dataclass(frozen=True)

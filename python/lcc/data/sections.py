@@ -32,6 +32,9 @@ def split_context(model: PreTrainedModel, context: Context, ratio: float, settin
         InputError: the window has no room for the text in one piece, and ``section_tokens`` is 0; or not for two
             sections of that size; or not for all buffer tokens.
     """
+    if context.past:
+        _check_whole(model, context, settings)
+        return context
     length = _section_tokens(model, context, settings)
     count = math.ceil(len(context.context_ids) / length)
     if count == 1:
@@ -75,7 +78,7 @@ def _section_tokens(model: PreTrainedModel, context: Context, settings: DataSett
     try:
         _check_whole(model, context, settings)
     except InputError:
-        room = window_of(model) - len(context.prefix_ids) - ASKED * settings.max_response_tokens
+        room = window_of(model) - context.before - ASKED * settings.max_response_tokens
         # A section may be a quarter longer than others, and begins with its overlap.
         return max(1, int((room / 2 - settings.section_overlap) / 1.25))
     return whole
@@ -83,8 +86,10 @@ def _section_tokens(model: PreTrainedModel, context: Context, settings: DataSett
 
 def _check_whole(model: PreTrainedModel, context: Context, settings: DataSettings) -> None:
     asked = max(len(longest_repetition(context, settings).input_ids), settings.max_response_tokens)
-    needed = len(context.prefix_ids) + len(context.context_ids) + context.buffer + asked
+    needed = context.before + len(context.context_ids) + context.buffer + asked
     what = f"{len(context.context_ids)} tokens of text, read and asked about,"
+    if context.past:
+        what = f"{len(context.past.kv)} tokens of the memory, and {what}"
     check_window(model, needed, what, "leave section_tokens out, or take a model with a longer window")
 
 

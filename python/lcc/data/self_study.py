@@ -192,7 +192,8 @@ class SelfStudy:
 
     def __post_init__(self) -> None:
         self.result = Yield(self.asker.name)
-        self._known: set[Query] = set()
+        past = self.teacher.context.past
+        self._known: set[Query] = set(past.questions if past else ())
         self._seen: dict[bool, KV] = {}
         self._begun: Counter[str] = Counter()
         self._rng = random.Random(self.seed)
@@ -271,7 +272,7 @@ class SelfStudy:
         if before == teacher.context.prefix_ids:
             return teacher.text_kv if whole else teacher.prefix_kv
         if whole not in self._seen:
-            self._seen[whole] = teacher.read((*before, *teacher.context.context_ids) if whole else before)
+            self._seen[whole] = teacher.read(before, whole)
         return self._seen[whole]
 
     def _show(self, answered: int | None = None) -> None:

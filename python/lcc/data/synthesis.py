@@ -1,8 +1,10 @@
 """Makes the distillation data: what the teacher is asked about the text, and what it answers (LCC section 3.4).
 
 There are three streams. *Reconstruction* is "please repeat the context", as a whole or piece by piece. *General* are
-context-agnostic queries. *Self-study* are questions that the frozen model itself asks about the text. The text itself
-is the response of the reconstruction. All other responses are the full-context teacher's own, generated once, greedily.
+context-agnostic queries. *Self-study* are questions that the frozen model itself asks about the text. An update has a
+fourth, *rehearsal*: questions that the old memory carries are asked again. The text itself is the response of the
+reconstruction. What is rehearsed is answered by the old memory alone, which says less where more text stands behind it.
+All other responses are the full-context teacher's own. Responses are generated once, greedily.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ def synthesize(
 
     Args:
         model: frozen, no adapter active.
-        text_kv: K and V of [P | C], rotated.
+        text_kv: K and V of [P | C], rotated; of a text with a past those of [P | past | C].
         queries: context-agnostic queries to draw from; or ``SELF``.
         states: holds the teacher's hidden states.
         parts: where what the model writes is kept, for a run that goes on.
@@ -68,11 +70,24 @@ def synthesize(
     if settings.asked:
         asked, asking = self_study(teacher, settings, seed, report)
         samples += asked
+    samples += _rehearsal(teacher, settings, seed, report)
     reconstruction = tuple(teacher.taught(repetitions(context, settings)))
     rng.shuffle(samples)
     held_out = hold_out(samples, settings.held_out)
     train = tuple(sample for sample in samples if sample not in held_out)
     return DistillationData(reconstruction, train, tuple(held_out), asking)
+
+
+def _rehearsal(teacher: Teacher, settings: DataSettings, seed: int, report: Report) -> list[Sample]:
+    """Some of the questions that the past carries, answered from the past; none without a past."""
+    past, chat, room = teacher.context.past, teacher.chat, teacher.room(teacher.text_kv)
+    fitting = [query for query in (past.questions if past else ()) if len(chat.query_ids(query)) <= room]
+    asked = sample_up_to(random.Random(f"{seed} rehearsal"), fitting, settings.rehearsal_questions)
+
+    def show(done: int) -> None:
+        report("rehearsing", done, len(asked))
+
+    return teacher.answer("rehearsal", dict.fromkeys(asked, 1.0), show, teacher.before_kv)
 
 
 def _draw(queries: Sequence[str], count: int, rng: random.Random) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..modeling.decoding import Decoded, Prompt, Sampling, decode
 from ..modeling.generation import batch_rows, end_tokens
 from ..modeling.kv import KV
-from ..modeling.prefill import prefill
+from ..modeling.prefill import prefill, read_prefix
 from ..modeling.scoring import Completion, completion_states, token_divergence
 from ..modeling.window import window_of
 from ..text.chat_format import Query
@@ -28,7 +28,7 @@ class Teacher:
     """A frozen model behind a text.
 
     Args:
-        text_kv: K and V of [P | C], rotated.
+        text_kv: K and V of [P | C], rotated; of a text with a past those of [P | past | C].
         longest: tokens of a response, at most.
         states: holds its hidden states.
         parts: where what it writes is kept, for a run that goes on.
@@ -52,6 +52,8 @@ class Teacher:
         self.model, self.context, self.chat = model, context, context.chat
         self.text_kv, self.longest, self.parts = text_kv, longest, parts or Parts()
         self.prefix_kv = text_kv.head(len(context.prefix_ids))
+        # Behind P, and behind a past: what is there without the text.
+        self.before_kv = text_kv.head(len(text_kv) - len(context.context_ids))
         self.ends = end_tokens(model, self.chat.end).__contains__
         self._states = states
         self._sections, self._wider = sections, wider
@@ -60,9 +62,11 @@ class Teacher:
         """Tokens that a prompt behind ``visible`` may have: the student reads it behind text and buffer."""
         return window_of(self.model) - self.context.buffer - self.longest - len(visible)
 
-    def read(self, ids: Sequence[int]) -> KV:
-        """K and V of ``ids``, rotated, from position 0 on."""
-        return prefill(self.model, ids)
+    def read(self, ids: Sequence[int], whole: bool) -> KV:
+        """K and V of ``ids``, rotated, from position 0 on; and, if ``whole``, of the past and the text behind them."""
+        if not whole:
+            return prefill(self.model, ids)
+        return prefill(self.model, self.context.context_ids, read_prefix(self.model, ids, self.context.past_kv))
 
     def write(
         self,
@@ -95,13 +99,17 @@ class Teacher:
             report(len(texts))
         return texts
 
-    def answer(self, stream: str, weights: Mapping[Query, float], report: Callable[[int], None]) -> list[Sample]:
+    def answer(
+        self, stream: str, weights: Mapping[Query, float], report: Callable[[int], None], behind: KV | None = None
+    ) -> list[Sample]:
         """A sample of ``stream`` for each query, with the teacher's greedy response, its end token and its states.
 
         Args:
             weights: of the queries.
             report: told how many are answered.
+            behind: what the teacher has read, rotated; by default the text.
         """
+        visible = self.text_kv if behind is None else behind
         asked = [
             Sample(tuple(self.chat.query_ids(query)), (), stream, query, weight=weight)
             for query, weight in weights.items()
@@ -111,7 +119,7 @@ class Teacher:
         def make(part: Sequence[tuple[int, ...]]) -> tuple[list[list[int]], list[torch.Tensor]]:
             responses: list[list[int]] = [[]] * len(part)
             states = [torch.empty(0)] * len(part)
-            decoded = decode(self.model, self.text_kv, [Prompt(ids) for ids in part], self.ends, self.longest)
+            decoded = decode(self.model, visible, [Prompt(ids) for ids in part], self.ends, self.longest)
             for done, (number, one) in enumerate(decoded, 1):
                 responses[number], states[number] = [*one.ids, self.chat.end], one.states
                 report(len(answered) + done)
@@ -141,12 +149,12 @@ class Teacher:
     def text_kl(self, samples: Sequence[Sample]) -> list[float]:
         """How much each response hangs on the text: mean KL from with to without it, in nats a token.
 
-        Of a text that is joined of sections: the least KL to one of them alone.
+        Of a text that is joined of sections: the least KL to one of them alone. A past is in sight in both.
 
         The first ``TELLING`` tokens count: what comes later hangs on them.
         """
         if not self._sections:
-            return self._divergence(samples, self.prefix_kv, False)
+            return self._divergence(samples, self.before_kv, self.context.past is not None)
         to_one = [self._divergence(samples, section, True) for section in self._sections]
         return [min(kls) for kls in zip(*to_one, strict=True)]
 

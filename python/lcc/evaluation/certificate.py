@@ -50,7 +50,8 @@ def measure(
 
     Args:
         model: the frozen model, no adapter in it; it is left as it came.
-        context: the text.
+        context: the text. Of an update, the full text is read behind the old memory, and what is rehearsed is measured
+            beside the old memory alone.
         data: what the memory was trained on, and what was held out of it. None: it was not trained on data.
         seed: draws the context-agnostic queries.
         queries: those that compile drew context-agnostic ones from: some of the others are asked, and generated ones
@@ -64,9 +65,16 @@ def measure(
     with frozen(model):
         readers = {"full_text": Reader.of_context(model, context)} | memory_readers(model, context.chat, memory)
         trained, held_out = (data.train, data.held_out) if data else ((), ())
+        rehearsed = [sample for sample in held_out if sample.stream == "rehearsal"]
+        fresh = [sample for sample in held_out if sample.stream != "rehearsal"]
         general = fresh_queries(trained + held_out, queries, seed)
         pieces, longest = repetitions(context, settings), settings.max_response_tokens
-        measured = figures(readers, pieces, held_out, general, questions, longest, Steps(report))
+        steps = Steps(report, 1 + (context.past is not None))
+        measured = figures(readers, pieces, fresh, general, questions, longest, steps)
+        if context.past is not None:
+            readers |= {"full_text": Reader(model, context.chat, context.read_prefix(model))}
+            beside = figures(readers, (), rehearsed, (), None, longest, steps)
+            measured["rehearsed"] = {name: beside[name] for name in ("held_out", "questions")}
     return measured | {"dtype": memory.dtype, "seconds": round(time.monotonic() - began, 3)}
 
 

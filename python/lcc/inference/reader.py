@@ -52,7 +52,7 @@ class Reader:
     @torch.no_grad()
     def of_context(cls, model: PreTrainedModel, context: Context) -> Reader:
         """Behind a text that is ready to compile, as its teacher reads it."""
-        return cls(model, context.chat, prefill(model, context.context_ids, prefill(model, context.prefix_ids)))
+        return cls(model, context.chat, prefill(model, context.context_ids, context.read_prefix(model)))
 
     @classmethod
     def of_memory(cls, model: PreTrainedModel, chat: ChatFormat, memory: Memory) -> Reader:

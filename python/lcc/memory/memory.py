@@ -22,7 +22,7 @@ from ..utils.tensor_files import file_bytes, load_stored, save_tensors
 from .file_format import FORMAT, READABLE, parse_memory
 from .keys import PublicKey
 from .lineage import Ancestor, Made, Succession, succession, unrecorded
-from .metadata import Budget, Section, Served, check_metadata
+from .metadata import Budget, Section, Served, Update, check_metadata
 from .payload import AdapterPayload, KVPayload, Payload
 from .signing import require_signed
 
@@ -54,6 +54,7 @@ class Memory:
         made: the operation that made it, with its settings, its parents and the version; see ``lcc.memory.lineage``.
         lineage: all memories that this one was made of, the nearest first: of each the ``digest`` of its tensors, its
             ``compiler``, its ``buffer_tokens``, and how it was made.
+        update: the text that it took in last, and how; None if it was compiled at once. See ``lcc.update``.
         distractors: the ``digest`` of each memory of another text that it was trained among.
         served: how servers' answers compare with those of ``lcc.ask``; see ``lcc certify``.
         sections: of a text that was compiled in several: their sizes, in order; empty for a text in one piece.
@@ -86,6 +87,7 @@ class Memory:
     date: str | None = None
     made: Made = field(default_factory=unrecorded)
     lineage: list[Ancestor] = field(default_factory=list)
+    update: Update | None = None
     distractors: list[str] = field(default_factory=list)
     served: list[Served] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)

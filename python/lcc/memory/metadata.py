@@ -120,15 +120,26 @@ class General(TypedDict):
     from_no_text: DriftFromNoText
 
 
-class Certificate(TypedDict):
-    """What a memory keeps and changes."""
+class Rehearsed(TypedDict):
+    """What an update keeps of the old memory, which stands for the full text here."""
 
+    held_out: HeldOut | None
+    questions: Questions | None
+
+
+class _Certificate(TypedDict):
     questions: Questions | None
     reconstruction: Reconstruction
     held_out: HeldOut | None
     general: General
     dtype: str
     seconds: float
+
+
+class Certificate(_Certificate, total=False):
+    """What a memory keeps and changes."""
+
+    rehearsed: Rehearsed
 
 
 class Tried(TypedDict):
@@ -164,6 +175,14 @@ class Budget(TypedDict):
     seconds: float
     finished: bool
     asked: dict[str, Any]
+
+
+class Update(TypedDict):
+    """The text that a memory took in last, and whether buffer tokens were added for it."""
+
+    growing: bool
+    text_tokens: int
+    text_sha256: str
 
 
 class Changed(TypedDict):
@@ -271,6 +290,7 @@ METADATA: dict[str, Any] = {
     "date": str | None,
     "made": Made,
     "lineage": list[Ancestor],
+    "update": Update | None,
     "distractors": list[str],
     "served": list[Served],
     "sections": list[Section],

@@ -13,6 +13,22 @@ from .shared_cache import SharedCache
 from .window import check_window
 
 
+def read_prefix(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None) -> KV:
+    """K and V (rotated) of ``ids`` from position 0 on, and right behind them those of ``past``.
+
+    Args:
+        past: with unrotated keys, of any float dtype, on any device.
+
+    Raises:
+        InputError: the tokens go beyond the model's window.
+    """
+    prefix = prefill(model, ids)
+    if past is None:
+        return prefix
+    given = KV(past.keys.to(prefix.keys), past.values.to(prefix.values))
+    return given.rotated(model, prefix.end).after(prefix)
+
+
 def prefill(model: PreTrainedModel, ids: Sequence[int], past: KV | None = None, start: int = 0) -> KV:
     """K and V (rotated) of ``ids`` read by the model as it is, after ``past``; ``past`` is included.
 

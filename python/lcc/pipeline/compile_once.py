@@ -36,7 +36,9 @@ from .distillation import DataOnDemand, distillation_data
 from .distractors import check_distractors, of_other_texts, with_samples
 from .geometry import prefix_ids
 from .identity import Identity, require_own
-from .options import CompileOptions, Run, check_sections
+from .option_checks import check_sections
+from .options import CompileOptions, Run
+from .parent import check_parent, past_of, updated
 from .section_data import SectionTexts
 from .settings import CompileSettings
 
@@ -106,17 +108,22 @@ class Compilation:
         model = share_weights(model)
         folder = run.checkpoint
         date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
+        past = None
+        if options.parent is not None:
+            past, date = past_of(options.parent, model), options.parent.memory.date
         special = settings.data.parse_special_tokens
-        context = build_context(model, tokenizer, text, settings.ratio, date, special)
+        context = build_context(model, tokenizer, text, settings.ratio, date, special, past)
         context = split_context(model, context, settings.ratio, settings.data)
         longest = max(len(part.context_ids) for part in context.parts)
         if context.sections:
-            check_sections(options, context)
+            check_sections(context, options.compiler, options.start is not None, bool(options.distractors))
         settings = settings.for_text(longest)
         questions = None
         if options.questions is not None:
             questions = read_questions(options.questions, text, model, tokenizer, longest)
         digests = fingerprint(model, tokenizer)
+        if options.parent is not None:
+            check_parent(options.parent.memory, model, prefix_ids(context, settings), digests)
         queries = options.queries_for(tokenizer)
         among = of_other_texts(options.distractors, context.sha256)
         identity = Identity.of(settings, options.compiler, context, digests, queries, options.lineage, list(among))
@@ -127,6 +134,8 @@ class Compilation:
         if options.start is not None:
             check_start(options.start, context, prefix_ids(context, settings), digests)
             task = replace(task, start=options.start.to(model.device).kv)
+        if past is not None and past.replaced:
+            task = replace(task, start=past.kv)
         if options.distractors:
             check_distractors(among, model, context, settings, digests)
         return cls(tokenizer, text, options, settings, digests, queries, questions, task, data, among)
@@ -186,7 +195,8 @@ class Compilation:
             sections=[Section(tokens=len(one.context_ids), buffer_tokens=one.buffer) for one in context.sections],
             redacted=len(self.options.redact),
         )
-        return memory.to(model.device, model.dtype)
+        memory = memory.to(model.device, model.dtype)
+        return memory if self.options.parent is None else updated(memory, self.options.parent)
 
 
 def _task(

@@ -100,10 +100,11 @@ def is_wanted(
             "budget": None,
             "lineage": ancestor_digests(memory.lineage),
             "max_bytes": memory.max_bytes,
+            "growing": memory.update and memory.update["growing"],
         }
         stored = memory.budget["asked"] if memory.budget else memory.settings | recorded
         stored = stored | {"text": memory.source_sha256, "distractors": memory.distractors}
-        digest = text_digest(text)
+        digest = options.source_digest(text)
         wanted = {"text": digest, "distractors": list(of_other_texts(options.distractors, digest))}
         wanted |= json.loads(json.dumps(options.recorded))
         others = [name for name, value in wanted.items() if stored.get(name) != value]

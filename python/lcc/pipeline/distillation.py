@@ -64,7 +64,7 @@ def distillation_data(
     """
 
     def make(teacher: PreTrainedModel, states: TeacherStates, parts: Parts | None) -> DistillationData:
-        prefix = prefill(teacher, context.prefix_ids)
+        prefix = context.read_prefix(teacher)
         text_kv = prefill(teacher, context.context_ids, prefix)
         wider_kv = prefill(teacher, wider.context_ids, prefix) if wider else None
         asked, seed = settings.effective_data, settings.seed

@@ -52,12 +52,16 @@ class Identity:
         """
         data = asdict(settings.effective_data) | {"seed": settings.seed, "precision": settings.execution.precision}
         data |= {"text": context.sha256, "queries": json_digest(queries)} | fingerprint
+        if context.past is not None:
+            data |= {"past": [context.past.digest, json_digest(context.past.questions)]}
         chat = context.chat
         if chat.date is not None:
             # What the template writes on another day is another chat, and the tokenizer's fingerprint is the same.
             data |= {"chat": [chat.prefix, chat.ask, chat.next_turn]}
         compilation = data | settings.flat() | {"compiler": record(compiler), "lineage": list(lineage)}
         compilation |= {"distractors": list(distractors)}
+        if context.past is not None:
+            compilation |= {"growing": not context.past.replaced}
         return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)), fingerprint)
 
 

@@ -11,31 +11,26 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..compilers import registry
-from ..compilers.base import Compiler, TrainedCompiler
+from ..compilers.base import Compiler
 from ..errors import InputError
 from ..evaluation.questions import Questions
 from ..memory.lineage import Succession, ancestor_digests, succession
 from ..memory.memory import Memory
-from ..text.context import Context
 from ..text.queries import load_queries, named_queries
 from ..text.redaction import checked_texts, redact
 from ..utils.distributed import ALONE, Ranks
+from ..utils.hashing import text_digest
 from ..utils.jsonl import load_rows
-from ..utils.settings import LARGEST, MOST
+from ..utils.settings import MOST
 from ..utils.values import check, require
 from .distractors import Given, load_distractors
+from .option_checks import check_budget, check_search, parse_seconds, require_start
+from .parent import Parent
 from .settings import AUTO, DEFAULT_RECIPE, RECIPES, SMALLEST, CompileSettings, make_settings
 from .size_plan import size_limit
 
 # The share of the full text's score that a memory of ratio="auto" keeps, unless another is asked for.
 TARGET = 0.98
-UNITS = {"s": 1, "m": 60, "h": 3600}
-NOTHING_TO_MEASURE = (
-    'ratio="auto" has nothing to measure: give questions, or let the model ask itself more (self_study_questions, '
-    "self_study_weight) and hold more of that out (held_out); only what the full text settles counts"
-)
-
-
 # What a budget decides: all that the smallest recipe names.
 PLANNED = tuple(RECIPES[SMALLEST])
 
@@ -77,6 +72,7 @@ class CompileOptions:
         distractors: memories to train among, by their digests. Those of the text itself do not count.
         redact: passages that are cut out of the text.
         max_bytes: of the memory's file, which choose the ratio and the dtype.
+        parent: the memory that takes the text in, in an update.
     """
 
     settings: CompileSettings
@@ -90,6 +86,7 @@ class CompileOptions:
     distractors: Mapping[str, Memory] = field(default_factory=dict)
     redact: tuple[str, ...] = ()
     max_bytes: int | None = None
+    parent: Parent | None = None
 
     @classmethod
     def of(
@@ -164,12 +161,19 @@ class CompileOptions:
     def succession(self) -> Succession:
         """Where a memory made with these options comes from."""
         settings = self.settings.flat()
+        if self.parent:
+            return self.parent.memory.succeeded_by("update", settings | {"growing": self.parent.growing})
         return self.start.succeeded_by("refine", settings) if self.start else succession("compile", settings)
 
     @property
     def lineage(self) -> list[str]:
         """Digests of the memories that one made with these options goes on from, the nearest first."""
         return ancestor_digests(self.succession["lineage"])
+
+    def source_digest(self, text: str) -> str:
+        """That of the text that a memory made from ``text`` stands for."""
+        digest = text_digest(text)
+        return digest if self.parent is None else self.parent.source_digest(digest)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -181,7 +185,7 @@ class CompileOptions:
             settings = {name: value for name, value in settings.items() if name not in PLANNED}
             return settings | {"target": None, "budget": self.budget.seconds}
         own = {"target": self.target, "budget": None, "max_bytes": self.max_bytes, "lineage": self.lineage}
-        return settings | own
+        return settings | own | {"growing": self.parent and self.parent.growing}
 
 
 @dataclass(frozen=True)
@@ -229,84 +233,3 @@ class Run:
             InputError: ``distributed`` is asked for, and there is no group of processes.
         """
         return Ranks.of_group() if self.distributed else ALONE
-
-
-def require_start(start: Memory, compiler: Compiler, searched: bool) -> None:
-    """Refuse a memory to start from, whatever the text.
-
-    Raises:
-        InputError: saying why.
-    """
-    if not getattr(compiler, "goes_on", False):
-        raise InputError(f"the compiler {compiler.name!r} takes no start: leave it out, or take direct_kv or lcc")
-    if start.quantized:
-        raise InputError(f"start is a {start.dtype} memory: go on from the float one, and quantise at the end")
-    if searched:
-        raise InputError('ratio="auto" makes memories of many sizes: name the ratio of start')
-
-
-def check_sections(options: CompileOptions, context: Context) -> None:
-    """Refuse what goes with no text in sections.
-
-    Raises:
-        InputError: saying why.
-    """
-    what = f"the text has {len(context.context_ids)} tokens and is compiled in sections"
-    if not getattr(options.compiler, "in_sections", False):
-        raise InputError(f"{what}, and the compiler {options.compiler.name!r} takes none: take lcc or direct_kv")
-    if options.start is not None:
-        raise InputError(f"{what}: leave start out")
-    if options.distractors:
-        raise InputError(f"{what}, which are one another's distractors: leave distractors out")
-
-
-def parse_seconds(given: float | str) -> float:
-    """The seconds of a budget.
-
-    Raises:
-        InputError: it is no time.
-    """
-    number, unit = (given[:-1], given[-1]) if isinstance(given, str) and given[-1:] in UNITS else (given, "s")
-    try:
-        seconds = float(number) * UNITS[unit]
-    except (TypeError, ValueError):
-        seconds = 0.0
-    require(0 < seconds < LARGEST, "budget", given, "a time above 0, such as 90s, 10m or 2h")
-    return seconds
-
-
-def check_budget(compiler: Compiler, searched: bool, started: bool, among: bool) -> None:
-    """Refuse a budget that goes with no other option.
-
-    Raises:
-        InputError: saying why.
-    """
-    if not isinstance(compiler, TrainedCompiler):
-        raise InputError(f"the compiler {compiler.name!r} has no steps to fill a budget with: take lcc or direct_kv")
-    if not compiler.goes_on:
-        raise InputError(
-            f"the compiler {compiler.name!r} does not go on from the instant memory of a budget: take lcc or direct_kv"
-        )
-    if searched:
-        raise InputError('ratio="auto" compiles many memories: name a ratio, or leave the budget out')
-    if started:
-        raise InputError("a budget makes its own start: leave one of the two out")
-    if among:
-        raise InputError("a budget counts on steps without distractors: leave one of the two out")
-
-
-def check_search(settings: CompileSettings, target: float, questions_given: bool, certify: bool) -> None:
-    """Refuse, before any work, a search that could not end.
-
-    Raises:
-        InputError: saying why.
-    """
-    check("target", target, float)
-    if not 0 < target <= 1:
-        raise InputError(f"target is {target}; it must be a share above 0, and 1 at most")
-    if not certify:
-        raise InputError('ratio="auto" is told by the certificate: leave certify on, or name a ratio')
-    data = settings.effective_data
-    held_out = int(data.asked * data.held_out)
-    if not questions_given and not held_out:
-        raise InputError(NOTHING_TO_MEASURE)

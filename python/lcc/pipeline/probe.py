@@ -119,7 +119,7 @@ def teacher_cost(
 ) -> tuple[list[Sample], TeacherCost]:
     """A few answered queries, and what the teacher takes for more."""
     teacher_copy, device = teacher_model(model, settings), model.device
-    prefix = prefill(teacher_copy, context.prefix_ids)
+    prefix = context.read_prefix(teacher_copy)
     text_kv, reading = _timed(lambda: prefill(teacher_copy, context.context_ids, prefix), device)
     longest = min(LONGEST, settings.data.max_response_tokens)
     teacher = Teacher(teacher_copy, context, text_kv, longest, TeacherStates(math.inf))

@@ -17,7 +17,8 @@ from ..text.chat_format import ChatFormat
 from ..utils.progress import Reporter
 from ..utils.resumable import PART, STATE_FILE
 from .compile_once import compile_once
-from .options import NOTHING_TO_MEASURE, CompileOptions, Run
+from .option_checks import NOTHING_TO_MEASURE
+from .options import CompileOptions, Run
 
 LADDER = (32.0, 16.0, 8.0, 4.0, 2.0)
 

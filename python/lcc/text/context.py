@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..modeling.kv import KV
+from ..modeling.prefill import read_prefix
 from ..modeling.window import window_of
 from ..utils.hashing import text_digest
 from ..utils.values import check
-from .chat_format import ChatFormat
+from .chat_format import ChatFormat, Query
 
 # So many times the characters of the longest token are one token at least, whatever white space is dropped.
 SPARE = 8
+
+
+@dataclass(frozen=True)
+class Past:
+    """A memory of earlier text, which stands between P and C.
+
+    Attributes:
+        kv: K and V of its tokens, keys unrotated.
+        digest: of them.
+        questions: what the model asked itself about the earlier text.
+        replaced: B takes its place; else it stays, and B stands behind it.
+    """
+
+    kv: KV = field(compare=False)
+    digest: str
+    questions: tuple[Query, ...]
+    replaced: bool
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,7 @@ class Context:
     Attributes:
         sections: of a text that is too long to be read at once, in order: each with its own tokens, some of which the
             one before ends with, and with its own share of K.
+        past: what stands between P and C.
     """
 
     chat: ChatFormat
@@ -32,11 +52,32 @@ class Context:
     buffer: int
     sha256: str
     sections: tuple[Context, ...] = ()
+    past: Past | None = None
 
     @property
     def parts(self) -> tuple[Context, ...]:
         """What is read at once: the sections, or the text."""
         return self.sections or (self,)
+
+    @property
+    def shown(self) -> int:
+        """Tokens before B that queries see: those of P, and of a past that stays."""
+        stays = self.past.kv if self.past and not self.past.replaced else ()
+        return len(self.prefix_ids) + len(stays)
+
+    @property
+    def past_kv(self) -> KV | None:
+        """K and V of the past, keys unrotated."""
+        return self.past.kv if self.past else None
+
+    @property
+    def before(self) -> int:
+        """Tokens that stand before C: P, and a past."""
+        return len(self.prefix_ids) + (len(self.past.kv) if self.past else 0)
+
+    def read_prefix(self, model: PreTrainedModel) -> KV:
+        """K and V (rotated) of all that stands before C."""
+        return read_prefix(model, self.prefix_ids, self.past_kv)
 
 
 def build_context(
@@ -46,12 +87,14 @@ def build_context(
     ratio: float,
     date: str | None = None,
     parse_special_tokens: bool = False,
+    past: Past | None = None,
 ) -> Context:
     """Tokenise ``text`` and check that model and tokenizer fit. Whether the window has room for it is seen later.
 
     Args:
-        ratio: context tokens a buffer token, at least 1.
+        ratio: context tokens a buffer token, at least 1. It means nothing where B replaces the past.
         date, parse_special_tokens: see ``ChatFormat.of``.
+        past: what stands between P and C.
 
     Raises:
         InputError: empty text, too short a text for the ratio, more text than the model could read in buffer tokens, a
@@ -68,13 +111,14 @@ def build_context(
     _check_length(model, tokenizer, text, ratio)
     chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
     prefix, ids = chat.prefix_ids, chat.ids(text)
-    buffer = math.ceil(len(ids) / ratio)
-    if len(ids) < 2 * ratio:
+    kept, replaced = (len(past.kv), past.replaced) if past else (0, False)
+    buffer = kept if replaced else math.ceil(len(ids) / ratio)
+    if len(ids) < 2 * ratio and not replaced:
         raise InputError(
             f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
             "tokens, or lower the ratio"
         )
-    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text))
+    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text), past=past)
 
 
 def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, ratio: float) -> None:

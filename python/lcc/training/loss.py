@@ -78,9 +78,13 @@ def validation(
 def stream_weights(training: TrainingSettings) -> dict[str, float]:
     """Weight of each stream's mean loss, before they are normalised over the streams present."""
     weights = (
-        training.reconstruction_weight, training.general_weight, training.self_study_weight,
-        training.distractor_weight, training.across_weight,
-    )  # fmt: skip
+        training.reconstruction_weight,
+        training.general_weight,
+        training.self_study_weight,
+        training.across_weight,
+        training.rehearsal_weight,
+        training.distractor_weight,
+    )
     return dict(zip(STREAMS, weights, strict=True))
 
 

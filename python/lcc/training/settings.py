@@ -24,7 +24,8 @@ class TrainingSettings(SettingsGroup):
         momentum: Muon's momentum, and AdamW's beta1. Muon's usual 0.95 remembers too long for some hundred steps
             (benchmarks/log).
         reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses. The weights of
-            the two query streams also set each stream's share of a batch.
+            query streams also set each stream's share of a batch.
+        rehearsal_weight: in an update, that of the questions that the old memory carries.
         evaluate_every: steps between two measurements.
         patience: measurements without a better state before training stops; the best state, over all streams that are
             trained, is kept. 0: training
@@ -45,6 +46,7 @@ class TrainingSettings(SettingsGroup):
     reconstruction_weight: float = 0.25
     general_weight: float = 0.25
     self_study_weight: float = 1.0
+    rehearsal_weight: float = 1.0
     evaluate_every: int = 50
     patience: int = 8
     keep_prefix: bool = True
@@ -70,7 +72,7 @@ class TrainingSettings(SettingsGroup):
             self.batch == AUTO or int(self.batch) >= 1, "batch", self.batch, "auto, or a whole number of at least 1"
         )
         self.require_more_than(0, "learning_rate")
-        self.require_not_negative("patience", "distractor_weight", "across_weight")
+        self.require_not_negative("patience", "rehearsal_weight", "distractor_weight", "across_weight")
         self.require_share("momentum")
         require(0 <= self.isolated_share <= 1, "isolated_share", self.isolated_share, "a share from 0 to 1")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 from ..modeling.kv import KV
 from ..modeling.packed_decoder import PackedDecoder
-from ..modeling.prefill import prefill
 from ..text.context import Context
 from .distractors import ISOLATED, Distractors
 from .settings import TrainingSettings
@@ -38,7 +37,7 @@ class TrainableMemory(ABC):
     """Parameters that give what the frozen model reads instead of a text: K and V of the buffer tokens, as a rule.
 
     Attributes:
-        prefix: K and V of P, rotated, as the frozen model reads it.
+        prefix: K and V of all that stands before the text, rotated: of P, as the frozen model reads it, and of a past.
         packed: runs packed rows through the model.
         adapts_queries: whatever the memory adds to the model stays on for queries and responses.
         adapts_responses: it acts where responses are predicted: on the last token of each query, and on the response.
@@ -53,7 +52,7 @@ class TrainableMemory(ABC):
         self.model, self.context = model, context
         self.packed = PackedDecoder(model)
         with torch.no_grad():
-            self.prefix = prefill(model, context.prefix_ids)
+            self.prefix = context.read_prefix(model)
 
     @property
     def adapts_samples(self) -> bool:
@@ -105,4 +104,5 @@ class TrainableMemory(ABC):
         memories = distractors.around(buffer)
         if not keep_prefix:
             return memories.rotated(self.model, 0)
-        return memories.rotated(self.model, len(self.prefix)).after(self.prefix)
+        shown = self.prefix.head(self.context.shown)
+        return memories.rotated(self.model, shown.end).after(shown)

@@ -149,7 +149,7 @@ class Trainer:
         weights = stream_weights(self.training)
         pools = {
             stream: [sample for sample in self.data.train if sample.stream == stream]
-            for stream in ("general", "self_study", "across")
+            for stream in ("general", "self_study", "across", "rehearsal")
         }
         return {stream: pool for stream, pool in pools.items() if pool and weights[stream]}
 

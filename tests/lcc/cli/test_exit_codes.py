@@ -40,6 +40,7 @@ GOOD = {
     "log": "log {memory}",
     "quantize": "quantize {memory} -o {new} --answers 1 --model {model}",
     "sign": "sign {memory} --key {key} --detached",
+    "update": f"update {{memory}} {{text}} -o {{new}} --model {{model}} {SMALL}",
     "verify": "verify {memory} --model {model}",
 }
 # Commands that are servers or ask one: tests/lcc/serving runs them.
@@ -132,6 +133,19 @@ UNUSABLE = {
         "sign {memory} --key {binary}",
         "sign {memory} --key {model}",
     ],
+    "update": [
+        "update {memory} {absent} -o {new} --model {model}",
+        "update {memory} {binary} -o {new} --model {model}",
+        "update {memory} {text} --model {model}",
+        "update {memory} {text} -o {new} --model {absent}",
+        "update {memory} {text} -o {new} --model {model} --set rnak=4",
+        "update {memory} {text} -o {new} --model {model} --set start=m",
+        "update {memory} {text} -o {new} --model {model} --set keep_prefix=no",
+        "update {memory} {text} -o {new} --model {model} --compiler attention_matching",
+        "update {memory} {text} -o {new} --model {model} --ratio 0.5",
+        "update {memory} {text} -o {new} --model {model} --set ratio=auto",
+        "update {memory} {text} -o {new} --model {model} --constant --ratio 4",
+    ],
     "verify": [
         "verify {memory} --model {absent}",
         "verify {memory} --models {model}",
@@ -141,12 +155,13 @@ UNUSABLE = {
     ],
 }
 OTHER_MODEL = ["certify {memory} --engine e", "leaks {memory} --text {text}", "ask {memory} Where?", "chat {memory}",
-               "verify {memory}", "quantize {memory} -o {new}",
+               "verify {memory}", "quantize {memory} -o {new}", "update {memory} {text} -o {new}",
                "export {memory} --to cartridge -o {folder}"]  # fmt: skip
 UNREADABLE = [
     *(f"{command} {{{file}}}{more}"
       for command, more in (("ask", " Where?"), ("chat", ""), ("inspect", ""), ("verify", ""),
                             ("leaks", " --text {text}"), ("log", ""), ("quantize", " -o {new}"),
+                            ("update", " {text} -o {new}"),
                             ("export", " --to safetensors -o {folder}"),
                             ("sign", " --key {key}"), ("delta", " {memory} -o {new}"), ("apply", " {delta} -o {new}"))
       for file in ("absent", "text", "model", "torn")),
@@ -158,6 +173,8 @@ UNREADABLE = [
     "apply {memory} {delta} -o {new} --key {key}.pub",
     "compile {text} -o {absent}/new --model {model}",
     "quantize {memory} -o {absent}/new --model {model}",
+    "update {memory} {text} -o {absent}/new --model {model}",
+    "update {memory} {text} -o {memory} --model {model}",
     "export {memory} --to safetensors -o {text}/below --model {model}",
     "eval {rows} -o {text}/below --general-count 0 --methods no_text --model {model}",
 ]  # fmt: skip

@@ -10,7 +10,8 @@ from lcc.compilers.base import TrainedCompiler
 from lcc.pipeline import budget
 from lcc.pipeline.compile import make_memory
 from lcc.pipeline.compile_to import compile_to, memory_output
-from lcc.pipeline.options import CompileOptions, Run, parse_seconds
+from lcc.pipeline.option_checks import parse_seconds
+from lcc.pipeline.options import CompileOptions, Run
 from lcc.pipeline.probe import TeacherCost
 from lcc.utils.progress import Reporter
 from tests.lcc.pipeline.test_compile import fail_at, same

@@ -78,6 +78,7 @@ def commands(memory, text, tmp_path, monkeypatch):
     out, path = str(tmp_path / "out"), str(tmp_path / "memory.lcc.safetensors")
     return {
         "compile": ("result", ["compile", str(tmp_path / "text.txt"), "-o", f"{out}/result"]),
+        "update": ("result", ["update", path, str(tmp_path / "text.txt"), "-o", f"{out}/result"]),
         "quantize": ("result", ["quantize", path, "-o", f"{out}/result"]),
         "quantize into a folder": ("memory.lcc.safetensors", ["quantize", path, "-o", f"{out}/"]),
         "cartridge": ("adapter_model.safetensors", ["export", path, "--to", "cartridge", "-o", out]),
@@ -87,7 +88,7 @@ def commands(memory, text, tmp_path, monkeypatch):
     }
 
 
-COMMANDS = ("compile", "quantize", "quantize into a folder", "cartridge", "its config", "cache", "eval")
+COMMANDS = ("compile", "update", "quantize", "quantize into a folder", "cartridge", "its config", "cache", "eval")
 
 
 def run(command, code, *more):

@@ -173,6 +173,7 @@ COMMANDS = {
     "questions": (["compile", "text", "-o", "x", "--questions", BAD], b""),
     "eval": (["eval", BAD, "-o", "x"], b""),
     "export": (["export", "m", "--to", BAD, "-o", "x"], b""),
+    "update": (["update", "m", "-", "-o", "x"], LATIN1),
     "quantize": (["quantize", "m", "--dtype", BAD, "-o", "x"], b""),
 }
 

@@ -1,0 +1,95 @@
+"""``lcc update``: a memory takes more text in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..compilers.registry import DEFAULT
+from ..errors import MemoryFileError
+from ..utils.outputs import input_paths, model_paths, place
+from ..utils.progress import Reporter
+from ..utils.terminal import Terminal, shown
+from ..utils.utf8 import read_file
+from .options import (
+    CertifyOption,
+    CompilerOption,
+    JsonOption,
+    LogFileOption,
+    MemoryArgument,
+    ModelOption,
+    QueriesOption,
+    RecipeOption,
+    SeedOption,
+    SettingsOption,
+    StepsOption,
+    chosen_settings,
+    print_json,
+)
+
+
+def update_command(
+    context: typer.Context,
+    memory: MemoryArgument,
+    text: Annotated[
+        Path, typer.Argument(help="What to take in: UTF-8, or - for standard input.", metavar="TEXT", allow_dash=True)
+    ],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="PATH", help="The memory file to write.")],
+    growing: Annotated[
+        bool,
+        typer.Option("--growing/--constant", help="Add buffer tokens for the new text, or keep the memory's size."),
+    ] = True,
+    ratio: Annotated[
+        float | None, typer.Option(help="Tokens of the new text a buffer token; the memory's own by default.")
+    ] = None,
+    steps: StepsOption = None,
+    seed: SeedOption = 0,
+    recipe: RecipeOption = "default",
+    compiler: CompilerOption = DEFAULT,
+    queries: QueriesOption = None,
+    certify: CertifyOption = True,
+    settings: SettingsOption = None,
+    force: Annotated[
+        bool, typer.Option(help="Replace what is there but differs; with it -o may name MEMORY itself.")
+    ] = False,
+    log_file: LogFileOption = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take more text into a memory, without the text that it was made from. Run it again after a kill: it goes on."""
+    from ..memory.memory import Memory
+    from ..memory.store import checkpoint_beside
+    from ..pipeline.options import Run
+    from ..pipeline.update import update_options
+    from ..pipeline.update_to import update_output, update_to
+    from .loading import load_model
+    from .tables import show_memory
+
+    chosen: dict[str, Any] = chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
+    document = read_file(text)
+    options = update_options(memory, growing, recipe, compiler, queries, certify, **chosen)
+    inputs = (*input_paths(text, queries), *model_paths(model))
+    target = update_output(place(output, memory.name), memory, document, options, inputs, force)
+    target.check()
+    loaded = load_model(model)
+    try:
+        with Reporter(log_file=log_file) as reporter:
+            status = update_to(*loaded, memory, document, target, options, Run(restart=force), reporter)
+    except KeyboardInterrupt:
+        _say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(target))}")
+        raise
+    if status == "locked":
+        raise MemoryFileError(f"another process is writing {target}: wait for it, or name another file")
+    if status == "skipped":
+        _say(f"skipped: {shown(target)} has taken this text in already")
+    stored = Memory.load(target)
+    if as_json:
+        print_json(stored.summary() | {"path": str(target)})
+    else:
+        show_memory(stored, target.path)
+
+
+def _say(message: str) -> None:
+    Terminal(stderr=True).print(message, soft_wrap=True)

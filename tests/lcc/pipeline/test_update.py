@@ -1,0 +1,277 @@
+"""``lcc.update``: a memory takes more text in."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import lcc
+from lcc.cli import app as cli
+from lcc.cli import loading as load
+from lcc.embedded_model.tokenizer import build_tokenizer
+from lcc.memory.store import checkpoint_beside
+from lcc.pipeline.options import Run
+from lcc.pipeline.update import update_options
+from lcc.pipeline.update_to import update_output, update_to
+from lcc.synthetic.people import document
+from lcc.utils.hashing import text_digest
+from lcc.utils.progress import Reporter
+from tests.lcc.pipeline.test_compile import fail_at, same
+from tests.support.tiny_models import tiny_model
+
+TRAINED = ("lcc", "direct_kv")
+MORE = document(random.Random(8), people=2, attributes=3).text
+STILL = {"steps": 1, "learning_rate": 1e-12, "buffer_learning_rate": 1e-12, "patience": 0}
+
+
+@pytest.fixture
+def old(llama, tokenizer, text, fast, once):
+    return once("old", lambda: lcc.compile(llama, tokenizer, text, certify=False, **fast))
+
+
+@pytest.fixture
+def job(llama, tokenizer, fast, old):
+    def run(memory=old, text=MORE, certify=False, **overrides):
+        options = fast | overrides
+        if options.get("growing") is False:
+            del options["ratio"]
+        return lcc.update(llama, tokenizer, memory, text, certify=certify, **options)
+
+    return run
+
+
+@pytest.mark.parametrize("compiler", TRAINED)
+def test_a_growing_memory_keeps_its_tokens_bit_by_bit(job, old, compiler):
+    new, tokens = job(compiler=compiler), old.buffer_tokens
+    assert torch.equal(new.kv.keys[:, :, :tokens], old.kv.keys)
+    assert torch.equal(new.kv.values[:, :, :tokens], old.kv.values)
+    assert new.buffer_tokens == tokens + -(-new.update["text_tokens"] // 8)
+    assert new.ratio == 8
+    assert job(ratio=4, compiler=compiler).buffer_tokens > new.buffer_tokens
+
+
+@pytest.mark.parametrize("engine", ["packed", "reference"])
+@pytest.mark.parametrize("compiler", TRAINED)
+def test_a_constant_memory_begins_as_the_old_one(job, old, compiler, engine):
+    still = {name: value for name, value in STILL.items() if compiler == "lcc" or name != "buffer_learning_rate"}
+    new = job(growing=False, compiler=compiler, engine=engine, **still)
+    torch.testing.assert_close(new.kv.keys, old.kv.keys, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new.kv.values, old.kv.values, rtol=1e-5, atol=1e-5)
+    assert new.ratio == new.source_tokens / old.buffer_tokens
+
+
+@pytest.mark.parametrize("compiler", TRAINED)
+def test_a_constant_memory_is_trained_and_never_worse(job, old, compiler):
+    new = job(growing=False, compiler=compiler, patience=0)
+    assert new.buffer_tokens == old.buffer_tokens
+    assert not torch.equal(new.kv.values, old.kv.values)
+    assert new.curve[0]["step"] == 0
+    rate = 3.0 if compiler == "lcc" else 50.0
+    spoiled = job(growing=False, compiler=compiler, learning_rate=rate)
+    torch.testing.assert_close(spoiled.kv.values, old.kv.values, rtol=1e-5, atol=1e-5)
+
+
+def test_a_text_longer_or_shorter_than_a_constant_memory(job, old):
+    assert job(text="Mara has a dog.", growing=False).buffer_tokens == old.buffer_tokens
+    assert job(text=" ".join([MORE] * 4), growing=False, compiler="direct_kv").buffer_tokens == old.buffer_tokens
+
+
+@pytest.mark.parametrize("growing", [True, False])
+def test_both_engines_take_the_same_steps(job, growing):
+    packed, reference = (job(growing=growing, engine=engine, patience=0) for engine in ("packed", "reference"))
+    torch.testing.assert_close(packed.kv.values, reference.kv.values, rtol=1e-3, atol=1e-4)
+
+
+def test_it_says_what_it_stands_for(job, old, text, tmp_path):
+    new = job()
+    assert new.source_tokens == old.source_tokens + new.update["text_tokens"]
+    assert new.source_sha256 == text_digest(text_digest(text) + text_digest(MORE))
+    assert new.update["text_sha256"] == text_digest(MORE)
+    assert new.update["growing"] is True
+    assert new.questions[: len(old.questions)] == old.questions
+    assert len(set(new.questions)) == len(new.questions) > len(old.questions)
+    assert new.lineage == old.with_ancestors()
+    new.save(tmp_path / "new")
+    again = job(memory=tmp_path / "new", text="Timo lives in Bonn. His dog is called Pim. He is a baker there.")
+    assert [parent["digest"] for parent in again.lineage] == [new.digest, old.digest]
+    again.save(tmp_path / "again")
+    assert lcc.Memory.load(tmp_path / "again").update == again.update
+
+
+def test_old_questions_are_rehearsed(job, old, data_made):
+    job(rehearsal_questions=5, held_out=0.4)
+    (data,) = data_made
+    rehearsed = [sample.query for sample in data.train + data.held_out if sample.stream == "rehearsal"]
+    assert len(rehearsed) == 5
+    assert set(rehearsed) <= set(old.questions)
+    assert Counter(sample.stream for sample in data.held_out)["rehearsal"] == 2
+    job(rehearsal_weight=0.0)
+    assert all(sample.stream != "rehearsal" for sample in data_made[1].train + data_made[1].held_out)
+    job(rehearsal_questions=0)
+    assert all(sample.stream != "rehearsal" for sample in data_made[2].train + data_made[2].held_out)
+
+
+def test_a_memory_without_questions_is_updated(job, old):
+    assert job(memory=replace(old, questions=())).buffer_tokens > old.buffer_tokens
+
+
+def test_the_certificate_reads_the_old_memory_too(job, old):
+    new = job(certify=True, held_out=0.4)
+    certificate, rehearsed = new.certificate, new.certificate["rehearsed"]
+    assert certificate["questions"]["count"] >= 1
+    assert certificate["reconstruction"]["tokens"] == new.update["text_tokens"]
+    assert rehearsed["questions"]["count"] == rehearsed["held_out"]["answers"] == 2
+    # The old memory's answers are its own: none of them is missed where it is read alone.
+    assert rehearsed["questions"]["score"]["full_text"] == 1
+    assert job(certify=True, rehearsal_questions=0).certificate["rehearsed"] == {"held_out": None, "questions": None}
+
+
+def test_a_memory_that_did_not_change_keeps_all_that_is_rehearsed(job, old):
+    still = {"growing": False, "certify": True, "held_out": 0.4}
+    rehearsed = job(**still | STILL).certificate["rehearsed"]
+    assert rehearsed["held_out"]["kl"]["memory"] < 1e-6 < rehearsed["held_out"]["kl"]["no_text"]
+    assert rehearsed["questions"]["kept"] == 1
+
+
+def test_the_memory_and_the_model_are_left_as_they_came(job, old, llama):
+    digest, weights = old.digest, {name: tensor.clone() for name, tensor in llama.state_dict().items()}
+    job()
+    job(growing=False)
+    assert old.digest == digest
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in llama.state_dict().items())
+    assert all(parameter.requires_grad for parameter in llama.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"),
+    [
+        ({"compiler": "attention_matching"}, "reads no memory"),
+        ({"compiler": "adapter"}, "reads no memory"),
+        ({"ratio": "auto"}, "name a ratio"),
+        ({"ratio": 0.5}, "ratio is 0.5"),
+        ({"keep_prefix": False}, "keep_prefix"),
+        ({"text": " "}, "empty"),
+        ({"text": "Mara has a dog."}, "too few for ratio 8"),
+        ({"text": MORE * 8}, "tokens of the memory"),
+        ({"start": None}, "unknown setting 'start'"),
+        ({"budget": "10m"}, "unknown setting 'budget'"),
+        ({"rehearsal_weight": -1.0}, "rehearsal_weight"),
+        ({"rehearsal_questions": -1}, "rehearsal_questions"),
+    ],
+)
+def test_refused(job, options, cause):
+    with pytest.raises(lcc.InputError, match=cause):
+        job(**options)
+
+
+def test_a_ratio_for_a_constant_memory_is_refused(llama, tokenizer, old):
+    with pytest.raises(lcc.InputError, match="leave ratio out"):
+        lcc.update(llama, tokenizer, old, MORE, growing=False, ratio=8, progress=False)
+
+
+def test_memories_that_cannot_be_updated(job, old, llama, tokenizer, text, fast):
+    with pytest.raises(lcc.InputError, match="int8: update the float one"):
+        job(memory=lcc.quantize(old, "int8", llama, tokenizer, answers=2, max_new_tokens=2))
+    with pytest.raises(lcc.InputError, match="payload of kind 'adapter'"):
+        job(memory=lcc.compile(llama, tokenizer, text, compiler="adapter", certify=False, **fast))
+    with pytest.raises(lcc.InputError, match="another prefix"):
+        job(memory=replace(old, prefix_ids=()))
+    with pytest.raises(lcc.MismatchError, match="model"):
+        lcc.update(tiny_model("qwen3"), tokenizer, old, MORE, **fast)
+    with pytest.raises(lcc.LCCError, match="layers"):
+        job(memory=replace(old, payload=type(old.payload)(lcc.KV(old.kv.keys[1:], old.kv.values[1:]))))
+    with pytest.raises(lcc.MemoryFileError):
+        job(memory="no such file")
+
+
+def test_the_date_stays_the_memorys_own(llama, tokenizer, text, fast):
+    dated = build_tokenizer()
+    today = "{{ bos_token }}<|system|>Today is {{ strftime_now('%d %b %Y') }}.<|end|>"
+    dated.chat_template = today + tokenizer.chat_template
+    old = lcc.compile(llama, dated, text, certify=False, **fast)
+    old = replace(old, date="2031-05-06T07:08:09")
+    with pytest.raises(lcc.InputError, match="another prefix"):
+        lcc.update(llama, dated, old, MORE, **fast)
+    ids = lcc.text.chat_format.ChatFormat.of(dated, date=old.date).prefix_ids
+    assert lcc.update(llama, dated, replace(old, prefix_ids=tuple(ids)), MORE, **fast).date == old.date
+
+
+@pytest.mark.parametrize("growing", [True, False])
+def test_it_goes_on_after_a_failure(job, old, growing, tmp_path, monkeypatch):
+    whole = job(growing=growing)
+    options = {"growing": growing, "checkpoint": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        fail_at(patch, 3, lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            job(checkpoint_every=1, **options)
+    with pytest.raises(lcc.MismatchError, match=r"differs in .*growing"):
+        job(**options | {"growing": not growing})
+    with pytest.raises(lcc.MismatchError, match=r"differs in .*past"):
+        job(memory=replace(old, questions=old.questions[:1]), **options)
+    assert same(job(**options), whole)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def command(llama, tokenizer, old, tmp_path, monkeypatch):
+    """``lcc update``, of the file ``old`` with the text ``more``, and what it printed."""
+    monkeypatch.setattr(load, "load_model", lambda model, *_: (llama, tokenizer))
+    old.save(tmp_path / "old")
+    (tmp_path / "more").write_text(MORE)
+    few = "steps=3 batch=4 general_queries=6 self_study_questions=2 self_study_temperature=5.0 self_study_piece=10 "
+    few += "self_study_hard=0 self_study_follow_ups=0 max_response_tokens=8"
+    settings = [word for pair in few.split() for word in ("--set", pair)]
+
+    def run(output="new", *more: str, code: int = 0):
+        words = ["update", str(tmp_path / "old"), str(tmp_path / "more"), "-o", str(tmp_path / output), "--no-certify"]
+        result = CliRunner().invoke(cli.app, [*words, *settings, *more])
+        assert result.exit_code == code, result.output
+        return result
+
+    return run
+
+
+def test_the_command_writes_once(command, old, tmp_path):
+    before = (tmp_path / "old").read_bytes()
+    shown = json.loads(command("new", "--json", "--log-file", str(tmp_path / "log")).stdout)
+    assert shown["update"]["growing"] is True
+    assert shown["buffer_tokens"] > old.buffer_tokens
+    assert "compiling" in (tmp_path / "log").read_text()
+    written = (tmp_path / "new").read_bytes()
+    assert "skipped" in command("new").stderr
+    assert "growing" in command("new", "--constant", code=3).stderr
+    assert (tmp_path / "new").read_bytes() == written
+    command("new", "--constant", "--force")
+    assert lcc.Memory.load(tmp_path / "new").buffer_tokens == old.buffer_tokens
+    assert (tmp_path / "old").read_bytes() == before
+    assert not checkpoint_beside(tmp_path / "new").exists()
+    assert "took in last" in CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "new")]).output
+
+
+def test_the_memorys_own_file_is_replaced_with_force_alone(command, old, tmp_path):
+    assert "read by this very command" in command("old", code=4).stderr
+    assert lcc.Memory.load(tmp_path / "old").digest == old.digest
+    command("old", "--force")
+    new = lcc.Memory.load(tmp_path / "old")
+    assert new.lineage[0]["digest"] == old.digest
+    assert "skipped" in command("old", "--force").stderr
+    assert lcc.Memory.load(tmp_path / "old").digest == new.digest
+
+
+def test_an_update_that_came_second_is_refused(llama, tokenizer, old, fast, tmp_path):
+    """Two processes update one file in place: the second would lose what the first one took in."""
+    path = tmp_path / "old"
+    old.save(path)
+    del fast["progress"]
+    options = update_options(path, certify=False, **fast)
+    replace(old, payload=type(old.payload)(old.kv.head(3))).save(path)
+    output = update_output(path, path, MORE, options, force=True)
+    with pytest.raises(lcc.MemoryFileError, match="replaced meanwhile"):
+        update_to(llama, tokenizer, path, MORE, output, options, Run(), Reporter(False))
+    assert lcc.Memory.load(path).buffer_tokens == 3
