@@ -3,7 +3,8 @@
     python -m benchmarks.real --model DIR --ratios 4 8 16 --out benchmarks/results/real/stories.json
 
 One row a story, method and ratio. A second call measures only what is missing, and a memory whose compilation was
-killed goes on. ``--stories held_out`` takes the six texts that no setting was chosen on. The methods of kvpress run in
+killed goes on. ``--stories held_out`` takes the six texts that no setting was chosen on; several names joined by ``+``
+are one long text. The methods of kvpress run in
 an environment of their own: see ``benchmarks/constraints-kvpress.txt``.
 """
 
@@ -49,6 +50,15 @@ def rows(bench: Bench, story: Story, keys: Sequence[Key]) -> Iterator[Row]:
             }  # fmt: skip
 
 
+def story_of(name: str) -> Story:
+    """One of the suite's; or several as one long text, their names joined by ``+``."""
+    some = [load_story(one) for one in name.split("+")]
+    if len(some) == 1:
+        return some[0]
+    text = "\n\n".join(one.text for one in some)
+    return Story(name, "collection", text, tuple(question for one in some for question in one.questions))
+
+
 def _own(given: Sequence[str]) -> dict[str, Options]:
     """``METHOD.NAME=JSON`` by method."""
     own: dict[str, Options] = {}
@@ -85,7 +95,7 @@ def main(given: list[str] | None = None) -> None:
                 for method in arguments.methods
                 for ratio in ([None] if method in (FULL_TEXT, NO_TEXT) else arguments.ratios)
             ]
-            for row in rows(bench, load_story(name), sweep.missing(keys)):
+            for row in rows(bench, story_of(name), sweep.missing(keys)):
                 sweep.add(row)
                 print(*(f"{row[column]}" for column in ("story", "method", "ratio", "right", "kl", "same")), flush=True)
 

@@ -50,6 +50,10 @@ def update_command(
     compiler: CompilerOption = DEFAULT,
     queries: QueriesOption = None,
     certify: CertifyOption = True,
+    delta: Annotated[
+        Path | None,
+        typer.Option(help="Write also what turns MEMORY into the new one: see lcc apply.", metavar="PATH"),
+    ] = None,
     settings: SettingsOption = None,
     force: Annotated[
         bool, typer.Option(help="Replace what is there but differs; with it -o may name MEMORY itself.")
@@ -59,6 +63,7 @@ def update_command(
     as_json: JsonOption = False,
 ) -> None:
     """Take more text into a memory, without the text that it was made from. Run it again after a kill: it goes on."""
+    from ..memory.delta import Delta, delta_output
     from ..memory.memory import Memory
     from ..memory.store import checkpoint_beside
     from ..pipeline.options import Run
@@ -73,6 +78,9 @@ def update_command(
     inputs = (*input_paths(text, queries), *model_paths(model))
     target = update_output(place(output, memory.name), memory, document, options, inputs, force)
     target.check()
+    shipped = delta_output(delta, (memory, target.path, *inputs), force) if delta else None
+    if shipped:
+        shipped.check()
     loaded = load_model(model)
     try:
         with Reporter(log_file=log_file) as reporter:
@@ -85,10 +93,15 @@ def update_command(
     if status == "skipped":
         _say(f"skipped: {shown(target)} has taken this text in already")
     stored = Memory.load(target)
+    if shipped and options.parent and options.parent.memory.digest != stored.digest:
+        Delta.between(options.parent.memory, stored).save(shipped)
     if as_json:
-        print_json(stored.summary() | {"path": str(target)})
-    else:
-        show_memory(stored, target.path)
+        print_json(stored.summary() | {"path": str(target)} | ({"delta": str(shipped)} if shipped else {}))
+        return
+    show_memory(stored, target.path)
+    if shipped:
+        size = shipped.path.stat().st_size / 1024
+        Terminal().print(f"wrote {shown(shipped)}, {size:.1f} KiB, for lcc apply", soft_wrap=True)
 
 
 def _say(message: str) -> None:
