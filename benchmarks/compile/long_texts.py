@@ -37,6 +37,7 @@ from lcc.synthetic.people import NAMES, Document, Question, document, people_for
 from lcc.synthetic.reasoning import comparisons
 from lcc.synthetic.seeds import CORPORA
 from lcc.text.context import Context, build_context
+from lcc.utils.random_state import sample_up_to
 
 OUT = Path("benchmarks/results/compile/long-texts.json")
 ATTRIBUTES, ASKED, COMPARED, ANSWER_TOKENS = 8, 240, 60, 24
@@ -82,7 +83,7 @@ def apart(doc: Document, parts: Sequence[Document], sections: Sequence[Context],
         one, other = sorted({where[name] for name in re.findall(r"\w+", question.text) if name in NAMES} | {-1})[-2:]
         if one >= 0:
             found.append((joined(sections[one], sections[other]), question))
-    return rng.sample(found, min(COMPARED, len(found)))
+    return sample_up_to(rng, found, COMPARED)
 
 
 def answers(model, tokenizer, memory: lcc.Memory, questions: Sequence[Question]) -> float:
@@ -112,7 +113,7 @@ def measure(window: int, windows: float, seed: int) -> Row:
     memory = lcc.compile(model, tokenizer, doc.text, seed=seed, **SETTINGS)
     seconds, peak = time.monotonic() - began, _peak() - before
     some = sorted(rng.sample(range(len(sections)), min(ALONE, len(sections))))
-    asked = {number: rng.sample(parts[number].questions(), ASKED // len(some)) for number in some}
+    asked = {number: sample_up_to(rng, parts[number].questions(), ASKED // len(some)) for number in some}
     compared = apart(doc, parts, sections, rng)
     row = {
         "windows": windows,
