@@ -24,6 +24,7 @@ from lcc.utils.distributed import Ranks
 from tests.support.tiny_models import FAST, compile_leaving_checkpoint, tiny_model
 
 WIDE = FAST | {"ratio": 4, "batch": 5, "steps": 4, "general_queries": 8}
+IN_SECTIONS = {"section_tokens": 40, "section_overlap": 10, "across_questions": 2, "steps": 2}
 
 
 def compile_wide(text: str, compile=lcc.compile, **overrides) -> lcc.Memory:
@@ -68,18 +69,20 @@ def compile_sharded(folder: str, text: str, rank: int) -> None:
         with pytest.raises(lcc.InputError, match="sharded"):
             lcc.compile(model, tokenizer, text, **(WIDE | refused))
     lcc.compile(model, tokenizer, text, distributed=True, **WIDE).save(Path(folder, f"sharded{rank}"))
+    split = lcc.compile(model, tokenizer, text, distributed=True, **WIDE | IN_SECTIONS)
+    split.save(Path(folder, f"sections{rank}"))
 
 
 def test_two_processes_refuse_alike_and_give_the_memory_of_one(text, tmp_path):
-    alone = compile_wide(text)
+    alone, split = compile_wide(text), compile_wide(text, **IN_SECTIONS)
     on_ranks(2, functools.partial(refuse_then_compile, str(tmp_path), text))
-    for name in ("rank", "sharded"):
+    for name, expected in (("sections", split), ("sharded", alone), ("rank", alone)):
         first, second = (lcc.Memory.load(tmp_path / f"{name}{rank}") for rank in (0, 1))
         assert torch.equal(first.kv.keys, second.kv.keys)
         assert torch.equal(first.kv.values, second.kv.values)
-        torch.testing.assert_close(first.kv.keys, alone.kv.keys, rtol=0, atol=1e-9)
-        torch.testing.assert_close(first.kv.values, alone.kv.values, rtol=0, atol=1e-9)
-        assert first.fingerprint == alone.fingerprint
+        torch.testing.assert_close(first.kv.keys, expected.kv.keys, rtol=0, atol=1e-9)
+        torch.testing.assert_close(first.kv.values, expected.kv.values, rtol=0, atol=1e-9)
+        assert first.fingerprint == expected.fingerprint
     first = lcc.Memory.load(tmp_path / "rank0")
     for mine, theirs in zip(first.curve, alone.curve, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-9)
