@@ -108,7 +108,7 @@ class Year:
 
 def plot(rows: Sequence[Row], path: Path) -> None:
     """What is left of each month after the last one, a line a way: means over seeds."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     last = [row for row in rows if row["after"] == MONTHS]
     for way in (RAW, ONCE, GROWING, CONSTANT):
@@ -117,7 +117,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             shares = [100 * sum(column) / len(of_way) for column in zip(*(row["share"] for row in of_way), strict=True)]
             axes.plot(range(1, MONTHS + 1), shares, marker="o", label=f"{way}, {of_way[0]['tokens']} tokens")
     axes.set(xlabel="month", ylabel="questions answered after month 12, %", ylim=(0, 103), xticks=range(1, MONTHS + 1))
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
 
 

@@ -121,8 +121,7 @@ def test_what_is_no_file_is_never_replaced(name, kind, force, commands, tmp_path
 @pytest.mark.parametrize("kind", FOREIGN)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_anothers_file_is_replaced_only_by_force(name, kind, commands, tmp_path):
-    file, command = commands[name]
-    target = tmp_path / "out" / file
+    target, command = tmp_path / "out" / commands[name][0], commands[name][1]
     FOREIGN[kind](target)
     before = what_is_there(target)
     shown = run(command, 4)
