@@ -14,6 +14,7 @@ from ..modeling.window import check_window, window_of
 from ..text.context import Context
 from ..utils.hashing import json_digest
 from ..utils.settings import AUTO
+from ..utils.values import require
 from .pieces import even_bounds, sentence_start
 from .reconstruction import longest_repetition
 from .settings import DataSettings
@@ -32,9 +33,6 @@ def split_context(model: PreTrainedModel, context: Context, ratio: float, settin
         InputError: the window has no room for the text in one piece, and ``section_tokens`` is 0; or not for two
             sections of that size; or not for all buffer tokens.
     """
-    if context.past:
-        _check_whole(model, context, settings)
-        return context
     length = _section_tokens(model, context, settings)
     count = math.ceil(len(context.context_ids) / length)
     if count == 1:
@@ -71,8 +69,12 @@ def _part(context: Context, ids: tuple[int, ...], buffer: int) -> Context:
 
 
 def _section_tokens(model: PreTrainedModel, context: Context, settings: DataSettings) -> int:
-    """Tokens of the text that are a section's own, at most."""
+    """Tokens of the text that are a section's own, at most. Behind a past the text is in one piece."""
     whole = len(context.context_ids)
+    if context.past:
+        taken = settings.section_tokens in (AUTO, 0)
+        require(taken, "section_tokens", settings.section_tokens, "left out: an update takes its text in one piece")
+        return whole
     if settings.section_tokens != AUTO:
         return int(settings.section_tokens) or whole
     try:
@@ -88,9 +90,10 @@ def _check_whole(model: PreTrainedModel, context: Context, settings: DataSetting
     asked = max(len(longest_repetition(context, settings).input_ids), settings.max_response_tokens)
     needed = context.before + len(context.context_ids) + context.buffer + asked
     what = f"{len(context.context_ids)} tokens of text, read and asked about,"
+    remedy = "leave section_tokens out"
     if context.past:
-        what = f"{len(context.past.kv)} tokens of the memory, and {what}"
-    check_window(model, needed, what, "leave section_tokens out, or take a model with a longer window")
+        what, remedy = f"{len(context.past.kv)} tokens of the memory, and {what}", "take less text in at a time"
+    check_window(model, needed, what, f"{remedy}, or take a model with a longer window")
 
 
 def _check_sections(model: PreTrainedModel, sections: list[Context], settings: DataSettings) -> None:

@@ -20,8 +20,9 @@ class DataSettings(SettingsGroup):
 
     Attributes:
         section_tokens: tokens of a section at most. A text of more is compiled in sections that overlap, each with
-            buffer tokens of its own, which are trained together. ``auto``: the whole text if the model's window has
-            room for it; else sections of which it reads two at once. 0: never in sections.
+            buffer tokens of its own, which are trained together. What the model asks itself is of each section, and the
+            general queries are shared out. ``auto``: the whole text if the model's window has room for it; else
+            sections of which it reads two at once. 0: never in sections.
         section_overlap: tokens of the section before that a section begins with, about.
         across_questions: of a pair of sections: questions for which the model has to read both.
         reconstruction_piece: tokens of text that the model repeats in a step, about: a long text is repeated piece by

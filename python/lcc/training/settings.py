@@ -18,8 +18,8 @@ class TrainingSettings(SettingsGroup):
 
     Attributes:
         steps: optimiser steps at most.
-        batch: query samples a step. The reconstruction sample comes on top, with its stream's weight. ``auto``: one for
-            each 64 tokens of text, and 16 at least.
+        batch: query samples a step, of each section if the text has some. The reconstruction sample comes on top, with
+            its stream's weight. ``auto``: one for each 64 tokens of text, and 16 at least.
         learning_rate: falls linearly to zero.
         momentum: Muon's momentum, and AdamW's beta1. Muon's usual 0.95 remembers too long for some hundred steps
             (benchmarks/log).

@@ -185,3 +185,12 @@ def test_a_plan_of_sections_counts_all_of_them(narrow, tokenizer, fast):
     assert planned.total_flops == pytest.approx(len(sections) * alone.total_flops, rel=0.03)
     # Beside the other sections the text is encoded by itself, and their K and V are seen.
     assert planned.step_bytes >= alone.step_bytes
+
+
+def test_an_update_takes_its_text_in_one_piece(narrow, tokenizer, text, fast):
+    memory = lcc.compile(narrow, tokenizer, text, certify=False, **fast)
+    settings = {name: value for name, value in fast.items() if name != "ratio"}
+    with pytest.raises(lcc.InputError, match="section_tokens is 50; it must be left out: an update"):
+        lcc.update(narrow, tokenizer, memory, text, section_tokens=50, **settings)
+    with pytest.raises(lcc.InputError, match=r"tokens of the memory, and .* take less text in at a time"):
+        lcc.update(narrow, tokenizer, memory, LONG, **settings)
