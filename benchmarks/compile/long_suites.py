@@ -9,6 +9,7 @@ window is short. ``section`` is the model that reads the section which states th
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ OUT = Path("benchmarks/results/compile/long-suites.json")
 
 def holding(example: Example, sections: Sequence[Context]) -> Context:
     """The section that states the most of the answer's values."""
-    told = [section.chat.tokenizer.decode(section.context_ids).split() for section in sections]
+    told = [re.findall(r"\w+", section.chat.tokenizer.decode(section.context_ids)) for section in sections]
     best = max(range(len(sections)), key=lambda number: sum(answer in told[number] for answer in example.answers))
     return sections[best]
 
