@@ -16,10 +16,9 @@ from ..modeling.lora import frozen
 from ..modeling.prefill import prefill
 from ..text.context import Context
 from ..training.settings import TrainingSettings
-from ..training.trainable import TrainableMemory
+from ..training.trainable import TrainableMemory, trainable_dtype
 from ..utils.settings import SettingsGroup
 from .base import TrainedCompiler
-from .lora import trainable_dtype
 from .registry import register
 
 

@@ -19,7 +19,7 @@ from ..modeling.lora import LoraSwitch, lora_model
 from ..modeling.shared_cache import SharedCache
 from ..text.context import Context
 from ..training.settings import TrainingSettings
-from ..training.trainable import EncodeRows, TrainableMemory
+from ..training.trainable import EncodeRows, TrainableMemory, trainable_dtype
 from ..utils.settings import SettingsGroup
 from .base import TrainedCompiler
 from .registry import register
@@ -164,9 +164,10 @@ class LoraMemory(AdaptedMemory):
     def encode_rows(self) -> EncodeRows | None:
         """[C | B] as rows of the packed pass.
 
-        None behind a start, for what is added to K and V has no rows; and in sections, which are read one by one.
+        None behind a start, for what is added to K and V has no rows; nor have sections, which are read one by one, and
+        a past that is trained.
         """
-        if self._offset is not None or self.context.sections:
+        if self._offset is not None or self.context.sections or self.past is not None:
             return None
         (embeddings,) = self._embeddings()
         return EncodeRows(embeddings, len(self.context.context_ids), self._copied_prefix)
@@ -197,8 +198,3 @@ class LoraCompiler(TrainedCompiler):
         """A fresh LoRA and fresh buffer embeddings."""
         with lora_model(model, settings.rank, settings.alpha, settings.targets) as layers:
             yield LoraMemory(model, context, layers, settings, seed)
-
-
-def trainable_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of parameters that are trained beside a model of ``dtype``: float32 at least."""
-    return dtype if dtype == torch.float64 else torch.float32

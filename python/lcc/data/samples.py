@@ -12,8 +12,8 @@ from ..modeling.scoring import Completion
 from ..text.chat_format import Query
 
 STREAMS = ("reconstruction", "general", "self_study", "across", "rehearsal", "distractors")
-# Those of questions that the model asked itself.
-SELF_ASKED = ("self_study", "across", "rehearsal")
+# Those of questions that the model asked itself about the text.
+SELF_ASKED = ("self_study", "across")
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def held_out_questions(held_out: Sequence[Sample], full_text: Reader, max_new_to
     Many self-asked questions have no answer in the text. Such questions get arbitrary answers even from the full text,
     so they are left out.
     """
-    asked = [sample for sample in held_out if sample.stream in SELF_ASKED]
+    asked = [sample for sample in held_out if sample.stream in (*SELF_ASKED, "rehearsal")]
     if not asked:
         return []
     sure = full_text.confidence([sample.query for sample in asked], [sample.response_ids for sample in asked])

@@ -110,7 +110,8 @@ class Compilation:
         date = None if folder is None else ranks.from_main(lambda: begun_on(folder))
         past = None
         if options.parent is not None:
-            past, date = past_of(options.parent, model), options.parent.memory.date
+            trained = settings.training.past_learning_rate > 0
+            past, date = past_of(options.parent, model, trained), options.parent.memory.date
         special = settings.data.parse_special_tokens
         context = build_context(model, tokenizer, text, settings.ratio, date, special, past)
         context = split_context(model, context, settings.ratio, settings.data)

@@ -55,8 +55,9 @@ def check_compiled(
         what = type(payload if isinstance(compiled, Compiled) else compiled).__name__
         raise InputError(f"{who} returned a {what}; it must return lcc.Compiled(lcc.KVPayload(kv))")
     payload.check()
-    if isinstance(payload, KVPayload) and len(payload.kv) > context.buffer:
-        raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {context.buffer} at this ratio")
+    room = context.buffer + (len(context.past.kv) if context.past and context.past.trained else 0)
+    if isinstance(payload, KVPayload) and len(payload.kv) > room:
+        raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {room} at this ratio")
     if isinstance(payload, KVPayload) and payload.codes:
         raise InputError(f"{who} returned {payload.dtype} numbers; return float ones, lcc.quantize makes them smaller")
     if not type(compiler).__module__.startswith("lcc."):

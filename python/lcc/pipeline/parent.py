@@ -39,15 +39,18 @@ class Parent:
         return text_digest(self.memory.source_sha256 + digest)
 
 
-def past_of(parent: Parent, model: PreTrainedModel) -> Past:
+def past_of(parent: Parent, model: PreTrainedModel, trained: bool) -> Past:
     """The parent as what stands before the new text, on the model's device and in its dtype.
+
+    Args:
+        trained: its K and V are trained too, if it grows.
 
     Raises:
         InputError: the memory's numbers overflow in that dtype.
     """
     memory = parent.memory
     kv = memory.to(model.device, model.dtype).kv
-    return Past(kv, memory.digest, memory.questions, replaced=not parent.growing)
+    return Past(kv, memory.digest, memory.questions, not parent.growing, trained and parent.growing)
 
 
 def check_parent(memory: Memory, model: PreTrainedModel, prefix_ids: tuple[int, ...], digests: dict[str, str]) -> None:
@@ -79,7 +82,9 @@ def updated(memory: Memory, parent: Parent) -> Memory:
     tokens = old.source_tokens + memory.source_tokens
     kv, ratio = memory.kv, max(1.0, tokens / memory.buffer_tokens)
     if parent.growing:
-        kv, ratio = kv.after(old.to(kv.keys.device, kv.keys.dtype).kv), memory.ratio
+        ratio = memory.ratio
+    if parent.growing and not memory.settings["past_learning_rate"]:
+        kv = kv.after(old.to(kv.keys.device, kv.keys.dtype).kv)
     return replace(
         memory,
         payload=KVPayload(kv),

@@ -28,12 +28,14 @@ class Past:
         digest: of them.
         questions: what the model asked itself about the earlier text.
         replaced: B takes its place; else it stays, and B stands behind it.
+        trained: it stays, and its K and V are trained together with B.
     """
 
     kv: KV = field(compare=False)
     digest: str
     questions: tuple[Query, ...]
     replaced: bool
+    trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class Context:
 
     @property
     def shown(self) -> int:
-        """Tokens before B that queries see: those of P, and of a past that stays."""
-        stays = self.past.kv if self.past and not self.past.replaced else ()
+        """Tokens before all that is trained that queries see: those of P, and of a past that stays as it is."""
+        stays = self.past.kv if self.past and not (self.past.replaced or self.past.trained) else ()
         return len(self.prefix_ids) + len(stays)
 
     @property

@@ -26,6 +26,8 @@ class TrainingSettings(SettingsGroup):
         reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses. The weights of
             query streams also set each stream's share of a batch.
         rehearsal_weight: in an update, that of the questions that the old memory carries.
+        past_learning_rate: in an update by which a memory grows, of the old K and V; falls linearly to zero. 0: they
+            stay, bit by bit.
         evaluate_every: steps between two measurements.
         patience: measurements without a better state before training stops; the best state, over all streams that are
             trained, is kept. 0: training
@@ -47,6 +49,7 @@ class TrainingSettings(SettingsGroup):
     general_weight: float = 0.25
     self_study_weight: float = 1.0
     rehearsal_weight: float = 1.0
+    past_learning_rate: float = 1e-2
     evaluate_every: int = 50
     patience: int = 8
     keep_prefix: bool = True
@@ -72,7 +75,9 @@ class TrainingSettings(SettingsGroup):
             self.batch == AUTO or int(self.batch) >= 1, "batch", self.batch, "auto, or a whole number of at least 1"
         )
         self.require_more_than(0, "learning_rate")
-        self.require_not_negative("patience", "rehearsal_weight", "distractor_weight", "across_weight")
+        self.require_not_negative(
+            "patience", "rehearsal_weight", "past_learning_rate", "distractor_weight", "across_weight"
+        )
         self.require_share("momentum")
         require(0 <= self.isolated_share <= 1, "isolated_share", self.isolated_share, "a share from 0 to 1")
         weights = (self.reconstruction_weight, self.general_weight, self.self_study_weight)

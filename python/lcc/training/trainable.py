@@ -38,6 +38,7 @@ class TrainableMemory(ABC):
 
     Attributes:
         prefix: K and V of all that stands before the text, rotated: of P, as the frozen model reads it, and of a past.
+        past: parameters, K and V of a past that is trained too, keys unrotated; None: there is none.
         packed: runs packed rows through the model.
         adapts_queries: whatever the memory adds to the model stays on for queries and responses.
         adapts_responses: it acts where responses are predicted: on the last token of each query, and on the response.
@@ -53,6 +54,7 @@ class TrainableMemory(ABC):
         self.packed = PackedDecoder(model)
         with torch.no_grad():
             self.prefix = context.read_prefix(model)
+        self.past = _parameters(context.past.kv) if context.past and context.past.trained else None
 
     @property
     def adapts_samples(self) -> bool:
@@ -82,13 +84,26 @@ class TrainableMemory(ABC):
     def encode(self) -> KV:
         """K and V of B, (layers, kv_heads, K, head_dim), keys unrotated; differentiable in the parameters."""
 
+    def all_groups(self, settings: TrainingSettings) -> list[dict[str, Any]]:
+        """``parameter_groups``, and that of a past that is trained."""
+        own = self.parameter_groups(settings)
+        if self.past is None:
+            return own
+        return [*own, {"params": [self.past.keys, self.past.values], "lr": settings.past_learning_rate}]
+
+    def behind_past(self, buffer: KV) -> KV:
+        """K and V of B, with a past that is trained in front; keys unrotated."""
+        if self.past is None:
+            return buffer
+        return buffer.after(KV(self.past.keys.to(buffer.keys.dtype), self.past.values.to(buffer.values.dtype)))
+
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What is kept of it: by default the K and V of B as ``keys``, unrotated, and ``values``."""
-        buffer = self.encode()
+        """What is kept of it: by default the K and V of all that is trained as ``keys``, unrotated, and ``values``."""
+        buffer = self.behind_past(self.encode())
         return {"keys": buffer.keys, "values": buffer.values}
 
     def encode_rows(self) -> EncodeRows | None:
-        """The encode as rows of the packed pass. None: the memory has K and V only."""
+        """The encode as rows of the packed pass. None: the memory has K and V only, or a past that is trained."""
         return None
 
     def encode_chunked(self, tokens: int) -> KV | None:
@@ -101,8 +116,19 @@ class TrainableMemory(ABC):
 
     def visible(self, buffer: KV, keep_prefix: bool, distractors: Distractors = ISOLATED) -> KV:
         """What samples see, at the positions of inference: [P' | B], or B alone; B among ``distractors``."""
-        memories = distractors.around(buffer)
+        memories = distractors.around(self.behind_past(buffer))
         if not keep_prefix:
             return memories.rotated(self.model, 0)
         shown = self.prefix.head(self.context.shown)
         return memories.rotated(self.model, shown.end).after(shown)
+
+
+def trainable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the parameters beside a frozen model of ``dtype``: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _parameters(kv: KV) -> KV:
+    """Copies of K and V to train."""
+    keys, values = (torch.nn.Parameter(t.to(trainable_dtype(t.dtype), copy=True)) for t in (kv.keys, kv.values))
+    return KV(keys, values)

@@ -56,7 +56,7 @@ class Trainer:
         memory.initialize()
         if start is not None:
             memory.start_from(start)
-        groups = memory.parameter_groups(training)
+        groups = memory.all_groups(training)
         self.optimizers = [build_optimizer(momentum=training.momentum, **group) for group in groups]
         self._optimizer_of = {
             parameter: optimizer

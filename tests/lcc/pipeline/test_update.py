@@ -47,13 +47,22 @@ def job(llama, tokenizer, fast, old):
 
 
 @pytest.mark.parametrize("compiler", TRAINED)
-def test_a_growing_memory_keeps_its_tokens_bit_by_bit(job, old, compiler):
-    new, tokens = job(compiler=compiler), old.buffer_tokens
+def test_a_growing_memory_keeps_its_tokens_bit_by_bit_if_that_is_asked_for(job, old, compiler):
+    new, tokens = job(compiler=compiler, past_learning_rate=0.0), old.buffer_tokens
     assert torch.equal(new.kv.keys[:, :, :tokens], old.kv.keys)
     assert torch.equal(new.kv.values[:, :, :tokens], old.kv.values)
+    assert not torch.equal(job(compiler=compiler).kv.values[:, :, :tokens], old.kv.values)
     assert new.buffer_tokens == tokens + -(-new.update["text_tokens"] // 8)
     assert new.ratio == 8
     assert job(ratio=4, compiler=compiler).buffer_tokens > new.buffer_tokens
+
+
+@pytest.mark.parametrize("compiler", TRAINED)
+def test_a_growing_memory_begins_with_the_old_one(job, old, compiler):
+    still = {name: value for name, value in STILL.items() if compiler == "lcc" or name != "buffer_learning_rate"}
+    new, tokens = job(compiler=compiler, past_learning_rate=1e-12, **still), old.buffer_tokens
+    torch.testing.assert_close(new.kv.keys[:, :, :tokens], old.kv.keys, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new.kv.values[:, :, :tokens], old.kv.values, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["packed", "reference"])
@@ -97,6 +106,7 @@ def test_it_says_what_it_stands_for(job, old, text, tmp_path):
     assert new.questions[: len(old.questions)] == old.questions
     assert len(set(new.questions)) == len(new.questions) > len(old.questions)
     assert new.lineage == old.with_ancestors()
+    assert new.made["operation"] == "update"
     new.save(tmp_path / "new")
     again = job(memory=tmp_path / "new", text="Timo lives in Bonn. His dog is called Pim. He is a baker there.")
     assert [parent["digest"] for parent in again.lineage] == [new.digest, old.digest]
@@ -158,7 +168,7 @@ def test_the_memory_and_the_model_are_left_as_they_came(job, old, llama):
         ({"keep_prefix": False}, "keep_prefix"),
         ({"text": " "}, "empty"),
         ({"text": "Mara has a dog."}, "too few for ratio 8"),
-        ({"text": MORE * 8}, "tokens of the memory"),
+        ({"text": MORE * 16}, "tokens of the memory"),
         ({"start": None}, "unknown setting 'start'"),
         ({"budget": "10m"}, "unknown setting 'budget'"),
         ({"rehearsal_weight": -1.0}, "rehearsal_weight"),

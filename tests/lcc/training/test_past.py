@@ -27,8 +27,12 @@ MORE = "Timo lives in Bonn. His little dog is called Pim, and he works every day
 SETTINGS = {"rank": 2, "general_queries": 2, "self_study_questions": 0, "max_response_tokens": 4, "held_out": 0.0}
 
 
-def past_of(memory: lcc.Memory, replaced: bool = False) -> Past:
-    return Past(memory.kv, memory.digest, ("Where does Mara live?", "Who is Hugo?"), replaced)
+STAYS, TRAINED, REPLACED = "stays", "trained", "replaced"
+
+
+def past_of(memory: lcc.Memory, becomes: str = STAYS) -> Past:
+    questions = ("Where does Mara live?", "Who is Hugo?")
+    return Past(memory.kv, memory.digest, questions, becomes == REPLACED, becomes == TRAINED)
 
 
 def read(model, ids):
@@ -44,7 +48,7 @@ def model(request):
 def test_the_teacher_reads_a_memory_as_the_text_that_it_holds(model, tokenizer, text, monkeypatch):
     """A memory of all of a text's tokens is that text."""
     memory, _ = plain_memory(model, tokenizer, text, monkeypatch)
-    context = build_context(model, tokenizer, MORE, 8, 4, past=past_of(memory))
+    context = build_context(model, tokenizer, MORE, 8, past=past_of(memory))
     with torch.no_grad():
         behind = prefill(model, context.context_ids, context.read_prefix(model))
     whole = read(model, [*context.prefix_ids, *context.chat.ids(text), *context.context_ids])
@@ -53,13 +57,13 @@ def test_the_teacher_reads_a_memory_as_the_text_that_it_holds(model, tokenizer, 
     assert (behind.start, len(behind)) == (0, len(whole))
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_both_engines_give_the_same_gradient(model, tokenizer, text, monkeypatch, replaced):
+@pytest.mark.parametrize("becomes", [STAYS, TRAINED, REPLACED])
+def test_both_engines_give_the_same_gradient(model, tokenizer, text, monkeypatch, becomes):
     memory, _ = plain_memory(model, tokenizer, text, monkeypatch)
-    past = replace(past_of(memory, replaced), kv=memory.kv.head(7))
+    past = replace(past_of(memory, becomes), kv=memory.kv.head(7))
     settings = make_settings(**SETTINGS)
-    context = build_context(model, tokenizer, MORE, 8, 5, past=past)
-    assert context.buffer == (7 if replaced else -(-len(context.context_ids) // 8))
+    context = build_context(model, tokenizer, MORE, 8, past=past)
+    assert context.buffer == (7 if becomes == REPLACED else -(-len(context.context_ids) // 8))
     data = make_data(model, context, settings, ["Say: dog.", "Add 1 and 2."])
     samples = [*data.reconstruction, *data.train]
     assert {sample.stream for sample in samples} == {"reconstruction", "general", "rehearsal"}
@@ -70,12 +74,14 @@ def test_both_engines_give_the_same_gradient(model, tokenizer, text, monkeypatch
         trained = LoraMemory(model, context, layers, settings.compiler)
         with torch.no_grad():
             trained.buffer.add_(torch.randn_like(trained.buffer) * 0.1)
-        if replaced:
+        if becomes == REPLACED:
             trained.start_from(past.kv)
         found = []
         for ways in ({"engine": "reference"}, {"engine": "packed"}, {"encode_chunk": 9}):
             loss = step_loss(trained, samples, settings.training, replace(settings.execution, **ways))
-            found.append((loss, torch.autograd.grad(loss, [trained.buffer, *trained.lora], materialize_grads=True)))
+            parameters = [parameter for group in trained.all_groups(settings.training) for parameter in group["params"]]
+            assert len(parameters) == 1 + len(trained.lora) + 2 * (becomes == TRAINED)
+            found.append((loss, torch.autograd.grad(loss, parameters, materialize_grads=True)))
     (expected, wanted), *others = found
     assert sum(bool(gradient.any()) for gradient in wanted) > len(wanted) / 2
     for loss, gradients in others:
@@ -84,16 +90,16 @@ def test_both_engines_give_the_same_gradient(model, tokenizer, text, monkeypatch
             assert (mine - reference).norm() <= 1e-9 * reference.norm()
 
 
-@pytest.mark.parametrize("replaced", [False, True])
-def test_samples_see_what_is_attached(model, tokenizer, text, monkeypatch, replaced):
+@pytest.mark.parametrize("becomes", [STAYS, TRAINED, REPLACED])
+def test_samples_see_what_is_attached(model, tokenizer, text, monkeypatch, becomes):
     """What the student sees while it trains is what a reader of the finished memory sees."""
     memory, _ = plain_memory(model, tokenizer, text, monkeypatch)
-    context = build_context(model, tokenizer, MORE, 8, 5, past=past_of(memory, replaced))
+    context = build_context(model, tokenizer, MORE, 8, past=past_of(memory, becomes))
     trained = DirectKV(model, context)
     with torch.no_grad():
-        made = trained.encode()
-        visible = trained.visible(made, keep_prefix=True)
-    finished = made if replaced else made.after(memory.kv)
+        made = KV(**trained.tensors())
+        visible = trained.visible(trained.encode(), keep_prefix=True)
+    finished = made.after(memory.kv) if becomes == STAYS else made
     payload = type(memory.payload)(KV(finished.keys.detach(), finished.values.detach()))
     attached = KV.of(attach(model, replace(memory, payload=payload)))
     torch.testing.assert_close(visible.keys, attached.keys, rtol=1e-9, atol=1e-9)
@@ -104,7 +110,7 @@ def test_how_much_an_answer_hangs_on_the_new_text_alone(tokenizer, text, monkeyp
     """Behind a memory of the very text that is new, no answer hangs on the text as it does behind nothing."""
     model = tiny_model("llama", torch.float64)
     memory, _ = plain_memory(model, tokenizer, text, monkeypatch)
-    context = build_context(model, tokenizer, MORE, 8, 5, past=past_of(memory))
+    context = build_context(model, tokenizer, MORE, 8, past=past_of(memory))
     with torch.no_grad():
         text_kv = prefill(model, context.context_ids, context.read_prefix(model))
         teacher = Teacher(model, context, text_kv, 4, TeacherStates(float("inf")))
@@ -132,7 +138,7 @@ def prefill_logits(model, past, ids, last):
 def test_what_is_rehearsed_is_answered_by_the_memory_alone(tokenizer, text, monkeypatch):
     model = tiny_model("llama", torch.float64)
     memory, _ = plain_memory(model, tokenizer, text, monkeypatch)
-    context = build_context(model, tokenizer, MORE, 8, 5, past=past_of(memory))
+    context = build_context(model, tokenizer, MORE, 8, past=past_of(memory))
     data = make_data(model, context, make_settings(**SETTINGS), ["Say: dog.", "Add 1 and 2."])
     rehearsed = [sample for sample in data.train if sample.stream == "rehearsal"]
     assert {sample.query for sample in rehearsed} == set(context.past.questions)
@@ -151,9 +157,9 @@ def test_pieces_are_asked_about_without_the_memory(tokenizer, text, monkeypatch)
         self_study_questions=4, self_study_temperature=5.0, self_study_piece=10, self_study_min_kl=0.0,
         self_study_hard=0.0, self_study_follow_ups=0.0, max_response_tokens=8,
     ).data  # fmt: skip
-    alone = build_context(model, tokenizer, MORE, 8, 8)
+    alone = build_context(model, tokenizer, MORE, 8)
     asked = [sample.query for sample in asked_questions(model, alone, settings)]
-    behind = build_context(model, tokenizer, MORE, 8, 8, past=replace(past_of(memory), questions=()))
+    behind = build_context(model, tokenizer, MORE, 8, past=replace(past_of(memory), questions=()))
     assert [sample.query for sample in asked_questions(model, behind, settings)] == asked
-    again = build_context(model, tokenizer, MORE, 8, 8, past=replace(past_of(memory), questions=tuple(asked)))
+    again = build_context(model, tokenizer, MORE, 8, past=replace(past_of(memory), questions=tuple(asked)))
     assert not {sample.query for sample in asked_questions(model, again, settings)} & set(asked)

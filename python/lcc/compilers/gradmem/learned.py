@@ -16,9 +16,9 @@ from ...errors import MemoryFileError, MismatchError
 from ...modeling.fingerprint import model_digests
 from ...modeling.kv import KV, kv_shape
 from ...modeling.lora import LoraSwitch, frozen, lora_model
+from ...training.trainable import trainable_dtype
 from ...utils.tensor_files import load_tensors, save_tensors
 from ...utils.values import quoted
-from ..lora import trainable_dtype
 from .starts import text_starts
 from .writing import NAMES, Form, GradMode, Tensors, Written, write
 

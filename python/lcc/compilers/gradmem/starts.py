@@ -12,7 +12,7 @@ import lcc_kernels as lk
 
 from ...modeling.kv import KV, decoder, rotary_tables
 from ...modeling.shared_cache import SharedCache
-from ..lora import trainable_dtype
+from ...training.trainable import trainable_dtype
 from .writing import Form, Tensors
 
 
