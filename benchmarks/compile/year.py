@@ -3,7 +3,7 @@
     python -m benchmarks.compile.year --work DIR --out benchmarks/results/compile/year.json
 
 A month is a text about two people whom no other month knows. ``growing`` begins with a memory of month 1 at ratio 12,
-and adds buffer tokens at that ratio. ``constant`` begins with month 1 at ratio 1 and keeps that size, so that both end
+and adds buffer tokens at that ratio; ``growing beside`` leaves the old ones as they are. ``constant`` begins with month 1 at ratio 1 and keeps that size, so that both end
 with about as many buffer tokens. ``at once`` compiles all twelve texts as one, at ratio 12. ``raw text`` reads them.
 After each month a row says the share of each month's questions that is answered exactly. No question is one that the
 model asked itself while it compiled. A second call goes on with what is missing. The plot stands beside the rows.
@@ -36,7 +36,7 @@ from lcc.text.chat_format import ChatFormat
 
 MONTHS, PEOPLE, ATTRIBUTES, ANSWER_TOKENS = 12, 2, 6, 16
 RATIO = 12.0
-GROWING, CONSTANT, ONCE, RAW = "growing", "constant", "at once", "raw text"
+GROWING, STILL, CONSTANT, ONCE, RAW = "growing", "growing beside", "constant", "at once", "raw text"
 
 
 def months(seed: int) -> list[Document]:
@@ -84,7 +84,9 @@ class Year:
             ratio = 1.0 if way == CONSTANT else RATIO
             return lcc.compile(self.model, self.tokenizer, self.text(number), ratio=ratio, **options)
         before, text = self.memory(way, number - 1), self.texts[number - 1].text
-        return lcc.update(self.model, self.tokenizer, before, text, growing=way == GROWING, **options)
+        if way == STILL:
+            options["past_learning_rate"] = 0.0
+        return lcc.update(self.model, self.tokenizer, before, text, growing=way != CONSTANT, **options)
 
     def text(self, number: int) -> str:
         """The first ``number`` months as one text."""
@@ -111,7 +113,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     last = [row for row in rows if row["after"] == MONTHS]
-    for way in (RAW, ONCE, GROWING, CONSTANT):
+    for way in (RAW, ONCE, GROWING, STILL, CONSTANT):
         of_way = [row for row in last if row["way"] == way]
         if of_way:
             shares = [100 * sum(column) / len(of_way) for column in zip(*(row["share"] for row in of_way), strict=True)]
@@ -126,7 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--ways", nargs="+", choices=(GROWING, CONSTANT, ONCE, RAW), metavar="WAY",
-                        default=[RAW, GROWING, CONSTANT, ONCE])  # fmt: skip
+                        default=[RAW, GROWING, STILL, CONSTANT, ONCE])  # fmt: skip
     parser.add_argument("--steps", type=int, default=60, help="of a month")
     parser.add_argument("--steps-at-once", type=int, default=300, help="of all twelve texts as one")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lcc-year", help="for memories")
