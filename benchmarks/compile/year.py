@@ -3,8 +3,9 @@
     python -m benchmarks.compile.year --work DIR --out benchmarks/results/compile/year.json
 
 A month is a text about two people whom no other month knows. ``growing`` begins with a memory of month 1 at ratio 12,
-and adds buffer tokens at that ratio; ``growing beside`` leaves the old ones as they are. ``constant`` begins with month 1 at ratio 1 and keeps that size, so that both end
-with about as many buffer tokens. ``at once`` compiles all twelve texts as one, at ratio 12. ``raw text`` reads them.
+and adds buffer tokens at that ratio; ``growing beside`` leaves the old ones as they are. ``constant`` begins with
+month 1 at ratio 1 and keeps that size, so that all end with about as many buffer tokens. ``at once`` compiles all
+twelve texts as one, at ratio 12. ``raw text`` reads them.
 After each month a row says the share of each month's questions that is answered exactly. No question is one that the
 model asked itself while it compiled. A second call goes on with what is missing. The plot stands beside the rows.
 """

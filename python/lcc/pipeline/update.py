@@ -51,8 +51,8 @@ def update(
         tokenizer: the model's own.
         memory: K and V of float numbers, or its file.
         more_text: what comes behind the memory's text.
-        growing: K and V of new buffer tokens stand behind the old ones, which stay bit by bit. False: the memory keeps
-            its size, and all of its tokens are trained.
+        growing: K and V of new buffer tokens stand behind the old ones, which are trained too, or stay bit by bit with
+            ``past_learning_rate=0``. False: the memory keeps its size.
         recipe: see ``lcc.compile``; as are ``queries``, ``checkpoint``, ``checkpoint_every``, ``restart``,
             ``surrogates`` and ``progress``.
         compiler: ``lcc`` or ``direct_kv``.
