@@ -53,7 +53,7 @@ class SectionTexts:
         sections: list[DistillationData] = []
         for number in range(count):
             self.reporter.section(f"section {number + 1}", number, total)
-            sections.append(self._of_section(number))
+            sections.append(self._of_section(number, sections))
         across: list[Across] = []
         for pair in pairs:
             self.reporter.section(f"sections {pair[0] + 1} and {pair[1] + 1}", count + len(across), total)
@@ -61,15 +61,22 @@ class SectionTexts:
         self.reporter.section(f"all {count} together", total, total)
         return consistent(sections, across)
 
-    def _of_section(self, number: int) -> DistillationData:
+    def _of_section(self, number: int, before: Sequence[DistillationData]) -> DistillationData:
         section, neighbour = self.sections[number], number + 1 if number + 1 < len(self.sections) else number - 1
         first, second = (self.sections[place] for place in sorted((number, neighbour)))
         settings = self._settings(number).for_text(len(section.context_ids))
         general = max(LEAST_GENERAL, settings.data.general_queries // len(self.sections))
         settings = settings.replace(general_queries=min(general, settings.data.general_queries))
-        cache = self.cache_of(section, settings)
+        cache, known = self.cache_of(section, settings), self._asker(before)
         return distillation_data(
-            self.model, section, settings, self.queries, cache, self.reporter, self.ranks, joined(first, second)
+            self.model,
+            section,
+            settings.replace(self_study_asker=known),
+            self.queries,
+            cache,
+            self.reporter,
+            self.ranks,
+            joined(first, second),
         )
 
     def _across(self, pair: tuple[int, int], sections: Sequence[DistillationData]) -> Across:
@@ -89,6 +96,10 @@ class SectionTexts:
 
         data = kept_or_made(self.model, settings, self.cache_of(both, settings), self.ranks, make, repeats=False)
         return Across(pair, data.train, data.held_out)
+
+    def _asker(self, before: Sequence[DistillationData]) -> str:
+        """The one that asks about a section: what suits the model is seen on the first of them."""
+        return next((own.asking["asker"] for own in before if own.asking), self.settings.data.self_study_asker)
 
     def _settings(self, number: int) -> CompileSettings:
         """Other draws for each section, and no more teacher states in memory than one text has."""
