@@ -67,24 +67,16 @@ class SectionTexts:
         settings = self._settings(number).for_text(len(section.context_ids))
         general = max(LEAST_GENERAL, settings.data.general_queries // len(self.sections))
         settings = settings.replace(general_queries=min(general, settings.data.general_queries))
-        cache, known = self.cache_of(section, settings), self._asker(before)
-        return distillation_data(
-            self.model,
-            section,
-            settings.replace(self_study_asker=known),
-            self.queries,
-            cache,
-            self.reporter,
-            self.ranks,
-            joined(first, second),
-        )
+        cache, wider = self.cache_of(section, settings), joined(first, second)
+        settings = settings.replace(self_study_asker=self._asker(before))
+        given = (self.queries, cache, self.reporter, self.ranks)
+        return distillation_data(self.model, section, settings, *given, wider)
 
     def _across(self, pair: tuple[int, int], sections: Sequence[DistillationData]) -> Across:
         first, second = (self.sections[number] for number in pair)
         both, settings = joined(first, second), self._settings(pair[1])
-        # The asker that suits the model is known by now.
-        asker = next((own.asking["asker"] for own in sections if own.asking), settings.data.self_study_asker)
-        asked = replace(settings.data, self_study_asker=asker, self_study_questions=settings.data.across_questions)
+        asker, count = self._asker(sections), settings.data.across_questions
+        asked = replace(settings.data, self_study_asker=asker, self_study_questions=count)
 
         def make(model: PreTrainedModel, states: TeacherStates, parts: Parts | None) -> DistillationData:
             prefix = prefill(model, both.prefix_ids)
