@@ -76,7 +76,7 @@ class SectionTexts:
         first, second = (self.sections[number] for number in pair)
         both, settings = joined(first, second), self._settings(pair[1])
         asker, count = self._asker(sections), settings.data.across_questions
-        asked = replace(settings.data, self_study_asker=asker, self_study_questions=count)
+        asked = settings.replace(self_study_asker=asker, self_study_questions=count).data
 
         def make(model: PreTrainedModel, states: TeacherStates, parts: Parts | None) -> DistillationData:
             prefix = prefill(model, both.prefix_ids)
