@@ -20,7 +20,7 @@ from benchmarks.common.environment import describe
 from benchmarks.common.models import load
 from benchmarks.common.results_file import Row
 from benchmarks.common.sweep import Sweep
-from benchmarks.compile.long_texts import SETTINGS
+from benchmarks.compile import long_texts
 from lcc.data.sections import split_context
 from lcc.evaluation import METRICS, Example
 from lcc.evaluation.suites import suite
@@ -29,6 +29,8 @@ from lcc.pipeline.settings import make_settings
 from lcc.text.context import Context, build_context
 
 OUT = Path("benchmarks/results/compile/long-suites.json")
+# A number, or what stands behind a pair, is told by one section.
+SETTINGS = long_texts.SETTINGS | {"steps": 100, "self_study_questions": 200, "across_questions": 0}
 
 
 def holding(example: Example, sections: Sequence[Context]) -> Context:
