@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..memory.memory import Memory
 
 # Digits of a digest that people are shown.
-DIGITS = 8
+DIGITS = 12
 
 
 def log_command(memory: MemoryArgument, as_json: JsonOption = False) -> None:
