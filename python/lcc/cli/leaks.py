@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ..errors import MemoryFileError
 from ..utils.outputs import Output
 from ..utils.progress import Reporter
-from ..utils.terminal import Terminal, shown
 from ..utils.utf8 import read_file
 from ..utils.values import require
 from .options import JsonOption, LogFileOption, MemoryArgument, ModelOption, SeedOption, passages, print_json
-from .tables import READERS, percent
 
-ATTACKS = {"asked": "asked to repeat, greedily", "sampled": "{attempts} answers to each request"}
 PASSAGE = "PASSAGE|FILE"
 
 
@@ -61,6 +56,7 @@ def leaks_command(
     from ..evaluation.leaks import leaks
     from ..memory.memory import Memory
     from .loading import load_model
+    from .tables import show_leaks
 
     require(max_recited is None or 0 <= max_recited <= 1, "--max-recited", max_recited, "a share, from 0 to 1")
     stored, document = Memory.load(memory), read_file(text)
@@ -79,39 +75,5 @@ def leaks_command(
     if as_json:
         print_json({"path": str(memory)} | report.to_dict())
     else:
-        _show(report.to_dict(), canary or [])
+        show_leaks(report.to_dict(), canary or [])
     report.require_at_most(math.inf if max_recited is None else max_recited)
-
-
-def _show(measured: dict[str, Any], canaries: list[str]) -> None:
-    """The figures, a reader a column."""
-    whose = "the redacted passages" if measured["redacted"] else "the text"
-    title = f"what comes out of {measured['tokens']} tokens of {whose}, in runs of {measured['run']} or more"
-    table = Table(title=title)
-    for heading in ("", "full text", "memory", "nothing"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for what, figures in _rows(measured, canaries):
-        table.add_row(what, *(figures[name] for name in READERS))
-    terminal = Terminal()
-    terminal.print(table)
-    terminal.print(f"recited: [bold]{percent(measured['recited'])}[/bold], the most that an attack got from the memory")
-
-
-def _rows(measured: dict[str, Any], canaries: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for name, attack in measured["attacks"].items():
-        yield ATTACKS[name].format(**attack), _formatted(attack["recited"], percent)
-        if attack["attempts"] > 1:
-            yield "  in the best of them", _formatted(attack["best"], percent)
-        yield "  longest run, tokens", _formatted(attack["longest"], str)
-    for canary, figures in zip(canaries, measured["canaries"], strict=True):
-        most = math.log2(figures["alternatives"] + 1)
-        yield f"exposure of {shown(canary)}, bits of {most:.1f}", _formatted(figures["exposure"], "{:.1f}".format)
-        yield "  written word for word", _formatted(figures["written"], lambda it: "yes" if it else "no")
-    if told := measured["passages"]:
-        yield f"passages ({told['count']}, {told['tokens']} tokens)", _formatted(told["recited"], percent)
-        if told["same"]:
-            yield f"  {told['questions']} questions answered as from the text", _formatted(told["same"], percent)
-
-
-def _formatted(figures: dict[str, Any], form: Any) -> dict[str, str]:
-    return {name: form(figure) for name, figure in figures.items()}

@@ -53,7 +53,7 @@ class Teacher:
         self.text_kv, self.longest, self.parts = text_kv, longest, parts or Parts()
         self.prefix_kv = text_kv.head(len(context.prefix_ids))
         # Behind P, and behind a past: what is there without the text.
-        self.before_kv = text_kv.head(len(text_kv) - len(context.context_ids))
+        self.before_kv = text_kv.head(context.before)
         self.ends = end_tokens(model, self.chat.end).__contains__
         self._states = states
         self._sections, self._wider = sections, wider

@@ -99,4 +99,6 @@ def _smaller(
         payload = quantize_payload(memory.kv_payload, dtype)
         return replace(memory, payload=payload, quantization={"source_dtype": memory.dtype})
     queries = options.queries if isinstance(options.queries, list) else None
-    return run.ranks.from_main(lambda: quantize(memory, dtype, model, tokenizer, queries))
+    smaller = run.ranks.from_main(lambda: quantize(memory, dtype, model, tokenizer, queries))
+    # One operation made it: there is no file of the float memory.
+    return replace(smaller, made=memory.made, lineage=memory.lineage)

@@ -28,13 +28,13 @@ def keys(bank):
 @pytest.fixture
 def loaded(monkeypatch):
     """The names of the memories' files that were read."""
-    real, names = memory_file.load_tensors, []
+    real, names = memory_file.load_stored, []
 
     def noted(path, *formats, **options):
         names.append(path.name)
         return real(path, *formats, **options)
 
-    monkeypatch.setattr(memory_file, "load_tensors", noted)
+    monkeypatch.setattr(memory_file, "load_stored", noted)
     return names
 
 

@@ -107,8 +107,8 @@ def keeps(monkeypatch):
     """Let certificates say that memories keep so much at each ratio."""
     real, shares = compiling.measure, {}
 
-    def measure(model, tokenizer, text, memory, *rest):
-        found = real(model, tokenizer, text, memory, *rest)
+    def measure(model, context, memory, *rest):
+        found = real(model, context, memory, *rest)
         return found | {"questions": found["questions"] | {"kept": shares[memory.ratio]}}
 
     monkeypatch.setattr(compiling, "measure", measure)
