@@ -34,10 +34,20 @@ SETTINGS = long_texts.SETTINGS | {"steps": 100, "self_study_questions": 200, "ac
 
 
 def holding(example: Example, sections: Sequence[Context]) -> Context:
-    """The section that states the most of the answer's values."""
-    told = [re.findall(r"\w+", section.chat.tokenizer.decode(section.context_ids)) for section in sections]
-    best = max(range(len(sections)), key=lambda number: sum(answer in told[number] for answer in example.answers))
-    return sections[best]
+    """The section that is asked about: it has the longest run of the question's words, and the most of the answer's."""
+    told = [f" {' '.join(_words(section.chat.tokenizer.decode(section.context_ids)))} " for section in sections]
+    words = _words(example.question)
+    runs = [words[start:stop] for start in range(len(words)) for stop in range(start + 1, len(words) + 1)]
+
+    def fits(text: str) -> tuple[int, int]:
+        longest = max((len(run) for run in runs if f" {' '.join(run)} " in text), default=0)
+        return longest, sum(f" {answer} " in text for answer in example.answers)
+
+    return sections[max(range(len(sections)), key=lambda number: fits(told[number]))]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text)
 
 
 def by_task(examples: Sequence[Example], answers: Sequence[str]) -> dict[str, float]:
