@@ -12,7 +12,7 @@ import typer
 
 from ..compilers.registry import DEFAULT
 from ..utils.progress import Reporter
-from ..utils.terminal import Terminal, shown
+from ..utils.terminal import Terminal, say, shown
 from .options import (
     DEFAULT_BANK,
     AutoRatioOption,
@@ -54,9 +54,9 @@ def opened(path: Path, create: bool = False) -> Iterator[MemoryBank]:
 
     with MemoryBank(path, create) as bank:
         if bank.rebuilt:
-            _say(f"the index of {shown(bank.path)} {shown(bank.rebuilt)}: it was made anew from the memories")
+            say(f"the index of {shown(bank.path)} {shown(bank.rebuilt)}: it was made anew from the memories")
         for key, error in bank.damaged.items():
-            _say(f"[red]damaged:[/red] {shown(key)} is skipped: {shown(error)}")
+            say(f"[red]damaged:[/red] {shown(key)} is skipped: {shown(error)}")
         yield bank
 
 
@@ -101,9 +101,9 @@ def add_command(
             )
             for key in sources:
                 if key in store and not store.passages(key):
-                    _say(f"{shown(key)} has neither questions nor a text that is kept: no query will find it")
+                    say(f"{shown(key)} has neither questions nor a text that is kept: no query will find it")
     except KeyboardInterrupt:
-        _say("stopped; run the same command again to go on")
+        say("stopped; run the same command again to go on")
         raise
     if as_json:
         print_json({"bank": str(bank), "documents": [vars(outcome) for outcome in outcomes]})
@@ -191,7 +191,3 @@ def rebuild_command(bank: BankOption = DEFAULT_BANK, as_json: JsonOption = False
 
 def _summary(document: Document) -> dict[str, Any]:
     return {name: value for name, value in vars(document).items() if name != "files"}
-
-
-def _say(message: str) -> None:
-    Terminal(stderr=True).print(message, soft_wrap=True)

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import InputError
 from ..utils.progress import Reporter
-from ..utils.terminal import Terminal, shown, shown_lines
+from ..utils.terminal import Terminal, say, shown, shown_lines
 from .bank import bank_commands, command, opened
 from .chat import next_message
 from .options import (
@@ -74,7 +74,7 @@ def ask_command(
         answers = list(ready.ask(questions, max_new_tokens))
         skipped = dict(ready.session.skipped)
     for key, error in skipped.items():
-        Terminal(stderr=True).print(f"[red]damaged:[/red] {shown(key)} is skipped: {shown(error)}", soft_wrap=True)
+        say(f"[red]damaged:[/red] {shown(key)} is skipped: {shown(error)}")
     if as_json:
         print_json({"answers": [answer.to_dict() for answer in answers], "skipped": skipped})
         return
@@ -216,7 +216,7 @@ def _before(store: MemoryBank, model: str | None, **options: Any) -> OpenBank:
     with Reporter() as reporter:
         ready = store.open(*load_model(model), report=reporter.count, **options)
     for note in ready.notes:
-        Terminal(stderr=True).print(f"note: {shown(note)}", soft_wrap=True)
+        say(f"note: {shown(note)}")
     return ready
 
 

@@ -12,7 +12,7 @@ from ..errors import InputError, MemoryFileError, TargetError
 from ..pipeline.settings import AUTO
 from ..utils.outputs import check_folder, input_paths, model_paths, names_folder
 from ..utils.progress import Reporter
-from ..utils.terminal import Terminal, shown
+from ..utils.terminal import say, shown
 from ..utils.utf8 import read_file
 from .options import (
     AutoRatioOption,
@@ -104,8 +104,7 @@ def compile_command(
     if real_steps:
         raise InputError("--real-steps goes with --dry-run")
     options |= {"certify": certify, "questions": questions, "target": target, "start": start, "budget": budget}
-    options |= {"redact": hidden}
-    options |= {"max_bytes": max_bytes}
+    options |= {"redact": hidden, "max_bytes": max_bytes}
     if not output:
         raise InputError("name the memory file to write with -o, or its folder for several texts")
     if len(texts) > 1 or names_folder(output):
@@ -150,14 +149,14 @@ def _compile_one(
             with _reporter(ranks.main, log_file) as reporter:
                 status = compile_to(*loaded, document, output, chosen, run, reporter)
         except KeyboardInterrupt:
-            _say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(output))}")
+            say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(output))}")
             raise
         except TargetError as missed:
             failure = missed
     if status == "locked":
         raise MemoryFileError(f"another process is writing {output}: wait for it, or name another file")
     if ranks.main and status == "skipped":
-        _say(f"skipped: {shown(output)} is there already, of this text, these settings and this model")
+        say(f"skipped: {shown(output)} is there already, of this text, these settings and this model")
     if ranks.main and as_json:
         print_json(Memory.load(output).summary() | {"path": str(output)})
     elif ranks.main:
@@ -196,7 +195,7 @@ def _compile_folder(
                 with _reporter(main, log_file) as reporter:
                     outcomes = compile_documents(*loaded, texts, folder, progress=reporter, **options)
     except KeyboardInterrupt:
-        _say("stopped; run the same command again to go on")
+        say("stopped; run the same command again to go on")
         raise
     if main and as_json:
         print_json({"documents": [vars(outcome) for outcome in outcomes]})
@@ -226,7 +225,3 @@ def _plan(texts: list[Path], model: str | None, hidden: list[str], options: dict
 
 def _reporter(main: bool, log_file: Path | None) -> Reporter:
     return Reporter(main, log_file if main else None)
-
-
-def _say(message: str) -> None:
-    Terminal(stderr=True).print(message, soft_wrap=True)

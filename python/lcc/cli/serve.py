@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..errors import InputError
-from ..utils.terminal import Terminal, shown
+from ..utils.terminal import say, shown
 from .bank import opened
 from .options import ModelOption
 
@@ -76,14 +76,14 @@ def serve_command(
         if bank is not None:
             answers = BankAnswers(stack.enter_context(opened(bank)).open(loaded, tokenizer))
             for note in answers.bank.notes:
-                _say(shown(note))
+                say(shown(note))
         if engine == "llama-cpp":
             chosen = _llama_cpp(front, catalog, loaded, tokenizer, url, states, kv, flash_attn, queue)
         else:
             chosen = TransformersEngine(loaded, tokenizer, catalog, rows, queue, pool * MIB)
         _show(front)
         if host not in LOOPBACK and api_key is None:
-            _say(f"[yellow]anybody who reaches {shown(host)} may ask:[/yellow] --api-key lets only some")
+            say(f"[yellow]anybody who reaches {shown(host)} may ask:[/yellow] --api-key lets only some")
         run(make_app(front, chosen, api_key, answers), host, port)
 
 
@@ -149,11 +149,7 @@ def _llama_cpp(
 def _show(front: Front) -> None:
     rows = front.listed()
     served = [row for row in rows if "error" not in row]
-    _say(f"{len(served)} memories of the model {shown(front.base)} in {shown(front.catalog.folder)}")
+    say(f"{len(served)} memories of the model {shown(front.base)} in {shown(front.catalog.folder)}")
     for row in rows:
         if "error" in row:
-            _say(f"[red]not served:[/red] {shown(row['error']['message'])}")
-
-
-def _say(message: str) -> None:
-    Terminal(stderr=True).print(message, soft_wrap=True)
+            say(f"[red]not served:[/red] {shown(row['error']['message'])}")

@@ -11,7 +11,7 @@ from ..compilers.registry import DEFAULT
 from ..errors import MemoryFileError
 from ..utils.outputs import input_paths, model_paths, place
 from ..utils.progress import Reporter
-from ..utils.terminal import Terminal, shown
+from ..utils.terminal import Terminal, say, shown
 from ..utils.utf8 import read_file
 from .options import (
     CertifyOption,
@@ -86,12 +86,12 @@ def update_command(
         with Reporter(log_file=log_file) as reporter:
             status = update_to(*loaded, memory, document, target, options, Run(restart=force), reporter)
     except KeyboardInterrupt:
-        _say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(target))}")
+        say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(target))}")
         raise
     if status == "locked":
         raise MemoryFileError(f"another process is writing {target}: wait for it, or name another file")
     if status == "skipped":
-        _say(f"skipped: {shown(target)} has taken this text in already")
+        say(f"skipped: {shown(target)} has taken this text in already")
     stored = Memory.load(target)
     if shipped and options.parent and options.parent.memory.digest != stored.digest:
         Delta.between(options.parent.memory, stored).save(shipped)
@@ -102,7 +102,3 @@ def update_command(
     if shipped:
         size = shipped.path.stat().st_size / 1024
         Terminal().print(f"wrote {shown(shipped)}, {size:.1f} KiB, for lcc apply", soft_wrap=True)
-
-
-def _say(message: str) -> None:
-    Terminal(stderr=True).print(message, soft_wrap=True)

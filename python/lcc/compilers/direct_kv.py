@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -50,7 +49,7 @@ class DirectKV(TrainableMemory):
         self.frozen = int(settings.freeze_first)
         with torch.no_grad():
             first = [_of_text(model, part, self.prefix, settings.kv_init) for part in context.parts]
-        self._set(reduce(lambda front, kv: kv.after(front), first))
+        self._set(KV.in_a_row(first))
 
     def _set(self, start: KV) -> None:
         dtype = trainable_dtype(self.model.dtype)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -181,7 +181,7 @@ class LoraMemory(AdaptedMemory):
             return prefill_in_chunks(self.model, chunks, self.prefix, self.applied).unrotated(self.model)
 
         rows = [of_part(inputs, own) for inputs, own in zip(self._embeddings(), self._shares, strict=True)]
-        return self._moved(reduce(lambda front, kv: kv.after(front), rows))
+        return self._moved(KV.in_a_row(rows))
 
 
 @register

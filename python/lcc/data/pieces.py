@@ -49,8 +49,8 @@ def consecutive_pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], l
 def even_bounds(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], count: int) -> list[int]:
     """Where ``count`` pieces of whole sentences, alike in length, begin, and where the last one ends.
 
-    A sentence that is longer than a quarter of a piece may be cut. A piece has a quarter more tokens than another at
-    most.
+    A sentence that is longer than a quarter of a piece may be cut. A piece is at most about a quarter longer than the
+    mean.
     """
     if count <= 1:
         return [0, len(ids)]

@@ -36,7 +36,6 @@ def split_context(model: PreTrainedModel, context: Context, ratio: float, settin
     length = _section_tokens(model, context, settings)
     count = math.ceil(len(context.context_ids) / length)
     if count == 1:
-        _check_whole(model, context, settings)
         return context
     tokenizer, ids = context.chat.tokenizer, context.context_ids
     sections: list[Context] = []
@@ -69,25 +68,34 @@ def _part(context: Context, ids: tuple[int, ...], buffer: int) -> Context:
 
 
 def _section_tokens(model: PreTrainedModel, context: Context, settings: DataSettings) -> int:
-    """Tokens of the text that are a section's own, at most. Behind a past the text is in one piece."""
-    whole = len(context.context_ids)
+    """Tokens of the text that are a section's own, at most: all of a text that stays in one piece, as behind a past.
+
+    Raises:
+        InputError: the text has to stay in one piece, and the window has no room for it.
+    """
+    whole, chosen = len(context.context_ids), settings.section_tokens
     if context.past:
-        taken = settings.section_tokens in (AUTO, 0)
-        require(taken, "section_tokens", settings.section_tokens, "left out: an update takes its text in one piece")
-        return whole
-    if settings.section_tokens != AUTO:
-        return int(settings.section_tokens) or whole
+        require(chosen in (AUTO, 0), "section_tokens", chosen, "left out: an update takes its text in one piece")
+    if chosen != AUTO and 0 < chosen < whole:
+        return int(chosen)
     try:
-        _check_whole(model, context, settings)
+        _check_whole(model, context, _asked(context, settings))
     except InputError:
         room = window_of(model) - context.before - ASKED * settings.max_response_tokens
-        # A section may be a quarter longer than others, and begins with its overlap.
-        return max(1, int((room / 2 - settings.section_overlap) / 1.25))
+        # A section may be a quarter longer than the mean, and begins with its overlap.
+        largest = max(1.0, (room / 2 - settings.section_overlap) / 1.25)
+        if chosen != AUTO or context.past or largest >= whole:
+            raise
+        return int(largest)
     return whole
 
 
-def _check_whole(model: PreTrainedModel, context: Context, settings: DataSettings) -> None:
-    asked = max(len(longest_repetition(context, settings).input_ids), settings.max_response_tokens)
+def _asked(context: Context, settings: DataSettings) -> int:
+    """Tokens behind the text in a step, or of a response, at most."""
+    return max(len(longest_repetition(context, settings).input_ids), settings.max_response_tokens)
+
+
+def _check_whole(model: PreTrainedModel, context: Context, asked: int) -> None:
     needed = context.before + len(context.context_ids) + context.buffer + asked
     what = f"{len(context.context_ids)} tokens of text, read and asked about,"
     remedy = "leave section_tokens out"
@@ -97,12 +105,12 @@ def _check_whole(model: PreTrainedModel, context: Context, settings: DataSetting
 
 
 def _check_sections(model: PreTrainedModel, sections: list[Context], settings: DataSettings) -> None:
-    before, asked = len(sections[0].prefix_ids), ASKED * settings.max_response_tokens
+    before, room = len(sections[0].prefix_ids), ASKED * settings.max_response_tokens
     longest = max(len(section.context_ids) for section in sections)
-    check_window(model, before + 2 * longest + asked, f"two sections of {longest} tokens", "lower section_tokens")
-    for section in sections:
-        _check_whole(model, section, settings)
+    check_window(model, before + 2 * longest + room, f"two sections of {longest} tokens", "lower section_tokens")
+    asked = [_asked(section, settings) for section in sections]
+    for section, own in zip(sections, asked, strict=True):
+        _check_whole(model, section, own)
     buffer = sum(section.buffer for section in sections)
-    repeated = max(len(longest_repetition(section, settings).input_ids) for section in sections)
     what = f"{buffer} buffer tokens of {len(sections)} sections"
-    check_window(model, before + buffer + max(repeated, asked), what, "raise the ratio, or split the text")
+    check_window(model, before + buffer + max(room, *asked), what, "raise the ratio, or split the text")

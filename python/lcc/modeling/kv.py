@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import torch
 from transformers import Cache, PreTrainedConfig, PreTrainedModel
@@ -31,6 +32,11 @@ class KV:
         """What a cache of one sequence holds, whose first token stands at position ``start``."""
         keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
         return cls(torch.cat(keys), torch.cat(values), start)
+
+    @classmethod
+    def in_a_row(cls, row: Iterable[KV]) -> KV:
+        """The tokens of several, one behind the other; see ``after``."""
+        return reduce(lambda front, kv: kv.after(front), row)
 
     def __len__(self) -> int:
         return self.keys.shape[2]

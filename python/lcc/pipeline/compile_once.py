@@ -79,7 +79,6 @@ class Compilation:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    text: str
     options: CompileOptions
     settings: CompileSettings
     digests: dict[str, str]
@@ -139,7 +138,7 @@ class Compilation:
             task = replace(task, start=past.kv)
         if options.distractors:
             check_distractors(among, model, context, settings, digests)
-        return cls(tokenizer, text, options, settings, digests, queries, questions, task, data, among)
+        return cls(tokenizer, options, settings, digests, queries, questions, task, data, among)
 
     def memory(self, keep: Keep | None = None) -> Memory:
         """Compile, and certify if that is asked for."""

@@ -48,7 +48,7 @@ class SectionTexts:
         A question that several sections answer in several ways is no question about the text: it is left out.
         """
         count = len(self.sections)
-        pairs = section_pairs(count, self.settings.seed) if self.settings.data.across_questions else []
+        pairs = section_pairs(count, self.settings.seed) if self.settings.effective_data.across_questions else []
         total = count + len(pairs)
         sections: list[DistillationData] = []
         for number in range(count):
@@ -80,7 +80,8 @@ class SectionTexts:
 
         def make(model: PreTrainedModel, states: TeacherStates, parts: Parts | None) -> DistillationData:
             prefix = prefill(model, both.prefix_ids)
-            text_kv, *alone = (prefill(model, one.context_ids, prefix) for one in (both, first, second))
+            alone = [prefill(model, one.context_ids, prefix) for one in (first, second)]
+            text_kv = prefill(model, both.context_ids[len(first.context_ids) :], alone[0])
             teacher = Teacher(model, both, text_kv, asked.max_response_tokens, states, parts, alone)
             samples = ask_across(teacher, first, second, asked, settings.seed, self.reporter.count)
             held_out = hold_out(samples, asked.held_out)

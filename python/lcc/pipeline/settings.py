@@ -95,6 +95,7 @@ class CompileSettings:
             data,
             general_queries=data.general_queries if training.general_weight else 0,
             self_study_questions=data.self_study_questions if training.self_study_weight else 0,
+            across_questions=data.across_questions if training.across_weight else 0,
             rehearsal_questions=data.rehearsal_questions if training.rehearsal_weight else 0,
         )
 

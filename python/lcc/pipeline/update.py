@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers.base import Compiler
@@ -18,7 +17,7 @@ from ..memory.memory import Memory
 from ..utils.progress import Reporter, reporting
 from ..utils.resumable import remove_checkpoint
 from ..utils.settings import AUTO
-from .compile_once import compile_once
+from .compile import make_memory
 from .options import CompileOptions, Run
 from .parent import Parent
 from .settings import require_setting
@@ -71,24 +70,10 @@ def update(
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates)
     options = update_options(memory, growing, recipe, compiler, queries, certify, **settings)
     with reporting(progress) as reporter:
-        made = make_update(model, tokenizer, more_text, options, run, reporter)
+        made = make_memory(model, tokenizer, more_text, options, run, reporter)
     if run.checkpoint:
         remove_checkpoint(run.checkpoint)
     return made
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def make_update(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    options: CompileOptions,
-    run: Run,
-    reporter: Reporter,
-) -> Memory:
-    """Take ``text`` in; the checkpoint is left."""
-    return compile_once(model, tokenizer, text, options, run, reporter)
 
 
 def update_options(

@@ -19,9 +19,9 @@ from ..utils.hashing import text_digest
 from ..utils.outputs import Output
 from ..utils.progress import Reporter
 from ..utils.tensor_files import ours
+from .compile import make_memory
 from .compile_to import is_wanted
 from .options import CompileOptions, Run
-from .update import make_update
 
 
 def update_output(
@@ -68,7 +68,7 @@ def update_to(
     in_place = os.path.realpath(source) == os.path.realpath(output)
 
     def make(claim: Claim) -> Memory:
-        return make_update(model, tokenizer, text, options, replace(run, checkpoint=claim.checkpoint), reporter)
+        return make_memory(model, tokenizer, text, options, replace(run, checkpoint=claim.checkpoint), reporter)
 
     def accepts(memory: Memory | None) -> bool:
         if not in_place:

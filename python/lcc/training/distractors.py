@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from heapq import nlargest
 
 from ..data.samples import Sample
@@ -51,8 +50,7 @@ class Distractors:
 
     def around(self, buffer: KV) -> KV:
         """All memories of the step in a row; ``buffer`` and the result have unrotated keys."""
-        row = [*(one.kv for one in self.before), buffer, *(one.kv for one in self.behind)]
-        return reduce(lambda front, kv: kv.after(front), row)
+        return KV.in_a_row([*(one.kv for one in self.before), buffer, *(one.kv for one in self.behind)])
 
 
 ISOLATED = Distractors()

@@ -32,6 +32,11 @@ def first_line(error: BaseException) -> str:
     return plain(f"{first} {more[0].strip()}" if more and first.rstrip().endswith(":") else first)
 
 
+def say(message: str) -> None:
+    """Tell people, on stderr, what is no result; ``message`` may have markup."""
+    Terminal(stderr=True).print(message, soft_wrap=True)
+
+
 class Terminal(Console):
     """A rich console that changes no text, and leaves a reader who has gone to whoever called it."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import reduce
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from lcc.compilers.lora import LoraMemory
 from lcc.data.samples import DistillationData, Sample
 from lcc.data.sections import split_context
 from lcc.data.settings import DataSettings
+from lcc.modeling.kv import KV
 from lcc.modeling.lora import lora_model
 from lcc.pipeline.settings import make_settings
 from lcc.text.context import build_context
@@ -57,12 +57,12 @@ def test_sections_are_encoded_one_by_one_and_seen_in_a_row(model, context):
         for part, own in zip(parts, memory.buffer.split([one.buffer for one in context.sections]), strict=True):
             part.buffer = own
         rows = [part.encode() for part in parts]
-        whole = reduce(lambda front, kv: kv.after(front), rows)
+        whole = KV.in_a_row(rows)
         torch.testing.assert_close(memory.encode().keys, whole.keys, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(memory.encode().values, whole.values, rtol=1e-9, atol=1e-11)
         parameters = [memory.buffer, *memory.lora]
         seen = memory.encode
-        memory.encode = lambda: reduce(lambda front, kv: kv.after(front), [part.encode() for part in parts])
+        memory.encode = lambda: KV.in_a_row(part.encode() for part in parts)
         expected = step_loss(memory, samples, settings.training, replace(settings.execution, engine="reference"))
         wanted = torch.autograd.grad(expected, parameters, materialize_grads=True)
         memory.encode = seen
