@@ -134,8 +134,6 @@ class Compilation:
         if options.start is not None:
             check_start(options.start, context, prefix_ids(context, settings), digests)
             task = replace(task, start=options.start.to(model.device).kv)
-        if past is not None and past.replaced:
-            task = replace(task, start=past.kv)
         if options.distractors:
             check_distractors(among, model, context, settings, digests)
         return cls(tokenizer, options, settings, digests, queries, questions, task, data, among)

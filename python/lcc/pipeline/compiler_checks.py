@@ -55,7 +55,8 @@ def check_compiled(
         what = type(payload if isinstance(compiled, Compiled) else compiled).__name__
         raise InputError(f"{who} returned a {what}; it must return lcc.Compiled(lcc.KVPayload(kv))")
     payload.check()
-    room = context.buffer + (len(context.past.kv) if context.past and context.past.trained else 0)
+    staying = context.staying if context.past and context.past.trained else None
+    room = context.buffer + (0 if staying is None else len(staying))
     if isinstance(payload, KVPayload) and len(payload.kv) > room:
         raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {room} at this ratio")
     if isinstance(payload, KVPayload) and payload.codes:

@@ -61,7 +61,7 @@ class Identity:
         compilation = data | settings.flat() | {"compiler": record(compiler), "lineage": list(lineage)}
         compilation |= {"distractors": list(distractors)}
         if context.past is not None:
-            compilation |= {"growing": not context.past.replaced}
+            compilation |= {"growing": context.past.growing}
         return cls(json.loads(json.dumps(compilation)), json.loads(json.dumps(data)), fingerprint)
 
 

@@ -21,7 +21,8 @@ class Parent:
     """A memory that takes more text in.
 
     Attributes:
-        growing: buffer tokens are added for the new text; else the memory keeps its size.
+        growing: buffer tokens are added for the new text. Else some of the old ones give way to them, and the memory
+            keeps its size.
 
     Raises:
         InputError: the memory has no float K and V.
@@ -43,14 +44,14 @@ def past_of(parent: Parent, model: PreTrainedModel, trained: bool) -> Past:
     """The parent as what stands before the new text, on the model's device and in its dtype.
 
     Args:
-        trained: its K and V are trained too, if it grows.
+        trained: K and V of those tokens that stay are trained too.
 
     Raises:
         InputError: the memory's numbers overflow in that dtype.
     """
     memory = parent.memory
     kv = memory.to(model.device, model.dtype).kv
-    return Past(kv, memory.digest, memory.questions, not parent.growing, trained and parent.growing)
+    return Past(kv, memory.digest, memory.questions, memory.source_tokens, parent.growing, trained)
 
 
 def check_parent(memory: Memory, model: PreTrainedModel, prefix_ids: tuple[int, ...], digests: dict[str, str]) -> None:

@@ -51,7 +51,8 @@ def update(
         memory: K and V of float numbers, or its file.
         more_text: what comes behind the memory's text.
         growing: K and V of new buffer tokens stand behind the old ones, which are trained too, or stay bit by bit with
-            ``past_learning_rate=0``. False: the memory keeps its size.
+            ``past_learning_rate=0``. False: the memory keeps its size, and as many of its tokens give way to new ones
+            as the new text is a share of both texts.
         recipe: see ``lcc.compile``; as are ``queries``, ``checkpoint``, ``checkpoint_every``, ``restart``,
             ``surrogates`` and ``progress``.
         compiler: ``lcc`` or ``direct_kv``.
@@ -105,4 +106,9 @@ def update_options(
         raise InputError(f"the compiler {options.compiler.name!r} reads no memory: take lcc or direct_kv")
     if not options.settings.training.keep_prefix:
         raise InputError("an update is read behind the prefix: leave keep_prefix out")
+    if not growing and not options.settings.training.past_learning_rate:
+        raise InputError(
+            "a memory that keeps its size has to say the same with fewer old tokens, and past_learning_rate=0 does not "
+            "train them: let it grow, or leave past_learning_rate out"
+        )
     return replace(options, parent=parent)

@@ -27,15 +27,22 @@ class Past:
         kv: K and V of its tokens, keys unrotated.
         digest: of them.
         questions: what the model asked itself about the earlier text.
-        replaced: B takes its place; else it stays, and B stands behind it.
-        trained: it stays, and its K and V are trained together with B.
+        source_tokens: how many tokens of text it stands for.
+        growing: all its tokens stay, and B stands behind them. Else some of them give way to B, so that their number
+            stays the same.
+        trained: K and V of those that stay are trained together with B.
     """
 
     kv: KV = field(compare=False)
     digest: str
     questions: tuple[Query, ...]
-    replaced: bool
+    source_tokens: int
+    growing: bool = True
     trained: bool = False
+
+    def giving_way(self, tokens: int) -> int:
+        """How many of its tokens give way to a text of ``tokens``: the share that the new text has of both texts."""
+        return min(tokens, math.ceil(len(self.kv) * tokens / (self.source_tokens + tokens)))
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,21 @@ class Context:
     @property
     def shown(self) -> int:
         """Tokens before all that is trained that queries see: those of P, and of a past that stays as it is."""
-        stays = self.past.kv if self.past and not (self.past.replaced or self.past.trained) else ()
-        return len(self.prefix_ids) + len(stays)
+        return len(self.prefix_ids) + (len(self.past.kv) if self.past and not self.past.trained else 0)
 
     @property
     def past_kv(self) -> KV | None:
         """K and V of the past, keys unrotated."""
         return self.past.kv if self.past else None
+
+    @property
+    def staying(self) -> KV | None:
+        """K and V of the past's tokens that do not give way to B, in even distances, keys unrotated."""
+        past = self.past_kv
+        if past is None or self.past is None or self.past.growing:
+            return past
+        count = len(past) - self.buffer
+        return past.select([(2 * place + 1) * len(past) // (2 * count) for place in range(count)])
 
     @property
     def before(self) -> int:
@@ -94,13 +109,13 @@ def build_context(
     """Tokenise ``text`` and check that model and tokenizer fit. Whether the window has room for it is seen later.
 
     Args:
-        ratio: context tokens a buffer token, at least 1. It means nothing where B replaces the past.
+        ratio: context tokens a buffer token, at least 1. It means nothing where tokens of the past give way to B.
         date, parse_special_tokens: see ``ChatFormat.of``.
         past: what stands between P and C.
 
     Raises:
         InputError: empty text, too short a text for the ratio, more text than the model could read in buffer tokens, a
-            ratio below 1, a tokenizer that is not the model's, or no chat template.
+            past without a token to spare, a ratio below 1, a tokenizer that is not the model's, or no chat template.
     """
     if not 1 <= ratio < math.inf:
         raise InputError(
@@ -113,14 +128,26 @@ def build_context(
     _check_length(model, tokenizer, text, ratio)
     chat = ChatFormat.of(tokenizer, date=date, parse_special_tokens=parse_special_tokens)
     prefix, ids = chat.prefix_ids, chat.ids(text)
-    kept, replaced = (len(past.kv), past.replaced) if past else (0, False)
-    buffer = kept if replaced else math.ceil(len(ids) / ratio)
-    if len(ids) < 2 * ratio and not replaced:
+    buffer = _buffer_tokens(len(ids), ratio, past)
+    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text), past=past)
+
+
+def _buffer_tokens(tokens: int, ratio: float, past: Past | None) -> int:
+    """K of a text of ``tokens``."""
+    if past is not None and not past.growing:
+        buffer = past.giving_way(tokens)
+        if buffer >= len(past.kv):
+            raise InputError(
+                f"beside so long a text none of the memory's {len(past.kv)} tokens would stay: let it grow, or take "
+                "less text in at a time"
+            )
+        return buffer
+    if tokens < 2 * ratio:
         raise InputError(
-            f"the text has {len(ids)} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
+            f"the text has {tokens} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
             "tokens, or lower the ratio"
         )
-    return Context(chat, tuple(prefix), tuple(ids), buffer, text_digest(text), past=past)
+    return math.ceil(tokens / ratio)
 
 
 def _check_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, ratio: float) -> None:

@@ -26,8 +26,8 @@ class TrainingSettings(SettingsGroup):
         reconstruction_weight, general_weight, self_study_weight: weights of the streams' mean losses. The weights of
             query streams also set each stream's share of a batch.
         rehearsal_weight: in an update, that of the questions that the old memory carries.
-        past_learning_rate: in an update by which a memory grows, of the old K and V; falls linearly to zero. 0: they
-            stay, bit by bit.
+        past_learning_rate: in an update, of the old K and V; falls linearly to zero. 0: they stay, bit by bit, in a
+            memory that grows.
         evaluate_every: steps between two measurements.
         patience: measurements without a better state before training stops; the best state, over all streams that are
             trained, is kept. 0: training
@@ -49,7 +49,7 @@ class TrainingSettings(SettingsGroup):
     general_weight: float = 0.25
     self_study_weight: float = 1.0
     rehearsal_weight: float = 1.0
-    past_learning_rate: float = 1e-2
+    past_learning_rate: float = 3e-2
     evaluate_every: int = 50
     patience: int = 8
     keep_prefix: bool = True

@@ -38,7 +38,7 @@ class TrainableMemory(ABC):
 
     Attributes:
         prefix: K and V of all that stands before the text, rotated: of P, as the frozen model reads it, and of a past.
-        past: parameters, K and V of a past that is trained too, keys unrotated; None: there is none.
+        past: parameters, K and V of the past's tokens that stay, if they are trained too, keys unrotated.
         packed: runs packed rows through the model.
         adapts_queries: whatever the memory adds to the model stays on for queries and responses.
         adapts_responses: it acts where responses are predicted: on the last token of each query, and on the response.
@@ -54,7 +54,8 @@ class TrainableMemory(ABC):
         self.packed = PackedDecoder(model)
         with torch.no_grad():
             self.prefix = context.read_prefix(model)
-        self.past = _parameters(context.past.kv) if context.past and context.past.trained else None
+        staying = context.staying if context.past and context.past.trained else None
+        self.past = None if staying is None else _parameters(staying)
 
     @property
     def adapts_samples(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -67,27 +68,31 @@ def test_a_growing_memory_begins_with_the_old_one(job, old, compiler):
 
 @pytest.mark.parametrize("engine", ["packed", "reference"])
 @pytest.mark.parametrize("compiler", TRAINED)
-def test_a_constant_memory_begins_as_the_old_one(job, old, compiler, engine):
+def test_a_constant_memory_gives_tokens_up(job, old, compiler, engine):
+    """The share of the tokens that the new text has of both texts; the old ones that stay stood in even distances."""
     still = {name: value for name, value in STILL.items() if compiler == "lcc" or name != "buffer_learning_rate"}
-    new = job(growing=False, compiler=compiler, engine=engine, **still)
-    torch.testing.assert_close(new.kv.keys, old.kv.keys, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(new.kv.values, old.kv.values, rtol=1e-5, atol=1e-5)
-    assert new.ratio == new.source_tokens / old.buffer_tokens
+    new = job(growing=False, compiler=compiler, engine=engine, past_learning_rate=1e-12, **still)
+    tokens, text_tokens = old.buffer_tokens, new.update["text_tokens"]
+    stay = tokens - math.ceil(tokens * text_tokens / (old.source_tokens + text_tokens))
+    assert 1 < stay < tokens
+    places = [int((place + 0.5) * tokens / stay) for place in range(stay)]
+    torch.testing.assert_close(new.kv.keys[:, :, :stay], old.kv.keys[:, :, places], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(new.kv.values[:, :, :stay], old.kv.values[:, :, places], rtol=1e-5, atol=1e-5)
+    assert new.buffer_tokens == tokens
+    assert new.ratio == new.source_tokens / tokens
 
 
 @pytest.mark.parametrize("compiler", TRAINED)
-def test_a_constant_memory_is_trained_and_never_worse(job, old, compiler):
-    new = job(growing=False, compiler=compiler, patience=0)
-    assert new.buffer_tokens == old.buffer_tokens
-    assert not torch.equal(new.kv.values, old.kv.values)
-    assert new.curve[0]["step"] == 0
-    rate = 3.0 if compiler == "lcc" else 50.0
-    spoiled = job(growing=False, compiler=compiler, learning_rate=rate)
-    torch.testing.assert_close(spoiled.kv.values, old.kv.values, rtol=1e-5, atol=1e-5)
+def test_the_tokens_that_stay_in_a_constant_memory_are_trained(job, compiler):
+    still, trained = (job(growing=False, compiler=compiler, past_learning_rate=rate) for rate in (1e-12, 3e-2))
+    assert not torch.allclose(trained.kv.keys[:, :, 0], still.kv.keys[:, :, 0], rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(trained.kv.values[:, :, 0], still.kv.values[:, :, 0], rtol=1e-3, atol=1e-3)
 
 
 def test_a_text_longer_or_shorter_than_a_constant_memory(job, old):
-    assert job(text="Mara has a dog.", growing=False).buffer_tokens == old.buffer_tokens
+    short = job(text="Mara has a dog.", growing=False, patience=0)
+    assert short.buffer_tokens == old.buffer_tokens
+    assert short.update["text_tokens"] < old.buffer_tokens
     assert job(text=" ".join([MORE] * 4), growing=False, compiler="direct_kv").buffer_tokens == old.buffer_tokens
 
 
@@ -142,9 +147,9 @@ def test_the_certificate_reads_the_old_memory_too(job, old):
     assert job(certify=True, rehearsal_questions=0).certificate["rehearsed"] == {"held_out": None, "questions": None}
 
 
-def test_a_memory_that_did_not_change_keeps_all_that_is_rehearsed(job, old):
-    still = {"growing": False, "certify": True, "held_out": 0.4}
-    rehearsed = job(**still | STILL).certificate["rehearsed"]
+def test_a_memory_that_did_not_change_keeps_all_that_is_rehearsed(job, monkeypatch):
+    monkeypatch.setattr("lcc.pipeline.compile_once.updated", lambda made, parent: parent.memory)
+    rehearsed = job(certify=True, held_out=0.4).certificate["rehearsed"]
     assert rehearsed["held_out"]["kl"]["memory"] < 1e-6 < rehearsed["held_out"]["kl"]["no_text"]
     assert rehearsed["questions"]["kept"] == 1
 
@@ -171,6 +176,7 @@ def test_the_memory_and_the_model_are_left_as_they_came(job, old, llama):
         ({"text": MORE * 16}, "tokens of the memory"),
         ({"start": None}, "unknown setting 'start'"),
         ({"budget": "10m"}, "unknown setting 'budget'"),
+        ({"growing": False, "past_learning_rate": 0.0}, "leave past_learning_rate out"),
         ({"rehearsal_weight": -1.0}, "rehearsal_weight"),
         ({"rehearsal_questions": -1}, "rehearsal_questions"),
     ],
@@ -183,6 +189,12 @@ def test_refused(job, options, cause):
 def test_a_ratio_for_a_constant_memory_is_refused(llama, tokenizer, old):
     with pytest.raises(lcc.InputError, match="leave ratio out"):
         lcc.update(llama, tokenizer, old, MORE, growing=False, ratio=8, progress=False)
+
+
+def test_a_memory_without_a_token_to_spare_is_refused(job, old):
+    one = replace(old, payload=type(old.payload)(lcc.KV(old.kv.keys[:, :, :1], old.kv.values[:, :, :1])))
+    with pytest.raises(lcc.InputError, match="none of the memory's 1 tokens would stay: let it grow"):
+        job(memory=one, growing=False)
 
 
 def test_memories_that_cannot_be_updated(job, old, llama, tokenizer, text, fast):
