@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--ways", nargs="+", choices=(GROWING, CONSTANT, ONCE, RAW), metavar="WAY",
                         default=[RAW, GROWING, STILL, CONSTANT, ONCE])  # fmt: skip
-    parser.add_argument("--steps", type=int, default=60, help="of a month")
+    parser.add_argument("--steps", type=int, default=120, help="of a month")
     parser.add_argument("--steps-at-once", type=int, default=300, help="of all twelve texts as one")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "lcc-year", help="for memories")
     parser.add_argument("--out", type=Path, required=True)
