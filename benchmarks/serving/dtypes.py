@@ -24,8 +24,8 @@ from benchmarks.common.sweep import Sweep
 from benchmarks.serving.memories import invented, make_memories
 from benchmarks.serving.servers import Server, llama_cpp_server, transformers_server, vllm_server
 from lcc.embedded_model import EMBEDDED
-from lcc.serving.catalog import served_digest
 from lcc.serving.certifying import ServedMemory, certify_served
+from lcc.serving.memory_files import served_digest
 from lcc.utils.outputs import MEMORY_SUFFIX
 
 Start = Callable[[], AbstractContextManager[Server]]

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 import lcc
-from lcc.serving.catalog import served_digest
+from lcc.serving.memory_files import served_digest
 from lcc.synthetic.people import ATTRIBUTES
 from tests.support.plain_memories import plain_memory
 from tests.support.served import chat_body, is_error

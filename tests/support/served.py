@@ -8,7 +8,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -106,12 +106,12 @@ def fill_shelf(model: Any, tokenizer: Any, folder: Path, questions: int = 4) -> 
     return Shelf(folder, memories, tuple(rows))
 
 
-def make_catalog(model: Any, tokenizer: Any, folder: Path) -> Catalog:
+def make_catalog(model: Any, tokenizer: Any, folder: Path, trusted: Sequence[Path] | None = None) -> Catalog:
     def check(memory: lcc.Memory) -> None:
         memory.verify(model, tokenizer)
         check_memory(model, memory)
 
-    return Catalog(folder, check)
+    return Catalog(folder, check, trusted)
 
 
 def make_front(model: Any, tokenizer: Any, folder: Path, base: str = BASE) -> Front:

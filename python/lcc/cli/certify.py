@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import MemoryFileError
-from ..utils.outputs import MEMORY_SUFFIX, Output
+from ..utils.outputs import MEMORY_SUFFIX
 from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, shown
 from .options import JsonOption, MemoryArgument, ModelOption, QueriesOption, print_json
@@ -27,16 +25,15 @@ def certify_command(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a server's answers from a memory with those of lcc ask, and write the outcome into the memory's file."""
-    from ..memory.memory import Memory
-    from ..memory.signing import is_signed
-    from ..serving.catalog import served_digest
     from ..serving.certifying import ServedMemory, certify_served
+    from ..serving.memory_files import served_digest
     from ..text.queries import load_queries
     from .loading import load_model
+    from .rewriting import OwnFile
 
-    stored = Memory.load(memory)
-    target = Output(Path(memory), force=True)
-    target.check()
+    file = OwnFile(memory)
+    file.check()
+    stored = file.memory
     served = ServedMemory(url, name or memory.name.removesuffix(MEMORY_SUFFIX), served_digest(stored), api_key)
     loaded, tokenizer = load_model(model)
     queries = load_queries(questions, tokenizer) if questions else ()
@@ -45,16 +42,11 @@ def certify_command(
             stored, loaded, tokenizer, served.ask, " ".join((engine, served.version)).strip(), dtype, queries, count,
             report=reporter.count,
         )  # fmt: skip
-    if Memory.load(memory).digest != stored.digest:
-        raise MemoryFileError(f"{memory} was replaced meanwhile: run the command again")
-    signed = is_signed(memory)
-    certified.save(target)
+    signed = file.write(certified, quiet=as_json)
     row = certified.served[-1]
     if as_json:
         print_json({"path": str(memory), "signature_dropped": signed, **row})
         return
-    if signed:
-        Terminal().print("the file has changed, and its signature is gone: sign it again")
     Terminal().print(f"{row['same']} of {row['answers']} answers of {shown(row['engine'])} are those of lcc ask")
     for changed in row["changed"]:
         Terminal().print(f"{shown(changed['question'])}\n  lcc ask: {shown(changed['lcc'])}\n"

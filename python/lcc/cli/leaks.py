@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MemoryFileError
-from ..utils.outputs import Output
 from ..utils.progress import Reporter
 from ..utils.utf8 import read_file
 from ..utils.values import require
@@ -54,26 +52,22 @@ def leaks_command(
     from dataclasses import replace
 
     from ..evaluation.leaks import leaks
-    from ..memory.memory import Memory
     from .loading import load_model
+    from .rewriting import OwnFile
     from .tables import show_leaks
 
     require(max_recited is None or 0 <= max_recited <= 1, "--max-recited", max_recited, "a share, from 0 to 1")
-    stored, document = Memory.load(memory), read_file(text)
-    target = Output(memory, force=True)
+    file, document = OwnFile(memory), read_file(text)
     if write:
-        target.check()
+        file.check()
     with Reporter(log_file=log_file) as reporter:
         report = leaks(
-            *load_model(model), stored, document, marks=passages(mark), canaries=canary or (),
+            *load_model(model), file.memory, document, marks=passages(mark), canaries=canary or (),
             redacted=passages(redacted), attempts=attempts, run=run, seed=seed, progress=reporter,
         )  # fmt: skip
-    if write:
-        if Memory.load(memory).digest != stored.digest:
-            raise MemoryFileError(f"{memory} was replaced meanwhile: run the command again")
-        replace(stored, leaks=report.to_dict()).save(target)
+    dropped = write and file.write(replace(file.memory, leaks=report.to_dict()), quiet=as_json)
     if as_json:
-        print_json({"path": str(memory)} | report.to_dict())
+        print_json({"path": str(memory), "signature_dropped": dropped} | report.to_dict())
     else:
         show_leaks(report.to_dict(), canary or [])
     report.require_at_most(math.inf if max_recited is None else max_recited)

@@ -12,7 +12,7 @@ import typer
 from ..errors import InputError
 from ..utils.terminal import say, shown
 from .bank import opened
-from .options import ModelOption
+from .options import ModelOption, TrustedOption
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +54,7 @@ def serve_command(
     ] = None,
     kv: Annotated[str, typer.Option(help="llama-cpp: the type of its cache, f16 or f32.")] = "f16",
     flash_attn: Annotated[bool, typer.Option(help="llama-cpp: whether its --flash-attn is on.")] = True,
+    key: TrustedOption = None,
 ) -> None:
     """Serve a folder of memories behind OpenAI's API."""
     missing = [package for package in PACKAGES if find_spec(package) is None]
@@ -65,12 +66,14 @@ def serve_command(
     from ..serving.transformers_engine import TransformersEngine
     from .loading import load_model
 
+    if key and bank is not None:
+        raise InputError("a bank keeps no signatures: leave --key out, or serve a folder of signed memories")
     where = _folder_of(folder, bank)
     # Loading a model takes long: what is wrong with the rest is said before.
     listening(host, port).close()
     loaded, tokenizer = load_model(model)
     base = name or _name_of(model)
-    front, catalog = _front(base, where, loaded, tokenizer)
+    front, catalog = _front(base, where, loaded, tokenizer, key or None)
     with contextlib.ExitStack() as stack:
         answers = None
         if bank is not None:
@@ -103,9 +106,9 @@ def _folder_of(folder: Path | None, bank: Path | None) -> Path:
 
 
 def _front(
-    base: str, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    base: str, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, trusted: list[Path] | None
 ) -> tuple[Front, Catalog]:
-    """What reads requests, over a catalog that takes the memories of this model alone."""
+    """What reads requests, over a catalog that takes memories of this model alone, signed if keys are trusted."""
     from ..memory.attachable import check_memory, check_model
     from ..memory.memory import Memory
     from ..modeling.window import window_of
@@ -119,7 +122,7 @@ def _front(
         memory.verify(model, tokenizer)
         check_memory(model, memory)
 
-    catalog = Catalog(folder, check)
+    catalog = Catalog(folder, check, trusted)
     return Front(base, catalog, Prompts(tokenizer, window_of(model))), catalog
 
 

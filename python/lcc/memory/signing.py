@@ -56,7 +56,7 @@ def sign(path: str | os.PathLike, private_key: PrivateKey, detached: bool = Fals
     path = Path(path)
     stored = load_stored(path, *SIGNED_FORMATS, apart=True)
     own = Signature(public_key=key_name(key.public_key()), signature=key.sign(_message(stored)).hex())
-    target = _detached(path) if detached else path
+    target = detached_file(path) if detached else path
     there = _in_file(target) if detached else _in_header(path, stored)
     rows = [*(row for row in there if row["public_key"] != own["public_key"]), own]
     if detached:
@@ -94,7 +94,7 @@ def verify_signature(path: str | os.PathLike, keys: Iterable[PublicKey]) -> list
 def require_signed(path: str | os.PathLike, stored: Stored, keys: Iterable[PublicKey]) -> list[str]:
     """``verify_signature`` of a file that was read; for what is raised see there."""
     trusted = read_public_keys(keys)
-    rows = [*_in_header(path, stored), *_in_file(_detached(Path(path)))]
+    rows = [*_in_header(path, stored), *_in_file(detached_file(Path(path)))]
     if not rows:
         raise MemoryFileError(f"{path} is not signed: ask for a file that is, or sign it with lcc sign")
     known = [row for row in rows if row["public_key"] in trusted]
@@ -160,5 +160,6 @@ def _parsed(what: str, content: str | bytes) -> list[Signature]:
     return rows
 
 
-def _detached(path: Path) -> Path:
+def detached_file(path: Path) -> Path:
+    """The file of a detached signature."""
     return Path(os.fspath(path) + DETACHED_SUFFIX)

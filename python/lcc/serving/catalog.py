@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, LCCError, MemoryFileError, MismatchError
+from ..errors import InputError, LCCError, MismatchError
+from ..memory.keys import PublicKey, read_public_keys
 from ..memory.memory import Memory
-from ..utils.hashing import json_digest
+from ..memory.signing import detached_file
 from ..utils.outputs import MEMORY_SUFFIX
 from ..utils.values import is_text, quoted
 from .api_errors import ApiError, bad_request
+from .memory_files import Stamp, inside, load_memory, stamp_of
 
 # How often a file is read that is replaced meanwhile.
 ATTEMPTS = 5
-Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,18 @@ class Catalog:
 
     Args:
         check: raises MismatchError or InputError if the server's model cannot read a memory.
+        trusted: public keys, one of which must have signed a memory that is served. None: none need be signed.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or a key cannot be read.
     """
 
-    def __init__(self, folder: Path, check: Callable[[Memory], None]):
+    def __init__(self, folder: Path, check: Callable[[Memory], None], trusted: Iterable[PublicKey] | None = None):
         if not folder.is_dir():
             raise InputError(f"there is no folder {folder}: name the one that holds memories")
         self.folder = folder.resolve()
         self._check = check
+        self._trusted = None if trusted is None else tuple(read_public_keys(trusted).values())
         self._known: dict[str, Entry] = {}
         self._refused: dict[str, tuple[Stamp, ApiError]] = {}
         # Files that were added by an id of their own, and ids that were deleted.
@@ -93,7 +96,7 @@ class Catalog:
         """
         path = self._path(name)
         for _ in range(ATTEMPTS):
-            stamp = stamp_of(path)
+            stamp = self._stamp(path)
             if stamp is None:
                 self._forget(name)
                 raise _unknown(name)
@@ -104,7 +107,7 @@ class Catalog:
             if refused is not None and refused_stamp == stamp:
                 raise refused
             outcome = self._read(name, path, stamp)
-            if stamp_of(path) == stamp:
+            if self._stamp(path) == stamp:
                 return self._keep(name, stamp, outcome)
         raise ApiError(503, f"the file of the memory {quoted(name)} is being replaced", "memory", retry_after=1)
 
@@ -197,9 +200,16 @@ class Catalog:
                 raise _unknown(name)
             return self._own(name)
 
+    def _stamp(self, path: Path) -> Stamp | None:
+        """That of a file, and of its detached signature where one may be needed."""
+        stamp = stamp_of(path)
+        if stamp is None or self._trusted is None:
+            return stamp
+        return stamp + (stamp_of(detached_file(path)) or ())
+
     def _read(self, name: str, path: Path, stamp: Stamp) -> Entry | ApiError:
         try:
-            memory, digest = load_memory(path)
+            memory, digest = load_memory(path, trusted=self._trusted)
             self._check(memory)
         except ApiError as error:
             return error
@@ -220,61 +230,8 @@ class Catalog:
             return outcome
 
 
-def load_memory(path: Path, digest: str | None = None) -> tuple[Memory, str]:
-    """A memory that can be served, and its ``served_digest``.
-
-    Args:
-        digest: that it must have.
-
-    Raises:
-        ApiError: 503: the file cannot be read, or holds another memory.
-        MismatchError: it is an adapter.
-    """
-    try:
-        memory = Memory.load(path)
-    except MemoryFileError as error:
-        said = str(error).replace(str(path), path.name)
-        raise ApiError(503, f"a memory cannot be read now: {said}", "memory", retry_after=1) from error
-    if not memory.buffer_tokens:
-        raise MismatchError("it is an adapter, which changes the model: ask it with lcc.ask")
-    found = served_digest(memory)
-    if digest not in (None, found):
-        raise ApiError(503, f"{path.name} was replaced a moment ago: ask again", "memory", retry_after=1)
-    return memory, found
-
-
-def served_digest(memory: Memory) -> str:
-    """Of all that a question sees of a memory: its tensors, where they stand, and the model that reads them."""
-    return json_digest([memory.digest, list(memory.prefix_ids), memory.rope, memory.fingerprint])
-
-
-def inside(folder: Path, path: str) -> Path:
-    """A path of the folder.
-
-    Raises:
-        ApiError: 400: it leads out of the folder, or is no path.
-    """
-    try:
-        target = (folder / path).resolve()
-    except (OSError, ValueError) as error:
-        raise bad_request(f"path is {quoted(path)}; it must be one inside the server's folder", "path") from error
-    if not target.is_relative_to(folder) or target == folder:
-        raise bad_request(f"path is {quoted(path)}; it must be one inside the server's folder", "path")
-    return target
-
-
 def _unknown(name: str) -> ApiError:
     return ApiError(404, f"there is no memory {quoted(name)}; GET /v1/memories lists them", "memory")
-
-
-def stamp_of(path: Path) -> Stamp | None:
-    """Another one whenever a file is written or replaced; None of no file."""
-    try:
-        state = path.stat()
-    except (OSError, ValueError):
-        return None
-    # The last one cannot be set: a copy in place that keeps its source's times is another file too.
-    return state.st_mtime_ns, state.st_size, state.st_ino, state.st_ctime_ns
 
 
 def _facts(memory: Memory) -> dict[str, Any]:

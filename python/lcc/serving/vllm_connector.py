@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..inference.pool import AttachedPool
 from ..memory.stored_prefix import Prefixes
 from ..modeling.kv import KV
-from .catalog import inside, load_memory
+from .memory_files import inside, load_memory
 from .vllm_scheduling import KnownFiles, Load, Wanted, end_of_memory, external_tokens, salted, wanted_by
 from .vllm_versions import check_signatures, check_update, check_version
 

@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import MismatchError
 from ..utils.outputs import MEMORY_SUFFIX
 from .api_errors import ApiError
-from .catalog import Stamp, inside, load_memory, stamp_of
+from .memory_files import Stamp, inside, load_memory, stamp_of
 from .naming import named_memories
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import lcc
 from lcc.cli import app as cli
+from lcc.memory.keys import write_key
 from lcc.synthetic.people import document
 from lcc.utils.hashing import text_digest
 from tests.support.plain_memories import plain_memory
@@ -58,7 +59,21 @@ def test_json_alone_on_stdout(leaks, files):
     measured = json.loads(result.stdout)
     assert measured["recited"] > 0.5
     # What was measured is kept, whatever is allowed.
-    assert lcc.Memory.load(files / "memory").leaks == {n: v for n, v in measured.items() if n != "path"}
+    assert measured.pop("path") == str(files / "memory")
+    assert measured.pop("signature_dropped") is False
+    assert lcc.Memory.load(files / "memory").leaks == measured
+
+
+def test_what_is_written_drops_the_signature(leaks, files, tmp_path):
+    private, public = write_key(tmp_path / "key")
+    lcc.sign(files / "memory", private)
+    assert "signature" not in leaks().stdout
+    assert lcc.Memory.load(files / "memory", trusted=[public])
+    assert "its signature is gone: sign it again" in " ".join(leaks("--write").stdout.split())
+    with pytest.raises(lcc.MemoryFileError, match="not signed"):
+        lcc.Memory.load(files / "memory", trusted=[public])
+    lcc.sign(files / "memory", private)
+    assert json.loads(leaks("--write", "--json").stdout)["signature_dropped"] is True
 
 
 def test_no_more_than_is_allowed(leaks):

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 import pytest
 
+import lcc
 from lcc.errors import InputError
+from lcc.memory.keys import write_key
 from lcc.memory.payload import KVPayload
 from lcc.modeling.kv import KV
 from lcc.serving.api_errors import ApiError
@@ -248,3 +250,42 @@ def test_threads_that_ask_while_files_are_replaced(catalog, file, shelf):
         assert all(seen <= digests for seen in asked)
     file("ada").write_bytes(contents["ada"])
     assert catalog.memory(catalog.entry("ada")).digest == shelf.memories["ada"].digest
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return write_key(tmp_path / "key")
+
+
+@pytest.fixture
+def trusting(loaded, folder, pair):
+    return make_catalog(*loaded, folder, trusted=[pair[1]])
+
+
+def test_only_what_a_trusted_key_signed_is_there(trusting, catalog, file, pair, tmp_path):
+    ada, bo = file("ada"), file("bo")
+    lcc.sign(ada, pair[0])
+    lcc.sign(bo, write_key(tmp_path / "foreign")[0])
+    assert trusting.entry("ada").digest == catalog.entry("ada").digest
+    foreign = refusal(trusting.entry, "bo")
+    assert foreign.status == 409
+    assert "none of them is trusted" in str(foreign)
+    assert str(tmp_path) not in str(foreign)
+    shutil.copy(ada, bo)
+    assert trusting.entry("bo").digest == trusting.entry("ada").digest
+
+
+def test_a_detached_signature_counts_while_it_is_there(trusting, file, pair):
+    ada = file("ada")
+    unsigned = refusal(trusting.entry, "ada")
+    assert unsigned.status == 503
+    assert "ada.lcc.safetensors is not signed" in str(unsigned)
+    signature = lcc.sign(ada, pair[0], detached=True)
+    assert trusting.entry("ada").digest
+    signature.unlink()
+    assert "not signed" in str(refusal(trusting.entry, "ada"))
+
+
+def test_a_key_that_cannot_be_read(loaded, folder, tmp_path):
+    with pytest.raises(InputError, match=r"the key .* is no file"):
+        make_catalog(*loaded, folder, trusted=[tmp_path / "no-key"])

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.cli import serve
+from lcc.memory.keys import write_key
 from lcc.serving import running as process
 from tests.support.served import BASE, chat_body, until
 
@@ -147,6 +148,14 @@ def test_starts(lcc_serve, folder, tmp_path):
     assert "--api-key" not in lcc_serve(folder, "--port", 0, "--host", "0.0.0.0", "--api-key", "x").stderr
 
 
+def test_serves_what_a_key_signed_alone(lcc_serve, folder, tmp_path):
+    private, public = write_key(tmp_path / "key")
+    lcc.sign(folder / "ada.lcc.safetensors", private)
+    said = lcc_serve(folder, "--port", 0, "--key", public).stderr
+    assert "1 memories" in said
+    assert "bo.lcc.safetensors is not signed" in " ".join(said.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -160,6 +169,8 @@ def test_starts(lcc_serve, folder, tmp_path):
         (["{tmp}", "--rows", "0"], "--rows"),
         (["{tmp}", "--pool", "0"], "--pool"),
         (["--bank", "{tmp}/missing"], "{tmp}"),
+        (["--bank", "{tmp}", "--key", "{tmp}/key.pub"], "a bank keeps no signatures"),
+        (["{tmp}", "--key", "{tmp}/missing"], "is no file"),
     ],
 )
 def test_starts_that_fail(lcc_serve, tmp_path, arguments, says):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from lcc.errors import InputError
-from lcc.serving.catalog import served_digest
+from lcc.serving.memory_files import served_digest
 from lcc.serving.vllm_scheduling import FILES, KnownFiles, Wanted, external_tokens, salted, wanted_by
 from lcc.serving.vllm_versions import CONNECTOR, UPDATE, check_signatures, check_update, check_version
 from tests.support.small_memories import small_memory
