@@ -26,11 +26,13 @@ from .options import (
     ModelOption,
     QueriesOption,
     RecipeOption,
+    RedactOption,
     SeedOption,
     SettingsOption,
     StepsOption,
     TargetOption,
     chosen_settings,
+    passages,
     print_json,
 )
 
@@ -75,6 +77,7 @@ def add_command(
     compiler: CompilerOption = DEFAULT,
     queries: QueriesOption = None,
     budget: BudgetOption = None,
+    redact: RedactOption = None,
     certify: CertifyOption = True,
     settings: SettingsOption = None,
     forget_text: Annotated[
@@ -92,12 +95,12 @@ def add_command(
 
     options: dict[str, Any] = {"recipe": recipe, "compiler": compiler, "queries": queries}
     options |= chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
-    chosen = CompileOptions.of(**options, certify=certify, target=target, budget=budget)
-    sources = keys_of(documents)
+    chosen = CompileOptions.of(**options, certify=certify, target=target, budget=budget, redact=passages(redact))
+    sources, read = keys_of(documents), (queries, *(redact or ()))
     try:
         with opened(bank, create=True) as store, Reporter(log_file=log_file) as reporter:
             outcomes = add_documents(
-                store, model, sources, chosen, reporter, queries=queries, keep_text=not forget_text, force=force
+                store, model, sources, chosen, reporter, read=read, keep_text=not forget_text, force=force
             )
             for key in sources:
                 if key in store and not store.passages(key):

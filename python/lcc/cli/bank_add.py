@@ -44,7 +44,7 @@ def add_documents(
     options: CompileOptions,
     reporter: Reporter,
     *,
-    queries: str | None = None,
+    read: Iterable[str | None] = (),
     keep_text: bool = True,
     force: bool = False,
 ) -> list[Outcome]:
@@ -53,8 +53,9 @@ def add_documents(
     Args:
         model: as ``load_model`` takes it; it is loaded if there is a document.
         sources: by key; see ``keys_of``.
-        queries: what ``options`` were read from, which is never replaced.
-        keep_text: keep the documents' texts beside their memories; False: forget those that were kept.
+        read: what ``options`` were read from: those that name files are never replaced.
+        keep_text: keep the documents' texts, as they are compiled, beside their memories; False: forget those that
+            were kept.
         force: compile again, or import, what is there but differs.
 
     Raises:
@@ -65,7 +66,7 @@ def add_documents(
     if not all(map(_is_memory, sources.values())):
         loaded = load_model(model)
         bank.require_model(*loaded)
-    inputs = (*input_paths(*sources.values(), queries), *model_paths(model))
+    inputs = (*input_paths(*sources.values(), *read), *model_paths(model))
     run, outcomes = Run(restart=force), []
     if not keep_text:
         bank.forget_text(*sources)
@@ -77,7 +78,7 @@ def add_documents(
                 outcome = Outcome(str(source), str(job.output), _import(bank, key, source, force), 0.0)
             else:
                 if keep_text:
-                    _keep_text(bank, key, source, force)
+                    _keep_text(bank, key, options.redacted(read_file(source), loaded[1]), force)
                 outcome = compile_job(*loaded, job, options, run, reporter)
                 bank.refresh(key)
         except LCCError as error:
@@ -91,9 +92,8 @@ def _is_memory(source: Path) -> bool:
     return source.name.endswith(MEMORY_SUFFIX)
 
 
-def _keep_text(bank: MemoryBank, key: str, source: Path, force: bool) -> None:
+def _keep_text(bank: MemoryBank, key: str, text: str, force: bool) -> None:
     """Keep the text before its memory is made, unless a memory of another text stands there and is to stay."""
-    text = read_file(source)
     digest = text_digest(text)
     there = bank.document(key).source_sha256 if key in bank else None
     if (force or there in (None, digest)) and bank.folder.read_text(key, digest) is None:

@@ -84,6 +84,24 @@ def test_forgotten_texts(lcc_bank, documents):
     assert os.listdir("bank/texts") == ["first.txt"]
 
 
+def test_a_redacted_passage_is_nowhere_in_the_bank(lcc_bank, documents, tmp_path):
+    secret = "Mara lives in Tarn."
+    documents[0].write_text(documents[0].read_text() + " " + secret)
+    (tmp_path / "secrets.txt").write_text(secret)
+    lcc_bank("add", documents[0], *FLASHMEM, "--redact", "secrets.txt")
+    kept = (tmp_path / "bank/texts/first.txt").read_text()
+    assert kept in documents[0].read_text()
+    with lcc.MemoryBank("bank") as bank:
+        assert bank.memory("first").redacted == 1
+        assert bank.text("first") == kept
+        assert bank.passages("first")
+    for path in (tmp_path / "bank").rglob("*"):
+        assert path.is_dir() or b"Tarn" not in path.read_bytes()
+    told = lcc_bank("add", *documents, *FLASHMEM, "--redact", secret, code=1)
+    assert "second.txt" in told
+    assert os.listdir("bank/texts") == ["first.txt"]
+
+
 def test_what_differs_stays_unless_forced(lcc_bank, documents, text):
     lcc_bank("add", *documents, *FLASHMEM)
     documents[0].write_text("Another text. " + text)
