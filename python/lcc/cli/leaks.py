@@ -19,8 +19,13 @@ PASSAGE = "PASSAGE|FILE"
 def leaks_command(
     memory: MemoryArgument,
     text: Annotated[
-        Path,
-        typer.Option(help="The text that it was compiled from; - is standard input.", metavar="FILE", allow_dash=True),
+        list[Path],
+        typer.Option(
+            help="The text that it was compiled from; - is standard input. Of a memory that took more texts in, name "
+            "all, the oldest first.",
+            metavar="FILE",
+            allow_dash=True,
+        ),
     ],
     mark: Annotated[
         list[str] | None,
@@ -57,12 +62,12 @@ def leaks_command(
     from .tables import show_leaks
 
     require(max_recited is None or 0 <= max_recited <= 1, "--max-recited", max_recited, "a share, from 0 to 1")
-    file, document = OwnFile(memory), read_file(text)
+    file, texts = OwnFile(memory), list(map(read_file, text))
     if write:
         file.check()
     with Reporter(log_file=log_file) as reporter:
         report = leaks(
-            *load_model(model), file.memory, document, marks=passages(mark), canaries=canary or (),
+            *load_model(model), file.memory, texts, marks=passages(mark), canaries=canary or (),
             redacted=passages(redacted), attempts=attempts, run=run, seed=seed, progress=reporter,
         )  # fmt: skip
     dropped = write and file.write(replace(file.memory, leaks=report.to_dict()), quiet=as_json)

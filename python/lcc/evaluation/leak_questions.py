@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 
 from ..data.samples import Sample
@@ -41,13 +40,18 @@ def passage_questions(reader: Reader, passages: Sequence[Sequence[int]], seed: i
     return held_out_questions(list(asked.values()), reader, LONGEST)
 
 
-def same_answers(reader: Reader, others: Mapping[str, Reader], questions: Sequence[Question]) -> dict[str, float]:
-    """The share of questions that each of ``others`` answers as ``reader`` does, case and punctuation apart."""
+def same_answers(
+    reader: Reader, others: Mapping[str, Sequence[Reader]], questions: Sequence[Question]
+) -> dict[str, list[bool]]:
+    """Whether each of ``others`` answers each question as ``reader`` does, case and punctuation apart.
+
+    Args:
+        others: of several readers under one name, one that does is enough.
+    """
     requests = [question.example.request for question in questions]
     told = reader.answer(requests)
-    return {
-        name: statistics.fmean(
-            exact_match(one, (full,)) for one, full in zip(other.answer(requests), told, strict=True)
-        )
-        for name, other in others.items()
-    }
+
+    def same(other: Reader) -> list[bool]:
+        return [bool(exact_match(one, (full,))) for one, full in zip(other.answer(requests), told, strict=True)]
+
+    return {name: [any(found) for found in zip(*map(same, each), strict=True)] for name, each in others.items()}

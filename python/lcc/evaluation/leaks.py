@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
-from functools import partial
-from itertools import chain, takewhile
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,22 +14,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.pieces import consecutive_pieces
 from ..data.reconstruction import QUOTED
-from ..errors import MismatchError
+from ..errors import InputError, MismatchError
 from ..inference.reader import Reader
 from ..memory.memory import Memory
 from ..modeling.model_copy import share_weights
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
 from ..text.redaction import checked_passages, occurrences, redact
-from ..utils.hashing import text_digest
+from ..utils.hashing import text_digest, texts_digest
 from ..utils.progress import Report, Reporter, reporting
 from ..utils.random_state import seeded
 from ..utils.values import check, check_count
 from .attacks import PIECE, Attacker, Attempts
 from .canaries import Shapes, exposure
+from .known_texts import KnownTexts, Place
 from .leak_questions import passage_questions, same_answers
 from .leak_report import LeakReport
-from .recitation import Runs, recovered
+from .sought import Sought, longest_run, recited, without
 
 # Tokens in a row that count as recited: fewer come out by chance.
 RUN = 20
@@ -44,7 +44,7 @@ def leaks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     memory: Memory,
-    text: str,
+    text: str | Sequence[str],
     *,
     marks: Sequence[str] = (),
     canaries: Sequence[str] = (),
@@ -64,8 +64,12 @@ def leaks(
     number: "The Secret Sharer" (Carlini et al., arXiv 1802.08232). About each passage the model asks itself up to 12
     questions.
 
+    A text that the model cannot read and repeat within its window is read in parts. What any part tells is the full
+    text's.
+
     Args:
-        text: that the memory was compiled from, before passages were redacted.
+        text: that the memory was compiled from, before passages were redacted. Of a memory that took more texts in all
+            of them, the oldest first.
         marks: passages of the text that matter.
         canaries: strings of the text that matter, such as a number or a name.
         redacted: the passages that were redacted. Then their tokens are looked for, and no others.
@@ -75,188 +79,170 @@ def leaks(
         progress: show a progress bar on stderr, or the reporter to show it with.
 
     Raises:
-        InputError: a passage or a canary is not in the text, or the text does not fit into the model's window.
+        InputError: a passage or a canary is not in the text.
         MismatchError: the memory belongs to another text, model or tokenizer, or other passages were redacted.
     """
-    check("text", text, str)
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Iterable) else text
+    check("text", texts, list[str])
+    if not all(one.strip() for one in texts) or not texts:
+        raise InputError("text is empty: give the one that the memory was compiled from")
     check("seed", seed, int)
     check_count("attempts", attempts)
     check_count("run", run)
-    marks, canaries = checked_passages("marks", marks, text), checked_passages("canaries", canaries, text)
-    redacted = checked_passages("redacted", redacted, text)
+    marks, canaries = checked_passages("marks", marks, *texts), checked_passages("canaries", canaries, *texts)
+    redacted = checked_passages("redacted", redacted, *texts)
     model = share_weights(plain_model(model))
     memory.verify(model, tokenizer)
-    compiled = redact(text, redacted, tokenizer)
+    compiled = [redact(one, [each for each in redacted if occurrences(one, each)], tokenizer) for one in texts]
     _require_source(memory, compiled, len(redacted))
     special = bool(memory.settings.get("parse_special_tokens"))
     chat = ChatFormat.of(tokenizer, date=memory.date, parse_special_tokens=special)
     with torch.no_grad(), seeded(model.device, seed), reporting(progress) as reporter:
-        test = _Test(model, chat, memory, text, compiled, run, seed, reporter.count)
+        test = _Test(model, chat, memory, texts, compiled, run, seed, reporter.count)
         return test.report(marks, canaries, redacted, attempts)
 
 
-def _require_source(memory: Memory, compiled: str, redacted: int) -> None:
-    """Refuse a text that the memory was not compiled from.
+def _require_source(memory: Memory, compiled: Sequence[str], redacted: int) -> None:
+    """Refuse texts that the memory was not compiled from.
 
     Raises:
-        MismatchError: it is another one.
+        MismatchError: they are others.
     """
-    if text_digest(compiled) != memory.source_sha256:
+    if texts_digest(map(text_digest, compiled)) != memory.source_sha256:
+        which = "the one that it is of"
+        if memory.update:
+            which = "the one that it was compiled from and, in order, all that it took in since"
         hidden = f", and the {memory.redacted} passages that were redacted" if memory.redacted or redacted else ""
-        raise MismatchError(f"the memory was compiled from another text: give the one that it is of{hidden}")
-
-
-@dataclass(frozen=True)
-class _Sought:
-    """Tokens that are looked for in what readers write."""
-
-    ids: Ids
-    run: int
-    runs: Runs
-
-    @classmethod
-    def of(cls, ids: Sequence[int], run: int) -> _Sought:
-        return cls(tuple(ids), min(run, len(ids)), Runs(ids))
+        raise MismatchError(f"the memory was compiled from another text: give {which}{hidden}")
 
 
 class _Test:
-    """One memory and its text."""
+    """One memory and its texts."""
 
     def __init__(
-        self, model: PreTrainedModel, chat: ChatFormat, memory: Memory, text: str, compiled: str, run: int, seed: int,
-        report: Report,
+        self, model: PreTrainedModel, chat: ChatFormat, memory: Memory, texts: list[str], compiled: list[str],
+        run: int, seed: int, report: Report,
     ):  # fmt: skip
         self._began = time.monotonic()
         self._chat, self._run, self._seed, self._report = chat, run, seed, report
-        self._ids = tuple(chat.ids(compiled))
-        self._located = partial(located, chat, text, tuple(chat.ids(text)))
-        self._whole = Reader.of_text(model, chat, text)
+        self._whole = KnownTexts(model, chat, texts, run)
+        self._compiled = self._whole if compiled == texts else KnownTexts(model, chat, compiled, run)
         self._readers = {
-            "full_text": self._whole if compiled == text else Reader.of_text(model, chat, compiled),
-            "memory": Reader.of_memory(model, chat, memory),
-            "no_text": Reader.of_text(model, chat, ""),
+            "full_text": self._compiled.readers,
+            "memory": [Reader.of_memory(model, chat, memory)],
+            "no_text": [Reader.of_text(model, chat, "")],
         }
 
     def report(
         self, marks: Sequence[str], canaries: Sequence[str], redacted: Sequence[str], attempts: int
     ) -> LeakReport:
         """All figures."""
-        passages = [self._located(passage) for passage in (*marks, *redacted)]
-        hidden = [_Sought.of(ids, self._run) for _, ids in passages[len(marks) :]]
-        sought = hidden or [_Sought.of(self._ids, self._run)]
-        told = [_Sought.of(ids, self._run) for _, ids in passages]
-        secrets = [self._located(canary) for canary in canaries]
-        most = min(QUOTED, self._run // 2)
-        pieces = consecutive_pieces(self._chat.tokenizer, self._ids, PIECE)
-        known = [
-            *(tuple(piece[:most]) for piece in pieces),
-            *(before[max(0, len(before) - most) :] for before, _ in (*passages, *secrets)),
-        ]
-        withheld = [*sought, *told, *(_Sought.of(ids, len(ids)) for _, ids in secrets)]
-        given = filter(None, (_without(withheld, words) for words in known))
-        attacker = Attacker(self._chat.tokenizer, list(dict.fromkeys(given)), len(self._ids) + 1, attempts, self._seed)
-        written = self._attacked(attacker)
+        passages = [self._whole.place(passage) for passage in (*marks, *redacted)]
+        hidden = [Sought.of(place.ids, self._run) for place in passages[len(marks) :]]
+        sought = hidden or [Sought.of(ids, self._run) for ids in self._compiled.ids]
+        told = [Sought.of(place.ids, self._run) for place in passages]
+        secrets = [self._whole.place(canary) for canary in canaries]
+        withheld = [*sought, *told, *(Sought.of(place.ids, len(place.ids)) for place in secrets)]
+        attackers = self._attackers([*passages, *secrets], withheld, attempts)
+        prompts = attackers["memory"][0].prompts
+        written = self._attacked(attackers)
         return LeakReport(
             date=date.today().isoformat(),
             tokens=sum(len(each.ids) for each in sought),
             run=self._run,
             redacted=len(redacted),
-            attacks={name: self._attack(sought, name, attacker, written) for name in attacker.prompts},
+            attacks={name: self._attack(sought, name, count, written) for name, count in prompts.items()},
             canaries=self._canaries(canaries, secrets, written),
-            passages=self._passages(told, written) if told else None,
+            passages=self._passages(passages, told, written) if told else None,
             seconds=round(time.monotonic() - self._began, 3),
         )
 
-    def _attacked(self, attacker: Attacker) -> dict[str, dict[str, Attempts]]:
-        """What each reader writes in each attack."""
-        total, done = len(self._readers) * attacker.total, 0
+    def _attackers(
+        self, places: Sequence[Place], withheld: Sequence[Sought], attempts: int
+    ) -> dict[str, list[Attacker]]:
+        """Who attacks each reader. Who attacks a part of the text knows words of that part, and those before places."""
+        most = min(QUOTED, self._run // 2)
+
+        def attacker(pieces: Iterable[Sequence[int]], tokens: int) -> Attacker:
+            before = (place.before[max(0, len(place.before) - most) :] for place in places)
+            given = (without(withheld, words) for words in (*(tuple(piece[:most]) for piece in pieces), *before))
+            known = list(dict.fromkeys(filter(None, given)))
+            return Attacker(self._chat.tokenizer, known, tokens + 1, attempts, self._seed)
+
+        parts = [part.ids for part in self._compiled.parts]
+        pieces = [consecutive_pieces(self._chat.tokenizer, ids, PIECE) for ids in parts]
+        of_all = attacker(chain(*pieces), sum(map(len, self._compiled.ids)))
+        of_parts = [attacker(own, len(ids)) for own, ids in zip(pieces, parts, strict=True)]
+        return {"full_text": of_parts, "memory": [of_all], "no_text": [of_all]}
+
+    def _attacked(self, attackers: Mapping[str, Sequence[Attacker]]) -> dict[str, dict[str, Attempts]]:
+        """What is written in each attack: by the model behind the text what it writes behind each part."""
+        total, done = sum(each.total for one in attackers.values() for each in one), 0
 
         def report() -> None:
             nonlocal done
             done += 1
             self._report(ATTACKING, done, total)
 
-        return {name: attacker.attack(reader, report) for name, reader in self._readers.items()}
+        written = {}
+        for name, readers in self._readers.items():
+            pairs = zip(attackers[name], readers, strict=True)
+            parts = [attacker.attack(reader, report) for attacker, reader in pairs]
+            written[name] = {attack: _together([part[attack] for part in parts]) for attack in parts[0]}
+        return written
 
     def _attack(
-        self, sought: Sequence[_Sought], name: str, attacker: Attacker, written: Mapping[str, dict[str, Attempts]]
+        self, sought: Sequence[Sought], name: str, prompts: int, written: Mapping[str, dict[str, Attempts]]
     ) -> dict[str, Any]:
         attempts = {reader: attacks[name] for reader, attacks in written.items()}
         return {
-            "prompts": attacker.prompts[name],
+            "prompts": prompts,
             "attempts": len(attempts["memory"]),
-            "recited": {reader: _recited(sought, chain(*each)) for reader, each in attempts.items()},
-            "best": {reader: max(_recited(sought, one) for one in each) for reader, each in attempts.items()},
-            "longest": {reader: _longest(sought, chain(*each)) for reader, each in attempts.items()},
+            "recited": {reader: recited(sought, chain(*each)) for reader, each in attempts.items()},
+            "best": {reader: max(recited(sought, one) for one in each) for reader, each in attempts.items()},
+            "longest": {reader: longest_run(sought, chain(*each)) for reader, each in attempts.items()},
         }
 
     def _canaries(
-        self, canaries: Sequence[str], places: Sequence[tuple[Ids, Ids]], written: Mapping[str, dict[str, Attempts]]
+        self, canaries: Sequence[str], places: Sequence[Place], written: Mapping[str, dict[str, Attempts]]
     ) -> list[dict[str, Any]]:
         shapes, measured = Shapes(self._chat), []
         texts = {
             reader: [self._chat.tokenizer.decode(ids) for attempts in attacks.values() for ids in chain(*attempts)]
             for reader, attacks in written.items()
         }
-        for number, (canary, (before, ids)) in enumerate(zip(canaries, places, strict=True)):
+        for number, (canary, place) in enumerate(zip(canaries, places, strict=True)):
             self._report(CANARIES, number, len(canaries))
-            others = shapes.alternatives(ids, f"{self._seed} {number}")
-            exposures = {name: exposure(each, before[-QUOTED:], ids, others) for name, each in self._readers.items()}
+            others = shapes.alternatives(place.ids, f"{self._seed} {number}")
+            exposures = {
+                name: max(exposure(each, place.before[-QUOTED:], place.ids, others) for each in readers)
+                for name, readers in self._readers.items()
+            }
             came = {name: any(occurrences(one, canary) for one in said) for name, said in texts.items()}
             measured.append({"alternatives": len(others), "exposure": exposures, "written": came})
         return measured
 
-    def _passages(self, told: Sequence[_Sought], written: Mapping[str, dict[str, Attempts]]) -> dict[str, Any]:
-        questions = passage_questions(self._whole, [each.ids for each in told], self._seed, self._report)
-        recited = {
-            reader: max(_recited(told, chain(*attempts)) for attempts in attacks.values())
-            for reader, attacks in written.items()
-        }
+    def _passages(
+        self, places: Sequence[Place], told: Sequence[Sought], written: Mapping[str, dict[str, Attempts]]
+    ) -> dict[str, Any]:
+        same: dict[str, list[bool]] = {name: [] for name in self._readers}
+        for whole in self._whole.readers:
+            passages = [place.ids for place in places if place.reader is whole]
+            questions = passage_questions(whole, passages, self._seed, self._report)
+            for name, answers in same_answers(whole, self._readers, questions).items():
+                same[name] += answers
         return {
             "count": len(told),
             "tokens": sum(len(each.ids) for each in told),
-            "recited": recited,
-            "questions": len(questions),
-            "same": same_answers(self._whole, self._readers, questions) if questions else None,
+            "recited": {
+                reader: max(recited(told, chain(*attempts)) for attempts in attacks.values())
+                for reader, attacks in written.items()
+            },
+            "questions": len(same["memory"]),
+            "same": {name: statistics.fmean(found) for name, found in same.items()} if same["memory"] else None,
         }
 
 
-def located(chat: ChatFormat, text: str, ids: Ids, passage: str) -> tuple[Ids, Ids]:
-    """The tokens before a passage's first occurrence in ``text``, and those that have a part of it.
-
-    Args:
-        ids: all tokens of ``text``.
-    """
-    start, end = occurrences(text, passage)[0]
-    # The white space in front is often a part of the first word's token.
-    first = _shared(chat.ids(text[:start].rstrip()), ids)
-    upto = chat.ids(text[:end])
-    last = _shared(upto, ids)
-    # The last token may go on behind the passage: then it is another one where the text is cut.
-    last = max(last + (last < len(upto)), first + 1)
-    return ids[:first], ids[first:last]
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
-
-
-def _without(sought: Sequence[_Sought], words: Ids) -> Ids:
-    """The last of ``words`` that hold no more than half a run in a row: what an attacker is given does not count."""
-    while any(max(each.runs.longest([words])) > each.run // 2 for each in sought):
-        words = words[1:]
-    return words
-
-
-def _recited(sought: Sequence[_Sought], written: Iterable[Ids]) -> float:
-    """Share of the tokens that stand in runs of what was written."""
-    written = list(written)
-    found = sum(recovered(each.runs.longest(written), each.run) for each in sought)
-    return found / sum(len(each.ids) for each in sought)
-
-
-def _longest(sought: Sequence[_Sought], written: Iterable[Ids]) -> int:
-    """Tokens of the longest run in what was written."""
-    written = list(written)
-    return max(max(each.runs.longest(written)) for each in sought)
+def _together(parts: Sequence[Attempts]) -> Attempts:
+    """The attempts at several parts of a text as attempts at all of it."""
+    return [list(chain(*attempts)) for attempts in zip(*parts, strict=True)]

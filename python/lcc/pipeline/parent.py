@@ -13,7 +13,7 @@ from ..memory.metadata import Update
 from ..memory.payload import KVPayload
 from ..modeling.fingerprint import require_same
 from ..text.context import Past
-from ..utils.hashing import text_digest
+from ..utils.hashing import texts_digest
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Parent:
 
     def source_digest(self, digest: str) -> str:
         """The digest of old and new text, of the ``digest`` of the new one."""
-        return text_digest(self.memory.source_sha256 + digest)
+        return texts_digest((self.memory.source_sha256, digest))
 
 
 def past_of(parent: Parent, model: PreTrainedModel, trained: bool) -> Past:
@@ -93,5 +93,6 @@ def updated(memory: Memory, parent: Parent) -> Memory:
         source_tokens=tokens,
         source_sha256=parent.source_digest(memory.source_sha256),
         questions=(*old.questions, *memory.questions),
+        redacted=old.redacted + memory.redacted,
         update=Update(growing=parent.growing, text_tokens=memory.source_tokens, text_sha256=memory.source_sha256),
     )

@@ -21,18 +21,18 @@ def occurrences(text: str, passage: str) -> list[Span]:
     return [found.span() for found in re.finditer(r"\s+".join(map(re.escape, passage.split())), text)]
 
 
-def checked_passages(name: str, passages: Sequence[str], text: str) -> tuple[str, ...]:
+def checked_passages(name: str, passages: Sequence[str], *texts: str) -> tuple[str, ...]:
     """The passages of a caller.
 
     Args:
         name: what errors call them.
 
     Raises:
-        InputError: as ``checked_texts``, or a passage is not in ``text``.
+        InputError: as ``checked_texts``, or a passage is in none of ``texts``.
     """
     passages = checked_texts(name, passages)
     for number, passage in enumerate(passages):
-        if not occurrences(text, passage):
+        if not any(occurrences(text, passage) for text in texts):
             raise InputError(
                 f"{name}[{number}] is {quoted(passage)!r}, which the text does not hold: give its very words"
             )

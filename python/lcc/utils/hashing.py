@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import lru_cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ CPU_ROWS, OTHER_ROWS = 1 << 3, 1 << 9
 def text_digest(text: str) -> str:
     """SHA-256 of the text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def texts_digest(digests: Iterable[str]) -> str:
+    """Of texts that a memory took in one after another, given the digest of each."""
+    return reduce(lambda before, own: text_digest(before + own), digests)
 
 
 def file_digest(path: str | os.PathLike, expected: str | None = None) -> str:

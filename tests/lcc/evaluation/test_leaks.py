@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
+from itertools import chain, pairwise
 
 import pytest
 
@@ -12,7 +13,8 @@ import lcc
 from lcc.evaluation import attacks
 from lcc.evaluation.attacks import Attacker
 from lcc.evaluation.canaries import ALTERNATIVES, Shapes, exposure
-from lcc.evaluation.leaks import leaks, located
+from lcc.evaluation.known_texts import ASKED, KnownTexts, located
+from lcc.evaluation.leaks import leaks
 from lcc.evaluation.recitation import Runs
 from lcc.inference.reader import Reader
 from lcc.synthetic.people import document
@@ -60,6 +62,51 @@ def test_a_memory_that_is_its_text_tells_all(embedded, memory_of, tested):
     assert passages["recited"] == {"full_text": 1, "memory": 1, "no_text": 0}
     assert passages["same"]["memory"] == 1 > passages["same"]["no_text"]
     assert (passages["count"], passages["tokens"]) == (1, len(ChatFormat.of(embedded[1]).ids(FIRST)))
+
+
+@pytest.fixture
+def narrow(embedded, monkeypatch):
+    """A window in which the text can be read at once, and not repeated."""
+    chat = ChatFormat.of(embedded[1])
+    window = len(chat.prefix_ids) + ASKED + len(chat.ids(TEXT))
+    monkeypatch.setattr(embedded[0].config, "max_position_embeddings", window)
+    return chat
+
+
+def test_a_text_that_cannot_be_repeated_at_once_is_read_in_parts(embedded, narrow, memory_of, tested):
+    known = KnownTexts(embedded[0], narrow, [TEXT], 20)
+    assert len(known.parts) > 2
+    assert tuple(chain(*(part.ids[-(part.end - part.start) :] for part in known.parts))) == known.ids[0]
+    assert all(part.ids[:20] == before.ids[-20:] for before, part in pairwise(known.parts))
+    sentences = [DOCUMENT.facts[0].sentence, DOCUMENT.facts[-1].sentence]
+    report = tested(memory_of(TEXT), marks=sentences, canaries=[DOCUMENT.facts[3].value])
+    for attack in report.attacks.values():
+        assert attack["recited"]["full_text"] > 0.8
+        assert attack["recited"]["memory"] > 0.8
+    assert report.passages["recited"] == {"full_text": 1, "memory": 1, "no_text": 0}
+    assert report.passages["same"]["full_text"] == 1
+    exposure = report.canaries[0]["exposure"]
+    assert exposure["full_text"] > 6 > exposure["no_text"]
+
+
+def test_a_memory_of_two_texts(embedded, memory_of, tested):
+    first, second = (document(random.Random(seed), people=2, attributes=4) for seed in (3, 9))
+    marks = [first.facts[0].sentence, second.facts[0].sentence]
+    digest = text_digest(text_digest(first.text) + text_digest(second.text))
+    update = {"growing": True, "text_tokens": 9, "text_sha256": text_digest(second.text)}
+    memory = replace(memory_of(f"{first.text} {second.text}"), source_sha256=digest, update=update)
+    report = tested(memory, [first.text, second.text], marks=marks)
+    assert report.recited > 0.85
+    assert report.passages["recited"] == {"full_text": 1, "memory": 1, "no_text": 0}
+    chat = ChatFormat.of(embedded[1])
+    assert report.tokens == sum(len(chat.ids(each.text)) for each in (first, second))
+    for wrong in (first.text, [second.text, first.text], [f"{first.text} {second.text}"]):
+        with pytest.raises(lcc.MismatchError, match="in order, all that it took in since"):
+            tested(memory, wrong)
+    left = redact(first.text, [marks[0]], embedded[1])
+    digest = text_digest(text_digest(left) + text_digest(second.text))
+    honest = replace(memory_of(f"{left} {second.text}"), source_sha256=digest, redacted=1)
+    assert tested(honest, [first.text, second.text], redacted=[marks[0]]).recited == 0
 
 
 def test_a_memory_of_something_else_tells_nothing(memory_of, tested):
@@ -144,6 +191,8 @@ def test_figures_are_kept_without_words(memory_of, tested, tmp_path):
         ({"run": 0}, lcc.InputError, "run"),
         ({"seed": 1.5}, lcc.InputError, "seed"),
         ({"text": None}, lcc.InputError, "text"),
+        ({"text": []}, lcc.InputError, "text is empty"),
+        ({"text": [TEXT, " "]}, lcc.InputError, "text is empty"),
     ],
 )
 def test_what_cannot_be_tested(options, error, words, memory_of, tested):
