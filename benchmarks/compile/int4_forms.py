@@ -10,11 +10,9 @@ head_dim before rounding and is undone behind it, so that it can stand before th
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from statistics import geometric_mean
@@ -25,8 +23,7 @@ import lcc
 from benchmarks.common.environment import describe
 from benchmarks.common.models import load
 from benchmarks.common.results_file import Row
-from benchmarks.common.sweep import Sweep
-from benchmarks.compile.size_budget import compiled
+from benchmarks.compile.size_budget import compiled, sweep
 from lcc.inference.reader import Reader
 from lcc.modeling.kv import KV
 from lcc.text.chat_format import ChatFormat
@@ -127,19 +124,5 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--people", type=int, nargs="+", default=[5, 9])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[16, 8, 4])
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    sweep = Sweep(arguments.out, itemgetter("people", "seed", "ratio"), order=lambda key: key)
-    for key in sweep.missing(product(arguments.people, arguments.seeds, arguments.ratios)):
-        sweep.replace(key, measure(*key, arguments.work))
-    print(table(sweep.rows))
-
-
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, measure, table, seeds=[0, 1], ratios=[16, 8, 4])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from operator import itemgetter
@@ -99,19 +99,32 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def sweep(
+    description: str | None,
+    measure: Callable[[int, int, float, Path], Iterable[Row]],
+    table: Callable[[list[Row]], str],
+    seeds: Sequence[int],
+    ratios: Sequence[float],
+) -> None:
+    """The command line of a benchmark that measures memories of texts, and goes on where it stopped.
+
+    Args:
+        measure: the rows of one memory, from its text's people, its seed, its ratio, and a folder of memories.
+        table: what is printed of all rows.
+        seeds, ratios: unless the command line says others.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--people", type=int, nargs="+", default=[5, 9])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[64, 32, 16, 8, 4, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+    parser.add_argument("--ratios", type=float, nargs="+", default=ratios)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    sweep = Sweep(arguments.out, itemgetter("people", "seed", "ratio"), order=lambda key: key)
-    for key in sweep.missing(product(arguments.people, arguments.seeds, arguments.ratios)):
-        sweep.replace(key, measure(*key, arguments.work))
-    print(table(sweep.rows))
+    rows = Sweep(arguments.out, itemgetter("people", "seed", "ratio"), order=lambda key: key)
+    for key in rows.missing(product(arguments.people, arguments.seeds, arguments.ratios)):
+        rows.replace(key, measure(*key, arguments.work))
+    print(table(rows.rows))
 
 
 if __name__ == "__main__":
-    main()
+    sweep(__doc__, measure, table, seeds=[0, 1, 2], ratios=[64, 32, 16, 8, 4, 2])
