@@ -75,6 +75,10 @@ MaxBytesOption = Annotated[
         metavar="SIZE",
     ),
 ]
+QuestionsOption = Annotated[
+    str | None,
+    typer.Option(help="Questions to measure the memory on: JSONL with question, and where known answer."),
+]
 CertifyOption = Annotated[
     bool, typer.Option("--certify/--no-certify", help="Measure the memory beside the full text and nothing.")
 ]

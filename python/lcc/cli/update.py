@@ -21,6 +21,7 @@ from .options import (
     MemoryArgument,
     ModelOption,
     QueriesOption,
+    QuestionsOption,
     RecipeOption,
     SeedOption,
     SettingsOption,
@@ -49,6 +50,7 @@ def update_command(
     recipe: RecipeOption = "default",
     compiler: CompilerOption = DEFAULT,
     queries: QueriesOption = None,
+    questions: QuestionsOption = None,
     certify: CertifyOption = True,
     delta: Annotated[
         Path | None,
@@ -74,8 +76,8 @@ def update_command(
 
     chosen: dict[str, Any] = chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
     document = read_file(text)
-    options = update_options(memory, growing, recipe, compiler, queries, certify, **chosen)
-    inputs = (*input_paths(text, queries), *model_paths(model))
+    options = update_options(memory, growing, recipe, compiler, queries, certify, questions, **chosen)
+    inputs = (*input_paths(text, queries, questions), *model_paths(model))
     target = update_output(place(output, memory.name), memory, document, options, inputs, force)
     target.check()
     shipped = delta_output(delta, (memory, target.path, *inputs), force) if delta else None

@@ -120,7 +120,8 @@ class Compilation:
         settings = settings.for_text(longest)
         questions = None
         if options.questions is not None:
-            questions = read_questions(options.questions, text, model, tokenizer, longest)
+            stands = context.before - len(context.prefix_ids) + longest
+            questions = read_questions(options.questions, text, model, tokenizer, stands)
         digests = fingerprint(model, tokenizer)
         if options.parent is not None:
             check_parent(options.parent.memory, model, prefix_ids(context, settings), digests)

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..compilers.base import Compiler
 from ..compilers.registry import DEFAULT
 from ..errors import InputError
+from ..evaluation.questions import Questions
 from ..memory.memory import Memory
 from ..utils.progress import Reporter, reporting
 from ..utils.resumable import remove_checkpoint
@@ -39,6 +40,7 @@ def update(
     surrogates: str | os.PathLike | None = None,
     progress: bool | Reporter = True,
     certify: bool = True,
+    questions: Questions | None = None,
     **settings: Any,
 ) -> Memory:
     """A memory of what ``memory`` stands for and of ``more_text``; the old text is not needed.
@@ -58,6 +60,7 @@ def update(
         compiler: ``lcc`` or ``direct_kv``.
         certify: measure the memory beside the old memory with the new text, and beside nothing. Questions that the old
             memory carries and that were held out are among those that are asked.
+        questions: about both texts, see ``lcc.compile``; the score beside them is that of the old memory with the new text.
         **settings: as ``lcc.compile`` takes them; ``ratio`` is that of the new text, by default the memory's own.
             ``rehearsal_questions`` and ``rehearsal_weight`` say how much of the old memory is rehearsed.
 
@@ -69,7 +72,7 @@ def update(
         MemoryFileError: the memory or a checkpoint cannot be read, or a checkpoint cannot be written.
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates)
-    options = update_options(memory, growing, recipe, compiler, queries, certify, **settings)
+    options = update_options(memory, growing, recipe, compiler, queries, certify, questions, **settings)
     with reporting(progress) as reporter:
         made = make_memory(model, tokenizer, more_text, options, run, reporter)
     if run.checkpoint:
@@ -84,6 +87,7 @@ def update_options(
     compiler: str | Compiler = DEFAULT,
     queries: str | Path | Iterable[str] | None = None,
     certify: bool = True,
+    questions: Questions | None = None,
     **settings: Any,
 ) -> CompileOptions:
     """The options of ``lcc.update``.
@@ -101,7 +105,7 @@ def update_options(
     if ratio is not None and not growing:
         raise InputError("a memory that does not grow keeps its number of buffer tokens: leave ratio out")
     ratio = parent.memory.ratio if ratio is None else ratio
-    options = CompileOptions.of(recipe, compiler, queries, certify=certify, ratio=ratio, **settings)
+    options = CompileOptions.of(recipe, compiler, queries, questions, certify=certify, ratio=ratio, **settings)
     if not getattr(options.compiler, "goes_on", False):
         raise InputError(f"the compiler {options.compiler.name!r} reads no memory: take lcc or direct_kv")
     if not options.settings.training.keep_prefix:

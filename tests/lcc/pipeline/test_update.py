@@ -147,6 +147,15 @@ def test_the_certificate_reads_the_old_memory_too(job, old):
     assert job(certify=True, rehearsal_questions=0).certificate["rehearsed"] == {"held_out": None, "questions": None}
 
 
+def test_questions_to_measure_it_on(job):
+    rows = [{"question": "Who lives in Bonn?", "answer": "Timo"}, "Where does Mara live?"]
+    certificate = job(certify=True, questions=rows).certificate
+    assert certificate["questions"]["source"] == "given"
+    assert certificate["questions"]["count"] == 2
+    with pytest.raises(lcc.InputError, match="window"):
+        job(certify=True, questions=["Where? " * 600])
+
+
 def test_a_memory_that_did_not_change_keeps_all_that_is_rehearsed(job, monkeypatch):
     monkeypatch.setattr("lcc.pipeline.compile_once.updated", lambda made, parent: parent.memory)
     rehearsed = job(certify=True, held_out=0.4).certificate["rehearsed"]
