@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..compilers.base import Compiled, Compiler, CompileTask
@@ -19,8 +20,10 @@ from ..evaluation.questions import Question, read_questions
 from ..evaluation.sectioned_certificate import measure_sections
 from ..memory.memory import Memory
 from ..memory.metadata import Section
+from ..memory.payload import KVPayload
 from ..modeling.architecture import check_architecture
 from ..modeling.fingerprint import fingerprint
+from ..modeling.kv import KV, kv_shape
 from ..modeling.model_copy import share_weights
 from ..modeling.sharding import is_sharded
 from ..modeling.weights import loaded_model
@@ -152,6 +155,13 @@ class Compilation:
             compiled = check_compiled(compiled, compiler, task.model, task.context, self.digests)
         memory = self._memory(compiled)
         return self._certified(memory) if self.options.certify else memory
+
+    def blank(self) -> Memory:
+        """What is known of the memory beforehand: K and V are zeros, and there is neither curve nor certificate."""
+        context, model = self.task.context, self.task.model
+        layers, heads, width = kv_shape(model.config)
+        zeros = torch.zeros(layers, heads, context.buffer, width, dtype=model.dtype)
+        return self._memory(Compiled(KVPayload(KV(zeros, zeros.clone()))))
 
     def _task_among_distractors(self) -> CompileTask:
         task = self.task

@@ -6,7 +6,6 @@ K and V, and with them the ratio and the dtype.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,8 +25,11 @@ from .options import CompileOptions, Run
 from .ratio_search import runs_by_ratio
 from .size_plan import FEWEST, SizePlan
 
-# What a file says beside its K and V and its questions, in bytes: expected here, and measured when there is a memory.
-METADATA = 8_000
+# Bytes that a file's metadata takes at least, whatever the text.
+LEAST_METADATA = 3_000
+# Bytes that are expected of what is known when a memory is made: a row of the curve, the certificate, the cost of
+# quantising.
+CURVE_ROW, CERTIFICATE, QUANTIZATION = 110, 2_000, 250
 # Figures have more or fewer digits in another compilation.
 SPARE = 200
 
@@ -42,7 +44,8 @@ def compile_into(
 ) -> Memory:
     """Compile ``text`` into a memory whose file has ``options.max_bytes`` at most; ``SizePlan`` has the rule.
 
-    If the metadata takes more than expected, the text is compiled once more, at a ratio that leaves room for it.
+    If the metadata takes more than expected, the text is compiled once more, at a ratio that leaves room for it. If it
+    takes less, a wider dtype may fit.
 
     Raises:
         InputError: the bytes are too few, or the model's weights are sharded; or as ``lcc.compile``.
@@ -58,30 +61,45 @@ def compile_into(
         try:
             return SizePlan.of(limit - beside, tokens, kv_shape(model.config), model.dtype)
         except InputError as error:
-            raise InputError(f"max_bytes is {limit:,}, of which metadata takes about {beside:,}: {error}") from None
+            about = "at least" if beside == LEAST_METADATA else "about"
+            raise InputError(f"max_bytes is {limit:,}, of which metadata takes {about} {beside:,}: {error}") from None
 
-    plan(METADATA)
+    plan(LEAST_METADATA)
     with runs_by_ratio(run) as at_ratio:
         # The ratio of the fewest buffer tokens: the data does not depend on it.
         ratio = max(1.0, tokens / FEWEST)
         first = replace(options, settings=settings.replace(ratio=ratio))
         data_run = replace(at_ratio(ratio), checkpoint=None)
-        beside = METADATA + _question_bytes(Compilation.of(model, tokenizer, text, first, data_run, reporter))
+        beside = _expected_metadata(Compilation.of(model, tokenizer, text, first, data_run, reporter))
         while True:
             chosen = plan(beside)
             at = replace(options, settings=settings.replace(ratio=chosen.ratio))
-            memory = compile_once(model, tokenizer, text, at, at_ratio(chosen.ratio), reporter)
-            memory = replace(_smaller(model, tokenizer, memory, chosen.dtype, options, run), max_bytes=limit)
+            whole = compile_once(model, tokenizer, text, at, at_ratio(chosen.ratio), reporter)
+            whole = replace(whole, max_bytes=limit)
+            memory = _smaller(model, tokenizer, whole, chosen.dtype, options, run)
             if memory.file_bytes <= limit:
-                return memory
-            beside = memory.file_bytes - memory.nbytes + SPARE
+                break
+            beside = _metadata(memory) + SPARE
+        widest = plan(_metadata(memory))
+        if widest.ratio == chosen.ratio and widest.dtype != chosen.dtype:
+            wider = _smaller(model, tokenizer, whole, widest.dtype, options, run)
+            memory = wider if wider.file_bytes <= limit else memory
+        return memory
 
 
-def _question_bytes(compilation: Compilation) -> int:
-    """Bytes that a file's questions take, whose JSON is a string in another JSON. The data is made, if there is any."""
-    if not isinstance(compilation.options.compiler, TrainedCompiler):
-        return 0
-    return len(json.dumps(json.dumps(list(compilation.task.data().self_questions))))
+def _metadata(memory: Memory) -> int:
+    """Bytes of the memory's file beside its tensors."""
+    return memory.file_bytes - memory.nbytes
+
+
+def _expected_metadata(compilation: Compilation) -> int:
+    """Bytes of the file beside K and V, as far as they are known. The data is made, if there is any."""
+    options, training = compilation.options, compilation.settings.training
+    expected = QUANTIZATION + CERTIFICATE * options.certify
+    if isinstance(options.compiler, TrainedCompiler):
+        compilation.task.data()
+        expected += CURVE_ROW * (1 + training.steps // training.evaluate_every)
+    return _metadata(compilation.blank()) + expected
 
 
 def _smaller(

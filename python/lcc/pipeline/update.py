@@ -60,7 +60,7 @@ def update(
         compiler: ``lcc`` or ``direct_kv``.
         certify: measure the memory beside the old memory with the new text, and beside nothing. Questions that the old
             memory carries and that were held out are among those that are asked.
-        questions: about both texts, see ``lcc.compile``; the score beside them is that of the old memory with the new text.
+        questions: about both texts, see ``lcc.compile``; beside the old memory with the new text.
         **settings: as ``lcc.compile`` takes them; ``ratio`` is that of the new text, by default the memory's own.
             ``rehearsal_questions`` and ``rehearsal_weight`` say how much of the old memory is rehearsed.
 

@@ -109,9 +109,9 @@ def test_what_is_no_size_is_refused(wrong):
 def measured(job, monkeypatch):
     """The bytes that a memory's metadata takes, which are then expected; and how many buffer tokens it has."""
     memory = job(PLENTY)
-    monkeypatch.setattr(size_budget, "METADATA", memory.file_bytes - memory.nbytes + 300)
-    monkeypatch.setattr(size_budget, "_question_bytes", lambda compilation: 0)
-    return memory, size_budget.METADATA
+    metadata = memory.file_bytes - memory.nbytes + 300
+    monkeypatch.setattr(size_budget, "_expected_metadata", lambda compilation: metadata)
+    return memory, metadata
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_file_keeps_to_its_bytes(dtype, share, job, measured, compiled_ratio
 def test_more_metadata_than_expected_takes_a_larger_ratio(job, measured, compiled_ratios, monkeypatch):
     whole, beside = measured
     limit = beside + kv_bytes(whole.kv_payload.dims, FORMATS["int4"])
-    monkeypatch.setattr(size_budget, "METADATA", beside - 700)
+    monkeypatch.setattr(size_budget, "_expected_metadata", lambda compilation: beside - 700)
     memory = job(limit - 500)
     assert memory.file_bytes <= limit - 500
     assert len(compiled_ratios) == 2
@@ -164,11 +164,24 @@ def test_questions_are_known_before_the_ratio_is_chosen(job, compiled_ratios):
     whole = job(PLENTY, **asked)
     compiled_ratios.clear()
     questions = len(json.dumps(json.dumps(whole.questions)))
-    limit = size_budget.METADATA + questions + kv_bytes(whole.kv_payload.dims, FORMATS["int4"]) // 2
+    limit = whole.file_bytes - whole.nbytes + kv_bytes(whole.kv_payload.dims, FORMATS["int4"]) // 2
     memory = job(limit, **asked)
     assert questions > 1_000
+    # What was expected is a few hundred bytes more than what there is.
+    assert limit - 1_000 < memory.file_bytes <= limit
     assert memory.ratio > LEAST_RATIO
     assert compiled_ratios == [memory.ratio]
+
+
+def test_less_metadata_than_expected_takes_a_wider_dtype(job, measured, compiled_ratios, monkeypatch):
+    whole, beside = measured
+    limit = beside + kv_bytes(whole.kv_payload.dims, FORMATS["int8"])
+    saved = kv_bytes(whole.kv_payload.dims, FORMATS["int8"]) - kv_bytes(whole.kv_payload.dims, FORMATS["int4"])
+    monkeypatch.setattr(size_budget, "_expected_metadata", lambda compilation: beside + saved // 2)
+    memory = job(limit)
+    assert (memory.dtype, memory.ratio) == ("int8", LEAST_RATIO)
+    assert memory.file_bytes <= limit
+    assert len(compiled_ratios) == 1
 
 
 @pytest.mark.parametrize("restart", [False, True])
@@ -194,8 +207,10 @@ def test_the_dtype_is_measured_when_memories_are(job, measured):
 
 
 def test_too_few_bytes_are_refused_before_any_work(job, data_made):
-    with pytest.raises(lcc.InputError, match=r"max_bytes is 5,000, of which metadata .* raise max_bytes by"):
-        job("5kB")
+    with pytest.raises(
+        lcc.InputError, match=r"max_bytes is 3,100, of which metadata takes at least 3,000.* raise max_bytes by"
+    ):
+        job("3100B")
     assert not data_made
 
 
