@@ -48,7 +48,8 @@ def apply_command(
     from ..memory.delta import Delta
     from ..memory.memory import Memory
 
-    target = Output(place(output, memory.name), input_paths(memory, delta), force)
+    read = input_paths(delta) if force else input_paths(memory, delta)
+    target = Output(place(output, memory.name), read, force)
     target.check()
     made = Delta.load(delta, trusted=key or None).apply(Memory.load(memory))
     made.save(target)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..compilers.registry import DEFAULT
-from ..errors import MemoryFileError
+from ..errors import InputError, MemoryFileError
 from ..utils.outputs import input_paths, model_paths, place
 from ..utils.progress import Reporter
 from ..utils.terminal import Terminal, say, shown
@@ -65,7 +66,7 @@ def update_command(
     as_json: JsonOption = False,
 ) -> None:
     """Take more text into a memory, without the text that it was made from. Run it again after a kill: it goes on."""
-    from ..memory.delta import Delta, delta_output
+    from ..memory.delta import delta_output
     from ..memory.memory import Memory
     from ..memory.store import checkpoint_beside
     from ..pipeline.options import Run
@@ -82,21 +83,21 @@ def update_command(
     target.check()
     shipped = delta_output(delta, (memory, target.path, *inputs), force) if delta else None
     if shipped:
+        if os.path.realpath(shipped) == os.path.realpath(target):
+            raise InputError(f"--delta and --output are both {target}: name two files")
         shipped.check()
     loaded = load_model(model)
     try:
         with Reporter(log_file=log_file) as reporter:
-            status = update_to(*loaded, memory, document, target, options, Run(restart=force), reporter)
+            status = update_to(*loaded, memory, document, target, options, Run(restart=force), reporter, shipped)
     except KeyboardInterrupt:
         say(f"stopped; run the same command again to go on from {shown(checkpoint_beside(target))}")
         raise
     if status == "locked":
         raise MemoryFileError(f"another process is writing {target}: wait for it, or name another file")
     if status == "skipped":
-        say(f"skipped: {shown(target)} has taken this text in already")
+        say(f"skipped: {shown(target)} took this text in last; to take it in once more, name another file")
     stored = Memory.load(target)
-    if shipped and options.parent and options.parent.memory.digest != stored.digest:
-        Delta.between(options.parent.memory, stored).save(shipped)
     if as_json:
         print_json(stored.summary() | {"path": str(target)} | ({"delta": str(shipped)} if shipped else {}))
         return

@@ -124,6 +124,10 @@ class Delta:
         except (TypeError, InputError) as error:
             raise MemoryFileError(f"the delta makes no memory that can be used: {error}") from error
 
+    def makes(self, new: Memory) -> bool:
+        """Whether it turns a memory into ``new``."""
+        return self.header["new"] == _digest_of(new)
+
     def save(self, path: str | os.PathLike) -> None:
         """Write the delta to one safetensors file, atomically; docs/memory-format.md says what is in it.
 

@@ -241,5 +241,8 @@ def test_the_commands(first, tmp_path):
     assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "made").exit_code == 0
     assert (tmp_path / "made").read_bytes() == (tmp_path / "new").read_bytes()
     assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "made").exit_code == 4
-    assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "old", "--force").exit_code == 4
+    assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "d", "--force").exit_code == 4
     assert run("apply", tmp_path / "new", tmp_path / "d", "-o", tmp_path / "other").exit_code == 3
+    assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "old").exit_code == 4
+    assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "old", "--force").exit_code == 0
+    assert (tmp_path / "old").read_bytes() == (tmp_path / "new").read_bytes()

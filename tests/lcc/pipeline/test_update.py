@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections import Counter
@@ -10,19 +9,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import lcc
-from lcc.cli import app as cli
-from lcc.cli import loading as load
 from lcc.embedded_model.tokenizer import build_tokenizer
-from lcc.memory.store import checkpoint_beside
-from lcc.pipeline.options import Run
-from lcc.pipeline.update import update_options
-from lcc.pipeline.update_to import update_output, update_to
 from lcc.synthetic.people import document
 from lcc.utils.hashing import text_digest
-from lcc.utils.progress import Reporter
 from tests.lcc.pipeline.test_compile import fail_at, same
 from tests.support.tiny_models import tiny_model
 
@@ -247,62 +238,3 @@ def test_it_goes_on_after_a_failure(job, old, growing, tmp_path, monkeypatch):
         job(memory=replace(old, questions=old.questions[:1]), **options)
     assert same(job(**options), whole)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.fixture
-def command(llama, tokenizer, old, tmp_path, monkeypatch):
-    """``lcc update``, of the file ``old`` with the text ``more``, and what it printed."""
-    monkeypatch.setattr(load, "load_model", lambda model, *_: (llama, tokenizer))
-    old.save(tmp_path / "old")
-    (tmp_path / "more").write_text(MORE)
-    few = "steps=3 batch=4 general_queries=6 self_study_questions=2 self_study_temperature=5.0 self_study_piece=10 "
-    few += "self_study_hard=0 self_study_follow_ups=0 max_response_tokens=8"
-    settings = [word for pair in few.split() for word in ("--set", pair)]
-
-    def run(output="new", *more: str, code: int = 0):
-        words = ["update", str(tmp_path / "old"), str(tmp_path / "more"), "-o", str(tmp_path / output), "--no-certify"]
-        result = CliRunner().invoke(cli.app, [*words, *settings, *more])
-        assert result.exit_code == code, result.output
-        return result
-
-    return run
-
-
-def test_the_command_writes_once(command, old, tmp_path):
-    before = (tmp_path / "old").read_bytes()
-    shown = json.loads(command("new", "--json", "--log-file", str(tmp_path / "log")).stdout)
-    assert shown["update"]["growing"] is True
-    assert shown["buffer_tokens"] > old.buffer_tokens
-    assert "compiling" in (tmp_path / "log").read_text()
-    written = (tmp_path / "new").read_bytes()
-    assert "skipped" in command("new").stderr
-    assert "growing" in command("new", "--constant", code=3).stderr
-    assert (tmp_path / "new").read_bytes() == written
-    command("new", "--constant", "--force")
-    assert lcc.Memory.load(tmp_path / "new").buffer_tokens == old.buffer_tokens
-    assert (tmp_path / "old").read_bytes() == before
-    assert not checkpoint_beside(tmp_path / "new").exists()
-    assert "took in last" in CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "new")]).output
-
-
-def test_the_memorys_own_file_is_replaced_with_force_alone(command, old, tmp_path):
-    assert "read by this very command" in command("old", code=4).stderr
-    assert lcc.Memory.load(tmp_path / "old").digest == old.digest
-    command("old", "--force")
-    new = lcc.Memory.load(tmp_path / "old")
-    assert new.lineage[0]["digest"] == old.digest
-    assert "skipped" in command("old", "--force").stderr
-    assert lcc.Memory.load(tmp_path / "old").digest == new.digest
-
-
-def test_an_update_that_came_second_is_refused(llama, tokenizer, old, fast, tmp_path):
-    """Two processes update one file in place: the second would lose what the first one took in."""
-    path = tmp_path / "old"
-    old.save(path)
-    del fast["progress"]
-    options = update_options(path, certify=False, **fast)
-    replace(old, payload=type(old.payload)(old.kv.head(3))).save(path)
-    output = update_output(path, path, MORE, options, force=True)
-    with pytest.raises(lcc.MemoryFileError, match="replaced meanwhile"):
-        update_to(llama, tokenizer, path, MORE, output, options, Run(), Reporter(False))
-    assert lcc.Memory.load(path).buffer_tokens == 3
