@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .memory.memory import Memory
     from .memory.payload import KVPayload
     from .memory.signing import sign, verify_signature
+    from .memory.words import strip
     from .modeling.fingerprint import fingerprint
     from .modeling.kv import KV
     from .pipeline.batch import compile_documents
@@ -82,6 +83,7 @@ __all__ = [
     "register",
     "remove_checkpoint",
     "sign",
+    "strip",
     "update",
     "verify_signature",
 ]
@@ -129,8 +131,9 @@ _FILES = {
     "register": "compilers.registry",
     "remove_checkpoint": "utils.resumable",
     "sign": "memory.signing",
-    "verify_signature": "memory.signing",
+    "strip": "memory.words",
     "update": "pipeline.update",
+    "verify_signature": "memory.signing",
 }
 
 

@@ -19,6 +19,7 @@ GOOD = {
     "log": "log {memory}",
     "quantize": "quantize {memory} -o {new} --answers 1 --model {model}",
     "sign": "sign {memory} --key {key} --detached",
+    "strip": "strip {memory} -o {new}",
     "update": f"update {{memory}} {{text}} -o {{new}} --model {{model}} {SMALL}",
     "verify": "verify {memory} --model {model}",
 }
@@ -112,6 +113,7 @@ UNUSABLE = {
         "sign {memory} --key {binary}",
         "sign {memory} --key {model}",
     ],
+    "strip": ["strip {memory}", "strip {memory} -o {memory}"],
     "update": [
         "update {memory} {absent} -o {new} --model {model}",
         "update {memory} {binary} -o {new} --model {model}",

@@ -45,6 +45,7 @@ from .options import (
 )
 from .serve import serve_command
 from .sign import keygen_command, sign_command
+from .strip import strip_command
 from .update import update_command
 from .verify import verify_command
 
@@ -175,6 +176,7 @@ command("chat")(chat_command)
 command("serve")(serve_command)
 command("certify")(certify_command)
 command("leaks")(leaks_command)
+command("strip")(strip_command)
 
 
 @command()

@@ -57,9 +57,9 @@ def leaks_command(
     from dataclasses import replace
 
     from ..evaluation.leaks import leaks
+    from .leak_table import show_leaks
     from .loading import load_model
     from .rewriting import OwnFile
-    from .tables import show_leaks
 
     require(max_recited is None or 0 <= max_recited <= 1, "--max-recited", max_recited, "a share, from 0 to 1")
     file, texts = OwnFile(memory), list(map(read_file, text))

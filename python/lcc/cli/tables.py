@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from .demo import DemoReport
 
 SHOWN_QUESTIONS = 12
 READERS = ("full_text", "memory", "no_text")
-ATTACKS = {"asked": "asked to repeat, greedily", "sampled": "{attempts} answers to each request"}
 
 ADAPTER = "rank {rank}, alpha {alpha:g}, {adapted_layers} linear layers, {dtype}, cache sharing {cache_sharing}"
 # What came of asking, as it is shown.
@@ -255,37 +253,3 @@ def _probed(plan: Plan) -> str:
     if plan.probed_tokens == plan.text_tokens:
         return "a few steps timed"
     return f"timed on the first {plan.probed_tokens} tokens"
-
-
-def show_leaks(measured: dict[str, Any], canaries: list[str]) -> None:
-    """The figures, a reader a column."""
-    whose = "the redacted passages" if measured["redacted"] else "the text"
-    title = f"what comes out of {measured['tokens']} tokens of {whose}, in runs of {measured['run']} or more"
-    table = Table(title=title)
-    for heading in ("", "full text", "memory", "nothing"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for what, figures in _leak_rows(measured, canaries):
-        table.add_row(what, *(figures[name] for name in READERS))
-    terminal = Terminal()
-    terminal.print(table)
-    terminal.print(f"recited: [bold]{percent(measured['recited'])}[/bold], the most that an attack got from the memory")
-
-
-def _leak_rows(measured: dict[str, Any], canaries: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for name, attack in measured["attacks"].items():
-        yield ATTACKS[name].format(**attack), _formatted(attack["recited"], percent)
-        if attack["attempts"] > 1:
-            yield "  in the best of them", _formatted(attack["best"], percent)
-        yield "  longest run, tokens", _formatted(attack["longest"], str)
-    for canary, figures in zip(canaries, measured["canaries"], strict=True):
-        most = math.log2(figures["alternatives"] + 1)
-        yield f"exposure of {shown(canary)}, bits of {most:.1f}", _formatted(figures["exposure"], "{:.1f}".format)
-        yield "  written word for word", _formatted(figures["written"], lambda it: "yes" if it else "no")
-    if told := measured["passages"]:
-        yield f"passages ({told['count']}, {told['tokens']} tokens)", _formatted(told["recited"], percent)
-        if told["same"]:
-            yield f"  {told['questions']} questions answered as from the text", _formatted(told["same"], percent)
-
-
-def _formatted(figures: dict[str, Any], form: Any) -> dict[str, str]:
-    return {name: form(figure) for name, figure in figures.items()}

@@ -24,6 +24,8 @@ class LeakReport:
         passages: of those that are marked or redacted, their ``count`` and ``tokens``, and the share of these that each
             reader ``recited``; the number of ``questions``, and the share that each reader answers the ``same`` as the
             model that reads the whole text. None if there are no passages, or no questions.
+        file: what the memory's file says in words, without any attack: the number of ``strings``, the share of the
+            tokens that is ``recited`` in them, the ``longest`` run, and for each canary whether one of them has it.
         seconds: that the test took.
     """
 
@@ -34,12 +36,13 @@ class LeakReport:
     attacks: dict[str, dict[str, Any]]
     canaries: list[dict[str, Any]]
     passages: dict[str, Any] | None
+    file: dict[str, Any]
     seconds: float
 
     @property
     def recited(self) -> float:
-        """The largest share of the tokens that an attack makes the memory write, in all its attempts together."""
-        return max(attack["recited"]["memory"] for attack in self.attacks.values())
+        """The largest share of the tokens that an attack gets from the memory in all its attempts, or the file says."""
+        return max(self.file["recited"], *(attack["recited"]["memory"] for attack in self.attacks.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; what the memory's file keeps."""

@@ -17,6 +17,7 @@ from ..data.reconstruction import QUOTED
 from ..errors import InputError, MismatchError
 from ..inference.reader import Reader
 from ..memory.memory import Memory
+from ..memory.words import words_of
 from ..modeling.model_copy import share_weights
 from ..modeling.wrappers import plain_model
 from ..text.chat_format import ChatFormat
@@ -65,7 +66,7 @@ def leaks(
     questions.
 
     A text that the model cannot read and repeat within its window is read in parts. What any part tells is the full
-    text's.
+    text's. The questions and answers that the memory's file holds are searched too: they need no model.
 
     Args:
         text: that the memory was compiled from, before passages were redacted. Of a memory that took more texts in all
@@ -132,6 +133,7 @@ class _Test:
             "memory": [Reader.of_memory(model, chat, memory)],
             "no_text": [Reader.of_text(model, chat, "")],
         }
+        self._words = words_of(memory)
 
     def report(
         self, marks: Sequence[str], canaries: Sequence[str], redacted: Sequence[str], attempts: int
@@ -154,6 +156,7 @@ class _Test:
             attacks={name: self._attack(sought, name, count, written) for name, count in prompts.items()},
             canaries=self._canaries(canaries, secrets, written),
             passages=self._passages(passages, told, written) if told else None,
+            file=self._in_the_file(sought, canaries),
             seconds=round(time.monotonic() - self._began, 3),
         )
 
@@ -240,6 +243,16 @@ class _Test:
             },
             "questions": len(same["memory"]),
             "same": {name: statistics.fmean(found) for name, found in same.items()} if same["memory"] else None,
+        }
+
+    def _in_the_file(self, sought: Sequence[Sought], canaries: Sequence[str]) -> dict[str, Any]:
+        """What the file says in words, for which nobody has to be asked."""
+        said = [tuple(self._chat.ids(one)) for one in self._words]
+        return {
+            "strings": len(said),
+            "recited": recited(sought, said),
+            "longest": longest_run(sought, said),
+            "canaries": [any(occurrences(one, canary) for one in self._words) for canary in canaries],
         }
 
 

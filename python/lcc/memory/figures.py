@@ -144,9 +144,16 @@ class Passages(TypedDict):
     same: Readers | None
 
 
-class Leaks(TypedDict):
-    """What of a text can be got out of its memory."""
+class InTheFile(TypedDict):
+    """What the file says of the text in words."""
 
+    strings: int
+    recited: float
+    longest: int
+    canaries: list[bool]
+
+
+class _Leaks(TypedDict):
     date: str
     recited: float
     tokens: int
@@ -156,3 +163,9 @@ class Leaks(TypedDict):
     canaries: list[Canary]
     passages: Passages | None
     seconds: float
+
+
+class Leaks(_Leaks, total=False):
+    """What of a text can be got out of its memory."""
+
+    file: InTheFile
