@@ -28,7 +28,7 @@ def log_command(memory: MemoryArgument, as_json: JsonOption = False) -> None:
         return
     table = Table(title=shown(memory))
     for heading in ("operation", "tensors", "made of", "K", "compiler", "version", "changed settings"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "tensors")
     for row in rows:
         parents = ", ".join(shown(parent[:DIGITS]) for parent in row["parents"])
         changed = ", ".join(_told(name, *values) for name, values in row["changed"].items())
@@ -39,6 +39,7 @@ def log_command(memory: MemoryArgument, as_json: JsonOption = False) -> None:
 
 
 def _told(name: str, was: Any, now: Any) -> str:
+    was, now = (round(value, 3) if isinstance(value, float) else value for value in (was, now))
     return shown(f"{name} {now}" if was is None else f"{name} {was} → {now}")
 
 

@@ -111,8 +111,8 @@ BankOption = Annotated[Path, typer.Option("--bank", help="The bank's folder.", m
 RedactOption = Annotated[
     list[str] | None,
     typer.Option(
-        help="A passage to cut out before anything reads the text, or a file of passages, an empty line between two; "
-        "repeatable.",
+        help="A passage to cut out before anything reads the text, inside words too, or a file of passages, an empty "
+        "line between two; repeatable.",
         metavar="PASSAGE|FILE",
     ),
 ]
@@ -183,6 +183,10 @@ def passages(given: list[str] | None) -> list[str]:
             if not of_file:
                 raise InputError(f"{each} holds no passage")
             found += of_file
+        elif os.path.exists(each):
+            raise InputError(
+                f"{each} is a folder or a device: name a file of passages, or write the passage differently"
+            )
         else:
             found.append(each)
     return found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..errors import MemoryFileError
 from ..memory.memory import Memory
-from ..memory.signing import is_signed
+from ..memory.signing import detached_file, is_signed
 from ..utils.outputs import Output
 from ..utils.terminal import Terminal
+
+SIGNATURE_GONE = "the file has changed, and its signature is gone: sign it again"
 
 
 class OwnFile:
@@ -47,8 +50,17 @@ class OwnFile:
         """
         if Memory.load(self.path).digest != self.memory.digest:
             raise MemoryFileError(f"{self.path} was replaced meanwhile: run the command again")
-        signed = is_signed(self.path)
+        signed = is_signed_file(self.path)
         measured.save(self._output)
         if signed and not quiet:
-            Terminal().print("the file has changed, and its signature is gone: sign it again")
+            Terminal().print(SIGNATURE_GONE)
         return signed
+
+
+def is_signed_file(path: str | os.PathLike) -> bool:
+    """Whether there is a file at ``path`` that has signatures, in it or beside it.
+
+    Raises:
+        MemoryFileError: it is damaged or none of ours.
+    """
+    return os.path.isfile(path) and (is_signed(path) or detached_file(Path(path)).exists())

@@ -156,6 +156,9 @@ def _shape(memory: Memory, summary: dict[str, Any]) -> Iterator[tuple[str, str]]
         yield "adapter", shown(f"{ADAPTER.format(**summary | lora)} ({', '.join(lora['targets'])})")
         return
     yield "buffer tokens", f"{memory.buffer_tokens} (ratio {memory.ratio:g})"
+    if memory.sections:
+        sizes = ", ".join(f"{section['tokens']} → {section['buffer_tokens']}" for section in memory.sections)
+        yield "sections", f"{len(memory.sections)}, tokens → buffer tokens: {sizes}"
     yield "shape", "{layers} layers x {kv_heads} KV heads x {head_dim}, {dtype}".format(**summary)
     if memory.max_bytes:
         yield "size budget", f"{memory.max_bytes:,} bytes; the file has {memory.file_bytes:,}"
@@ -168,7 +171,8 @@ def _pairs(named: Mapping[str, Any]) -> str:
 def _certificate(measured: dict[str, Any], dtype: str) -> Table:
     """What the memory keeps and changes, a reader a column."""
     of = f" of the {shown(measured['dtype'])} memory, before it became {dtype}" if measured["dtype"] != dtype else ""
-    table = Table(title=f"certificate{of}")
+    behind = "; the full text is read behind the old memory" if "rehearsed" in measured else ""
+    table = Table(title=f"certificate{of}{behind}")
     for heading in ("", "full text", "memory", "nothing"):
         table.add_column(heading, justify="right" if heading else "left")
 

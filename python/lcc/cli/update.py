@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +25,12 @@ from .options import (
     QueriesOption,
     QuestionsOption,
     RecipeOption,
+    RedactOption,
     SeedOption,
     SettingsOption,
     StepsOption,
     chosen_settings,
+    passages,
     print_json,
 )
 
@@ -52,6 +55,7 @@ def update_command(
     compiler: CompilerOption = DEFAULT,
     queries: QueriesOption = None,
     questions: QuestionsOption = None,
+    redact: RedactOption = None,
     certify: CertifyOption = True,
     delta: Annotated[
         Path | None,
@@ -73,20 +77,26 @@ def update_command(
     from ..pipeline.update import update_options
     from ..pipeline.update_to import update_output, update_to
     from .loading import load_model
+    from .rewriting import SIGNATURE_GONE, is_signed_file
     from .tables import show_memory
 
     chosen: dict[str, Any] = chosen_settings(context, settings, compiler, ratio=ratio, steps=steps, seed=seed)
-    document = read_file(text)
-    options = update_options(memory, growing, recipe, compiler, queries, certify, questions, **chosen)
-    inputs = (*input_paths(text, queries, questions), *model_paths(model))
-    target = update_output(place(output, memory.name), memory, document, options, inputs, force)
-    target.check()
+    hidden = passages(redact)
+    options = update_options(memory, growing, recipe, compiler, queries, certify, questions, hidden, **chosen)
+    document, path = read_file(text), place(output, memory.name)
+    inputs = (*input_paths(text, queries, questions, *(redact or ())), *model_paths(model))
+    # Which memory may be replaced hangs on the text, which is redacted as the tokenizer can write it.
+    target = update_output(path, memory, document, options, inputs, force)
+    replace(target, force=force or bool(hidden)).check()
     shipped = delta_output(delta, (memory, target.path, *inputs), force) if delta else None
     if shipped:
         if os.path.realpath(shipped) == os.path.realpath(target):
             raise InputError(f"--delta and --output are both {target}: name two files")
         shipped.check()
     loaded = load_model(model)
+    document = options.redacted(document, loaded[1])
+    target = update_output(path, memory, document, options, inputs, force)
+    signed = is_signed_file(target)
     try:
         with Reporter(log_file=log_file) as reporter:
             status = update_to(*loaded, memory, document, target, options, Run(restart=force), reporter, shipped)
@@ -102,6 +112,8 @@ def update_command(
         print_json(stored.summary() | {"path": str(target)} | ({"delta": str(shipped)} if shipped else {}))
         return
     show_memory(stored, target.path)
+    if signed and status == "compiled":
+        Terminal().print(SIGNATURE_GONE)
     if shipped:
         size = shipped.path.stat().st_size / 1024
         Terminal().print(f"wrote {shown(shipped)}, {size:.1f} KiB, for lcc apply", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,7 +45,7 @@ Ids = tuple[int, ...]
 def leaks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    memory: Memory,
+    memory: Memory | str | os.PathLike,
     text: str | Sequence[str],
     *,
     marks: Sequence[str] = (),
@@ -69,6 +70,7 @@ def leaks(
     text's. The questions and answers that the memory's file holds are searched too: they need no model.
 
     Args:
+        memory: or its file.
         text: that the memory was compiled from, before passages were redacted. Of a memory that took more texts in all
             of them, the oldest first.
         marks: passages of the text that matter.
@@ -81,6 +83,7 @@ def leaks(
 
     Raises:
         InputError: a passage or a canary is not in the text.
+        MemoryFileError: the memory's file cannot be read.
         MismatchError: the memory belongs to another text, model or tokenizer, or other passages were redacted.
     """
     texts = [text] if isinstance(text, str) else list(text) if isinstance(text, Iterable) else text
@@ -92,6 +95,7 @@ def leaks(
     check_count("run", run)
     marks, canaries = checked_passages("marks", marks, *texts), checked_passages("canaries", canaries, *texts)
     redacted = checked_passages("redacted", redacted, *texts)
+    memory = memory if isinstance(memory, Memory) else Memory.load(memory)
     model = share_weights(plain_model(model))
     memory.verify(model, tokenizer)
     compiled = [redact(one, [each for each in redacted if occurrences(one, each)], tokenizer) for one in texts]
@@ -113,7 +117,9 @@ def _require_source(memory: Memory, compiled: Sequence[str], redacted: int) -> N
         which = "the one that it is of"
         if memory.update:
             which = "the one that it was compiled from and, in order, all that it took in since"
-        hidden = f", and the {memory.redacted} passages that were redacted" if memory.redacted or redacted else ""
+        hidden = f", and the {memory.redacted} passages that were redacted" if memory.redacted else ""
+        if redacted and not memory.redacted:
+            hidden = "; no passage of it was redacted"
         raise MismatchError(f"the memory was compiled from another text: give {which}{hidden}")
 
 
@@ -215,7 +221,6 @@ class _Test:
             for reader, attacks in written.items()
         }
         for number, (canary, place) in enumerate(zip(canaries, places, strict=True)):
-            self._report(CANARIES, number, len(canaries))
             others = shapes.alternatives(place.ids, f"{self._seed} {number}")
             exposures = {
                 name: max(exposure(each, place.before[-QUOTED:], place.ids, others) for each in readers)
@@ -223,6 +228,7 @@ class _Test:
             }
             came = {name: any(occurrences(one, canary) for one in said) for name, said in texts.items()}
             measured.append({"alternatives": len(others), "exposure": exposures, "written": came})
+            self._report(CANARIES, number + 1, len(canaries))
         return measured
 
     def _passages(

@@ -74,8 +74,9 @@ class Delta:
         """What turns ``old`` into ``new``.
 
         Raises:
-            InputError: the new memory is too large beside the old one.
+            InputError: the new memory is too large beside the old one, or one of the two is no memory.
         """
+        _require_memories(old, new)
         before, after = finite_json(old.metadata()), finite_json(new.metadata())
         tensors = new.tensors()
         packed = {TENSOR + name: _packed(_difference(name, tensor, old.tensors())) for name, tensor in tensors.items()}
@@ -106,6 +107,7 @@ class Delta:
             MemoryFileError: the delta is damaged, or makes something else than it says.
             InputError: the new memory is too large beside the old one.
         """
+        _require_memories(old)
         if _digest_of(old) != self.header["old"]:
             raise MismatchError(
                 "the delta was made for another memory, or for this one before its metadata changed, as lcc certify "
@@ -216,6 +218,12 @@ class Delta:
 def delta_output(path: Path, inputs: Iterable[Path] = (), force: bool = False) -> Output:
     """The file that a delta goes to: it replaces deltas."""
     return Output(path, tuple(inputs), force, ours(DELTA_FORMAT))
+
+
+def _require_memories(*given: object) -> None:
+    for each in given:
+        if not isinstance(each, Memory):
+            raise InputError(f"a memory is a {type(each).__name__}; give a Memory, such as Memory.load returns")
 
 
 def _digest_of(memory: Memory) -> str:

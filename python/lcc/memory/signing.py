@@ -104,8 +104,21 @@ def require_signed(path: str | os.PathLike, stored: Stored, keys: Iterable[Publi
     signers = {row["public_key"] for row in known if _fits(trusted[row["public_key"]], row, _message(stored))}
     if not signers:
         names = ", ".join(sorted({row["public_key"] for row in known}))
-        raise MemoryFileError(f"{path} was changed after {names} signed it: the signature does not fit")
+        raise MemoryFileError(
+            f"{path} was changed after {names} signed it: the signature does not fit; ask for the file that was signed"
+        )
     return sorted(signers)
+
+
+def signers_named(path: str | os.PathLike) -> list[str]:
+    """The keys of all signatures of a file, of which none is checked.
+
+    Raises:
+        MemoryFileError: the file is damaged or none of ours, or its signatures cannot be read.
+    """
+    stored = load_stored(path, *SIGNED_FORMATS)
+    rows = [*_in_header(path, stored), *_in_file(detached_file(Path(path)))]
+    return sorted({row["public_key"] for row in rows})
 
 
 def is_signed(path: str | os.PathLike) -> bool:

@@ -86,7 +86,7 @@ def plan(
     estimate = _estimate(model, longest, method, fitted, samples, query_tokens, beside, parts)
     probed = probe(model, estimate.probed, method, estimate.settled, asked, samples, real_steps)
     one = _plan(model, longest, chosen, samples, estimate, probed)
-    return one.in_sections(context.sections) if context.sections else one
+    return one.in_sections(context) if context.sections else one
 
 
 @dataclass(frozen=True)

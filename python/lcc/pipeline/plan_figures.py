@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -74,14 +73,14 @@ class Plan:
         """JSON-ready."""
         return asdict(self) | {"needed_bytes": self.needed_bytes, "fits": self.fits}
 
-    def in_sections(self, contexts: Sequence[Context]) -> Plan:
-        """The plan of all sections, of which this is the one that takes most."""
-        count = len(contexts)
+    def in_sections(self, context: Context) -> Plan:
+        """The plan of a text in sections, of which this is the one that takes most."""
+        count = len(context.sections)
         return replace(
             self,
             sections=count,
-            text_tokens=sum(len(context.context_ids) for context in contexts),
-            buffer_tokens=sum(context.buffer for context in contexts),
+            text_tokens=len(context.context_ids),
+            buffer_tokens=sum(section.buffer for section in context.sections),
             queries=count * self.queries,
             step_tokens=count * self.step_tokens,
             step_flops=count * self.step_flops,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..memory.memory import Memory
 from ..utils.progress import Reporter, reporting
 from ..utils.resumable import remove_checkpoint
 from ..utils.settings import AUTO
+from ..utils.values import check
 from .compile import make_memory
 from .options import CompileOptions, Run
 from .parent import Parent
@@ -41,6 +42,7 @@ def update(
     progress: bool | Reporter = True,
     certify: bool = True,
     questions: Questions | None = None,
+    redact: Sequence[str] = (),
     **settings: Any,
 ) -> Memory:
     """A memory of what ``memory`` stands for and of ``more_text``; the old text is not needed.
@@ -61,6 +63,7 @@ def update(
         certify: measure the memory beside the old memory with the new text, and beside nothing. Questions that the old
             memory carries and that were held out are among those that are asked.
         questions: about both texts, see ``lcc.compile``; beside the old memory with the new text.
+        redact: passages that are cut out of the new text; see ``lcc.compile``.
         **settings: as ``lcc.compile`` takes them; ``ratio`` is that of the new text, by default the memory's own.
             ``rehearsal_questions`` and ``rehearsal_weight`` say how much of the old memory is rehearsed.
 
@@ -72,9 +75,10 @@ def update(
         MemoryFileError: the memory or a checkpoint cannot be read, or a checkpoint cannot be written.
     """
     run = Run.of(checkpoint, checkpoint_every, restart, surrogates)
-    options = update_options(memory, growing, recipe, compiler, queries, certify, questions, **settings)
+    options = update_options(memory, growing, recipe, compiler, queries, certify, questions, redact, **settings)
     with reporting(progress) as reporter:
-        made = make_memory(model, tokenizer, more_text, options, run, reporter)
+        text = options.redacted(more_text, tokenizer)
+        made = make_memory(model, tokenizer, text, options, run, reporter)
     if run.checkpoint:
         remove_checkpoint(run.checkpoint)
     return made
@@ -88,6 +92,7 @@ def update_options(
     queries: str | Path | Iterable[str] | None = None,
     certify: bool = True,
     questions: Questions | None = None,
+    redact: Sequence[str] = (),
     **settings: Any,
 ) -> CompileOptions:
     """The options of ``lcc.update``.
@@ -96,6 +101,7 @@ def update_options(
         InputError: the memory, the compiler or a setting cannot be used.
         MemoryFileError: ``memory`` is the path of a file that is no memory.
     """
+    check("growing", growing, bool)
     for name in settings:
         require_setting(name, compiler)
     parent = Parent(memory if isinstance(memory, Memory) else Memory.load(memory), growing)
@@ -105,7 +111,9 @@ def update_options(
     if ratio is not None and not growing:
         raise InputError("a memory that does not grow keeps its number of buffer tokens: leave ratio out")
     ratio = parent.memory.ratio if ratio is None else ratio
-    options = CompileOptions.of(recipe, compiler, queries, questions, certify=certify, ratio=ratio, **settings)
+    options = CompileOptions.of(
+        recipe, compiler, queries, questions, certify=certify, redact=redact, ratio=ratio, **settings
+    )
     if not getattr(options.compiler, "goes_on", False):
         raise InputError(f"the compiler {options.compiler.name!r} reads no memory: take lcc or direct_kv")
     if not options.settings.training.keep_prefix:

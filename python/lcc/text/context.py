@@ -143,9 +143,10 @@ def _buffer_tokens(tokens: int, ratio: float, past: Past | None) -> int:
             )
         return buffer
     if tokens < 2 * ratio:
+        lower = ", or lower the ratio" if tokens > 1 else ""
         raise InputError(
             f"the text has {tokens} tokens, too few for ratio {ratio:g}: give at least {math.ceil(2 * ratio)} "
-            "tokens, or lower the ratio"
+            f"tokens{lower}"
         )
     return math.ceil(tokens / ratio)
 

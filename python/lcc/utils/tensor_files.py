@@ -22,6 +22,11 @@ from .terminal import first_line
 from .values import quoted
 
 METADATA_KEY = "lcc"
+# What a file is that stands where another kind is wanted, by the beginning of its format.
+KINDS = {
+    "lcc-memory-": "it is a memory",
+    "lcc-delta-": "it is a delta, which lcc apply turns into a memory",
+}
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,9 @@ def load_stored(path: str | os.PathLike, *format_names: str, apart: bool = False
     if not isinstance(metadata, dict):
         raise MemoryFileError(f"{path}: its metadata is no JSON object")
     if stored not in format_names:
-        raise MemoryFileError(
-            f"{path} has format {quoted(stored)!r}; expected {format_names[0]!r}: it may be of another version"
-        )
+        wanted = format_names[0]
+        kind = _kind_of(stored, wanted)
+        raise MemoryFileError(f"{path} has format {quoted(stored)!r}; expected {wanted!r}: {kind}")
     if digest != content_digest(tensors, metadata):
         raise MemoryFileError(f"{path} was changed after it was written: its digest does not match; compile it again")
     return Stored(tensors, metadata, stored, digest, named)
@@ -185,3 +190,9 @@ def content_digest(tensors: Mapping[str, torch.Tensor], metadata: dict) -> str:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The raw bytes of a tensor, whatever its dtype; of a contiguous one on the CPU no copy."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _kind_of(stored: object, wanted: str) -> str:
+    """A word on a file of another format than ``wanted``."""
+    kinds = (said for begun, said in KINDS.items() if str(stored).startswith(begun) and not wanted.startswith(begun))
+    return next(kinds, "it may be of another version")

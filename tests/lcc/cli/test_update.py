@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 import lcc
 from lcc.cli import app as cli
 from lcc.cli import loading as load
+from lcc.memory.keys import write_key
 from lcc.memory.store import FileStore, checkpoint_beside
 from lcc.pipeline.options import Run
 from lcc.pipeline.update import update_options
@@ -127,6 +128,23 @@ def test_a_delta_that_cannot_be_written_leaves_the_old_memory(command, old, tmp_
         patch.setattr(lcc.Delta, "between", between)
         assert "missing" in command("old", "--force", "--delta", str(folder / "d"), code=4).stderr
     assert lcc.Memory.load(tmp_path / "old").digest == old.digest
+
+
+def test_passages_are_cut_out_of_the_new_text(command, old, tmp_path):
+    secret = "Mara lives in Tarn."
+    (tmp_path / "more").write_text(f"{MORE} {secret}")
+    replace(old, redacted=2).save(tmp_path / "old")
+    new = lcc.Memory.load(str(json.loads(command("new", "--redact", secret, "--json").stdout)["path"]))
+    assert new.redacted == 3
+    assert "skipped" in command("new", "--redact", secret).stderr
+    assert "differ" in command("new", code=3).stderr
+
+
+def test_a_signature_that_goes_is_told_of(command, old, tmp_path):
+    private, _ = write_key(tmp_path / "key")
+    lcc.sign(tmp_path / "old", private, detached=True)
+    assert "its signature is gone" in " ".join(command("old", "--force").output.split())
+    assert "signature is gone" not in command("old", "--force").output
 
 
 def test_one_file_for_the_memory_and_its_delta_is_refused_before_any_work(command, tmp_path, data_made):

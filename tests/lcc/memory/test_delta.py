@@ -225,6 +225,13 @@ def test_a_detached_signature_of_the_new_memory_fits_what_the_delta_makes(first,
     assert lcc.Memory.load(tmp_path / "made", trusted=[public]).digest == new.digest
 
 
+def test_paths_are_no_memories(first, tmp_path):
+    with pytest.raises(lcc.InputError, match="a memory is a str"):
+        Delta.between("old", first)
+    with pytest.raises(lcc.InputError, match="a memory is a str"):
+        Delta.between(first, appended(first)).apply("old")
+
+
 def test_the_commands(first, tmp_path):
     new = appended(first)
     for name, memory in (("old", first), ("new", new)):
@@ -238,6 +245,18 @@ def test_the_commands(first, tmp_path):
     assert sizes["bytes"] == (tmp_path / "d").stat().st_size < sizes["memory_bytes"]
     assert run("delta", tmp_path / "old", tmp_path / "new", "-o", tmp_path / "d").exit_code == 0
     assert run("delta", tmp_path / "old", tmp_path / "new", "-o", tmp_path / "new").exit_code == 4
+    assert "is whole" in run("verify", tmp_path / "d").stdout
+    unsigned = run("verify", tmp_path / "d", "--key", write_key(tmp_path / "key")[1])
+    assert (unsigned.exit_code, "is not signed" in " ".join(unsigned.stderr.split())) == (4, True)
+    lcc.sign(tmp_path / "d", tmp_path / "key")
+    assert "is signed by" in run("verify", tmp_path / "d", "--key", tmp_path / "key.pub").stdout
+    assert "it names signatures of" in run("verify", tmp_path / "d").stdout
+    assert "neither a history nor a model" in run("verify", tmp_path / "d", "--lineage", tmp_path).stderr
+    for words in (("inspect", "d"), ("log", "d"), ("delta", "d", "new", "-o", "other")):
+        said = run(words[0], *(tmp_path / word if word in ("d", "new", "other") else word for word in words[1:]))
+        assert "it is a delta, which lcc apply turns into a memory" in " ".join(said.stderr.split())
+    swapped = run("apply", tmp_path / "d", tmp_path / "old", "-o", tmp_path / "other")
+    assert "it is a memory" in " ".join(swapped.stderr.split())
     assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "made").exit_code == 0
     assert (tmp_path / "made").read_bytes() == (tmp_path / "new").read_bytes()
     assert run("apply", tmp_path / "old", tmp_path / "d", "-o", tmp_path / "made").exit_code == 4

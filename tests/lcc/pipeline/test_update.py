@@ -177,6 +177,7 @@ def test_the_memory_and_the_model_are_left_as_they_came(job, old, llama):
         ({"start": None}, "unknown setting 'start'"),
         ({"budget": "10m"}, "unknown setting 'budget'"),
         ({"growing": False, "past_learning_rate": 0.0}, "leave past_learning_rate out"),
+        ({"growing": "no"}, "growing is no"),
         ({"rehearsal_weight": -1.0}, "rehearsal_weight"),
         ({"rehearsal_questions": -1}, "rehearsal_questions"),
     ],
