@@ -103,6 +103,7 @@ def self_study(
         starts = [each.sample for each in found.values()]
         samples += starts
         follow_ups -= wanted
+    report(STAGE, study.result.kept, study.result.kept, f"{study.result.sampled} sampled")
     return samples, study.result.to_dict()
 
 

@@ -132,6 +132,7 @@ class Steps:
     def skip(self, readers: Readers) -> None:
         """A figure that is not measured."""
         self._done += len(readers)
+        self._report("certifying", self._done, self.passes)
 
 
 def fresh_queries(samples: Sequence[Sample], queries: Sequence[str], seed: int) -> list[str]:
