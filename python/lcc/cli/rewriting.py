@@ -58,9 +58,8 @@ class OwnFile:
 
 
 def is_signed_file(path: str | os.PathLike) -> bool:
-    """Whether there is a file at ``path`` that has signatures, in it or beside it.
-
-    Raises:
-        MemoryFileError: it is damaged or none of ours.
-    """
-    return os.path.isfile(path) and (is_signed(path) or detached_file(Path(path)).exists())
+    """Whether there is a memory or a delta at ``path`` that has signatures, in it or beside it."""
+    try:
+        return os.path.isfile(path) and (is_signed(path) or detached_file(Path(path)).exists())
+    except MemoryFileError:
+        return False

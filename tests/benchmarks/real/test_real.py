@@ -13,6 +13,7 @@ import lcc
 from benchmarks import report
 from benchmarks.common.results_file import load_rows
 from benchmarks.real import __main__ as real
+from benchmarks.real import update
 from benchmarks.real.measures import Exam
 from lcc.cli.loading import load_model
 from lcc.data.askers import ASKERS
@@ -105,3 +106,33 @@ def test_the_table_from_first_call_to_report(story, tmp_path, monkeypatch, capsy
     for method in methods:
         assert (" to " in lines[method]) == (method != "lcc")
     assert (tmp_path / "report" / "report.png").stat().st_size > 1000
+
+
+def test_two_stories_one_after_the_other(story, tmp_path, monkeypatch, capsys):
+    other = document(random.Random(5), 2, 4)
+    questions = [
+        {"question": q.text, "level": level, "answers": [q.answer]}
+        for level, q in zip(("easy", "medium", "hard", "unanswerable"), other.questions(), strict=False)
+    ]
+    stories = {"one": story, "two": Story("two", "fiction", other.text, tuple(questions))}
+    monkeypatch.setattr(update, "load_story", lambda name: replace(stories[name], name=name))
+    out = tmp_path / "rows.json"
+    small = ["steps=2", "batch=2", "self_study_questions=6", "general_queries=4", "max_response_tokens=8"]
+
+    def call(*ways):
+        update.main([
+            "--stories", "one", "two", "--ratio", "4", "--folder", str(tmp_path), "--out", str(out), "--set", *small,
+            "--ways", *ways,
+        ])  # fmt: skip
+        return {(row["way"], row["story"]): row for row in load_rows(out)}
+
+    some = call("full_text", "growing")
+    rows = call(*update.WAYS)
+    assert rows.keys() == {(way, name) for way in update.WAYS for name in ("one", "two")}
+    assert rows["growing", "one"] == some["growing", "one"]
+    assert rows["full_text", "two"]["kl"] == pytest.approx(0, abs=1e-5)
+    tokens = {way: rows[way, "one"]["tokens"] for way in update.WAYS}
+    assert tokens["first"] < tokens["growing"]
+    assert max(tokens[way] for way in ("at once", "growing", "constant")) - tokens["at once"] <= 1
+    assert (tmp_path / "first-wide.lcc.safetensors").exists()
+    assert capsys.readouterr().out.count("| growing |") == 2

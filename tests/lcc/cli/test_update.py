@@ -58,6 +58,9 @@ def test_the_command_writes_once(command, old, tmp_path):
     assert "growing" in command("new", "--constant", code=3).stderr
     assert (tmp_path / "new").read_bytes() == written
     command("new", "--constant", "--force")
+    (tmp_path / "other").write_text("no memory")
+    assert "is truncated or no safetensors file" in " ".join(command("other", code=4).stderr.split())
+    command("other", "--force")
     assert lcc.Memory.load(tmp_path / "new").buffer_tokens == old.buffer_tokens
     assert (tmp_path / "old").read_bytes() == before
     assert not checkpoint_beside(tmp_path / "new").exists()
