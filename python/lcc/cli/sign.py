@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..utils.terminal import Terminal, shown
+from ..utils.terminal import Terminal, say, shown
 from .options import JsonOption, print_json
+
+# Any right of others than the owner.
+OTHERS = 0o077
 
 
 def keygen_command(
@@ -37,6 +40,8 @@ def sign_command(
     from ..memory.signing import sign
 
     signed = sign(file, key, detached)
+    if key.stat().st_mode & OTHERS:
+        say(f"[yellow]others on this machine may read {shown(key)}:[/yellow] chmod 600 lets its owner alone")
     if as_json:
         print_json({"path": str(file), "signature": str(signed)})
     else:

@@ -118,7 +118,11 @@ def _key(given: Any, kind: type, parse: Callable[[bytes], Any], wanted: str) -> 
     except TypeError:
         raise InputError(f"{called} has a password: give one without, such as lcc keygen makes") from None
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise InputError(f"{called} is not {wanted} key as PEM: {first_line(error)}") from error
+        said = f"not {wanted} key as PEM: {first_line(error)}"
+        for other in ("public", "private"):
+            if other not in wanted and f"{other.upper()} KEY".encode() in content:
+                said = f"{other}, and {wanted} one is needed: give the other of the two"
+        raise InputError(f"{called} is {said}") from error
     if not isinstance(key, kind):
         raise InputError(f"{called} is of another kind than Ed25519: make one with lcc keygen")
     return key

@@ -253,6 +253,22 @@ def test_without_the_extra_the_error_says_how_to_get_it(signed, pair, monkeypatc
     assert lcc.Memory.load(signed).ratio
 
 
+def test_the_wrong_key_of_a_pair_is_named(signed, pair):
+    with pytest.raises(lcc.InputError, match="is public, and a private one is needed"):
+        lcc.sign(signed, pair[1])
+    with pytest.raises(lcc.InputError, match="is private, and a public one is needed"):
+        lcc.verify_signature(signed, [pair[0]])
+
+
+def test_a_private_key_that_others_may_read_is_told_of(memory, pair, tmp_path):
+    memory.save(tmp_path / "m")
+    words = ["sign", str(tmp_path / "m"), "--key", str(pair[0])]
+    assert "chmod" not in runner.invoke(cli.app, words).output
+    pair[0].chmod(0o644)
+    warned = runner.invoke(cli.app, words)
+    assert (warned.exit_code, "chmod 600" in warned.stderr) == (0, True)
+
+
 def test_the_commands(memory, tmp_path):
     memory.save(tmp_path / "m")
 
