@@ -41,6 +41,8 @@ class DataSettings(SettingsGroup):
         self_study_follow_ups: share of questions that end a conversation. The model answers its earlier turns.
         rehearsal_questions: in an update, number of questions that the old memory carries and that are asked again; 0:
             none.
+        carried_questions: number of questions that a memory carries on after an update, at most: of each text as many
+            as it is a share of the tokens.
         max_response_tokens: longest response of the teacher, and longest question that the model may ask itself.
         held_out: share of the query samples that is not trained on but measured. Self-asked questions whose answer
             another question trains are held out first.
@@ -61,6 +63,7 @@ class DataSettings(SettingsGroup):
     self_study_hard: float = 0.35
     self_study_follow_ups: float = 0.15
     rehearsal_questions: int = 400
+    carried_questions: int = 2000
     max_response_tokens: int = 64
     held_out: float = 0.1
     parse_special_tokens: bool = False
@@ -82,7 +85,7 @@ class DataSettings(SettingsGroup):
         self.require_more_than(COLDEST, "self_study_temperature")
         self.require_not_negative(
             "general_queries", "self_study_piece", "self_study_min_kl", "rehearsal_questions", "section_overlap",
-            "across_questions",
+            "across_questions", "carried_questions",
         )  # fmt: skip
         self.require_share("held_out")
         for name in ("section_tokens", "reconstruction_piece", "self_study_questions"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
@@ -12,8 +14,10 @@ from ..memory.memory import Memory
 from ..memory.metadata import Update
 from ..memory.payload import KVPayload
 from ..modeling.fingerprint import require_same
+from ..text.chat_format import Query
 from ..text.context import Past
 from ..utils.hashing import texts_digest
+from ..utils.random_state import sample_up_to
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,20 @@ def updated(memory: Memory, parent: Parent) -> Memory:
         ratio=ratio,
         source_tokens=tokens,
         source_sha256=parent.source_digest(memory.source_sha256),
-        questions=(*old.questions, *memory.questions),
+        questions=_carried(old, memory),
         redacted=old.redacted + memory.redacted,
         update=Update(growing=parent.growing, text_tokens=memory.source_tokens, text_sha256=memory.source_sha256),
     )
+
+
+def _carried(old: Memory, new: Memory) -> tuple[Query, ...]:
+    """The questions of both, ``carried_questions`` at most: of each as many as its text is a share of the tokens."""
+    most, share = int(new.settings["carried_questions"]), new.source_tokens / (old.source_tokens + new.source_tokens)
+    own = min(len(new.questions), max(round(most * share), most - len(old.questions)))
+    rng = random.Random(f"{new.settings['seed']} carried")
+    return (*_some(rng, old.questions, most - own), *_some(rng, new.questions, own))
+
+
+def _some(rng: random.Random, questions: Sequence[Query], count: int) -> list[Query]:
+    """``count`` of the questions at most, in their order."""
+    return [questions[place] for place in sorted(sample_up_to(rng, range(len(questions)), count))]

@@ -123,6 +123,24 @@ def test_old_questions_are_rehearsed(job, old, data_made):
     assert all(sample.stream != "rehearsal" for sample in data_made[2].train + data_made[2].held_out)
 
 
+def test_a_memory_carries_so_many_questions(job, old):
+    """Of each text as many as it is a share of the tokens; what one text has too few of, the other one gets."""
+    asked, most = tuple(f"Old {number}?" for number in range(40)), 12
+    before = replace(old, questions=asked)
+    new = job(memory=before, carried_questions=most)
+    mine = [question for question in new.questions if question not in asked]
+    share = new.update["text_tokens"] / new.source_tokens
+    fresh = len(job(memory=before).questions) - len(asked)
+    assert len(new.questions) == most
+    assert len(mine) == min(round(most * share), fresh)
+    assert [question for question in asked if question in new.questions] == list(new.questions[: most - len(mine)])
+    assert same(job(memory=before, carried_questions=most), new)
+    few = job(memory=replace(old, questions=asked[:1]), carried_questions=most)
+    assert few.questions[0] == asked[0]
+    assert len(few.questions) == min(most, 1 + fresh)
+    assert job(memory=before, carried_questions=0).questions == ()
+
+
 def test_a_memory_without_questions_is_updated(job, old):
     assert job(memory=replace(old, questions=())).buffer_tokens > old.buffer_tokens
 
@@ -180,6 +198,7 @@ def test_the_memory_and_the_model_are_left_as_they_came(job, old, llama):
         ({"growing": "no"}, "growing is no"),
         ({"rehearsal_weight": -1.0}, "rehearsal_weight"),
         ({"rehearsal_questions": -1}, "rehearsal_questions"),
+        ({"carried_questions": -1}, "carried_questions"),
     ],
 )
 def test_refused(job, options, cause):
