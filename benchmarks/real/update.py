@@ -101,7 +101,7 @@ class Updates:
         first, second = (story.text for story in self.stories)
         options = self.settings | {
             "compiler": "direct_kv", "certify": False, "checkpoint": path.with_suffix(".checkpoint"),
-            "checkpoint_every": 5, "progress": self.reporter,
+            "checkpoint_every": 5, "progress": self.reporter, "surrogates": self.folder / "surrogates",
         }  # fmt: skip
         if way == ONCE:
             return lcc.compile(self.model, self.tokenizer, self._both, ratio=self.ratio, **options)
