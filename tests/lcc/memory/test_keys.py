@@ -23,12 +23,12 @@ def test_keys_that_cannot_be_used(tmp_path):
     other = ec.generate_private_key(ec.SECP256R1())
     curve = other.private_bytes(PEM, PKCS8, serialization.NoEncryption())
     curve_public = other.public_key().public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-    for key, named in ((locked, "password"), (curve, "another kind"), (pair[1], "private key"), (b"", "private key"),
+    for key, named in ((locked, "password"), (curve, "another kind"), (pair[1], "is public"), (b"", "private key"),
                        (tmp_path, "no file"), (tmp_path / "absent", "no file"), (7, "a key is a int"),
                        (secret.public_key(), "Ed25519PublicKey")):  # fmt: skip
         with pytest.raises(lcc.InputError, match=named):
             read_private_key(key)
-    for keys, named in (([], "no key"), ([pair[0]], "public key"), ([curve_public], "another kind"), (b"x", "a list"),
+    for keys, named in (([], "no key"), ([pair[0]], "is private"), ([curve_public], "another kind"), (b"x", "a list"),
                         (str(pair[1]), "a list"), ([secret], "Ed25519PrivateKey"),
                         ([tmp_path], "no file")):  # fmt: skip
         with pytest.raises(lcc.InputError, match=named):
