@@ -95,7 +95,7 @@ def leaks(
     check_count("run", run)
     marks, canaries = checked_passages("marks", marks, *texts), checked_passages("canaries", canaries, *texts)
     redacted = checked_passages("redacted", redacted, *texts)
-    memory = memory if isinstance(memory, Memory) else Memory.load(memory)
+    memory = Memory.of(memory)
     model = share_weights(plain_model(model))
     memory.verify(model, tokenizer)
     compiled = [redact(one, [each for each in redacted if occurrences(one, each)], tokenizer) for one in texts]
@@ -237,6 +237,8 @@ class _Test:
         same: dict[str, list[bool]] = {name: [] for name in self._readers}
         for whole in self._whole.readers:
             passages = [place.ids for place in places if place.reader is whole]
+            if not passages:
+                continue
             questions = passage_questions(whole, passages, self._seed, self._report)
             for name, answers in same_answers(whole, self._readers, questions).items():
                 same[name] += answers

@@ -19,7 +19,7 @@ from ..modeling.shared_cache import SharedCache
 from ..modeling.wrappers import plain_model
 from ..utils.values import check
 from .attachable import check_blocks, check_memory, check_model, check_positions, check_static
-from .memory import Memory
+from .memory import Memory, require_memory
 from .parts import Part, joined, placed_parts, write_parts
 
 
@@ -123,8 +123,7 @@ def stack_of(memory: Memory | Sequence[Memory]) -> tuple[Memory, ...]:
     """
     memories = tuple(memory) if isinstance(memory, Iterable) else (memory,)
     for each in memories:
-        if not isinstance(each, Memory):
-            raise InputError(f"memory is a {type(each).__name__}; give a Memory, such as Memory.load returns")
+        require_memory(each)
     if not memories:
         raise InputError("there is no memory to attach: give one, or a list of them")
     for number, other in enumerate(memories[1:], 2):

@@ -26,7 +26,7 @@ from ..utils.tensor_files import content_digest, load_stored, ours, save_tensors
 from ..utils.values import check, quoted, require
 from .file_format import DELTA_FORMAT, parse_memory
 from .keys import PublicKey
-from .memory import Memory
+from .memory import Memory, require_memory
 from .signing import require_signed
 
 # The new memory has at most so many bytes for each byte of the old one and of the delta.
@@ -76,7 +76,8 @@ class Delta:
         Raises:
             InputError: the new memory is too large beside the old one, or one of the two is no memory.
         """
-        _require_memories(old, new)
+        require_memory(old)
+        require_memory(new)
         before, after = finite_json(old.metadata()), finite_json(new.metadata())
         tensors = new.tensors()
         packed = {TENSOR + name: _packed(_difference(name, tensor, old.tensors())) for name, tensor in tensors.items()}
@@ -107,7 +108,7 @@ class Delta:
             MemoryFileError: the delta is damaged, or makes something else than it says.
             InputError: the new memory is too large beside the old one.
         """
-        _require_memories(old)
+        require_memory(old)
         if _digest_of(old) != self.header["old"]:
             raise MismatchError(
                 "the delta was made for another memory, or for this one before its metadata changed, as lcc certify "
@@ -218,12 +219,6 @@ class Delta:
 def delta_output(path: Path, inputs: Iterable[Path] = (), force: bool = False) -> Output:
     """The file that a delta goes to: it replaces deltas."""
     return Output(path, tuple(inputs), force, ours(DELTA_FORMAT))
-
-
-def _require_memories(*given: object) -> None:
-    for each in given:
-        if not isinstance(each, Memory):
-            raise InputError(f"a memory is a {type(each).__name__}; give a Memory, such as Memory.load returns")
 
 
 def _digest_of(memory: Memory) -> str:

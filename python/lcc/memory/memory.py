@@ -237,6 +237,15 @@ class Memory:
         except InputError as error:
             raise MemoryFileError(f"{path} is no memory that can be used: {error}") from error
 
+    @classmethod
+    def of(cls, given: Memory | str | os.PathLike) -> Memory:
+        """A memory as it is, or that of a file.
+
+        Raises:
+            MemoryFileError: the file cannot be read; see ``load``.
+        """
+        return given if isinstance(given, Memory) else cls.load(given)
+
     def verify(self, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Check that this memory was compiled for this very model and tokenizer; what is None is not checked.
 
@@ -266,3 +275,13 @@ class Memory:
         del metadata["questions"]
         counts = {"kv_bytes": self.kv_bytes, "bytes": sizes, "self_questions": len(self.questions)}
         return self.payload.shape() | counts | metadata
+
+
+def require_memory(given: object) -> None:
+    """Refuse what is no memory, such as the path of one.
+
+    Raises:
+        InputError: naming its type.
+    """
+    if not isinstance(given, Memory):
+        raise InputError(f"a memory is a {type(given).__name__}; give a Memory, such as Memory.load returns")

@@ -55,8 +55,7 @@ def check_compiled(
         what = type(payload if isinstance(compiled, Compiled) else compiled).__name__
         raise InputError(f"{who} returned a {what}; it must return lcc.Compiled(lcc.KVPayload(kv))")
     payload.check()
-    staying = context.staying if context.past and context.past.trained else None
-    room = context.buffer + (0 if staying is None else len(staying))
+    room = context.buffer + len(context.trained_past or ())
     if isinstance(payload, KVPayload) and len(payload.kv) > room:
         raise InputError(f"{who} returned {len(payload.kv)} tokens; there is room for {room} at this ratio")
     if isinstance(payload, KVPayload) and payload.codes:

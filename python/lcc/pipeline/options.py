@@ -128,7 +128,7 @@ class CompileOptions:
             named = isinstance(questions, (str, Path))
             rows = load_rows(str(questions), "test") if named else list(questions)  # type: ignore[arg-type]
         if start is not None:
-            start = start if isinstance(start, Memory) else Memory.load(start)
+            start = Memory.of(start)
             require_start(start, method, searched)
         time = None
         if budget is not None:

@@ -97,6 +97,8 @@ class CompileSettings:
             self_study_questions=data.self_study_questions if training.self_study_weight else 0,
             across_questions=data.across_questions if training.across_weight else 0,
             rehearsal_questions=data.rehearsal_questions if training.rehearsal_weight else 0,
+            # What an update does with the questions afterwards.
+            carried_questions=0,
         )
 
 

@@ -104,7 +104,7 @@ def update_options(
     check("growing", growing, bool)
     for name in settings:
         require_setting(name, compiler)
-    parent = Parent(memory if isinstance(memory, Memory) else Memory.load(memory), growing)
+    parent = Parent(Memory.of(memory), growing)
     ratio = settings.pop("ratio", None)
     if ratio == AUTO:
         raise InputError('ratio="auto" is for texts that are compiled at once: name a ratio, or leave it out')

@@ -79,10 +79,12 @@ class Context:
         return self.past.kv if self.past else None
 
     @property
-    def staying(self) -> KV | None:
-        """K and V of the past's tokens that do not give way to B, in even distances, keys unrotated."""
-        past = self.past_kv
-        if past is None or self.past is None or self.past.growing:
+    def trained_past(self) -> KV | None:
+        """K and V of the past's tokens that are trained, keys unrotated: those that do not give way to B."""
+        if self.past is None or not self.past.trained:
+            return None
+        past = self.past.kv
+        if self.past.growing:
             return past
         count = len(past) - self.buffer
         return past.select([(2 * place + 1) * len(past) // (2 * count) for place in range(count)])

@@ -54,8 +54,8 @@ class TrainableMemory(ABC):
         self.packed = PackedDecoder(model)
         with torch.no_grad():
             self.prefix = context.read_prefix(model)
-        staying = context.staying if context.past and context.past.trained else None
-        self.past = None if staying is None else _parameters(staying)
+        past = context.trained_past
+        self.past = None if past is None else _parameters(past)
 
     @property
     def adapts_samples(self) -> bool:
